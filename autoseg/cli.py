@@ -1,0 +1,275 @@
+"""The commands: parse, call one function of the pipeline, print. No logic, and no heavy import before it is needed."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg import __version__
+from autoseg.errors import AutosegError, UsageError
+
+if TYPE_CHECKING:
+    from autoseg.dataset import IntakeOptions
+
+DEFAULT_WORKSPACE = Path("autoseg_workspace")
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see CONTRIBUTING.md for the codes)."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except AutosegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `autoseg ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="autoseg", description="Self-configuring segmentation of medical images.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"autoseg {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="synthetic data through the whole pipeline: does this installation work?")
+    demo.add_argument(
+        "-o", "--out", type=Path, default=Path("autoseg_demo"), help="where to put it (default: %(default)s)"
+    )
+    demo.add_argument("--time-budget", type=duration, default=None, help="training time per fold, e.g. 25s")
+    demo.add_argument("--data-only", action="store_true", help="write the dataset and stop")
+    demo.set_defaults(run=run_demo)
+
+    check = commands.add_parser("check", help="what was understood of a dataset, what is wrong with it, what to do")
+    add_intake(check)
+    check.set_defaults(run=run_check)
+
+    plan = commands.add_parser("plan", help="measure a dataset, decide everything, preprocess it")
+    add_intake(plan)
+    add_workspace(plan)
+    plan.add_argument(
+        "-c", "--configurations", default="", help="to preprocess, e.g. 2d,3d_fullres (default: recommended)"
+    )
+    plan.add_argument("--vram", type=float, default=None, metavar="GB", help="plan for a GPU of this memory")
+    plan.add_argument("--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone")
+    plan.add_argument("--no-preprocess", action="store_true", help="decide only")
+    add_settings(plan)
+    plan.set_defaults(run=run_plan)
+
+    train = commands.add_parser("train", help="train folds and predict their held-out cases")
+    add_workspace(train)
+    train.add_argument("-f", "--folds", default="all", help="0 | 0,2 | 0..4 | all (default: all)")
+    train.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
+    length = train.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=positive, default=None, help="length of each fold's training")
+    length.add_argument("--time-budget", type=duration, default=None, help="wall time per fold, e.g. 10m, 2h")
+    train.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
+    train.add_argument("--restart", action="store_true", help="train finished folds anew (the old ones are kept aside)")
+    add_settings(train)
+    train.set_defaults(run=run_train)
+
+    evaluate = commands.add_parser("evaluate", help="cross-validation table, or two folders against each other")
+    add_workspace(evaluate)
+    evaluate.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
+    evaluate.add_argument("--predictions", type=Path, help="folder of segmentations")
+    evaluate.add_argument("--references", type=Path, help="folder of expert labels")
+    evaluate.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
+    evaluate.add_argument("--csv", type=Path, help="also write one row per case and label")
+    evaluate.add_argument("--workers", type=int, default=None, help="processes (default: from cores and memory)")
+    evaluate.set_defaults(run=run_evaluate)
+
+    predict = commands.add_parser("predict", help="segment images with the ensemble of the trained folds")
+    add_workspace(predict)
+    predict.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or files")
+    predict.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
+    predict.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
+    predict.add_argument("-f", "--folds", default="all", help="which folds form the ensemble (default: all trained)")
+    predict.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
+    predict.add_argument("--step", type=float, default=0.5, help="tile distance as a share of the tile (default: 0.5)")
+    predict.add_argument(
+        "--no-mirroring", action="store_true", help="no test-time flips: faster, a little less accurate"
+    )
+    predict.set_defaults(run=run_predict)
+
+    status = commands.add_parser("status", help="where this workspace stands and what to type next")
+    add_workspace(status)
+    status.set_defaults(run=run_status)
+
+    env = commands.add_parser("env", help="versions and hardware")
+    env.set_defaults(run=run_env)
+    return parser
+
+
+def add_workspace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-w",
+        "--workspace",
+        type=Path,
+        default=DEFAULT_WORKSPACE,
+        help="where everything is kept (default: %(default)s)",
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
+        help="change a value of the plan, e.g. training.learning_rate=0.001",
+    )  # fmt: skip
+
+
+def add_intake(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="folder of images and labels, or a CSV/TSV that lists them")
+    parser.add_argument("--channels", help="what the channels are, e.g. CT or T1,FLAIR")
+    parser.add_argument("--labels", help="names and values, e.g. liver=1,tumour=2")
+    parser.add_argument("--regions", help="unions of label values predicted as one, e.g. whole=1+2,core=2")
+    parser.add_argument("--ignore", type=int, help="label value that marks voxels nobody annotated")
+    parser.add_argument("--patient-regex", help="its first group, found in the case id, names the patient")
+    parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of refusing")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: from cores and memory)")
+
+
+def duration(text: str) -> float:
+    """Seconds of "90s", "10m", "2h", "1h30m" or a plain number of seconds."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    hours, minutes, seconds = (
+        (float(part or 0) for part in match.groups()) if match and text.strip() else (0.0, 0.0, 0.0)
+    )
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 10m, 2h or 1h30m")
+    return total
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def parse_folds(text: str) -> tuple[int, ...] | None:
+    """Folds of "0", "0,2", "0 2", "0..4"; None for "all"."""
+    if text.strip() == "all":
+        return None
+    folds: list[int] = []
+    for part in re.split(r"[,\s]+", text.strip()):
+        if match := re.fullmatch(r"(\d+)\.\.(\d+)", part):
+            folds.extend(range(int(match[1]), int(match[2]) + 1))
+        elif part.isdigit():
+            folds.append(int(part))
+        else:
+            raise UsageError(f"-f {text!r} names no folds", remedy="write 0, 0,2, 0..4 or all")
+    return tuple(dict.fromkeys(folds))
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    from autoseg.demo import run, write_dataset
+
+    if options.data_only:
+        print(f"wrote {write_dataset(options.out / 'dataset')}")
+        return 0
+    return run(options.out, time_budget_seconds=options.time_budget)
+
+
+def run_check(options: argparse.Namespace) -> int:
+    from autoseg.pipeline import check_dataset
+
+    return check_dataset(options.dataset, _intake(options), workers=options.workers)
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    from autoseg.pipeline import PlanOptions, plan_dataset
+    from autoseg.workspace import Workspace
+
+    plan_dataset(
+        options.dataset,
+        Workspace(options.workspace),
+        PlanOptions(
+            intake=_intake(options),
+            rules=options.rules,
+            vram_gb=options.vram,
+            configurations=tuple(filter(None, options.configurations.split(","))),
+            skip_bad=options.skip_bad,
+            settings=tuple(options.settings),
+            workers=options.workers,
+            preprocess=not options.no_preprocess,
+        ),
+    )
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from autoseg.pipeline import TrainOptions, train_folds
+    from autoseg.workspace import Workspace
+
+    train_folds(
+        Workspace(options.workspace),
+        TrainOptions(
+            folds=parse_folds(options.folds),
+            configuration=options.configuration,
+            epochs=options.epochs,
+            time_budget_seconds=options.time_budget,
+            device=options.device,
+            restart=options.restart,
+            settings=tuple(options.settings),
+        ),
+    )
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    from autoseg.pipeline import cross_validate, evaluate_folders
+    from autoseg.workspace import Workspace
+
+    workspace = Workspace(options.workspace)
+    if (options.predictions is None) != (options.references is None):
+        raise UsageError("--predictions and --references go together", remedy="give both, or neither")
+    if options.predictions is not None:
+        evaluate_folders(
+            options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
+            workers=options.workers,
+        )  # fmt: skip
+    else:
+        cross_validate(workspace, options.configuration, csv=options.csv, workers=options.workers)
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    from autoseg.pipeline import predict_images
+    from autoseg.workspace import Workspace
+
+    predict_images(
+        Workspace(options.workspace), options.images, options.out, configuration=options.configuration,
+        folds=parse_folds(options.folds), device=options.device, step=options.step,
+        mirroring=False if options.no_mirroring else None,
+    )  # fmt: skip
+
+
+def run_status(options: argparse.Namespace) -> None:
+    from autoseg.status import status
+    from autoseg.workspace import Workspace
+
+    print(status(Workspace(options.workspace)))
+
+
+def run_env(options: argparse.Namespace) -> None:
+    from autoseg.status import environment
+
+    print(environment())
+
+
+def _intake(options: argparse.Namespace) -> "IntakeOptions":
+    from autoseg.dataset import parse_options
+
+    return parse_options(
+        channels=options.channels, labels=options.labels, regions=options.regions, ignore=options.ignore,
+        patient_regex=options.patient_regex,
+    )  # fmt: skip

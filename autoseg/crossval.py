@@ -1,0 +1,109 @@
+"""All folds together: what the model is worth on patients it has not seen.
+
+Every case is scored once, by the network of the fold that did not train on it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.dataset import Case
+from autoseg.errors import StateError
+from autoseg.evaluate import (
+    CaseScore,
+    ScoreJob,
+    Summary,
+    align,
+    confusion_table,
+    mean_over_labels,
+    score_cases,
+    summarise,
+    summary_table,
+    total_confusion,
+)
+from autoseg.imaging.labels import LabelSet
+from autoseg.predict import output_ending
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """The validation cases of one fold."""
+
+    fold: int
+    cases: tuple[CaseScore, ...]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Scores of every case whose fold is trained, per configuration and network."""
+
+    version: int
+    configuration: str
+    network: str
+    folds: tuple[FoldScores, ...]
+    planned_folds: int
+    summary: dict[str, dict[str, Summary]]  # over all cases
+
+    @property
+    def cases(self) -> tuple[CaseScore, ...]:
+        return tuple(case for fold in self.folds for case in fold.cases)
+
+
+def validation_jobs(folder: Path, cases: Sequence[Case], labels: LabelSet) -> list[ScoreJob]:
+    """Pair the predictions a fold made for its validation cases with their references.
+
+    Raises:
+        StateError: a prediction is missing: the fold's validation has not been run to the end.
+    """
+    jobs = []
+    for case in cases:
+        path = folder / f"{case.id}{output_ending(case)}"
+        if not path.exists():
+            raise StateError(
+                f"{path} does not exist: the fold's validation is not complete",
+                remedy="run the same `autoseg train` command again: it goes on with the validation",
+            )
+        assert case.label is not None
+        jobs.append(ScoreJob(case.id, Path(case.label), path, labels))
+    return jobs
+
+
+def cross_validate_folds(
+    configuration: str, network: str, jobs: dict[int, list[ScoreJob]], planned_folds: int, *, workers: int | None = None
+) -> CrossValidation:
+    """Score the validation cases of every trained fold."""
+    flat = [job for fold in jobs.values() for job in fold]
+    scores = iter(score_cases(flat, workers=workers))
+    folds = tuple(FoldScores(fold, tuple(next(scores) for _ in fold_jobs)) for fold, fold_jobs in jobs.items())
+    everything = [case for fold in folds for case in fold.cases]
+    return CrossValidation(VERSION, configuration, network, folds, planned_folds, summarise(everything))
+
+
+def describe(result: CrossValidation, labels: LabelSet) -> str:
+    """The tables a researcher wants: over all cases, per fold, and the confusion of labels."""
+    parts = [f"{result.configuration}, {result.network}: {len(result.cases)} cases in {len(result.folds)} folds"]
+    if len(result.folds) < result.planned_folds:
+        parts[0] += f" (of {result.planned_folds}: the others are not trained)"
+    parts.append(summary_table(result.summary, "all cases"))
+    metrics = ("dice", "iou", "recall", "precision")
+    per_fold = {fold.fold: summarise(fold.cases) for fold in result.folds}
+    rows = [["label", "metric", *(f"fold {fold}" for fold in per_fold), "folds"]]
+    for label in result.summary:
+        for metric in metrics:
+            means = [summary[label][metric].mean for summary in per_fold.values()]
+            rows.append([label, metric, *("-" if m is None else f"{m:.4f}" for m in means), _spread(means)])
+    rows.append(["mean", "dice", *(f"{mean_over_labels(s) or 0:.4f}" for s in per_fold.values()),
+                 _spread([mean_over_labels(s) for s in per_fold.values()])])  # fmt: skip
+    parts.append(align(rows))
+    names = ["background", *labels.values]
+    parts.append(confusion_table(total_confusion(result.cases), names))
+    return "\n\n".join(parts)
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    defined = [v for v in values if v is not None]
+    return f"{np.mean(defined):.4f} ± {np.std(defined):.4f}" if defined else "-"

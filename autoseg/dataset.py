@@ -1,0 +1,373 @@
+"""Any accepted layout to cases with channels, labels and patients; and one case to arrays.
+
+    parse_options   what the command line says about a dataset -> IntakeOptions
+    discover        folder or table -> Dataset, and what does not fit together
+    images_in       what `predict -i` names -> cases without labels
+    load_case       one case -> image and target in one axis order
+
+The layouts are in `layouts.py`, the pairing of files in `pairing.py`, patients and tables in `tables.py`, reading in
+`loading.py`. `discover` opens no image where names say enough: `problems.check` reads every file once, later.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoseg.data.splits import Split
+from autoseg.errors import DataError, UsageError
+from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
+from autoseg.layouts import LAYOUTS, read_splits
+from autoseg.loading import LoadedCase, count_values, is_picture, load_case
+from autoseg.pairing import (
+    LABEL_STEMS,
+    Case,
+    Found,
+    Problem,
+    by_channel,
+    channel_files,
+    identical_ids,
+    image_files,
+    name_of,
+    subfolders,
+)  # fmt: skip
+from autoseg.processes import map_in_processes
+from autoseg.tables import patients_of
+
+__all__ = [
+    "Case",
+    "Dataset",
+    "IntakeOptions",
+    "LoadedCase",
+    "Problem",
+    "discover",
+    "images_in",
+    "load_case",
+    "parse_options",
+]
+
+VERSION = 1
+LIGHT_BYTES = 64 * 2**20  # files of a dataset below this are read sooner by this process than processes start
+MOST_FOUND_LABELS = 200  # more values in label files than this are intensities, not labels
+
+
+@dataclass(frozen=True)
+class IntakeOptions:
+    """What the command line can say where a layout cannot; None leaves it to the dataset."""
+
+    channels: tuple[str, ...] | None = None
+    labels: dict[str, int] | None = None  # name -> value
+    regions: dict[str, tuple[int, ...]] | None = None  # name -> values of its labels
+    ignore: int | None = None
+    patient_regex: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled dataset as autoseg understood it."""
+
+    version: int
+    name: str
+    root: str
+    layout: str
+    channels: tuple[str, ...]
+    labels: LabelSet
+    cases: tuple[Case, ...]  # sorted by id
+    test_cases: tuple[Case, ...]  # held out
+    patients_known: bool
+    splits: tuple[Split, ...] | None  # folds that the dataset brings along
+    notes: tuple[str, ...]
+
+
+def parse_options(
+    *,
+    channels: str | None = None,
+    labels: str | None = None,
+    regions: str | None = None,
+    ignore: str | int | None = None,
+    patient_regex: str | None = None,
+) -> IntakeOptions:
+    """Read `--channels CT,MR --labels liver=1,tumour=2 --regions "whole=1+2,core=2" --ignore 255 --patient-regex R`.
+
+    Raises:
+        UsageError: an option that cannot be read; the message says how to write it.
+    """
+    names = None if channels is None else tuple(name.strip() for name in channels.split(","))
+    if names is not None and (not all(names) or len({name.lower() for name in names}) != len(names)):
+        raise UsageError(f"--channels {channels!r} has an empty or a repeated name", remedy="write --channels CT,MR")
+    values = {name: _integers("--labels", text)[0] for name, text in _pairs("--labels", labels).items()}
+    unions = {name: _integers("--regions", text) for name, text in _pairs("--regions", regions).items()}
+    return IntakeOptions(
+        channels=names,
+        labels=None if labels is None else values,
+        regions=None if regions is None else unions,
+        ignore=None if ignore is None else _integers("--ignore", str(ignore))[0],
+        patient_regex=patient_regex,
+    )
+
+
+def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Dataset, list[Problem]]:
+    """Find out what a folder or a table holds.
+
+    No case is left out: those with a missing label or channel are in the dataset too, and named in the problems.
+
+    Raises:
+        UsageError: there is no such folder, or an option does not fit the dataset.
+        DataError: no layout fits, a description cannot be read, or there is no case or no label at all.
+    """
+    root = Path(root).expanduser().absolute()
+    if not root.exists():
+        raise UsageError(f"{root} does not exist", remedy="give the folder of a dataset, or a table of its images")
+    found = next((f for layout in LAYOUTS.values() if (f := layout(root, options.channels)) is not None), None)
+    if found is None:
+        raise DataError(f"{root} has none of the layouts autoseg knows", remedy=_LAYOUTS_KNOWN)
+    folder = root if root.is_dir() else root.parent
+    identical_ids(found)
+    _unusable_ids(found)
+    if not found.cases:
+        raise DataError(f"{root} was read as {found.layout}, but holds no training case", remedy=_no_case(found))
+    patients, patients_known = patients_of(found, folder, options.patient_regex)
+    cases = [replace(case, patient=patients[case.id]) for case in sorted(found.cases, key=lambda case: case.id)]
+    test_cases = [
+        replace(case, patient=patients[case.id]) for case in sorted(found.test_cases, key=lambda case: case.id)
+    ]
+    if found.splits is None and (folder / "splits_final.json").is_file():
+        found.splits = read_splits(found, folder / "splits_final.json")
+    _shared_patients(found, cases, test_cases)
+    splits = _sound_splits(found, patients, folder)
+    channels = _channels(found, options, cases)
+    labels = _labels(found, options, cases)
+    dataset = Dataset(
+        VERSION, found.name, str(root), found.layout, channels, labels, tuple(cases), tuple(test_cases),
+        patients_known, splits, tuple(found.notes),
+    )  # fmt: skip
+    return dataset, found.problems
+
+
+def images_in(paths: Sequence[Path], channels: int, names: Sequence[str] = ()) -> list[tuple[str, tuple[Path, ...]]]:
+    """Find the cases to predict among files and folders.
+
+    Args:
+        paths: image files, folders of image files, folders of case folders.
+        channels: how many a case has; in files `<case>_0000`, `<case>_0001`, ... or in one file together.
+        names: of the channels, by which the files of a case folder are chosen; otherwise they go by alphabet.
+
+    Returns:
+        (case id, its files in order of channel), sorted by id.
+
+    Raises:
+        UsageError: there is no such path, no image, an id occurs twice, or a case lacks a channel.
+    """
+    files: list[Path] = []
+    groups: list[tuple[str, list[tuple[int, Path]]]] = []
+    for path in (Path(path).expanduser().absolute() for path in paths):
+        if path.is_dir() and image_files(path):
+            files += image_files(path)
+        elif path.is_dir():
+            inside = [folder for folder in subfolders(path) if image_files(folder)]
+            if not inside:
+                raise UsageError(f"{path} holds no image", remedy=f"known endings: {', '.join(READERS)}")
+            groups += [(folder.name, _files_of_folder(folder, names)) for folder in inside]
+        elif not path.is_file():
+            raise UsageError(f"{path} does not exist", remedy="give image files, or a folder that holds them")
+        elif ending_of(path) is None:
+            raise UsageError(f"{path} is no image of a known format", remedy=f"known endings: {', '.join(READERS)}")
+        else:
+            files.append(path)
+    sorted_files = by_channel(files)
+    if any(channel >= channels for group in sorted_files.values() for channel, _ in group):
+        groups += [(name_of(file), [(0, file)]) for file in files]  # the digits belong to the ids
+    else:
+        groups += sorted_files.items()
+    _refuse_unequal(groups, channels)
+    return [(case_id, tuple(file for _, file in group)) for case_id, group in sorted(groups)]
+
+
+def workers_for(files: Sequence[str], workers: int | None) -> int | None:
+    """Processes to read files with: 0, this one alone, where that is done before others would have started."""
+    if workers is None and sum(Path(file).stat().st_size for file in files if Path(file).is_file()) < LIGHT_BYTES:
+        return 0
+    return workers
+
+
+_LAYOUTS_KNOWN = (
+    "it needs a dataset.json (nnU-Net or MSD), or images/ beside labels/ (masks/, segmentations/), or one folder per "
+    "case with a file named seg, or a CSV or TSV with columns image and label"
+)
+
+
+def _pairs(option: str, text: str | None) -> dict[str, str]:
+    """Read `name=text,name=text`."""
+    pairs: dict[str, str] = {}
+    for entry in (text or "").split(",") if text is not None else ():
+        name, separator, value = (part.strip() for part in entry.partition("="))
+        if not (name and separator and value) or name in pairs:
+            example = "liver=1,tumour=2" if option == "--labels" else '"whole=1+2,core=2"'
+            raise UsageError(
+                f"{option} {text!r}: {entry!r} is not a new name=value", remedy=f"write {option} {example}"
+            )
+        pairs[name] = value
+    return pairs
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
+    """Read `1+2`; only --regions takes more than one number."""
+    parts = text.split("+") if option == "--regions" else [text]
+    try:
+        return tuple(int(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"{option}: {text!r} is no number", remedy="give the values that stand in the files") from None
+
+
+def _no_case(found: Found) -> str:
+    faults = "; ".join(f"{problem.file}: {problem.what}" for problem in found.problems[:3])
+    return faults or "add images and labels in one of the formats autoseg reads"
+
+
+def _unusable_ids(found: Found) -> None:
+    """Take out cases whose id cannot name a file; only tables and lists can bring such ids along."""
+    for cases in (found.cases, found.test_cases):
+        for case in list(cases):
+            if not case.id or case.id.startswith(".") or any(mark in case.id for mark in "/\\\0"):
+                what = f"the id {case.id!r} cannot be used in a file name"
+                found.problems.append(Problem(case.id, next(iter(case.images), ""), what, "give it a plain name"))
+                cases.remove(case)
+
+
+def _shared_patients(found: Found, cases: Sequence[Case], test_cases: Sequence[Case]) -> None:
+    """Report every test case whose patient also has a training case."""
+    training = {case.patient: case for case in reversed(cases)}
+    for case in test_cases:
+        if case.patient in training:
+            other = training[case.patient].id
+            what = f"patient {case.patient} is in the test set ({case.id}) and in the training set ({other})"
+            remedy = "move all cases of the patient to one side"
+            found.problems.append(Problem(case.id, next(iter(case.images), ""), what, remedy))
+
+
+def _sound_splits(found: Found, patients: dict[str, str], folder: Path) -> tuple[Split, ...] | None:
+    """The folds that the dataset brings along, or None if there are none or they cut a patient in two."""
+    place = str(folder / "splits_final.json") if (folder / "splits_final.json").is_file() else str(folder)
+    sound = True
+    for split in found.splits or ():
+        training = {patients[case_id]: case_id for case_id in reversed(split.train)}
+        for case_id in split.validation:
+            if (patient := patients[case_id]) in training:
+                pair = f"trains on {training[patient]} and validates on {case_id}"
+                what = f"fold {split.fold} {pair}, both of patient {patient}"
+                remedy = "keep the cases of a patient together, or remove the folds: autoseg makes sound ones"
+                found.problems.append(Problem(None, place, what, remedy))
+                sound = False
+    return found.splits if sound else None
+
+
+def _channels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> tuple[str, ...]:
+    """Names of the channels: by option, by the layout, or made up for as many as the first readable case has."""
+    if options.channels and found.channels and len(options.channels) != len(found.channels):
+        what = f"--channels names {len(options.channels)}, but the dataset has {', '.join(found.channels)}"
+        raise UsageError(what, remedy="name every channel, in the order of the files")
+    if names := options.channels or found.channels:
+        return names
+    number = Counter(len(case.images) for case in cases).most_common(1)[0][0]
+    if number == 1:
+        for case in [case for case in cases if len(case.images) == 1]:
+            try:
+                number = len(read_image(Path(case.images[0])).array)
+            except DataError:
+                continue  # `check` reports it
+            if number == 3 and is_picture(case.images[0]):
+                return ("R", "G", "B")
+            break
+    return ("image",) if number <= 1 else tuple(f"channel_{channel}" for channel in range(number))
+
+
+def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> LabelSet:
+    """Labels by option, by the layout, or those found in the label files; with regions and ignore label by option."""
+    ignore = options.ignore
+    if options.labels is not None:
+        values = {name: value for name, value in options.labels.items() if value != 0}
+        labels = LabelSet(values, ignore=ignore)
+    elif found.labels is not None:
+        labels = found.labels if ignore is None else replace(found.labels, ignore=ignore)
+    else:
+        labels = LabelSet(_found_labels(found, ignore, cases), ignore=ignore)
+    if options.regions is not None:
+        labels = replace(labels, regions=options.regions, region_values=_values_to_write(options.regions))
+    if [*labels.values.values()] == [1] and labels.ignore != 255:
+        labels = replace(labels, aliases={255: 1})  # a mask saved as a picture: `check` reports where it was met
+    return labels
+
+
+def _values_to_write(regions: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The value each region writes: one that no later, inner region covers.
+
+    Raises:
+        UsageError: a region has no such value.
+    """
+    written = []
+    for index, (name, union) in enumerate(regions.items()):
+        later = {value for inner in list(regions.values())[index + 1 :] for value in inner}
+        if not (own := [value for value in union if value not in later]):
+            what = f"--regions: all of {name!r} belongs to the regions after it"
+            raise UsageError(what, remedy='begin with the outermost region: "whole=1+2,core=2"')
+        written.append(own[0])
+    return tuple(written)
+
+
+def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case]) -> dict[str, int]:
+    """Names for the values found in the label files of the training cases; every file is read.
+
+    Raises:
+        DataError: there is no value but 0, or so many that these are no labels.
+    """
+    files = [case.label for case in cases if case.label is not None]
+    contents = map_in_processes(_values_in, files, title="labels", workers=workers_for(files, None))
+    values = sorted({value for content in contents for value in content if value > 0} - {ignore})
+    if not values:
+        what = f"no label file in {Path(files[0]).parent} holds any label" if files else "no case has a label file"
+        raise DataError(
+            f"{what}, and none is declared", remedy="check the label files, or name labels: --labels liver=1"
+        )
+    if len(values) > MOST_FOUND_LABELS:
+        what = f"the label files hold {len(values)} different values, from {values[0]} to {values[-1]}: intensities?"
+        raise DataError(
+            what, remedy="use label maps (masks without blurred edges), or name the labels: --labels liver=1"
+        )
+    named = {"foreground": values[0]} if len(values) == 1 else {f"label_{value}": value for value in values}
+    shown = ",".join(f"{name}={value}" for name, value in named.items())
+    found.notes.append(f"no label is named: these values were found in the label files: {shown} (--labels names them)")
+    if 255 in values and len(values) > 1:
+        what = f"the label files hold 255 besides {', '.join(map(str, values[:-1][:5]))}: it counts as a label"
+        remedy = "if 255 marks what nobody annotated, pass --ignore 255"
+        found.problems.append(Problem(None, str(Path(files[0]).parent), what, remedy, "warning"))
+    return named
+
+
+def _values_in(file: str) -> tuple[int, ...]:
+    """Values in a label file; none where it cannot be read, which `check` reports."""
+    try:
+        return tuple(count_values(read_labels(Path(file)).array))
+    except DataError:
+        return ()
+
+
+def _files_of_folder(folder: Path, names: Sequence[str]) -> list[tuple[int, Path]]:
+    """Channel files of a case folder: those with the names of the channels, otherwise all that are no label."""
+    files = {name: same[0] for name, same in channel_files(folder).items() if name not in LABEL_STEMS}
+    if names and all(name.lower() in files for name in names):
+        return [(channel, files[name.lower()]) for channel, name in enumerate(names)]
+    return list(enumerate(files[name] for name in sorted(files)))
+
+
+def _refuse_unequal(groups: Sequence[tuple[str, list[tuple[int, Path]]]], channels: int) -> None:
+    """Refuse ids that occur twice, and cases with another number of files than the channels of a case."""
+    twice = [case_id for case_id, count in Counter(case_id.casefold() for case_id, _ in groups).items() if count > 1]
+    one_file_each = all(len(group) == 1 for _, group in groups)
+    for case_id, group in groups:
+        found = [channel for channel, _ in group]
+        if case_id.casefold() in twice or len(set(found)) < len(found):
+            raise UsageError(f"two images have the id {case_id}: {group[-1][1]}", remedy="rename one of them")
+        if found != list(range(channels)) and not (one_file_each and found == [0]):
+            what = f"{case_id} has {len(group)} image files ({group[0][1].name}, ...) for {channels} channels"
+            raise UsageError(what, remedy="give all channels of every case as <case>_0000, <case>_0001, ...")

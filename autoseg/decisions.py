@@ -1,0 +1,93 @@
+"""What a plan is asked for, checked, and the list of what was decided, laid out to be read."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from autoseg.budget import Budget
+from autoseg.errors import StateError, UsageError
+from autoseg.fingerprint import Fingerprint
+from autoseg.imaging.labels import LabelSet
+from autoseg.plan import Decision, Plan
+
+Rules = Literal["autoseg", "nnunet"]
+Orientation = Literal["canonical", "as_stored"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is made from and for; `decisions` grows while it is made.
+
+    Overrides are None where the rules decide: `patch_size` voxels (2 or 3 entries), `spacing` mm (3 entries).
+    """
+
+    channels: tuple[str, ...]
+    labels: LabelSet
+    fingerprint: Fingerprint
+    rules: Rules
+    budget: Budget
+    orientation: Orientation = "canonical"
+    patch_size: tuple[int, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    batch_size: int | None = None
+    decisions: list[Decision] = field(default_factory=list)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the rules that nnU-Net does not have apply."""
+        return self.rules == "autoseg"
+
+    def decide(self, step: str, value: object, reason: str) -> None:
+        """Record one decision."""
+        self.decisions.append(Decision(step, text(value), reason))
+
+
+def validate(asked: Request) -> None:
+    """Refuse what no plan can be made from.
+
+    Raises:
+        UsageError: an override of the wrong length, or not positive.
+        StateError: the fingerprint is empty, or was made for other channels or labels.
+    """
+    found, patch, spacing = asked.fingerprint, asked.patch_size, asked.spacing
+    if not found.cases:
+        raise StateError("the fingerprint holds no case", remedy="plan the dataset again")
+    if asked.channels != found.channels or tuple(asked.labels.values) != found.labels:
+        raise StateError(
+            f"the fingerprint was made for channels {found.channels} and labels {found.labels}, not for "
+            f"{asked.channels} and {tuple(asked.labels.values)}",
+            remedy="plan the dataset again",
+        )
+    if patch is not None and (len(patch) not in (2, 3) or any(edge < 1 for edge in patch)):
+        raise UsageError(f"the patch size {patch} is not 2 or 3 positive numbers", remedy="write 64,64,64 or 256,256")
+    if spacing is not None and (len(spacing) != 3 or not all(0 < s < math.inf for s in spacing)):
+        raise UsageError(f"the spacing {spacing} is not 3 positive numbers", remedy="write it in mm: 2,1,1")
+    if asked.batch_size is not None and asked.batch_size < 1:
+        raise UsageError(f"the batch size {asked.batch_size} is not positive", remedy="use 2 or more")
+
+
+def describe(plan: Plan, width: int = 150) -> str:
+    """Lay out all decisions of a plan as an aligned table: numbered step, value, reason."""
+    first = max((len(decision.step) for decision in plan.decisions), default=0)
+    second = min(36, max((len(decision.value) for decision in plan.decisions), default=0))
+    third = max(30, width - first - second - 4)
+    lines = []
+    for decision in plan.decisions:
+        values, reasons = textwrap.wrap(decision.value, max(1, second)), textwrap.wrap(decision.reason, third)
+        height = max(1, len(values), len(reasons))
+        columns = [[*column, *[""] * (height - len(column))] for column in ([decision.step], values, reasons)]
+        lines += [f"{s:{first}}  {v:{second}}  {r}".rstrip() for s, v, r in zip(*columns, strict=True)]
+    return "\n".join(lines)
+
+
+def text(value: object) -> str:
+    """A value as decisions show it: sequences with crosses, numbers to four digits."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return " × ".join(map(text, value))
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,60 @@
+"""The one family of errors a user can correct.
+
+Each error says three things: what came, what was expected, and what to do. `cli.py` prints it without a traceback and
+exits with its code. Anything else that escapes is a bug of autoseg and keeps its traceback.
+"""
+
+
+class AutosegError(Exception):
+    """A mistake or a circumstance the user can correct.
+
+    Args:
+        what: what came and what was expected, naming the file, the key or the option.
+        remedy: what to do about it, as an instruction ("pass --patient-regex ...").
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  -> {self.remedy}" if self.remedy else self.what
+
+
+class UsageError(AutosegError):
+    """An option or an argument that cannot be used as given."""
+
+    exit_code = 2
+
+
+class DataError(AutosegError):
+    """Images or labels that cannot be used as they are."""
+
+    exit_code = 3
+
+
+class StateError(AutosegError):
+    """A workspace whose contents do not fit what was asked (missing stage, stale data, a lock held elsewhere)."""
+
+    exit_code = 4
+
+
+class StorageError(AutosegError):
+    """The disk or the file system refused."""
+
+    exit_code = 5
+
+
+class OutOfMemory(AutosegError):
+    """The memory of the device or of the host does not suffice."""
+
+    exit_code = 6
+
+
+class Stopped(AutosegError):
+    """Work was stopped from outside at a safe point and can be resumed."""
+
+    exit_code = 75

@@ -1,0 +1,210 @@
+"""Segmentations against their references: per case and label, overlap and boundary metrics, never bare accuracy.
+
+Overlap comes from one confusion matrix per case; voxels of the ignore label count nowhere. What is undefined (a label in
+neither map, a distance to an empty mask) is `None`, left out of means, and counted: a mean always says over how many
+cases it was taken.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.errors import DataError
+from autoseg.imaging.geometry import corner_distance_voxels
+from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
+from autoseg.imaging.readers import ending_of, read_labels, stem_of
+from autoseg.processes import map_in_processes
+from autoseg.workspace import write_text
+
+GRID_TOLERANCE_VOXELS = 0.1  # farther apart than this, two label maps are not on the same grid
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One case against its reference."""
+
+    case: str
+    confusion: tuple[tuple[int, ...], ...]  # voxels [reference class][segmented class], background first
+    scores: dict[str, dict[str, float | None]]  # label or region -> metric -> value
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric over cases: mean, standard deviation, how many cases it is defined for, and how many it is not."""
+
+    mean: float | None
+    std: float | None
+    defined: int
+    undefined: int
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """One comparison to make."""
+
+    case: str
+    reference: Path
+    segmentation: Path
+    labels: LabelSet
+
+
+def score_case(job: ScoreJob) -> CaseScore:
+    """Compare one segmentation file with its reference file.
+
+    Raises:
+        DataError: the grids differ, or a file holds values that are no label.
+    """
+    reference, segmentation = read_labels(job.reference), read_labels(job.segmentation)
+    distance = corner_distance_voxels(reference.geometry, segmentation.geometry)
+    if not distance <= GRID_TOLERANCE_VOXELS:
+        raise DataError(
+            f"{job.segmentation} lies on another grid than {job.reference}: shapes {segmentation.geometry.shape} and "
+            f"{reference.geometry.shape}, corners {distance:.3g} voxels apart",
+            remedy="compare segmentations with references of the same image, on its own grid",
+        )
+    maps = []
+    for path, volume in ((job.reference, reference), (job.segmentation, segmentation)):
+        if unexpected := job.labels.unexpected(volume.array):
+            raise DataError(
+                f"{path} holds values that are no label: {unexpected} (value: voxels)",
+                remedy=f"the labels are {job.labels.values}; name others with --labels",
+            )
+        maps.append(job.labels.to_indices(volume.array))
+    ignore = job.labels.ignore_index
+    confusion = confusion_matrix(maps[0], maps[1], job.labels.num_labels + 1, ignore_index=ignore)
+    if ignore is not None:  # nobody knows what is there: neither side may claim it
+        hidden = maps[0] == ignore
+        maps = [np.where(hidden, 0, m) for m in maps]
+    scores: dict[str, dict[str, float | None]] = {}
+    for name, indices in job.labels.scored.items():
+        counts = overlap_counts(confusion, indices)
+        scores[name] = {metric: _or_none(function(counts)) for metric, function in METRICS.items()}
+        surfaces = surface_distances(
+            np.isin(maps[0], indices), np.isin(maps[1], indices), reference.geometry.spacing
+        )
+        scores[name] |= {metric: _or_none(function(surfaces)) for metric, function in SURFACE_METRICS.items()}
+    return CaseScore(job.case, tuple(tuple(int(v) for v in row) for row in confusion), scores)
+
+
+def score_cases(jobs: Sequence[ScoreJob], *, workers: int | None = None) -> tuple[CaseScore, ...]:
+    """Compare many cases, in processes."""
+    return tuple(map_in_processes(score_case, jobs, title="evaluate", workers=workers))
+
+
+def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[ScoreJob]:
+    """Pair the label files of two folders by name; formats may differ.
+
+    Raises:
+        DataError: a folder is missing or empty, or a reference has no prediction (all of them are named).
+    """
+    files = {}
+    for folder in (predictions, references):
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder", remedy="give two folders of label files")
+        files[folder] = {stem_of(p): p for p in sorted(folder.iterdir()) if ending_of(p) and p.name[0] != "."}
+        if not files[folder]:
+            raise DataError(f"{folder} holds no label file", remedy="give two folders of label files")
+    missing = sorted(set(files[references]) - set(files[predictions]))
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(files[references])} references have no prediction in {predictions}: "
+            + ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else ""),
+            remedy="predict these cases, or move their references away",
+        )  # fmt: skip
+    return [ScoreJob(stem, path, files[predictions][stem], labels) for stem, path in files[references].items()]
+
+
+def labels_found(folder: Path) -> LabelSet:
+    """The labels standing in a folder's files, named after their values, where nobody named them."""
+    values: set[int] = set()
+    for path in sorted(folder.iterdir()):
+        if ending_of(path) and path.name[0] != ".":
+            values |= {int(v) for v in np.unique(read_labels(path).array)}
+    return LabelSet({f"label_{v}": v for v in sorted(values - {0})})
+
+
+def summarise(scores: Sequence[CaseScore]) -> dict[str, dict[str, Summary]]:
+    """Mean and standard deviation over cases: label -> metric -> Summary."""
+    if not scores:
+        return {}
+    return {
+        label: {metric: _summary([s.scores[label][metric] for s in scores]) for metric in metrics}
+        for label, metrics in scores[0].scores.items()
+    }
+
+
+def mean_over_labels(summary: Mapping[str, Mapping[str, Summary]], metric: str = "dice") -> float | None:
+    """Mean of one metric over the labels that have it."""
+    means = [m for label in summary.values() if (m := label[metric].mean) is not None]
+    return sum(means) / len(means) if means else None
+
+
+def total_confusion(scores: Sequence[CaseScore]) -> np.ndarray:
+    """Confusion matrix summed over cases, int64 (n + 1, n + 1), [reference, segmentation]."""
+    return np.sum([np.array(s.confusion, dtype=np.int64) for s in scores], axis=0)
+
+
+def summary_table(summary: Mapping[str, Mapping[str, Summary]], title: str) -> str:
+    """Labels as rows, metrics as columns, mean ± std over cases."""
+    metrics = list(next(iter(summary.values())))
+    rows = [[title, *metrics, "cases"]]
+    for label, columns in summary.items():
+        shown = [_shown(columns[m]) for m in metrics]
+        defined, undefined = columns["dice"].defined, columns["dice"].undefined
+        rows.append([label, *shown, f"{defined}" + (f" (+{undefined} without it)" if undefined else "")])
+    means = [mean_over_labels(summary, m) for m in metrics]
+    rows.append(["mean", *("-" if m is None else f"{m:.4f}" if m < 10 else f"{m:.2f}" for m in means), ""])
+    return align(rows)
+
+
+def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
+    """Rows are the reference, columns the segmentation, as shares of each reference class."""
+    rows = [["reference \\ segmented", *names, "voxels"]]
+    for name, row in zip(names, confusion, strict=True):
+        rows.append([name, *(f"{v / max(row.sum(), 1):.4f}" for v in row), f"{row.sum()}"])
+    return align(rows)
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows of cells in columns: the first to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def write_csv(path: Path, scores: Sequence[CaseScore]) -> None:
+    """One row per case and label; an undefined value is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for i, score in enumerate(scores):
+        for label, metrics in score.scores.items():
+            if i == 0 and label == next(iter(score.scores)):
+                writer.writerow(["case", "label", *metrics])
+            writer.writerow([score.case, label, *("" if v is None else v for v in metrics.values())])
+    write_text(path, text.getvalue())
+
+
+def _summary(values: Sequence[float | None]) -> Summary:
+    defined = [v for v in values if v is not None]
+    if not defined:
+        return Summary(None, None, 0, len(values))
+    return Summary(float(np.mean(defined)), float(np.std(defined)), len(defined), len(values) - len(defined))
+
+
+def _shown(summary: Summary) -> str:
+    if summary.mean is None or summary.std is None:
+        return "-"
+    return f"{summary.mean:.4f} ± {summary.std:.3f}" if summary.mean < 10 else f"{summary.mean:.2f} ± {summary.std:.2f}"
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,273 @@
+"""Images without a place in the body: PNG, BMP and JPEG through Pillow, TIFF through tifffile.
+
+    read_geometry        header -> Geometry with 1 mm spacing; several TIFF pages are slices
+    load, load_labels    voxels: colours become channels in images, palette indices are values in label maps
+    write                a label map, lossless
+
+No value may change on the way. So 16-bit colour PNGs go through SimpleITK (Pillow keeps 8 bits), values of 1, 2 and
+4-bit files are not stretched to 0..255, an alpha channel is dropped only if it says nothing, and a chain of TIFF pages
+that leads out of the file is an error and not the end of the stack.
+"""
+
+import json
+import math
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import tifffile
+from PIL import Image
+
+from autoseg.errors import DataError, UsageError
+from autoseg.imaging.geometry import Geometry, Vector3, geometry_from_steps
+from autoseg.imaging.stored import COPY_AGAIN, StoredVoxels, decoding
+
+_TIFF = (".tif", ".tiff")
+_LOSSY = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.JPEG_LOSSY)
+_EXPANSION_LIMIT = 4096  # above what deflate and LZW can reach
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Read the grid from the header alone. Raises DataError."""
+    if path.suffix.lower() in _TIFF:
+        return _tiff_geometry(_inspect_tiff(path), path)
+    with decoding(path), Image.open(path) as image:
+        return _flat_geometry(image.height, image.width)
+
+
+def load(path: Path) -> StoredVoxels:
+    """Read an image, (C, Z, Y, X) as stored; palettes are resolved to red, green, blue. Raises DataError."""
+    return _load(path, colours=True)
+
+
+def load_labels(path: Path) -> StoredVoxels:
+    """Read a label map, (1, Z, Y, X) as stored; palettes give indices, equal colours one value. Raises DataError."""
+    stored = _load(path, colours=False)
+    if len(stored.values) == 3 and (stored.values == stored.values[:1]).all():
+        return StoredVoxels(stored.values[:1], stored.geometry)
+    return stored
+
+
+def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None) -> None:
+    """Write labels (Z, Y, X), any integer dtype: a stack of pages as TIFF, one slice as any of the formats.
+
+    Raises:
+        UsageError: the format cannot hold several slices, or these values.
+    """
+    if path.suffix in _TIFF:
+        tifffile.imwrite(
+            path,
+            labels[0] if geometry.flat else labels,
+            photometric="minisblack",
+            compression="zlib",
+            software=False,
+            metadata=None if geometry.flat else {"axes": "ZYX", "spacing": list(geometry.spacing)},
+        )
+        return
+    if len(labels) != 1:
+        raise UsageError(f"{path.name}: a {path.suffix} file cannot hold {len(labels)} slices", remedy="write .nii.gz")
+    largest = 255 if path.suffix == ".bmp" else 65535
+    if labels.min() < 0 or labels.max() > largest:
+        raise UsageError(
+            f"{path.name}: {path.suffix} holds values 0..{largest}, the labels span {labels.min()}..{labels.max()}",
+            remedy="write .tif or .nii.gz",
+        )
+    plane = labels[0].astype(np.uint8 if labels.max() <= 255 else np.uint16)
+    Image.fromarray(plane).save(path, format="BMP" if path.suffix == ".bmp" else "PNG")
+
+
+def _load(path: Path, *, colours: bool) -> StoredVoxels:
+    if path.suffix.lower() in _TIFF:
+        return _load_tiff(path, colours=colours)
+    planes = _read_planes(path, colours=colours)  # (Y, X) or (Y, X, samples)
+    if planes.ndim == 2:
+        planes = planes[:, :, None]
+    channels = _without_alpha(np.moveaxis(planes, -1, 0), path)
+    return StoredVoxels(channels[:, None], _flat_geometry(*channels.shape[1:]))
+
+
+def _without_alpha(channels: np.ndarray, path: Path) -> np.ndarray:
+    """Drop the last of 2 or 4 channels, opacity, if it is the same everywhere."""
+    if len(channels) not in (2, 4):
+        return channels
+    if (channels[-1] != channels[-1].flat[0]).any():
+        raise DataError(
+            f"{path} has a transparency channel that varies, expected grey or red, green, blue",
+            remedy="flatten the image onto a background, or save the channels as separate files",
+        )
+    return channels[:-1]
+
+
+def _flat_geometry(height: int, width: int) -> Geometry:
+    return Geometry(shape=(1, height, width), spacing=(1.0, 1.0, 1.0), flat=True)
+
+
+# ---- PNG, BMP, JPEG -------------------------------------------------------------------------------------------------
+
+
+def _read_planes(path: Path, *, colours: bool) -> np.ndarray:
+    bits, colour_type = _png_bits(path)
+    with decoding(path):
+        if bits is not None:
+            with Image.open(path) as image:
+                image.verify()  # the checksum of every chunk, which decoding does not look at
+        if bits == 16 and colour_type != 0:
+            return _read_deep_colour(path)
+        with Image.open(path) as image:
+            target = None
+            if image.mode in ("P", "PA") and colours:
+                target = "RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB"
+            elif image.mode in ("CMYK", "YCbCr"):
+                target = "RGB"
+            planes = np.asarray(image.convert(target) if target else image)
+    if bits in (2, 4) and colour_type == 0:
+        planes = planes // (255 // (2**bits - 1))  # Pillow stretches few-bit greys to 0..255
+    return planes.astype(np.uint8) if planes.dtype == bool else planes
+
+
+def _png_bits(path: Path) -> tuple[int | None, int]:
+    """Bits per sample and colour type (0 is grey) of a PNG file; (None, 0) for other formats."""
+    with open(path, "rb") as file:
+        head = file.read(26)
+    if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 26:
+        return None, 0
+    return head[24], head[25]
+
+
+def _read_deep_colour(path: Path) -> np.ndarray:
+    try:
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="PNGImageIO"))
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: 16-bit PNG of this kind (grey with transparency) cannot be read",
+            remedy="save it without the transparency channel",
+        ) from error
+
+
+# ---- TIFF -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tiff:
+    """What one TIFF file holds, with the axes sorted by meaning."""
+
+    shape: tuple[int, int, int, int]  # (C, Z, Y, X), C before palette and alpha are dealt with
+    order: tuple[int, ...]  # of the file's axes, to sort them so
+    paged: bool  # a stack, even if of one slice
+    alpha: bool  # the last channel is opacity
+    palette: np.ndarray | None  # (3, colours) uint16
+    spacing: Vector3  # mm, of stacks
+
+
+def _load_tiff(path: Path, *, colours: bool) -> StoredVoxels:
+    tiff = _inspect_tiff(path)
+    if not colours and _is_lossy(path):
+        raise DataError(f"{path} is compressed with JPEG, which alters label values", remedy="save labels lossless")
+    channels = _decode_tiff(path).transpose(tiff.order).reshape(tiff.shape)
+    if channels.dtype == bool:
+        channels = channels.astype(np.uint8)
+    if channels.dtype.kind not in "uif":
+        raise DataError(
+            f"{path}: expected integers or real numbers, found {channels.dtype}", remedy="convert the image"
+        )
+    if colours and tiff.palette is not None:
+        channels = (tiff.palette[:, channels[0]] >> 8).astype(np.uint8)
+    if tiff.alpha:
+        channels = _without_alpha(channels, path)
+    return StoredVoxels(channels, _tiff_geometry(tiff, path))
+
+
+def _tiff_geometry(tiff: _Tiff, path: Path) -> Geometry:
+    if not tiff.paged:
+        return _flat_geometry(*tiff.shape[2:])
+    return geometry_from_steps(tiff.shape[1:], np.diag(tiff.spacing)[:, ::-1], np.zeros(3), flat=False, file=str(path))
+
+
+def _inspect_tiff(path: Path) -> _Tiff:
+    with decoding(path), tifffile.TiffFile(path) as file:
+        _refuse_broken_chain(file, path)
+        if len(file.series) != 1:
+            raise DataError(
+                f"{path} holds {len(file.series)} images of different kinds, expected one or a stack of equal pages",
+                remedy="save the image alone (thumbnails and labels of slide scanners must go)",
+            )
+        axes, extents, page = file.series[0].axes, file.series[0].shape, file.pages.first
+        extra = page.extrasamples or ()
+        alpha = bool(extra) and int(extra[-1]) in (1, 2)  # 0 is "unspecified": a channel as good as the others
+        palette = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
+        described = (file.shaped_metadata or ({},))[0].get("spacing")
+    groups: dict[str, list[int]] = {"C": [], "Z": [], "Y": [], "X": []}
+    for i, letter in enumerate(axes):
+        groups["C" if letter in "SC" else letter if letter in "YX" else "Z"].append(i)
+    order = tuple(i for group in groups.values() for i in group)
+    c, z, y, x = (math.prod(extents[i] for i in group) for group in groups.values())
+    if any(sum(extents[i] > 1 for i in group) > 1 for group in groups.values()) or min(c, z, y, x) < 1:
+        raise DataError(
+            f"{path}: expected slices and channels at most, this file has the axes {axes} of extent {extents}",
+            remedy="save one time point, or one image, per file",
+        )
+    return _Tiff((c, z, y, x), order, bool(groups["Z"]), alpha, palette, _tiff_spacing(path, described))
+
+
+def _decode_tiff(path: Path) -> np.ndarray:
+    with decoding(path), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        if series.nbytes > path.stat().st_size * _EXPANSION_LIMIT:
+            raise DataError(f"{path} claims {series.nbytes} bytes of voxels, far beyond its size", remedy=COPY_AGAIN)
+        try:
+            return series.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error) or file.pages.first.bitspersample < 8:
+                raise
+            pages, shape, dtype = len(file.pages), series.shape, series.dtype
+        with Image.open(path) as image:  # LZW and JPEG; tifffile needs another package for them
+            frames = []
+            for i in range(pages):
+                image.seek(i)
+                frames.append(np.asarray(image))
+        array = np.stack(frames)
+        if array.dtype != dtype or array.size != math.prod(shape):
+            raise DataError(f"{path}: this compression is not supported", remedy="save it uncompressed or with deflate")
+        return array.reshape(shape)
+
+
+def _refuse_broken_chain(file: tifffile.TiffFile, path: Path) -> None:
+    """Refuse a file whose last readable page points to a further one: its end is missing, and slices with it."""
+    form, last = file.tiff, file.pages[-1]
+    file.filehandle.seek(last.offset)
+    entries = struct.unpack(form.tagnoformat, file.filehandle.read(form.tagnosize))[0]
+    file.filehandle.seek(last.offset + form.tagnosize + entries * form.tagsize)
+    following = struct.unpack(form.offsetformat, file.filehandle.read(form.offsetsize))[0]
+    if following != 0:
+        raise DataError(f"{path} is truncated: pages after the first {len(file.pages)} are missing", remedy=COPY_AGAIN)
+
+
+def _is_lossy(path: Path) -> bool:
+    with decoding(path), tifffile.TiffFile(path) as file:
+        return file.pages.first.compression in _LOSSY
+
+
+def _tiff_spacing(path: Path, described: object) -> Vector3:
+    """Spacing (Z, Y, X) of a stack: from a .json beside it (nnU-Net's habit), from its own description, or 1 mm."""
+    for name in (f"{path.stem}.json", re.sub(r"_\d{4}$", "", path.stem) + ".json"):
+        try:
+            noted = json.loads(path.with_name(name).read_text(encoding="utf-8"))["spacing"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not there, or a file of another purpose
+        if (spacing := _three_numbers(noted)) is None:
+            raise DataError(
+                f"{path.with_name(name)}: spacing must be three numbers (z, y, x) in mm, found {noted!r}",
+                remedy='write "spacing": [z, y, x]',
+            )
+        return spacing
+    return _three_numbers(described) or (1.0, 1.0, 1.0)
+
+
+def _three_numbers(value: object) -> Vector3 | None:
+    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, int | float) for v in value):
+        return None
+    z, y, x = value
+    return float(z), float(y), float(x)

@@ -1,0 +1,163 @@
+"""Intensities of one channel to network input, and which way suits which channel.
+
+The formulas are nnU-Net v2's. A scheme is one function `(channel, mask, statistics) -> float32` and one line in
+NORMALIZERS; its name is what `plan.json` says. No scheme writes into its input. A constant channel becomes exactly 0.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoseg.errors import DataError, UsageError
+
+_EPS = 1e-8  # smallest divisor
+_CHUNK = 1 << 20  # voxels squared in float64 at once
+_RGB_MAX = 255.0
+_AIR_HU = -900.0  # air is -1000 HU; noise and partial volume lift a sampled minimum a little, never by 100
+_LOWEST_HU = -10000.0  # scanners pad with -1024, -2000 or -3024
+_HIGHEST_HU = 32767.0  # 16-bit storage; metal saturates
+_DENSE_HU = 2500.0  # compact bone ends below; only metal and teeth lie above, far less than one voxel in a hundred
+
+
+@dataclass(frozen=True)
+class ForegroundStatistics:
+    """Intensities of one channel in the foreground of the whole dataset, as the fingerprint measured them."""
+
+    mean: float
+    std: float
+    p00_5: float
+    p99_5: float
+
+
+Normalizer = Callable[[np.ndarray, np.ndarray | None, ForegroundStatistics], np.ndarray]
+
+
+def normalize(
+    channel: np.ndarray,
+    scheme: str,
+    *,
+    mask: np.ndarray | None = None,
+    mean: float = 0.0,
+    std: float = 1.0,
+    p00_5: float = 0.0,
+    p99_5: float = 0.0,
+) -> np.ndarray:
+    """Normalise one channel (Z, Y, X) by a named scheme; float32, same shape.
+
+    Args:
+        channel: intensities, float32.
+        scheme: a key of NORMALIZERS.
+        mask: bool (Z, Y, X), the imaged body: "zscore" measures inside it and writes 0 outside. The others ignore it.
+        mean, std, p00_5, p99_5: of the dataset's foreground; only "ct" uses them.
+
+    Raises:
+        UsageError: no such scheme.
+        DataError: intensities that the scheme cannot take.
+    """
+    if scheme not in NORMALIZERS:
+        raise UsageError(f"there is no normalisation {scheme!r}", remedy=f"choose one of {', '.join(NORMALIZERS)}")
+    return NORMALIZERS[scheme](channel, mask, ForegroundStatistics(mean, std, p00_5, p99_5))
+
+
+def _ct(channel: np.ndarray, mask: np.ndarray | None, statistics: ForegroundStatistics) -> np.ndarray:
+    """Clip to the foreground's 0.5th..99.5th percentile, subtract its mean, divide by its standard deviation."""
+    if statistics.p00_5 >= statistics.p99_5:  # the window admits one value
+        return np.zeros(channel.shape, dtype=np.float32)
+    clipped = np.clip(channel.astype(np.float32, copy=False), statistics.p00_5, statistics.p99_5)
+    clipped -= statistics.mean
+    clipped /= max(statistics.std, _EPS)
+    return clipped
+
+
+def _zscore(channel: np.ndarray, mask: np.ndarray | None, statistics: ForegroundStatistics) -> np.ndarray:
+    """Subtract the channel's own mean and divide by its standard deviation; inside the mask only, if there is one."""
+    if mask is None:
+        return _standardised(channel)
+    normalized = np.zeros(channel.shape, dtype=np.float32)
+    if mask.any():
+        normalized[mask] = _standardised(channel[mask])
+    return normalized
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    centred = np.subtract(values, np.float32(values.mean(dtype=np.float64)), dtype=np.float32, order="C")
+    flat = centred.reshape(-1)
+    parts = (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
+    squares = sum(float(np.square(part, dtype=np.float64).sum()) for part in parts)
+    centred /= max((squares / flat.size) ** 0.5, _EPS)
+    return centred
+
+
+def _rescale_to_0_1(channel: np.ndarray, mask: np.ndarray | None, statistics: ForegroundStatistics) -> np.ndarray:
+    """Map the channel's own minimum to 0 and its maximum to 1."""
+    lowest, highest = float(channel.min()), float(channel.max())
+    rescaled = channel.astype(np.float32, copy=False) - np.float32(lowest)
+    rescaled /= max(highest - lowest, _EPS)
+    return rescaled
+
+
+def _rgb_to_0_1(channel: np.ndarray, mask: np.ndarray | None, statistics: ForegroundStatistics) -> np.ndarray:
+    """Divide 8-bit intensities by 255."""
+    lowest, highest = float(channel.min()), float(channel.max())
+    if not (lowest >= 0 and highest <= _RGB_MAX):
+        raise DataError(
+            f"a colour channel holds values from {lowest:g} to {highest:g}; 0 to 255 was expected",
+            remedy="name the channel after what it is, for example --channels zscore or --channels rescale_to_0_1",
+        )
+    return channel.astype(np.float32, copy=False) / np.float32(_RGB_MAX)
+
+
+def _none(channel: np.ndarray, mask: np.ndarray | None, statistics: ForegroundStatistics) -> np.ndarray:
+    """Leave intensities as they are."""
+    return channel.astype(np.float32, copy=True)
+
+
+NORMALIZERS: dict[str, Normalizer] = {
+    "ct": _ct,
+    "zscore": _zscore,
+    "rescale_to_0_1": _rescale_to_0_1,
+    "rgb_to_0_1": _rgb_to_0_1,
+    "none": _none,
+}
+
+_SCHEME_OF_CHANNEL = {
+    "ct": "ct",
+    "nonorm": "none",
+    "zscore": "zscore",
+    "rescale_to_0_1": "rescale_to_0_1",
+    "r": "rgb_to_0_1",
+    "g": "rgb_to_0_1",
+    "b": "rgb_to_0_1",
+    "red": "rgb_to_0_1",
+    "green": "rgb_to_0_1",
+    "blue": "rgb_to_0_1",
+}
+
+
+def scheme_for(channel_name: str) -> str:
+    """The normalisation a channel's name asks for; "zscore" for a name that says nothing (nnU-Net v2's rule).
+
+    "CT", "noNorm", "zscore", "rescale_to_0_1", "rgb_to_0_1"; also R, G, B, red, green, blue and names that begin with
+    "rgb". Upper and lower case alike.
+    """
+    name = channel_name.strip().lower()
+    if name.startswith("rgb"):
+        return "rgb_to_0_1"
+    return _SCHEME_OF_CHANNEL.get(name, "zscore")
+
+
+def looks_like_hounsfield(sample: np.ndarray) -> bool:
+    """Whether intensities drawn from a whole image look like Hounsfield units.
+
+    They are integers (to 1e-3, 19 of 20 of them), reach down to air (-900 or below, but no lower than scanners pad),
+    and reach above water, nearly all of them no higher than bone. A CT cropped inside the body or clipped to a window
+    shows no air and is not recognised.
+    """
+    values = np.asarray(sample, dtype=np.float64).ravel()
+    if values.size == 0 or not np.isfinite(values).all():
+        return False
+    integer_like = np.mean(np.abs(values - np.round(values)) < 1e-3) >= 0.95
+    reaches_air = _LOWEST_HU <= values.min() <= _AIR_HU
+    reaches_tissue = 0 < values.max() <= _HIGHEST_HU and np.percentile(values, 99) <= _DENSE_HU
+    return bool(integer_like and reaches_air and reaches_tissue)

@@ -1,0 +1,212 @@
+"""Files to volumes and label maps to files: one table of formats, one behaviour.
+
+    ending_of, stem_of   what a file name says
+    read_image           any accepted file -> Volume, (C, Z, Y, X) float32
+    read_labels          any accepted file -> Volume, (Z, Y, X) int32
+    read_geometry        the grid alone, from the header
+    write_labels         a label map on the grid of a given image; complete and verified, or not there at all
+
+Everything comes in stored order; `geometry.to_canonical` turns it. A file that is damaged in a way its format can show
+is refused with its name, never read in part. To add a format, write a module like `natural.py` and one line per ending
+in `READERS`.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
+from autoseg.imaging import itk, natural, nifti
+from autoseg.imaging.geometry import Geometry, Volume, corner_distance_voxels
+from autoseg.imaging.stored import StoredVoxels, refuse_other_content
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What can be done with files of one ending."""
+
+    family: str  # formats of one family share their geometry header; labels copy it from such a file
+    geometry: Callable[[Path], Geometry]
+    image: Callable[[Path], StoredVoxels]
+    labels: Callable[[Path], StoredVoxels] | None  # None: the format alters values
+    write: Callable[[Path, np.ndarray, Geometry, Path | None], None] | None  # (path, labels, geometry, like)
+
+
+_NIFTI = Reader("nifti", nifti.read_geometry, nifti.load, nifti.load, nifti.write)
+_ITK = Reader("itk", itk.read_geometry, itk.load, itk.load, itk.write)
+_NATURAL = Reader("natural", natural.read_geometry, natural.load, natural.load_labels, natural.write)
+_JPEG = Reader("natural", natural.read_geometry, natural.load, None, None)
+
+READERS: dict[str, Reader] = {
+    ".nii.gz": _NIFTI,
+    ".nii": _NIFTI,
+    ".nrrd": _ITK,
+    ".mha": _ITK,
+    ".mhd": _ITK,
+    ".png": _NATURAL,
+    ".tif": _NATURAL,
+    ".tiff": _NATURAL,
+    ".bmp": _NATURAL,
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+}
+_LONGEST_FIRST = sorted(READERS, key=len, reverse=True)
+
+
+def ending_of(path: Path | str) -> str | None:
+    """Return the known ending of a file name in lower case (".nii.gz" before ".nii"), or None."""
+    name = Path(path).name.lower()
+    return next((ending for ending in _LONGEST_FIRST if name.endswith(ending) and len(name) > len(ending)), None)
+
+
+def stem_of(path: Path | str) -> str:
+    """Return the file name without its known ending; the whole name if it has none."""
+    name = Path(path).name
+    return name[: len(name) - len(ending_of(path) or "")]
+
+
+def read_image(path: Path | str) -> Volume:
+    """Read an image.
+
+    Returns:
+        Volume of float32, (C, Z, Y, X) in stored order, with the scaling of the header applied. Colours, and the fourth
+        axis of NIfTI, are channels. Values that are not finite are kept as they are.
+
+    Raises:
+        DataError: missing, damaged or unsupported file, or a grid without meaning. OutOfMemory: it does not fit.
+        StorageError: the disk failed.
+    """
+    path = Path(path)
+    reader = _reader_for(path)
+    with _resources(path):
+        stored = reader.image(path)
+        return Volume(stored.to_float32(), stored.geometry)
+
+
+def read_labels(path: Path | str) -> Volume:
+    """Read a label map.
+
+    Returns:
+        Volume of int32, (Z, Y, X) in stored order. Files of floating-point numbers within 1e-3 of integers are rounded.
+
+    Raises:
+        DataError: as `read_image`; several channels; values that are no integers; a lossy format (JPEG).
+    """
+    path = Path(path)
+    reader = _reader_for(path)
+    if reader.labels is None:
+        raise DataError(
+            f"{path}: labels cannot be stored as {ending_of(path)}, lossy compression alters their values",
+            remedy="export them as .png from the program that drew them; converting the JPEG does not bring them back",
+        )
+    with _resources(path):
+        stored = reader.labels(path)
+        return Volume(stored.to_labels(path), stored.geometry)
+
+
+def read_geometry(path: Path | str) -> Geometry:
+    """Read the grid of an image or label map from its header, without its voxels.
+
+    Raises:
+        DataError: as `read_image`, as far as the header shows it.
+    """
+    path = Path(path)
+    reader = _reader_for(path)
+    with _resources(path):
+        return reader.geometry(path)
+
+
+def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | str) -> None:
+    """Write a label map on the grid of an image, so that it lies over that image in any program.
+
+    From NIfTI to NIfTI the fields of the grid are copied bit for bit (and no others: descriptions may name a patient).
+    The file is written beside its destination, flushed, read back, compared and only then renamed.
+
+    Args:
+        path: destination; its ending decides the format.
+        indices_or_values: (Z, Y, X), integer or bool, in the stored order of `like`; its dtype is kept where the
+            format can.
+        like: the image.
+
+    Raises:
+        UsageError: the format cannot hold these labels. DataError: `like` cannot be read.
+        StorageError: the disk refused, or what was read back differs; nothing new stands under `path` then.
+    """
+    path, like = Path(path), Path(like)
+    labels = indices_or_values.astype(np.uint8) if indices_or_values.dtype == bool else indices_or_values
+    if labels.dtype.kind not in "ui":
+        raise ValueError(f"labels must be integers, found {labels.dtype}")
+    ending = ending_of(path)
+    writer = READERS[ending].write if ending else None
+    if ending is None or writer is None:
+        known = ", ".join(name for name, reader in READERS.items() if reader.write)
+        raise UsageError(f"{path.name}: labels cannot be written in this format", remedy=f"choose one of {known}")
+    geometry = read_geometry(like)
+    if labels.shape != geometry.shape:
+        raise ValueError(f"labels have the shape {labels.shape}, {like} has {geometry.shape}")
+    same_family = READERS[ending].family == _reader_for(like).family
+    staging = path.with_name(f".{stem_of(path)}.{os.getpid()}.part{ending}")
+    try:
+        with _storage(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer(staging, labels, geometry, like if same_family else None)
+            with open(staging, "rb+") as file:
+                os.fsync(file.fileno())
+        _verify(staging, path, labels, geometry)
+        with _storage(path):
+            staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _verify(staging: Path, path: Path, labels: np.ndarray, geometry: Geometry) -> None:
+    try:
+        volume = read_labels(staging)
+        same = np.array_equal(volume.array, labels)
+        distance = corner_distance_voxels(volume.geometry, geometry)
+        found = f"its voxels are {'equal' if same else 'different'}, its corners moved by {distance:.3g} voxels"
+    except DataError as error:
+        same, distance, found = False, 0.0, error.what
+    if not same or not distance < 1e-3:
+        raise StorageError(
+            f"{path} was written but reads back differently ({found})",
+            remedy="check the disk (is it full or failing?) and run the command again",
+        )
+
+
+def _reader_for(path: Path) -> Reader:
+    ending = ending_of(path)
+    if ending is None:
+        raise DataError(
+            f"{path}: its ending is not one of an image format known here",
+            remedy=f"known: {', '.join(READERS)}; convert it, or rename it if it is one of these",
+        )
+    refuse_other_content(path, ending)
+    return READERS[ending]
+
+
+@contextmanager
+def _resources(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory(f"{path} does not fit into memory", remedy="use a machine with more memory") from error
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror or error}", remedy="check the disk or the network, then try again"
+        ) from error
+
+
+@contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}",
+            remedy="free some disk space, or choose another folder with -w or -o",
+        ) from error

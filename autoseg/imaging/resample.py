@@ -1,0 +1,277 @@
+"""Arrays from one spacing to another: images, label maps and probabilities.
+
+Voxels are cells: index i of n covers the i-th n-th of the extent, so the outer *edges* of the first and the last voxel
+stay where they are (align_corners=False, the convention of scikit-image's `resize`). Beyond the edge the outermost
+voxel goes on.
+
+Every interpolation here is linear in the image and separable, so it is one small matrix per axis (low-pass, spline
+prefilter and interpolation in one), applied by matrix products. The matrices are banded; blocks of rows are multiplied
+with the columns they touch only. In float32 this agrees with `skimage.transform.resize` to 1e-6 of the image's range
+and takes a small fraction of its time. An axis that is much coarser than the others has its own interpolation order,
+which is all that resampling "slice by slice" means here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from autoseg.errors import UsageError
+from autoseg.imaging.geometry import Axes3, Vector3
+
+_ROWS = 16  # rows of an operator multiplied at once: long enough for BLAS, short enough to profit from the band
+_PAD = 16  # voxels of continued edge before the spline prefilter; its memory of the far end is 0.27 ** 16 = 7e-10
+_NEGLIGIBLE = 1e-8  # weights below are dropped, to keep the band of a cubic operator short
+_TIE = 1e-5  # class scores closer than this are equal: above float32 rounding, far below any real difference
+_SLAB_VOXELS = 1 << 23  # output voxels of a label map decided at once, which bounds memory
+
+
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float]) -> Axes3:
+    """Extent in voxels after resampling: round(shape * spacing / target_spacing), at least 1 (nnU-Net v2's rule).
+
+    Spacings in mm (Z, Y, X).
+    """
+    z, y, x = (max(1, round(s / t * n)) for s, t, n in zip(spacing, target_spacing, shape, strict=True))
+    return z, y, x
+
+
+def separate_axis(spacing: Sequence[float], target_spacing: Sequence[float], threshold: float) -> int | None:
+    """Find the axis so coarse that it is resampled on its own, or None (nnU-Net v2's rule).
+
+    If max/min of `spacing` exceeds `threshold`, its coarsest axis; otherwise the same for `target_spacing`. Where two
+    axes share that maximum, none. Spacings in mm (Z, Y, X).
+    """
+    for candidate in (spacing, target_spacing):
+        if max(candidate) / min(candidate) > threshold:
+            coarsest = [axis for axis, value in enumerate(candidate) if value == max(candidate)]
+            return coarsest[0] if len(coarsest) == 1 else None
+    return None
+
+
+def resample_image(
+    array: np.ndarray,
+    spacing: Vector3,
+    target_spacing: Vector3,
+    shape: Axes3,
+    *,
+    order: int,
+    coarse_axis_order: int,
+    anisotropy_threshold: float,
+    antialias_factor: float,
+) -> np.ndarray:
+    """Resample an image (C, Z, Y, X) to `shape`; float32. An image that has that shape already is returned as it is.
+
+    Splines of `order` (0 nearest, 1 linear, 3 cubic), `coarse_axis_order` along a separate axis. An interpolated axis
+    whose extent shrinks by a factor f > `antialias_factor` is first smoothed by a Gaussian of (f - 1) / 2 voxels, as
+    `skimage.transform.resize` does. Cubic results are clipped to the range of their channel, so that no overshoot
+    invents intensities. Works on one channel at a time. Spacings in mm (Z, Y, X).
+
+    Raises:
+        UsageError: an order that is not 0, 1 or 3.
+    """
+    if array.shape[1:] == tuple(shape):
+        return array
+    orders = _axis_orders(spacing, target_spacing, order, coarse_axis_order, anisotropy_threshold)
+    operators = _operators(array.shape[1:], shape, orders, antialias_factor)
+    resampled = np.empty((len(array), *shape), dtype=np.float32)
+    for channel, result in zip(array, resampled, strict=True):
+        result[...] = _apply_all(operators, channel)
+        if max(orders) > 1:
+            np.clip(result, channel.min(), channel.max(), out=result)
+    return resampled
+
+
+def resample_probabilities(
+    probabilities: np.ndarray,
+    spacing: Vector3,
+    target_spacing: Vector3,
+    shape: Axes3,
+    *,
+    anisotropy_threshold: float,
+) -> np.ndarray:
+    """Resample probabilities (or logits) (K, Z, Y, X) to `shape` linearly, nearest along a separate axis; float32.
+
+    Weights are convex: values stay in their range and sums over K are kept. Spacings in mm (Z, Y, X).
+    """
+    return resample_image(
+        probabilities,
+        spacing,
+        target_spacing,
+        shape,
+        order=1,
+        coarse_axis_order=0,
+        anisotropy_threshold=anisotropy_threshold,
+        antialias_factor=np.inf,
+    )
+
+
+def resample_labels(
+    indices: np.ndarray,
+    spacing: Vector3,
+    target_spacing: Vector3,
+    shape: Axes3,
+    *,
+    coarse_axis_order: int,
+    anisotropy_threshold: float,
+) -> np.ndarray:
+    """Resample class indices (Z, Y, X) to `shape`; same dtype, every value (OUTSIDE and ignore too) is a class.
+
+    Each class present is interpolated linearly as a mask of its own (`coarse_axis_order` along a separate axis), and
+    the largest score wins, ties (within 1e-5) going to the lowest class. There are therefore no holes between classes.
+    Each class costs the time of its bounding box; one score and the best so far are held, a slab at a time. A map that
+    has that shape already is returned as it is. Spacings in mm (Z, Y, X).
+    """
+    if indices.shape == tuple(shape):
+        return indices
+    orders = _axis_orders(spacing, target_spacing, 1, coarse_axis_order, anisotropy_threshold)
+    operators = _operators(indices.shape, shape, orders, antialias_factor=np.inf)
+    resampled = np.empty(shape, dtype=indices.dtype)
+    step = max(1, _SLAB_VOXELS // (shape[1] * shape[2]))
+    for start in range(0, shape[0], step):
+        rows = slice(start, min(start + step, shape[0]))
+        columns = operators[0].columns(rows)
+        slab_operators = (operators[0].part(rows, columns), *operators[1:])
+        resampled[rows] = _winning_classes(slab_operators, indices[columns])
+    return resampled
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """A banded matrix (n_out, n_in) that resamples one axis; row i is zero outside columns first[i]..stop[i]-1."""
+
+    weights: np.ndarray  # float32
+    first: np.ndarray
+    stop: np.ndarray
+
+    @classmethod
+    def of(cls, weights: np.ndarray) -> "_Operator":
+        used = np.abs(weights) > _NEGLIGIBLE
+        first = used.argmax(axis=1)
+        stop = weights.shape[1] - used[:, ::-1].argmax(axis=1)
+        return cls(weights.astype(np.float32), first, stop)
+
+    @property
+    def ratio(self) -> float:
+        return self.weights.shape[0] / self.weights.shape[1]
+
+    @property
+    def is_selection(self) -> bool:
+        """Each output voxel is a copy of one input voxel."""
+        return bool((self.stop - self.first == 1).all() and (self.weights.max(axis=1) == 1).all())
+
+    @property
+    def is_identity(self) -> bool:
+        n_out, n_in = self.weights.shape
+        return n_out == n_in and self.is_selection and np.array_equal(self.first, np.arange(n_in))
+
+    def columns(self, rows: slice) -> slice:
+        """The columns that some of `rows` need."""
+        return slice(int(self.first[rows].min()), int(self.stop[rows].max()))
+
+    def rows(self, columns: slice) -> slice:
+        """The rows that need some of `columns`; bands move steadily, so these are neighbours. May be empty."""
+        touched = np.flatnonzero((self.first < columns.stop) & (self.stop > columns.start))
+        return slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 0)
+
+    def part(self, rows: slice, columns: slice) -> "_Operator":
+        """The operator from `columns` of the input to `rows` of the output; each row keeps one column at least."""
+        low, high = columns.start, columns.stop
+        first = np.clip(self.first[rows], low, high - 1) - low
+        stop = np.clip(self.stop[rows], low + 1, high) - low
+        return _Operator(self.weights[rows, columns], first, stop)
+
+    def apply(self, array: np.ndarray, axis: int) -> np.ndarray:
+        """Resample `axis` of a contiguous float32 array (Z, Y, X)."""
+        n_out, n_in = self.weights.shape
+        if self.is_selection:
+            return array.take(self.first, axis=axis)
+        shape = (*array.shape[:axis], n_out, *array.shape[axis + 1 :])
+        result = np.empty(shape, dtype=np.float32)
+        after = int(np.prod(shape[axis + 1 :]))
+        source, target = array.reshape(-1, n_in, after), result.reshape(-1, n_out, after)
+        for start in range(0, n_out, _ROWS):
+            rows = slice(start, min(start + _ROWS, n_out))
+            columns = self.columns(rows)
+            block = self.weights[rows, columns]
+            if axis == 2:  # one product over all lines instead of one for each
+                np.matmul(source[:, columns, 0], block.T, out=target[:, rows, 0])
+            else:
+                np.matmul(block, source[:, columns], out=target[:, rows])
+        return result
+
+
+def _axis_orders(
+    spacing: Vector3, target_spacing: Vector3, order: int, coarse_axis_order: int, threshold: float
+) -> tuple[int, ...]:
+    coarse_axis = separate_axis(spacing, target_spacing, threshold)
+    return tuple(coarse_axis_order if axis == coarse_axis else order for axis in range(3))
+
+
+def _operators(
+    shape: Sequence[int], new_shape: Sequence[int], orders: Sequence[int], antialias_factor: float
+) -> tuple[_Operator, ...]:
+    """One operator per axis; the identity where the extent stays."""
+    operators = []
+    for n_in, n_out, order in zip(shape, new_shape, orders, strict=True):
+        factor = n_in / n_out
+        if n_in == n_out:
+            weights = np.eye(n_in)
+        elif order == 0:
+            weights = np.eye(n_in)[(2 * np.arange(n_out) + 1) * n_in // (2 * n_out)]  # the cell its centre lies in
+        else:
+            weights = np.eye(n_in)
+            if factor > antialias_factor:
+                weights = ndimage.gaussian_filter1d(weights, (factor - 1) / 2, axis=0, mode="nearest")
+            weights = _interpolate(weights, n_out, order)
+        operators.append(_Operator.of(weights))
+    return tuple(operators)
+
+
+def _interpolate(values: np.ndarray, n_out: int, order: int) -> np.ndarray:
+    """Resample the first axis of a matrix by a spline of order 1 or 3, in float64."""
+    n_in = len(values)
+    position = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+    cell = np.floor(position).astype(int)
+    t = (position - cell)[:, None]
+    coefficients = np.pad(values, ((_PAD, _PAD), (0, 0)), mode="edge")
+    if order == 1:
+        taps = [(0, 1 - t), (1, t)]
+    elif order == 3:
+        coefficients = ndimage.spline_filter1d(coefficients, order=3, axis=0, mode="mirror")
+        taps = [
+            (-1, (1 - t) ** 3 / 6),
+            (0, (3 * t**3 - 6 * t**2 + 4) / 6),
+            (1, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6),
+            (2, t**3 / 6),
+        ]
+    else:
+        raise UsageError(f"resampling by a spline of order {order}", remedy="use 0 (nearest), 1 (linear) or 3 (cubic)")
+    return sum(weight * coefficients[cell + _PAD + offset] for offset, weight in taps)
+
+
+def _apply_all(operators: Sequence[_Operator], array: np.ndarray) -> np.ndarray:
+    """Resample all axes of one (Z, Y, X) array, those that shrink most first: the rest then has less to do."""
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    for axis in sorted(range(3), key=lambda axis: operators[axis].ratio):
+        if not operators[axis].is_identity:
+            array = operators[axis].apply(array, axis)
+    return array
+
+
+def _winning_classes(operators: Sequence[_Operator], indices: np.ndarray) -> np.ndarray:
+    """The class with the largest interpolated score at every output voxel."""
+    lowest = int(indices.min())
+    shape = tuple(len(operator.weights) for operator in operators)
+    winner = np.full(shape, lowest, dtype=indices.dtype)
+    best = np.zeros(shape, dtype=np.float32)
+    for offset, box in enumerate(ndimage.find_objects(indices.astype(np.int32) - lowest + 1)):
+        if box is None:
+            continue
+        rows = tuple(operator.rows(columns) for operator, columns in zip(operators, box, strict=True))
+        parts = [operator.part(r, c) for operator, r, c in zip(operators, rows, box, strict=True)]
+        score = _apply_all(parts, indices[box] == lowest + offset)
+        better = score > best[rows] + _TIE
+        np.copyto(best[rows], score, where=better)
+        np.copyto(winner[rows], lowest + offset, where=better)
+    return winner

@@ -1,0 +1,165 @@
+"""What stands in a file before it is an image or a label map, and what a file is that is not what its name says.
+
+Each format module (nifti.py, itk.py, natural.py) returns `StoredVoxels`: the numbers as stored, with the scaling of the
+header beside them. Conversion happens here once for all formats, slice by slice, so that a scaled scan never stands in
+memory in double precision as a whole.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from autoseg.errors import DataError
+from autoseg.imaging.geometry import Geometry
+
+LABEL_TOLERANCE = 1e-3  # label maps stored as float carry rounding noise of their scaling: 0.99999999 means 1
+
+COPY_AGAIN = "copy or download the file again"
+
+
+@dataclass(frozen=True)
+class StoredVoxels:
+    """Voxels in stored order; what they mean is `values * slope + intercept`."""
+
+    values: np.ndarray  # (C, Z, Y, X), integer or float, in the dtype and byte order of the file
+    geometry: Geometry
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @property
+    def scaled(self) -> bool:
+        return self.slope != 1.0 or self.intercept != 0.0
+
+    def to_float32(self) -> np.ndarray:
+        """Return the image, (C, Z, Y, X) float32; values that are not finite stay so."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not self.scaled:
+                return np.require(self.values, dtype=np.float32, requirements=["C", "A", "W"])
+            image = np.empty(self.values.shape, dtype=np.float32)
+            for channel, stored in zip(image, self.values, strict=True):
+                for target, plane in zip(channel, stored, strict=True):
+                    target[...] = plane * np.float64(self.slope) + np.float64(self.intercept)
+            return image
+
+    def to_labels(self, path: Path) -> np.ndarray:
+        """Return the label map, (Z, Y, X) int32.
+
+        Raises:
+            DataError: more than one channel, values that are not integers within 1e-3, or that exceed 32 bits.
+        """
+        if len(self.values) != 1:
+            raise DataError(
+                f"{path}: a label map has one value per voxel, this file has {len(self.values)}",
+                remedy="save one integer label map per case (not colours, not one channel per label)",
+            )
+        labels = np.empty(self.values.shape[1:], dtype=np.int32)
+        for target, plane in zip(labels, self.values[0], strict=True):
+            if self.scaled or plane.dtype.kind == "f":
+                plane = _rounded(plane * np.float64(self.slope) + np.float64(self.intercept), path)
+            if int(plane.min()) < -(2**31) or int(plane.max()) >= 2**31:
+                raise DataError(f"{path}: label values do not fit into 32 bits", remedy="use small integers as labels")
+            target[...] = plane
+        return labels
+
+
+def _rounded(plane: np.ndarray, path: Path) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        whole = np.rint(plane)
+        off = ~(np.abs(plane - whole) <= LABEL_TOLERANCE)  # true for NaN and infinity too
+    if off.any():
+        raise DataError(
+            f"{path}: label values must be integers (within {LABEL_TOLERANCE:g}), found {float(plane[off][0]):.6g}",
+            remedy="save the labels as integers; if they were resampled, use nearest-neighbour interpolation",
+        )
+    return whole
+
+
+class _Kind(NamedTuple):
+    beginning: bytes
+    name: str
+    endings: tuple[str, ...]  # the endings that may hold it
+    remedy: str
+
+
+_KINDS = (
+    _Kind(b"version https://git-lfs", "a Git LFS pointer, not the image itself", (), "fetch it with `git lfs pull`"),
+    _Kind(
+        b"\x00\x05\x16\x07", "macOS metadata, not an image", (), "delete it; the image has no leading ._ in its name"
+    ),
+    _Kind(b"\x1f\x8b", "gzip-compressed", (".nii.gz",), "rename it to .nii.gz if it is a NIfTI image, else unpack it"),
+    _Kind(b"\x5c\x01\x00\x00", "an uncompressed NIfTI image", (".nii",), "rename it to .nii"),
+    _Kind(b"\x00\x00\x01\x5c", "an uncompressed NIfTI image", (".nii",), "rename it to .nii"),
+    _Kind(b"\x1c\x02\x00\x00", "an uncompressed NIfTI-2 image", (".nii",), "rename it to .nii"),
+    _Kind(b"\x00\x00\x02\x1c", "an uncompressed NIfTI-2 image", (".nii",), "rename it to .nii"),
+    _Kind(b"\x89PNG\r\n\x1a\n", "a PNG image", (".png",), "rename it to .png"),
+    _Kind(b"\xff\xd8\xff", "a JPEG image", (".jpg", ".jpeg"), "rename it to .jpg"),
+    _Kind(b"II*\x00", "a TIFF image", (".tif", ".tiff"), "rename it to .tif"),
+    _Kind(b"MM\x00*", "a TIFF image", (".tif", ".tiff"), "rename it to .tif"),
+    _Kind(b"II+\x00", "a BigTIFF image", (".tif", ".tiff"), "rename it to .tif"),
+    _Kind(b"MM\x00+", "a BigTIFF image", (".tif", ".tiff"), "rename it to .tif"),
+    _Kind(b"NRRD000", "an NRRD image", (".nrrd",), "rename it to .nrrd"),
+    _Kind(b"BM", "a BMP image", (".bmp",), "rename it to .bmp"),
+    _Kind(b"PK\x03\x04", "a ZIP archive", (), "unpack it"),
+    _Kind(b"%PDF", "a PDF document", (), "convert it to an image"),
+)
+_PAGE = _Kind(b"", "an HTML or XML page", (), "download it again; a log-in or error page was saved in its place")
+_MESSAGE = _Kind(b"", "a JSON text", (), "download it again; an error message was saved in its place")
+_DICOM = _Kind(b"", "a DICOM file", (), "convert the series to .nii.gz first (dcm2niix, 3D Slicer)")
+_SIGNED = {ending for kind in _KINDS for ending in kind.endings}  # endings whose files all begin as listed
+
+
+def refuse_other_content(path: Path, ending: str) -> None:
+    """Refuse a file that is missing, empty, or plainly not what its ending says, and say what it is.
+
+    Raises:
+        DataError: as said; a file of unknown beginning passes where its format has no signature (.mha, .mhd).
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, expected a {ending} file", remedy="name the files in it")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", remedy="check the path; was the file moved or deleted?") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened: {error.strerror}", remedy="check its permissions") from error
+    if not head:
+        raise DataError(f"{path} is empty (0 bytes)", remedy=COPY_AGAIN)
+    kind = _identify(head)
+    if kind is None and ending in _SIGNED:
+        raise DataError(
+            f"{path} does not begin as a {ending} file does; it is damaged or another format", remedy=COPY_AGAIN
+        )
+    if kind is not None and ending not in kind.endings:
+        raise DataError(f"{path} is {kind.name}; its ending says {ending}", remedy=kind.remedy)
+
+
+def _identify(head: bytes) -> _Kind | None:
+    for kind in _KINDS:
+        if head.startswith(kind.beginning):
+            return kind
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return _PAGE
+    if text.startswith(b"{"):
+        return _MESSAGE
+    return _DICOM if head[128:132] == b"DICM" else None
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn what a decoding library raises over a damaged file into a DataError. Wrap calls of the library alone."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise SyntaxError, struct.error, IndexError ... over damaged files
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise DataError(
+            f"{path} cannot be read, it is damaged or of an unsupported kind: {reason[0]}",
+            remedy=f"{COPY_AGAIN}, or convert it with the program that wrote it",
+        ) from error

@@ -1,0 +1,187 @@
+"""One case from its files to arrays in one axis order, and what must hold for that.
+
+`load_case` is what preprocessing and prediction use; `problems.check` reads the same files itself, to report every
+fault instead of the first, and shares the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from autoseg.errors import DataError
+from autoseg.imaging.geometry import (
+    Axes3,
+    Geometry,
+    Vector3,
+    Volume,
+    corner_distance_voxels,
+    orientation_of,
+    reorient,
+    undo_reorient,
+)  # fmt: skip
+from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
+from autoseg.pairing import Case
+
+SPACING_TOLERANCE = 1e-3  # relative
+CORNER_TOLERANCE = 1e-2  # voxels
+COUNTED_AT_ONCE = 2**16  # a span of label values that is counted by a table, not by sorting
+SAME_GRID = "resample it onto that grid, or correct its header"
+REPLACE_NON_FINITE = "replace them (by the value of air, say), or leave the case out"
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A case in memory. `image`, `target` and `spacing` share one axis order; `geometry` is that of the first file."""
+
+    id: str
+    image: np.ndarray  # (C, Z, Y, X) float32
+    target: np.ndarray | None  # (Z, Y, X) int16 class indices
+    spacing: Vector3  # mm
+    geometry: Geometry
+    orientation: tuple[Axes3, Axes3]  # permutation and flips of geometry.orientation_of
+    axis_order: Axes3  # permutation that followed
+
+    def to_stored(self, array: np.ndarray) -> np.ndarray:
+        """Bring an array (..., Z, Y, X) in this case's axis order back to that of its files. Returns a view."""
+        return undo_reorient(undo_reorient(array, self.axis_order, (0, 0, 0)), *self.orientation)
+
+
+def load_case(
+    case: Case,
+    labels: LabelSet | None,
+    *,
+    orientation: Literal["canonical", "as_stored"] = "canonical",
+    axis_order: Axes3 = (0, 1, 2),
+) -> LoadedCase:
+    """Read one case: image (C, Z, Y, X) float32 and, with `labels`, target (Z, Y, X) int16 class indices.
+
+    Args:
+        orientation: "canonical" brings the axes to Z, Y, X growing towards S, P, L.
+        axis_order: axis_order[i] is the axis that becomes axis i, after that.
+
+    Raises:
+        DataError: a file cannot be read, holds NaN or infinity or unexpected values, or its grid is another one.
+    """
+    volumes = [read_image(Path(file)) for file in case.images]
+    for file, volume in zip(case.images, volumes, strict=True):
+        if bad := non_finite(volume.array):
+            raise DataError(f"{file}: {bad}", remedy=REPLACE_NON_FINITE)
+        _demand_same_grid(file, volume.geometry, case.images[0], volumes[0].geometry)
+    indices = None
+    if labels is not None and case.label is not None:
+        label = read_labels(Path(case.label))
+        _demand_same_grid(case.label, label.geometry, case.images[0], volumes[0].geometry)
+        values = [*count_values(label.array)]
+        if strange := labels.unexpected(np.array(values)):
+            raise DataError(
+                f"{case.label}: unexpected label values {sorted(strange)}", remedy=f"the labels are {labels.values}"
+            )
+        indices = class_indices(label.array, labels, values)
+    return assemble(case.id, volumes, indices, orientation=orientation, axis_order=axis_order)
+
+
+def assemble(
+    case_id: str,
+    volumes: Sequence[Volume],
+    indices: np.ndarray | None,
+    *,
+    orientation: Literal["canonical", "as_stored"] = "canonical",
+    axis_order: Axes3 = (0, 1, 2),
+) -> LoadedCase:
+    """Put what was read of a case and found sound, in stored axis order, into a LoadedCase; see `load_case`."""
+    geometry = volumes[0].geometry
+    turn = orientation_of(geometry) if orientation == "canonical" else ((0, 1, 2), (0, 0, 0))
+
+    def turned(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(reorient(reorient(array, *turn), axis_order, (0, 0, 0)))
+
+    spacing = [geometry.spacing[turn[0][axis]] for axis in axis_order]
+    return LoadedCase(
+        id=case_id,
+        image=turned(volumes[0].array if len(volumes) == 1 else np.concatenate([v.array for v in volumes])),
+        target=None if indices is None else turned(indices),
+        spacing=(spacing[0], spacing[1], spacing[2]),
+        geometry=geometry,
+        orientation=turn,
+        axis_order=axis_order,
+    )
+
+
+def grid_differences(file: str, geometry: Geometry, other_file: str, other: Geometry) -> list[str]:
+    """What differs between two grids that should be one, in words; empty if nothing does.
+
+    The shape, always. Where both formats tell where voxels lie: spacing by more than 1e-3 of itself; origin or
+    direction if they move some corner by more than 1e-2 voxel, a test in space and not of numbers in a header.
+    """
+    name = Path(other_file).name
+    if geometry.shape != other.shape:
+        return [f"shape (z, y, x) {geometry.shape} differs from {other.shape} of {name}"]
+    if is_picture(file) or is_picture(other_file):
+        return []
+    first = 1 if geometry.flat or other.flat else 0
+    found = []
+    pairs = list(zip(geometry.spacing, other.spacing, strict=True))[first:]
+    if any(abs(a - b) > SPACING_TOLERANCE * b for a, b in pairs):
+        found.append(f"spacing {_in_mm(geometry.spacing)} differs from {_in_mm(other.spacing)} mm of {name}")
+    if geometry.flat != other.flat:
+        return found
+    geometry = replace(geometry, spacing=other.spacing)
+    if corner_distance_voxels(geometry, other) > CORNER_TOLERANCE:
+        turned = corner_distance_voxels(replace(geometry, origin=other.origin), other) > CORNER_TOLERANCE
+        moved = float(np.linalg.norm(np.subtract(geometry.origin, other.origin)))
+        if moved > CORNER_TOLERANCE * min(other.spacing[first:]):
+            origins = f"{_in_mm(geometry.origin)} differs from {_in_mm(other.origin)} mm of {name}"
+            found.append(f"origin (x, y, z) {origins}: {moved:.3g} mm apart")
+        if turned:
+            found.append(f"direction of the axes differs from that of {name}")
+    return found
+
+
+def is_picture(file: str) -> bool:
+    """Whether a file's format (PNG, TIFF, JPEG, BMP) does not say where voxels lie."""
+    ending = ending_of(file)
+    return ending is not None and READERS[ending].family == "natural"
+
+
+def non_finite(array: np.ndarray) -> str:
+    """Say how many voxels are NaN or infinite; empty if none is."""
+    if array.size == 0 or (np.isfinite(array.min()) and np.isfinite(array.max())):
+        return ""  # minimum and maximum carry NaN along: two passes that allocate nothing
+    nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    parts = [f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count]
+    return f"{' and '.join(parts)} voxels ({(nan + infinite) / array.size:.2g} of all)"
+
+
+def count_values(array: np.ndarray) -> dict[int, int]:
+    """Count the voxels of each value of an integer array, ascending by value."""
+    low, high = int(array.min()), int(array.max())
+    if high - low >= COUNTED_AT_ONCE:
+        values, counts = np.unique(array, return_counts=True)
+        return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    total = np.zeros(high - low + 1, dtype=np.int64)
+    for plane in array:  # plane by plane: bincount widens its input to 64 bits
+        total += np.bincount(plane.ravel() - low, minlength=len(total))
+    return {int(index) + low: int(total[index]) for index in np.flatnonzero(total)}
+
+
+def class_indices(array: np.ndarray, labels: LabelSet, values: Sequence[int]) -> np.ndarray:
+    """Class indices (int16) of a label map that holds the given values: `LabelSet.to_indices` by a table."""
+    low, high = min(values), max(values)
+    if high - low >= COUNTED_AT_ONCE:
+        return labels.to_indices(array)
+    table = np.zeros(high - low + 1, dtype=np.int16)
+    table[np.array(values) - low] = labels.to_indices(np.array(values))
+    return table[array - low if low else array]
+
+
+def _demand_same_grid(file: str, geometry: Geometry, other_file: str, other: Geometry) -> None:
+    if differences := grid_differences(file, geometry, other_file, other):
+        raise DataError(f"{file}: {'; '.join(differences)}", remedy=SAME_GRID)
+
+
+def _in_mm(numbers: Vector3) -> str:
+    return "(" + ", ".join(f"{number:.6g}" for number in numbers) + ")"

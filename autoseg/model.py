@@ -1,0 +1,111 @@
+"""A trained model: the plan it was trained under and the weights of its folds, opened safely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoseg.errors import StateError
+from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.plan import Configuration, Plan
+from autoseg.records import from_plain
+from autoseg.train import build_plan_network
+from autoseg.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ensemble ready to predict.
+
+    `plan` is the one the folds were trained under, read from their checkpoints: a later edit of plan.json cannot make the
+    prediction preprocess images differently from the training.
+    """
+
+    plan: Plan
+    configuration_name: str
+    folds: tuple[int, ...]
+    networks: tuple[nn.Module, ...]  # one per fold, in evaluation mode, on the device
+    dtype: str  # of the convolutions, as chosen in training
+    forward_seconds: float  # of one patch, as measured in training
+    device: torch.device
+
+    @property
+    def configuration(self) -> Configuration:
+        return self.plan.configurations[self.configuration_name]
+
+
+def open_model(
+    workspace: Workspace, configuration_name: str, network: str, *, folds: Sequence[int] | None, device: torch.device
+) -> Model:
+    """Load the trained folds of one configuration.
+
+    Args:
+        folds: which folds, or None for all that are finished.
+
+    Raises:
+        StateError: no fold, or one of those asked for, is trained to the end; or folds come from different plans.
+    """
+    folder = workspace.model(configuration_name, network)
+    states = {}
+    for path in sorted(folder.glob("fold_*/last.pt")):
+        fold = int(path.parent.name.removeprefix("fold_")) if path.parent.name[5:].isdigit() else None
+        if fold is None or (folds is not None and fold not in folds):
+            continue
+        state = load_checkpoint(path, device)
+        if state["finished"]:
+            states[fold] = state
+        elif folds is not None:
+            raise StateError(
+                f"fold {fold} in {path.parent} has not been trained to the end",
+                remedy=f"go on with: autoseg train -f {fold} -c {configuration_name}",
+            )
+    missing = sorted(set(folds or ()) - set(states))
+    if missing or not states:
+        which = f"fold {missing[0]} of {folder}" if missing else f"{folder}"
+        raise StateError(f"{which} is not trained", remedy=f"train it: autoseg train -f 0..4 -c {configuration_name}")
+    plans = {fold: from_plain(Plan, state["plan"], f"fold {fold}: plan") for fold, state in states.items()}
+    first = min(states)
+    plan = plans[first]
+    for fold, other in plans.items():
+        if not same_input_and_output(plan, other, configuration_name):
+            raise StateError(
+                f"folds {first} and {fold} in {folder} were trained under plans that read images differently",
+                remedy="train all folds anew under one plan (--restart), or name the folds to use (-f)",
+            )
+    return Model(
+        plan=plan,
+        configuration_name=configuration_name,
+        folds=tuple(sorted(states)),
+        networks=tuple(_network(states[fold], plans[fold], configuration_name, device) for fold in sorted(states)),
+        dtype=states[first]["dtype"],
+        forward_seconds=states[first]["forward_seconds"],
+        device=device,
+    )
+
+
+def same_input_and_output(a: Plan, b: Plan, configuration_name: str) -> bool:
+    """Whether two plans preprocess images alike and predict the same heads in the same configuration."""
+    c, d = a.configurations[configuration_name], b.configurations[configuration_name]
+    return (a.channels, a.heads, a.orientation, a.axis_order, a.normalization, a.resampling, c.spacing, c.patch_size) == (
+        b.channels, b.heads, b.orientation, b.axis_order, b.normalization, b.resampling, d.spacing, d.patch_size
+    )  # fmt: skip
+
+
+def _network(state: dict, plan: Plan, configuration_name: str, device: torch.device) -> nn.Module:
+    network = build_plan_network(plan, plan.configurations[configuration_name]).to(device)
+    network.load_state_dict(state["network"])
+    if state["average"] is not None:
+        with torch.no_grad():
+            for parameter, average in zip(network.parameters(), state["average"], strict=True):
+                parameter.copy_(average)
+    network.deep_supervision = False  # type: ignore[assignment]
+    return network.eval()
+
+
+def trained_folds(workspace: Workspace, configuration_name: str, network: str) -> tuple[Path, ...]:
+    """Folders of the folds that have a checkpoint, in order."""
+    return tuple(
+        sorted(path.parent for path in workspace.model(configuration_name, network).glob("fold_[0-9]/last.pt"))
+    )

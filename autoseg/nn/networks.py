@@ -1,0 +1,42 @@
+"""The table of networks: name -> class. A new network is one file and one line here.
+
+Every network takes the same keyword arguments (see `UNet`), and maps (B, C, *patch) to a list of logits, finest first.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from autoseg.nn.unet import UNet
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+}
+
+
+def build_network(
+    name: str,
+    *,
+    in_channels: int,
+    num_heads: int,
+    features: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    kernel_sizes: Sequence[Sequence[int]],
+    blocks: Sequence[int],
+    decoder_blocks: Sequence[int],
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build the network called `name`. Raises KeyError listing the names that exist."""
+    if name not in NETWORKS:
+        raise KeyError(f"no network {name!r}; there are: {', '.join(NETWORKS)}")
+    return NETWORKS[name](
+        in_channels=in_channels,
+        num_heads=num_heads,
+        features=features,
+        strides=strides,
+        kernel_sizes=kernel_sizes,
+        blocks=blocks,
+        decoder_blocks=decoder_blocks,
+        **(options or {}),
+    )

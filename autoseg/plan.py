@@ -1,0 +1,144 @@
+"""What was decided: the plan, as records a person reads and edits in `plan.json`.
+
+Spatial tuples are in array order. `Plan.axis_order` says how stored axes are permuted before anything else: the coarsest
+(or the singleton) axis first. Spacings, patches and shapes below are in that permuted order; those of a 2-D configuration
+have two entries, (Y, X).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from autoseg.errors import StateError
+from autoseg.imaging.labels import LabelSet
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """One network, one entry per stage from full resolution to the bottleneck."""
+
+    name: str  # a key of autoseg.nn.networks.NETWORKS
+    features: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    blocks: tuple[int, ...]  # convolutions per encoder stage
+    decoder_blocks: tuple[int, ...]  # convolutions per decoder stage, one fewer entry
+    options: dict[str, Any] = field(default_factory=dict)  # what one architecture alone needs
+
+    @property
+    def num_pools(self) -> tuple[int, ...]:
+        """How often each axis is halved."""
+        return tuple(sum(stride[axis] > 1 for stride in self.strides) for axis in range(len(self.strides[0])))
+
+
+@dataclass(frozen=True)
+class ChannelNormalization:
+    """How one channel's intensities become network input; the statistics are those of the dataset's foreground."""
+
+    scheme: Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "none"]
+    inside_mask: bool = False  # statistics and result inside the nonzero mask only; 0 outside
+    mean: float = 0.0
+    std: float = 1.0
+    p00_5: float = 0.0
+    p99_5: float = 0.0
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How arrays change their spacing."""
+
+    image_order: int = 3  # spline order in the resolved axes
+    coarse_axis_order: int = 0  # along an axis resampled separately
+    anisotropy_threshold: float = 3.0  # an axis this much coarser than the finest is resampled separately
+    antialias_factor: float = 1.5  # axes that shrink by more are low-pass filtered first
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to see the data: spacing, patch and network that fit together."""
+
+    data: str  # which preprocessed copy it reads; equal needs share one
+    spacing: tuple[float, ...]  # mm
+    median_shape: tuple[float, ...]  # voxels, after resampling
+    patch_size: tuple[int, ...]
+    batch_size: int
+    batch_dice: bool  # Dice sums over the batch, instead of per sample
+    network: NetworkSpec
+    receptive_field: tuple[int, ...]  # voxels seen by one output voxel
+    memory_estimate: int  # feature-map elements of one sample's forward pass (nnU-Net's proxy)
+
+    @property
+    def dims(self) -> int:
+        return len(self.patch_size)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The recipe of one fold. `epochs` and `time_budget_seconds`: the schedule spans the one that is given."""
+
+    epochs: int | None = 1000
+    time_budget_seconds: float | None = None  # wall time per fold, validation included
+    iterations_per_epoch: int = 250
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.01
+    weight_decay: float = 3e-5
+    schedule: Literal["poly", "cosine", "one_cycle"] = "poly"
+    weight_average: float = 0.0  # decay of the exponential moving average of the weights; 0 is off
+    gradient_clip: float = 12.0
+    loss: Literal["dice_ce", "dice_bce"] = "dice_ce"
+    class_weights: tuple[float, ...] | None = None  # of the cross-entropy, one per head; None weighs all alike
+    deep_supervision: bool = True
+    foreground_fraction: float = 0.33  # share of a batch's patches centred on foreground
+    case_sampling: Literal["uniform", "presence"] = "uniform"  # presence: cases of rare labels are drawn more often
+    class_sampling: Literal["uniform", "inverse_frequency"] = "uniform"  # which label a foreground patch is centred on
+    augmentation: str = "default"  # a key of autoseg.augmentation.AUGMENTATIONS
+    mirror_axes: tuple[int, ...] = (0, 1, 2)  # spatial axes of the patch, in permuted order
+    test_time_mirroring: bool = True
+    autocast: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: measured at start-up
+    workers: int | None = None  # None: chosen from the cores at hand
+    seed: int = 1234
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One automatic decision: the numbered rule, the value it chose and why."""
+
+    step: str  # "3.2 patch size (3d_fullres)"
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything needed to preprocess, train and predict in the same way again."""
+
+    version: int
+    dataset: str
+    channels: tuple[str, ...]
+    labels: LabelSet
+    orientation: Literal["canonical", "as_stored"]
+    axis_order: tuple[int, int, int]
+    normalization: tuple[ChannelNormalization, ...]  # one per channel
+    resampling: Resampling
+    configurations: dict[str, Configuration]
+    recommended: str  # the configuration used when none is named
+    training: Training
+    device: Literal["cpu", "gpu"]  # what the plan was made for
+    vram_gb: float | None
+    fingerprint: str  # content hash of the fingerprint it was made from
+    decisions: tuple[Decision, ...]
+
+    @property
+    def heads(self) -> LabelSet:
+        """The labels as the network predicts them: with sigmoid heads when the loss is Dice + BCE."""
+        return self.labels.as_regions() if self.training.loss == "dice_bce" else self.labels
+
+    def configuration(self, name: str | None) -> tuple[str, Configuration]:
+        """The named configuration, or the recommended one. Raises StateError naming those that exist."""
+        name = name or self.recommended
+        if name not in self.configurations:
+            raise StateError(
+                f"the plan has no configuration {name!r}", remedy=f"it has: {', '.join(self.configurations)}"
+            )
+        return name, self.configurations[name]

@@ -1,0 +1,149 @@
+"""Crop, normalise, resample: cases as read to cases as the network sees them.
+
+The same `prepare` serves training and prediction, so both see the same image. The order is nnU-Net v2's: crop to the
+nonzero region, normalise, resample. Cases are committed one by one and a restart does only what is missing.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.dataset import Case, Dataset, load_case
+from autoseg.imaging.components import Box, bounding_box, nonzero_mask
+from autoseg.imaging.geometry import Axes3, Vector3
+from autoseg.imaging.labels import OUTSIDE
+from autoseg.imaging.normalize import normalize
+from autoseg.imaging.resample import resample_image, resample_labels, resampled_shape
+from autoseg.plan import Configuration, Plan
+from autoseg.processes import map_in_processes
+from autoseg.records import to_plain
+from autoseg.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case as the network sees it, and what is needed to come back. Spatial tuples are in permuted order."""
+
+    image: np.ndarray  # (C, Z, Y, X) float32, normalised, at the configuration's spacing
+    target: np.ndarray | None  # (Z, Y, X) int16 class indices, OUTSIDE where the body ends
+    spacing: Vector3  # mm, of the case itself
+    target_spacing: Vector3  # mm, after resampling
+    box: Box  # of the crop, in the uncropped array
+    shape_before_crop: Axes3
+    shape_after_crop: Axes3
+
+
+def prepare(
+    image: np.ndarray, target: np.ndarray | None, spacing: Vector3, plan: Plan, configuration: Configuration
+) -> Prepared:
+    """Crop, normalise and resample one case.
+
+    Args:
+        image: (C, Z, Y, X) float32 in the plan's axis order.
+        target: (Z, Y, X) class indices, or None.
+        spacing: mm, (Z, Y, X) in the same order.
+    """
+    inside = nonzero_mask(image)
+    box = bounding_box(inside)
+    window = tuple(slice(start, stop) for start, stop in box)
+    cropped, inside = image[(slice(None), *window)], inside[window]
+    cropped_target = None
+    if target is not None:
+        cropped_target = target[window].astype(np.int16)
+        cropped_target[~inside & (cropped_target == 0)] = OUTSIDE
+    channels = [
+        normalize(
+            channel, n.scheme, mask=inside if n.inside_mask else None,
+            mean=n.mean, std=n.std, p00_5=n.p00_5, p99_5=n.p99_5,
+        )
+        for channel, n in zip(cropped, plan.normalization, strict=True)
+    ]  # fmt: skip
+    wanted = spacing_for(configuration, spacing)
+    shape = resampled_shape(cropped.shape[1:], spacing, wanted)
+    rules = plan.resampling
+    resampled = resample_image(
+        np.stack(channels), spacing, wanted, shape, order=rules.image_order,
+        coarse_axis_order=rules.coarse_axis_order, anisotropy_threshold=rules.anisotropy_threshold,
+        antialias_factor=rules.antialias_factor,
+    )  # fmt: skip
+    if cropped_target is not None:
+        cropped_target = resample_labels(
+            cropped_target, spacing, wanted, shape,
+            coarse_axis_order=rules.coarse_axis_order, anisotropy_threshold=rules.anisotropy_threshold,
+        )  # fmt: skip
+    return Prepared(resampled, cropped_target, spacing, wanted, box, _axes3(image.shape[1:]), _axes3(cropped.shape[1:]))
+
+
+def spacing_for(configuration: Configuration, spacing: Vector3) -> Vector3:
+    """Spacing a case is resampled to: a 2-D configuration keeps the case's own distance between slices."""
+    if configuration.dims == 2:
+        return (spacing[0], *configuration.spacing)  # type: ignore[return-value]
+    return configuration.spacing  # type: ignore[return-value]
+
+
+def preprocess(
+    dataset: Dataset, plan: Plan, configuration_name: str, workspace: Workspace, *, workers: int | None = None
+) -> CaseStore:
+    """Bring every training case of the dataset into the store of one configuration.
+
+    Cases that are stored already, from the same files and under the same settings, are left alone.
+
+    Raises:
+        DataError: a case cannot be read or holds non-finite values.
+        StorageError: the disk is full.
+    """
+    configuration = plan.configurations[configuration_name]
+    store = CaseStore(workspace.preprocessed(configuration.data))
+    settings = _settings_hash(plan, configuration)
+    keys = {case.id: _key(case, settings) for case in dataset.cases}
+    missing = set(store.complete([case.id for case in dataset.cases], keys))
+    todo = [case for case in dataset.cases if case.id in missing]
+    map_in_processes(
+        _store_case, [(case, keys[case.id], plan, configuration, store.folder) for case in todo],
+        workers=workers, title=f"preprocess {configuration.data}",
+    )  # fmt: skip
+    for stale in set(store.ids()) - set(keys):
+        store.discard(stale)
+    store.seal()
+    return store
+
+
+def _store_case(job: tuple[Case, str, Plan, Configuration, Path]) -> None:
+    case, key, plan, configuration, folder = job
+    loaded = load_case(case, plan.labels, orientation=plan.orientation, axis_order=plan.axis_order)
+    prepared = prepare(loaded.image, loaded.target, loaded.spacing, plan, configuration)
+    assert prepared.target is not None
+    info = CaseInfo(
+        id=case.id,
+        key=key,
+        spacing=prepared.spacing,
+        box=prepared.box,
+        shape_before_crop=prepared.shape_before_crop,
+        shape_after_crop=prepared.shape_after_crop,
+        num_labels=plan.labels.num_labels,
+        ignore_index=plan.labels.ignore_index,
+    )
+    CaseStore(folder).commit(case.id, prepared.image, prepared.target, info)
+
+
+def _settings_hash(plan: Plan, configuration: Configuration) -> str:
+    settings = [plan.labels, plan.orientation, plan.axis_order, plan.normalization, plan.resampling]
+    text = json.dumps([to_plain(s) for s in settings] + [configuration.dims, configuration.spacing], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _key(case: Case, settings: str) -> str:
+    """Hash of what decides a stored case: the settings, and size and time of its files."""
+    assert case.label is not None
+    stats = {path: Path(path).stat() for path in (*case.images, case.label)}
+    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
+    return hashlib.sha256(json.dumps([settings, files]).encode()).hexdigest()
+
+
+def _axes3(shape: tuple[int, ...]) -> Axes3:
+    z, y, x = shape
+    return z, y, x

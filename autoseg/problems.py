@@ -1,0 +1,329 @@
+"""Every fault of a dataset, found in one pass over its files and shown in one table.
+
+    check                read every file once -> problems, and what `measure` made of each sound case
+    problem_table        problems as text
+    without_bad_cases    the dataset without the cases that have errors (`--skip-bad`)
+
+An *error* is what would make training or its scores wrong; planning refuses it. A *warning* is worth a look. The arrays
+of a case are in memory once: whoever needs them for something else (the fingerprint) hands in `measure`.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from autoseg.dataset import Dataset, workers_for
+from autoseg.errors import AutosegError, DataError
+from autoseg.imaging.geometry import Volume, orientation_code
+from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
+from autoseg.imaging.readers import read_image, read_labels
+from autoseg.loading import (
+    REPLACE_NON_FINITE,
+    SAME_GRID,
+    LoadedCase,
+    assemble,
+    class_indices,
+    count_values,
+    grid_differences,
+    non_finite,
+)
+from autoseg.pairing import Case, Problem
+from autoseg.processes import map_in_processes
+
+__all__ = ["Problem", "check", "problem_table", "without_bad_cases"]
+
+Measured = TypeVar("Measured")
+HOUNSFIELD_SAMPLE = 100_000  # voxels looked at per channel
+NAMED = 5  # cases named in a message about many
+
+
+@dataclass
+class Inspection:
+    """What the files of one case showed; small and picklable."""
+
+    case: Case
+    training: bool
+    problems: list[Problem] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)  # image file -> hash of its voxels
+    orientation: str = ""  # empty: flat, or unreadable
+    flat: bool | None = None
+    hounsfield: tuple[bool, ...] = ()  # per channel
+    values: tuple[int, ...] | None = None  # in the label file
+    measured: Any = None
+
+    def report(self, file: str, what: str, remedy: str, severity: Literal["error", "warning"] = "error") -> None:
+        """Add a problem of this case."""
+        self.problems.append(Problem(self.case.id, file, what, remedy, severity))
+
+
+def check(
+    dataset: Dataset,
+    measure: Callable[[LoadedCase], Measured] | None = None,
+    *,
+    known: Sequence[Problem] = (),
+    orientation: Literal["canonical", "as_stored"] = "canonical",
+    workers: int | None = None,
+) -> tuple[list[Problem], dict[str, Measured]]:
+    """Read every file of a dataset once and collect what is wrong.
+
+    Args:
+        measure: called in the worker on every training case without an error; picklable (a module-level function, or
+            `functools.partial` of one).
+        known: what `discover` found; it comes first in the result, and is not reported twice.
+        orientation: axis order in which `measure` gets the arrays.
+        workers: processes; 0 stays in this one; None decides.
+
+    Returns:
+        All problems, and case id -> what `measure` returned, for the training cases without an error.
+
+    Raises:
+        OutOfMemory: a worker process was killed.
+    """
+    bad = {problem.case for problem in known if problem.severity == "error"}
+    jobs = [(case, True, case.id not in bad) for case in dataset.cases]
+    jobs += [(case, False, case.id not in bad) for case in dataset.test_cases]
+    inspect = partial(
+        inspect_case, labels=dataset.labels, channels=dataset.channels, measure=measure, orientation=orientation
+    )
+    files = [file for case, _, _ in jobs for file in (*case.images, case.label) if file]
+    inspections = map_in_processes(inspect, jobs, title="check", workers=workers_for(files, workers))
+    problems = [*known, *(problem for inspection in inspections for problem in inspection.problems)]
+    for compare in (_duplicates, _mixed_dimensions, _mixed_orientations, _aliases, _absent_labels, _hounsfield):
+        problems += compare(dataset, inspections)
+    bad = {problem.case for problem in problems if problem.severity == "error"}
+    sound = [i for i in inspections if i.training and i.case.id not in bad]
+    return problems, {i.case.id: i.measured for i in sound} if measure else {}
+
+
+def inspect_case(
+    job: tuple[Case, bool, bool],
+    *,
+    labels: LabelSet,
+    channels: tuple[str, ...],
+    measure: Callable[[LoadedCase], Any] | None,
+    orientation: Literal["canonical", "as_stored"],
+) -> Inspection:
+    """Read the files of one case and report all that is wrong with them; runs in a worker.
+
+    Args:
+        job: the case; whether it is a training case; whether its files are complete as far as names say.
+    """
+    case, training, complete = job
+    inspection = Inspection(case, training)
+    volumes = {file: v for file in case.images if (v := _read(inspection, file, read_image)) is not None}
+    label = _read(inspection, case.label, read_labels) if case.label else None
+    if volumes:
+        first, reference = next(iter(volumes.items()))
+        others = {**volumes, case.label: label} if case.label and label is not None else volumes
+        for file, volume in others.items():
+            for difference in grid_differences(file, volume.geometry, first, reference.geometry):
+                inspection.report(file, difference, SAME_GRID)
+        inspection.flat = reference.geometry.flat
+        inspection.orientation = "" if inspection.flat else orientation_code(reference.geometry)
+    number = sum(len(volume.array) for volume in volumes.values())
+    if complete and len(volumes) == len(case.images) and number != len(channels):
+        what = f"{number} channel{'s' * (number != 1)} instead of {len(channels)} ({', '.join(channels)})"
+        inspection.report(case.images[0], what, "give every case the same channels")
+    names = list(channels) if number == len(channels) else [f"channel {n}" for n in range(number)]
+    for file, volume in volumes.items():
+        _look_at_intensities(inspection, file, volume, [names.pop(0) for _ in volume.array])
+    if case.label and label is not None:
+        _look_at_label(inspection, case.label, label, labels)
+    if measure and training and complete and not any(p.severity == "error" for p in inspection.problems):
+        assert label is not None
+        assert inspection.values is not None
+        indices = class_indices(label.array, labels, inspection.values)
+        inspection.measured = measure(assemble(case.id, [*volumes.values()], indices, orientation=orientation))
+    return inspection
+
+
+def problem_table(problems: Sequence[Problem]) -> str:
+    """Lay problems out as a table: errors first, files relative to the folder they share; equal warnings together."""
+    if not problems:
+        return "no problem was found"
+    folder = Path(os.path.commonpath([Path(problem.file).parent for problem in problems]))
+    rows = [("", "case", "file", "what is wrong", "what to do")]
+    for problem in (p for p in problems if p.severity == "error"):
+        rows.append(_row(problem, folder))
+    alike: dict[tuple[str, str], list[Problem]] = {}
+    for problem in (p for p in problems if p.severity == "warning"):
+        alike.setdefault((problem.what, problem.remedy), []).append(problem)
+    for group in alike.values():
+        rows += [_row(problem, folder) for problem in group[:NAMED]]
+        if len(group) > NAMED:
+            rows.append(("", "", f"... and {len(group) - NAMED} more", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join((*(f"{text:<{w}}" for text, w in zip(row, widths, strict=False)), row[4])) for row in rows]
+    errors = sum(problem.severity == "error" for problem in problems)
+    warnings = len(problems) - errors
+    counted = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)} in {folder}"
+    return "\n".join([counted, *(line.rstrip() for line in lines)])
+
+
+def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
+    """Leave out every case that has an error; a note says which.
+
+    Raises:
+        DataError: no training case remains.
+    """
+    bad = {problem.case for problem in problems if problem.severity == "error"}
+    cases = tuple(case for case in dataset.cases if case.id not in bad)
+    test_cases = tuple(case for case in dataset.test_cases if case.id not in bad)
+    left_out = sorted({case.id for case in (*dataset.cases, *dataset.test_cases)} & bad)
+    if not cases:
+        raise DataError("every training case has an error", remedy="correct them: `autoseg check` lists all")
+    splits = [
+        replace(
+            split,
+            train=tuple(case_id for case_id in split.train if case_id not in bad),
+            validation=tuple(case_id for case_id in split.validation if case_id not in bad),
+        )
+        for split in dataset.splits or ()
+    ]
+    splits = [split for split in splits if split.train and split.validation]
+    notes = (*dataset.notes, f"left out for their errors: {', '.join(left_out)}") if left_out else dataset.notes
+    return replace(dataset, cases=cases, test_cases=test_cases, splits=tuple(splits) or None, notes=notes)
+
+
+def _read(inspection: Inspection, file: str, read: Callable[[Path], Volume]) -> Volume | None:
+    """Read one file, or report why that is impossible."""
+    try:
+        return read(Path(file))
+    except AutosegError as error:
+        inspection.report(file, error.what.removeprefix(file).lstrip(": "), error.remedy)
+    return None
+
+
+def _look_at_intensities(inspection: Inspection, file: str, volume: Volume, names: Sequence[str]) -> None:
+    """Report voxels that are no numbers, and channels that show nothing; note what else is compared later."""
+    if bad := non_finite(volume.array):
+        inspection.report(file, bad, REPLACE_NON_FINITE)
+        inspection.hounsfield += tuple(False for _ in names)
+        return
+    constant = []
+    for name, channel in zip(names, volume.array, strict=True):
+        low, high = float(channel.min()), float(channel.max())
+        if low == high:
+            constant.append(name)
+            what = f"constant image: channel {name} is {low:g} everywhere"
+            inspection.report(file, what, "look at it: it tells the network nothing", "warning")
+        flat = channel.reshape(-1)
+        sample = np.append(flat[:: -(-flat.size // HOUNSFIELD_SAMPLE)], (low, high))
+        inspection.hounsfield += (looks_like_hounsfield(sample),)
+    if len(constant) < len(names):  # constant images are equal without being copies
+        digest = hashlib.sha1(f"{volume.array.shape}".encode(), usedforsecurity=False)
+        digest.update(np.ascontiguousarray(volume.array).data)
+        inspection.digests[file] = digest.hexdigest()
+
+
+def _look_at_label(inspection: Inspection, file: str, label: Volume, labels: LabelSet) -> None:
+    """Report values that are not declared, and label maps without any label."""
+    counts = count_values(label.array)
+    inspection.values = tuple(counts)
+    if strange := {value: counts[value] for value in labels.unexpected(np.array([*counts]))}:
+        shown = ", ".join(f"{value} ({count} voxel{'s' * (count != 1)})" for value, count in [*strange.items()][:NAMED])
+        more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
+        remedy = "correct the file, or declare them: --labels name=value,... or --ignore value"
+        inspection.report(file, f"unexpected label values: {shown}{more}", remedy)
+    for alias, meaning in labels.aliases.items():
+        if alias in counts and meaning in counts:
+            what = f"the label holds both {meaning} ({counts[meaning]} voxels) and {alias} ({counts[alias]} voxels)"
+            inspection.report(file, what, f"if {alias} means not annotated, pass --ignore {alias}; otherwise write one")
+    if not counts.keys() - {0, labels.ignore}:
+        inspection.report(file, "empty label: it holds background alone", "fine if nothing is there to see", "warning")
+
+
+def _duplicates(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    """Images with the same voxels under two ids: training and validation would share them."""
+    first: dict[str, tuple[str, str]] = {}
+    problems = []
+    for inspection in inspections:
+        for file, digest in inspection.digests.items():
+            case_id, original = first.setdefault(digest, (inspection.case.id, file))
+            if case_id != inspection.case.id:
+                what = f"duplicate content: the same image as {original} ({case_id})"
+                problems.append(Problem(inspection.case.id, file, what, "remove one of the two cases"))
+            elif original != file:
+                what = f"the same image as channel {Path(original).name}"
+                problems.append(Problem(case_id, file, what, "replace it by the right channel", "warning"))
+    return problems
+
+
+def _mixed_dimensions(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    """Flat images among volumes, or the reverse: those of the rarer kind."""
+    flat = [i for i in inspections if i.flat is True]
+    deep = [i for i in inspections if i.flat is False]
+    if not flat or not deep:
+        return []
+    rare, kind, others = (flat, "a flat (2-D) image", deep) if len(flat) <= len(deep) else (deep, "a 3-D image", flat)
+    what = f"{kind}, but {len(others)} cases of the dataset are not, such as {others[0].case.id}"
+    return [Problem(i.case.id, i.case.images[0], what, "make two datasets of them") for i in rare]
+
+
+def _mixed_orientations(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    counts = Counter(i.orientation for i in inspections if i.orientation)
+    if len(counts) < 2:
+        return []
+    shown = ", ".join(f"{code} {count}" for code, count in counts.most_common())
+    rare = counts.most_common()[-1][0]
+    example = next(i.case.images[0] for i in inspections if i.orientation == rare)
+    what = f"the axes of the images are stored in {len(counts)} orders (cases: {shown}), here {rare}"
+    return [Problem(None, example, what, "nothing: all are brought to one order; look whether left is left", "warning")]
+
+
+def _aliases(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    problems = []
+    for alias, meaning in dataset.labels.aliases.items():
+        if used := [i for i in inspections if i.values and alias in i.values]:
+            what = f"{alias} stands where {meaning} is declared, in {len(used)} of {len(inspections)} label files"
+            remedy = f"nothing: {alias} is read as {meaning}; if it means not annotated, pass --ignore {alias}"
+            problems.append(Problem(None, str(used[0].case.label), what, remedy, "warning"))
+    return problems
+
+
+def _absent_labels(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    """Labels that no training case shows."""
+    contents = [i.values for i in inspections if i.training and i.values is not None]
+    aliases = dataset.labels.aliases
+    present = {aliases.get(value, value) for values in contents for value in values}
+    remedy = "check the labels; declare those that exist: --labels name=value,..."
+    return [
+        Problem(None, dataset.root, f"label {name} ({value}) is in none of the {len(contents)} label files", remedy)
+        for name, value in dataset.labels.values.items()
+        if contents and value not in present
+    ]
+
+
+def _hounsfield(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    """Channels whose values look like Hounsfield units though they are not called CT, or the reverse."""
+    comparable = [i for i in inspections if len(i.hounsfield) == len(dataset.channels)]
+    problems = []
+    for index, name in enumerate(dataset.channels):
+        alike = [i for i in comparable if i.hounsfield[index]]
+        unlike = [i for i in comparable if not i.hounsfield[index]]
+        if scheme_for(name) == "ct" and unlike:
+            shown = ", ".join(i.case.id for i in unlike[:NAMED]) + (", ..." if len(unlike) > NAMED else "")
+            what = f"{name} does not look like Hounsfield units in {len(unlike)} of {len(comparable)} cases: {shown}"
+            remedy = "if it is no CT, name it otherwise (--channels); if it is cropped or clipped CT, nothing"
+            problems.append(Problem(None, unlike[0].case.images[0], what, remedy, "warning"))
+        elif scheme_for(name) != "ct" and 2 * len(alike) > len(comparable):
+            cases = f"in {len(alike)} of {len(comparable)} cases"
+            what = f"channel {name} looks like Hounsfield units {cases}, but is not called CT"
+            names = ",".join("CT" if n == name else n for n in dataset.channels)
+            remedy = f"if it is CT, pass --channels {names}: CT is normalised in its own way"
+            problems.append(Problem(None, alike[0].case.images[0], what, remedy, "warning"))
+    return problems
+
+
+def _row(problem: Problem, folder: Path) -> tuple[str, str, str, str, str]:
+    file = Path(problem.file)
+    shown = str(file.relative_to(folder)) if file.is_relative_to(folder) else problem.file
+    return problem.severity, problem.case or "(all)", shown, problem.what, problem.remedy

@@ -1,0 +1,241 @@
+"""Tables beside a dataset: its list of images, and who the patients are.
+
+CSV (comma or semicolon) and TSV, UTF-8 with or without a byte order mark; column names in any case.
+"""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from autoseg.data.splits import Split
+from autoseg.errors import DataError, UsageError
+from autoseg.imaging.readers import stem_of
+from autoseg.pairing import CHANNEL_SUFFIX, Case, Found, Problem, choose_channels, listed_case
+
+TABLE_ENDINGS = (".csv", ".tsv")
+CASE_COLUMNS = ("case", "case_id", "id")
+PATIENT_COLUMNS = ("patient", "patient_id", "participant_id", "subject")
+IMAGE_COLUMN = re.compile(r"image(?:_(.+))?")
+VALIDATION = ("val", "valid", "validation")
+NO_PATIENTS = (
+    "no patient is named: every case counts as a patient of its own. If one person has several cases, say so with a "
+    "patients.csv (case,patient) or with --patient-regex; otherwise the folds share persons and the scores are too high"
+)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a table as dicts, names lower case, text stripped; blank rows are left out.
+
+    Raises:
+        DataError: it is not UTF-8 text, or a row has more fields than the first line.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            separator = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
+            rows = list(csv.reader(file, delimiter=separator))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable table: {error}", remedy="save it as UTF-8 CSV") from None
+    rows = [[text.strip() for text in row] for row in rows]
+    names = [name.lower() for name in rows[0]] if rows else []
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) > len(names):
+            what = f"{path}: row {number} has {len(row)} fields, the first line {len(names)}"
+            raise DataError(what, remedy="put fields that hold a separator in quotes")
+    return [dict.fromkeys(names, "") | dict(zip(names, row, strict=False)) for row in rows[1:] if any(row)]
+
+
+def image_columns(row: dict[str, str]) -> dict[str, str]:
+    """Columns that hold images, in channel order: column -> channel (`image_t1` -> t1, `image` and `image_0` -> 0)."""
+    found = {name: match.group(1) or "0" for name in row if (match := IMAGE_COLUMN.fullmatch(name))}
+    return dict(sorted(found.items(), key=lambda item: int(item[1]))) if _numbered(found.values()) else found
+
+
+def lists_images(path: Path) -> bool:
+    """Whether a file in a folder is a table of images with labels (other tables there are not)."""
+    if path.suffix.lower() not in TABLE_ENDINGS or path.name.startswith("."):
+        return False
+    try:
+        rows = read_table(path)
+    except DataError:
+        return False
+    return bool(rows) and bool(image_columns(rows[0])) and "label" in rows[0]
+
+
+def cases_of_table(path: Path, wanted: tuple[str, ...] | None) -> Found:
+    """Cases, patients, folds and test set of a table of images; paths in it are relative to its own folder.
+
+    Raises:
+        DataError: it has no rows, or no image or label column.
+    """
+    rows = read_table(path)
+    columns = image_columns(rows[0]) if rows else {}
+    if not columns or "label" not in rows[0]:
+        what = f"{path} is not a table of images" if rows else f"{path} has no rows"
+        raise DataError(what, remedy="it needs columns image and label, and one row per case")
+    found = Found("table", path.stem)
+    names = list(columns)
+    if not _numbered(columns.values()):
+        chosen, found.channels = choose_channels(list(columns.values()), wanted)
+        names = [name for channel in chosen for name in columns if columns[name] == channel]
+    ids = _row_ids(rows, list(columns), path.parent)
+    patient_column = next((name for name in PATIENT_COLUMNS if name in rows[0]), None)
+    training: dict[str, dict[str, str]] = {}
+    for case_id, row in zip(ids, rows, strict=True):
+        images = [_path(row[name], path.parent) for name in names]
+        case = listed_case(found, case_id, images, _path(row["label"], path.parent), path, [columns[n] for n in names])
+        split = row.get("split", "").lower()
+        if split not in ("", "train", "training", "test", *VALIDATION):
+            what = f"the split {row['split']!r} is not train, validation or test"
+            found.problems.append(Problem(case_id, str(path), what, "correct the column split"))
+        if patient_column and row[patient_column]:
+            found.patients[case_id] = row[patient_column]
+        (found.test_cases if split == "test" else found.cases).append(case)
+        if split != "test":
+            training[case_id] = row
+    _splits(found, training, path)
+    return found
+
+
+def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str, str], bool]:
+    """Patient of every case, and whether anybody named patients at all; what is doubtful goes to `found`.
+
+    The first that exists decides: the pattern, the table's column, patients.csv, participants.tsv (BIDS).
+
+    Raises:
+        UsageError: the pattern is not a regular expression with a group, or does not match every case.
+    """
+    ids = [case.id for case in (*found.cases, *found.test_cases)]
+    if pattern is not None:
+        return _patients_by_pattern(ids, pattern), True
+    source, patients = "the column patient", found.patients
+    if not patients and (path := root / "patients.csv").is_file():
+        source, patients = path.name, _patients_by_case(found, path)
+    elif not patients and (path := root / "participants.tsv").is_file():
+        source, patients = path.name, _patients_by_prefix(ids, path)
+    if not patients:
+        found.notes.append(NO_PATIENTS)
+        return {case_id: case_id for case_id in ids}, False
+    alone = [case_id for case_id in ids if case_id not in patients]
+    testing = {case.id for case in found.test_cases}
+    for case_id in [case_id for case_id in alone if case_id not in testing]:
+        what = f"{source} names no patient for this case: it counts as a patient of its own"
+        found.problems.append(Problem(case_id, str(root), what, "name its patient", "warning"))
+    if len(set(alone) & testing):
+        found.notes.append(
+            f"{source} names no patient for {len(set(alone) & testing)} test cases: each counts as its own"
+        )
+    return {case_id: patients.get(case_id, case_id) for case_id in ids}, True
+
+
+def _numbered(channels: Iterable[str]) -> bool:
+    return all(channel.isdecimal() for channel in channels)
+
+
+def _path(text: str, folder: Path) -> Path | None:
+    return folder / Path(text).expanduser() if text else None
+
+
+def _row_ids(rows: Sequence[dict[str, str]], columns: Sequence[str], folder: Path) -> list[str]:
+    """Case ids: their own column; or the image's stem; or, where stems repeat, its path within the folder."""
+    column = next((name for name in CASE_COLUMNS if name in rows[0] and all(row[name] for row in rows)), None)
+    if column:
+        return [row[column] for row in rows]
+    images = [Path(next((row[name] for name in columns if row[name]), f"row{n}")) for n, row in enumerate(rows, 2)]
+    stems = [stem_of(image) for image in images]
+    if len(columns) > 1 or all(stem.endswith("_0000") for stem in stems):
+        stems = [match.group(1) if (match := CHANNEL_SUFFIX.fullmatch(stem)) else stem for stem in stems]
+    if len(set(stems)) == len(stems):
+        return stems
+    parents = [image.parent if not image.is_absolute() else Path(*image.parts[-2:-1]) for image in images]
+    return ["_".join((*parent.parts, stem)) for parent, stem in zip(parents, stems, strict=True)]
+
+
+def _splits(found: Found, rows: dict[str, dict[str, str]], path: Path) -> None:
+    """Folds that the columns fold (the fold that validates on the case) or split (train, validation) prescribe."""
+    numbers: dict[str, int] = {}
+    for case_id, row in rows.items():
+        if text := row.get("fold", ""):
+            try:
+                numbers[case_id] = int(float(text))
+            except (ValueError, OverflowError):
+                found.problems.append(
+                    Problem(case_id, str(path), f"the fold {text!r} is no number", "number folds 0, 1, ...")
+                )
+                return
+    if numbers and len(numbers) < len(rows):
+        for case_id in rows.keys() - numbers.keys():
+            what = "no fold is named, but other cases have one"
+            found.problems.append(
+                Problem(case_id, str(path), what, "fill in the column fold for all cases, or for none")
+            )
+        return
+    if not numbers:
+        validation = [case_id for case_id, row in rows.items() if row.get("split", "").lower() in VALIDATION]
+        if not validation:
+            return
+        numbers = {case_id: 0 if case_id in validation else -1 for case_id in rows}
+    found.cases = [_with_fold(case, numbers.get(case.id)) for case in found.cases]
+    found.splits = tuple(
+        Split(
+            fold,
+            tuple(sorted(case_id for case_id in numbers if numbers[case_id] != fold)),
+            tuple(sorted(case_id for case_id in numbers if numbers[case_id] == fold)),
+        )
+        for fold in sorted(set(numbers.values()) - {-1})
+    )
+
+
+def _with_fold(case: Case, fold: int | None) -> Case:
+    return Case(case.id, case.patient, case.images, case.label, None if fold == -1 else fold)
+
+
+def _patients_by_pattern(ids: Sequence[str], pattern: str) -> dict[str, str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(
+            f"--patient-regex {pattern!r} is no regular expression: {error}", remedy="correct it"
+        ) from None
+    if not compiled.groups:
+        what = f"--patient-regex {pattern!r} has no group"
+        raise UsageError(what, remedy="put the part that names the patient in parentheses: 'sub-(\\d+)'")
+    matches = {case_id: compiled.search(case_id) for case_id in ids}
+    unmatched = [case_id for case_id, match in matches.items() if match is None or not match.group(1)]
+    if unmatched:
+        shown = ", ".join(unmatched[:5]) + (f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else "")
+        what = f"--patient-regex {pattern!r} names no patient for {shown}"
+        raise UsageError(what, remedy="its first group must match part of every case id")
+    return {case_id: match.group(1) for case_id, match in matches.items() if match}
+
+
+def _patients_by_case(found: Found, path: Path) -> dict[str, str]:
+    rows = read_table(path)
+    case_column = next((name for name in CASE_COLUMNS if rows and name in rows[0]), None)
+    patient_column = next((name for name in PATIENT_COLUMNS if rows and name in rows[0]), None)
+    if case_column is None or patient_column is None:
+        raise DataError(f"{path} has no columns case and patient", remedy="its first line must be: case,patient")
+    patients: dict[str, str] = {}
+    for row in rows:
+        case_id, patient = row[case_column], row[patient_column]
+        if patient and patients.setdefault(case_id, patient) != patient:
+            what = f"two patients for one case: {patients[case_id]} and {patient}"
+            found.problems.append(Problem(case_id, str(path), what, "keep one of the two lines"))
+    return patients
+
+
+def _patients_by_prefix(ids: Sequence[str], path: Path) -> dict[str, str]:
+    """BIDS: the participant whose id begins the case id (`sub-01_ses-2_T1w`); the longest one where several do."""
+    rows = read_table(path)
+    if not rows or "participant_id" not in rows[0]:
+        raise DataError(f"{path} has no column participant_id", remedy="BIDS demands it as the first column")
+    participants = sorted((row["participant_id"] for row in rows if row["participant_id"]), key=len, reverse=True)
+    patients = {}
+    for case_id in ids:
+        for participant in participants:
+            if re.match(rf"(?:sub-)?{re.escape(participant)}(?![0-9A-Za-z])", case_id):
+                patients[case_id] = participant
+                break
+    return patients

@@ -1,0 +1,400 @@
+"""One fold: the one visible loop.
+
+`train_fold` reads top to bottom: where the fold stands, its data, its network, the dtype, then epochs of plain steps. The
+schedule spans what was asked for: a number of epochs, or a wall-time budget that includes the validation afterwards. At
+the end of every epoch the fold is checkpointed; the same command goes on from there.
+
+Files of a fold: `last.pt` (everything needed to go on, and the weights to predict with), `history.jsonl` (one line per
+epoch), `log.txt` (what was shown). The weights of the last step are the ones that predict: choosing an epoch by its
+validation score would make the cross-validation flatter itself.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from autoseg.augmentation import AUGMENTATIONS
+from autoseg.data.loader import make_loader
+from autoseg.data.splits import Split
+from autoseg.data.store import CaseStore
+from autoseg.errors import AutosegError, StateError
+from autoseg.fold_log import Clock, FoldLog, Position
+from autoseg.nn.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.nn.losses import LOSSES, DeepSupervision
+from autoseg.nn.networks import build_network
+from autoseg.nn.optimization import OPTIMIZERS, WeightAverage, set_learning_rate
+from autoseg.nn.precision import autocast, candidates, choose, measure
+from autoseg.nn.sliding_window import tile_starts
+from autoseg.plan import Configuration, Plan
+from autoseg.processes import available_cores
+from autoseg.records import to_plain
+from autoseg.workspace import Workspace, lock
+
+CHECKPOINT_VERSION = 1
+VALIDATION_STEPS = 8  # batches of fixed patches on which the pseudo Dice is estimated every epoch
+VALIDATION_SEED_OFFSET = 1_000_000
+VALIDATION_MARGIN = 1.3  # wall time of predicting the validation cases over the bare forward passes
+VALIDATION_SECONDS_PER_CASE = 0.1  # reading, resampling and writing a case
+MAX_WORKERS = 12
+PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training gives up
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """How a fold ended."""
+
+    fold: int
+    folder: Path
+    position: Position
+    pseudo_dice: tuple[float | None, ...]  # of the last epoch, one per label or region
+    already_finished: bool  # nothing was done: the fold had been trained before
+
+
+def train_fold(
+    workspace: Workspace,
+    plan: Plan,
+    configuration_name: str,
+    split: Split,
+    *,
+    device: torch.device,
+    restart: bool = False,
+) -> FoldResult:
+    """Train one fold of one configuration, or go on where it stopped.
+
+    Args:
+        plan: with the epochs or the time budget already set in `plan.training`.
+        split: the cases to train on and to validate with.
+        restart: begin anew; what was there is kept beside it under another name.
+
+    Raises:
+        StateError: data are not preprocessed, the fold was trained under another plan, or another process trains it.
+        AutosegError: the loss stays non-finite.
+    """
+    began = time.perf_counter()
+    configuration, training = plan.configurations[configuration_name], plan.training
+    folder = workspace.fold(configuration_name, configuration.network.name, split.fold)
+    if restart and folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
+    with lock(folder / ".lock", f"training {folder}"):
+        # 1. Where this fold stands
+        path = folder / "last.pt"
+        state = load_checkpoint(path, device) if path.exists() else None
+        if state is not None:
+            _require_same_plan(state["plan"], plan, folder)
+            if state["finished"]:
+                return _result(split.fold, folder, state, already_finished=True)
+        position = Position(**state["position"]) if state else Position()
+
+        # 2. Data, network, loss, optimiser
+        torch.manual_seed(training.seed + split.fold)
+        store = CaseStore(workspace.preprocessed(configuration.data))
+        validation = list(
+            patch_stream(store, split.validation, plan, configuration, augment=False, steps=VALIDATION_STEPS)
+        )
+        network = build_plan_network(plan, configuration).to(device)
+        network.deep_supervision = training.deep_supervision  # type: ignore[assignment]
+        criterion = build_plan_loss(plan, configuration).to(device)
+        optimizer = OPTIMIZERS[training.optimizer](network.parameters(), training.learning_rate, training.weight_decay)
+        average = WeightAverage(network, training.weight_average) if training.weight_average else None
+        log = FoldLog(folder, split.fold, list(plan.labels.scored), state["history"] if state else [])
+
+        # 3. The dtype that is fastest and right on this machine; a resumed fold keeps the one it began with
+        if state is None:
+            dtype, forward_seconds = choose_dtype(network, validation[0]["image"].to(device), training.autocast, log)
+        else:
+            dtype, forward_seconds = state["dtype"], state["forward_seconds"]
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            if average:
+                average.average, average.steps = state["average"], state["average_steps"]
+            log.say(f"fold {split.fold}  resumed after epoch {position.epoch}, step {position.step}")
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
+
+        # 4. The length of the schedule
+        clock = Clock(
+            spent=position.seconds + time.perf_counter() - began,
+            total_steps=training.epochs * training.iterations_per_epoch if training.epochs else None,
+            budget_seconds=training.time_budget_seconds,
+        )
+        clock.reserve_seconds = validation_seconds(store, split, plan, configuration, forward_seconds)
+
+        # 5. Epochs of steps
+        stream = iter(
+            patch_stream(
+                store, split.train, plan, configuration, start_step=position.step,
+                workers=worker_count(training.workers, device), pin_memory=device.type == "cuda",
+            )
+        )  # fmt: skip
+        non_finite = 0
+        with log:
+            while (progress := clock.progress(position.step)) < 1:
+                losses: list[float] = []
+                for batch in islice(stream, training.iterations_per_epoch):
+                    rate = set_learning_rate(optimizer, training.learning_rate, training.schedule, progress)
+                    image = batch["image"].to(device, non_blocking=True)
+                    target = batch["target"].to(device, non_blocking=True)
+                    loss = training_step(
+                        network, criterion, optimizer, scaler, image, target, dtype, training.gradient_clip
+                    )
+                    position = replace(position, step=position.step + 1)
+                    progress = clock.progress(position.step)
+                    if math.isfinite(loss):
+                        losses.append(loss)
+                        non_finite = 0
+                        if average:
+                            average.update(network)
+                    else:
+                        non_finite += 1
+                        if non_finite == PATIENCE_NON_FINITE:
+                            raise _diverged(split.fold, batch["cases"])
+                    log.step(loss, progress)
+                    if progress >= 1:
+                        break
+
+                # 6. Once per epoch: validate on fixed patches, write down, checkpoint
+                if average:
+                    average.swap(network)
+                validation_loss, pseudo_dice = validate(network, criterion, validation, plan, device, dtype)
+                if average:
+                    average.swap(network)
+                position = replace(position, epoch=position.epoch + 1, seconds=clock.elapsed())
+                log.epoch(
+                    position, loss=sum(losses) / max(len(losses), 1), validation_loss=validation_loss,
+                    pseudo_dice=pseudo_dice, learning_rate=rate, progress=progress,
+                )  # fmt: skip
+                state = {
+                    "version": CHECKPOINT_VERSION,
+                    "plan": to_plain(plan),
+                    "configuration": configuration_name,
+                    "fold": split.fold,
+                    "train": list(split.train),
+                    "validation": list(split.validation),
+                    "position": asdict(position),
+                    "finished": progress >= 1,
+                    "dtype": dtype,
+                    "forward_seconds": forward_seconds,
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average.average if average else None,
+                    "average_steps": average.steps if average else 0,
+                    "history": log.history,
+                }
+                save_checkpoint(path, state)
+        assert state is not None
+        return _result(split.fold, folder, state, already_finished=False)
+
+
+def training_step(
+    network: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    image: Tensor,
+    target: Tensor,
+    dtype: str,
+    gradient_clip: float,
+) -> float:
+    """Do one optimiser step on a batch and return its loss. A non-finite loss changes no weight.
+
+    Args:
+        image: (B, C, *patch) float32.
+        target: (B, *patch) class indices.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with autocast(image.device, dtype):
+        logits = network(image)
+    loss = criterion(logits, target)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        return value
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    return value
+
+
+def validate(
+    network: nn.Module,
+    criterion: nn.Module,
+    batches: Sequence[dict[str, Any]],
+    plan: Plan,
+    device: torch.device,
+    dtype: str,
+) -> tuple[float, list[float | None]]:
+    """Mean loss and pseudo Dice on fixed patches.
+
+    The pseudo Dice of a label or region counts voxels over all patches together; None where it occurs in neither.
+    """
+    heads = plan.heads
+    scored = list(plan.labels.scored.values())
+    counts = torch.zeros(len(scored), 3, dtype=torch.int64)  # intersection, reference, segmentation
+    total = 0.0
+    with torch.inference_mode():
+        for batch in batches:
+            target = batch["target"].to(device)
+            with autocast(device, dtype):
+                logits = network(batch["image"].to(device))
+            total += float(criterion(logits, target))
+            probabilities = head_probabilities(logits[0].float(), heads.has_regions).movedim(1, 0)
+            decided = torch.from_numpy(heads.decide(probabilities.cpu().numpy()))
+            reference = target.cpu()
+            annotated = torch.ones_like(reference, dtype=torch.bool)
+            if plan.labels.ignore_index is not None:
+                annotated = reference != plan.labels.ignore_index
+            for i, indices in enumerate(scored):
+                union = torch.tensor(indices)
+                r = torch.isin(reference, union) & annotated
+                s = torch.isin(decided.to(reference.dtype), union) & annotated
+                counts[i] += torch.stack(((r & s).sum(), r.sum(), s.sum()))
+    dice = [2 * int(i) / int(r + s) if r + s > 0 else None for i, r, s in counts]
+    return total / len(batches), dice
+
+
+def patch_stream(
+    store: CaseStore,
+    cases: Sequence[str],
+    plan: Plan,
+    configuration: Configuration,
+    *,
+    augment: bool = True,
+    start_step: int = 0,
+    steps: int | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches of patches as the plan wants them: the one place where a plan is unpacked for `data`.
+
+    Args:
+        augment: False gives fixed patches for validation: not augmented, drawn with another seed.
+        steps: batches in all, or None for a stream without end.
+    """
+    training = plan.training
+    return make_loader(
+        store,
+        cases,
+        patch_size=configuration.patch_size,
+        batch_size=configuration.batch_size,
+        labels=list(plan.labels.scored.values()),
+        augmentation=AUGMENTATIONS[training.augmentation if augment else "none"],
+        mirror_axes=configuration_mirror_axes(plan, configuration),
+        masked_channels=[i for i, n in enumerate(plan.normalization) if n.inside_mask],
+        rgb=len(plan.channels) == 3 and all(n.scheme == "rgb_to_0_1" for n in plan.normalization),
+        foreground_fraction=training.foreground_fraction,
+        case_sampling=training.case_sampling,
+        class_sampling=training.class_sampling,
+        seed=training.seed if augment else training.seed + VALIDATION_SEED_OFFSET,
+        start_step=start_step,
+        stop_step=None if steps is None else start_step + steps,
+        worker_count=workers,
+        pin_memory=pin_memory,
+    )
+
+
+def worker_count(wanted: int | None, device: torch.device) -> int:
+    """Processes that prepare patches: as asked for, otherwise all cores but one beside a GPU, one beside a CPU."""
+    if wanted is not None:
+        return wanted
+    return max(1, min(available_cores() - 1, MAX_WORKERS)) if device.type != "cpu" else 1
+
+
+def choose_dtype(network: nn.Module, image: Tensor, wanted: str, log: FoldLog) -> tuple[str, float]:
+    """Dtype of the convolutions, and the seconds one forward pass of `image`'s batch takes in it.
+
+    `wanted` is "auto" (measure and choose) or a dtype to use as it is.
+    """
+    tried = candidates(image.device) if wanted == "auto" else (wanted,)
+    trials = measure(network, image, tried)
+    chosen = choose(trials)
+    shown = ", ".join(f"{t.dtype} {1000 * t.seconds:.0f} ms (off by {t.difference:.1%})" for t in trials)
+    log.say(f"fold {log.fold}  {image.device.type}, forward and backward: {shown} -> {chosen.dtype}")
+    return chosen.dtype, chosen.forward_seconds / len(image)
+
+
+def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
+    """The network a configuration describes, with fresh weights."""
+    spec = configuration.network
+    return build_network(
+        spec.name,
+        in_channels=len(plan.channels),
+        num_heads=plan.heads.num_heads,
+        features=spec.features,
+        strides=spec.strides,
+        kernel_sizes=spec.kernel_sizes,
+        blocks=spec.blocks,
+        decoder_blocks=spec.decoder_blocks,
+        options=spec.options,
+    )
+
+
+def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
+    """The loss the plan names, summed over the stages under deep supervision."""
+    heads = plan.heads
+    loss = LOSSES[plan.training.loss](
+        regions=heads.regions_as_indices,
+        ignore_index=heads.ignore_index,
+        class_weights=plan.training.class_weights,
+        batch_dice=configuration.batch_dice,
+    )
+    return DeepSupervision(loss)
+
+
+def head_probabilities(logits: Tensor, has_regions: bool) -> Tensor:
+    """Probabilities of logits (B, K, *s): softmax over labels, or a sigmoid per region."""
+    return logits.sigmoid() if has_regions else logits.softmax(dim=1)
+
+
+def validation_seconds(
+    store: CaseStore, split: Split, plan: Plan, configuration: Configuration, forward_seconds: float
+) -> float:
+    """Estimate the wall time of predicting the fold's validation cases, from the measured time of one patch."""
+    tiles = 0
+    for case in split.validation:
+        shape = store.info(case).shape
+        slices = shape[0] if configuration.dims == 2 else 1
+        starts = (
+            tile_starts(s, t, 0.5) for s, t in zip(shape[-configuration.dims :], configuration.patch_size, strict=True)
+        )
+        tiles += slices * math.prod(len(s) for s in starts)
+    axes = configuration_mirror_axes(plan, configuration) if plan.training.test_time_mirroring else ()
+    return VALIDATION_MARGIN * tiles * 2 ** len(axes) * forward_seconds + VALIDATION_SECONDS_PER_CASE * len(
+        split.validation
+    )
+
+
+def configuration_mirror_axes(plan: Plan, configuration: Configuration) -> tuple[int, ...]:
+    """Mirror axes as spatial axes of the patch: the plan counts (Z, Y, X), a 2-D patch has only (Y, X)."""
+    skipped = 3 - configuration.dims
+    return tuple(axis - skipped for axis in plan.training.mirror_axes if axis >= skipped)
+
+
+def _require_same_plan(trained: Any, plan: Plan, folder: Path) -> None:
+    """Refuse to go on under other settings than those a fold began with; the reasons in the plan may differ."""
+    now = to_plain(plan)
+    changed = [key for key in now if key != "decisions" and trained.get(key) != now[key]]
+    if changed:
+        raise StateError(
+            f"{folder} was trained under another plan: {', '.join(changed)} differ",
+            remedy="repeat the options it was begun with, or begin anew with --restart (the old fold is kept aside)",
+        )
+
+
+def _diverged(fold: int, cases: Sequence[str]) -> AutosegError:
+    return AutosegError(
+        f"fold {fold}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on cases {', '.join(cases)}",
+        remedy="look at these images; or try --set training.learning_rate=..., --set training.autocast=float32",
+    )
+
+
+def _result(fold: int, folder: Path, state: dict[str, Any], *, already_finished: bool) -> FoldResult:
+    last = state["history"][-1]["pseudo_dice"]
+    return FoldResult(fold, folder, Position(**state["position"]), tuple(last), already_finished)

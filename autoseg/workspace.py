@@ -1,0 +1,121 @@
+"""Every path autoseg writes, and how it writes: whole files or none.
+
+    WORKSPACE/ dataset.json fingerprint.json plan.json splits.json
+      preprocessed/<data>/<case>.{image.npy,target.npy,json}
+      models/<configuration>-<network>/fold_<k>/{last.pt,best.pt,history.jsonl,log.txt,validation/}
+      crossval.json report.html
+
+A file appears under its final name only when it is complete: it is written beside its destination (never in /tmp, which
+may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
+
+from autoseg.errors import StateError, StorageError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder of one dataset: where each stage puts its results."""
+
+    root: Path
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "dataset.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        return self.root / "fingerprint.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def splits(self) -> Path:
+        return self.root / "splits.json"
+
+    @property
+    def crossval(self) -> Path:
+        return self.root / "crossval.json"
+
+    def preprocessed(self, data: str) -> Path:
+        """Folder of one preprocessed copy of the data; configurations that need the same copy share it."""
+        return self.root / "preprocessed" / data
+
+    def model(self, configuration: str, network: str) -> Path:
+        return self.root / "models" / f"{configuration}-{network}"
+
+    def fold(self, configuration: str, network: str, fold: int) -> Path:
+        return self.model(configuration, network) / f"fold_{fold}"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file beside `path`, flush it to disk and rename it to `path`.
+
+    Raises:
+        StorageError: the disk is full or refuses; what stood under `path` before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}",
+            remedy="see to the disk's space and to your rights there, or choose another folder",
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold an exclusive lock file while the body runs.
+
+    Raises:
+        StateError: another process holds it; the message says what it is doing (`what`).
+        StorageError: the lock file cannot be made.
+    """
+    guard = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        guard.acquire(timeout=0)
+    except Timeout:
+        raise StateError(
+            f"another process is {what} ({path} is locked)", remedy="wait for it to finish, or stop it"
+        ) from None
+    except OSError as error:  # Timeout is one too
+        raise StorageError(
+            f"{path} cannot be made: {error.strerror or error}", remedy="choose a folder you may write to"
+        ) from error
+    try:
+        yield
+    finally:
+        guard.release()
