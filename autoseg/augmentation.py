@@ -1,7 +1,7 @@
 """The one table of augmentation: names, probabilities and ranges. Numbers only; every chain reads them here.
 
-Source: nnU-Net v2's default chain, in its order; elastic deformation and colour jitter are ours. A range `(low, high)` is
-drawn uniformly unless a comment says otherwise. `two_sided` ranges draw below 1 and above 1 with equal probability.
+Source: nnU-Net v2's default chain, in its order; elastic deformation and colour jitter are ours. A range `(low, high)`
+is drawn uniformly unless a comment says otherwise. `two_sided` ranges draw below 1 and above 1 with equal probability.
 `Training.augmentation` of a plan names one of the strengths in `AUGMENTATIONS`.
 """
 

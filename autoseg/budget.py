@@ -21,6 +21,7 @@ class Budget:
     max_batch: dict[int, int | None]
     coverage: float  # a batch holds at most this share of the dataset's voxels
     training: Training
+    mirror_fixed_order: bool = True  # mirror even along axes on which the labels always keep their order
     min_batch: int = 2
     min_edge: int = 4  # voxels at the bottleneck
 
@@ -54,6 +55,7 @@ CPU = Budget(
     elements={3: 40e6, 2: 120e6},
     max_batch={3: 4, 2: 8},
     coverage=1.0,
+    mirror_fixed_order=False,
     training=Training(
         epochs=60,
         iterations_per_epoch=50,

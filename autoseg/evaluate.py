@@ -1,7 +1,7 @@
 """Segmentations against their references: per case and label, overlap and boundary metrics, never bare accuracy.
 
-Overlap comes from one confusion matrix per case; voxels of the ignore label count nowhere. What is undefined (a label in
-neither map, a distance to an empty mask) is `None`, left out of means, and counted: a mean always says over how many
+Overlap comes from one confusion matrix per case; voxels of the ignore label count nowhere. What is undefined (a label
+in neither map, a distance to an empty mask) is `None`, left out of means, and counted: a mean always says over how many
 cases it was taken.
 """
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,7 @@ class CaseFingerprint:
     ignored_voxels: int
     foreground_outside_crop: int  # labelled voxels where every channel is 0: lost by cropping
     digest: str  # of the arrays: equal digests are equal cases
+    centroids_mm: dict[str, Vector3] = field(default_factory=dict)  # of each label present, from the first voxel
 
     @property
     def relative_size_after_crop(self) -> float:
@@ -148,6 +149,7 @@ def measure_case(loaded: Loaded, labels: LabelSet, samples: int) -> CaseMeasurem
         ignored_voxels=int(counts[labels.num_labels + 1]) if labels.ignore is not None else 0,
         foreground_outside_crop=int(counts[1 : labels.num_labels + 1].sum()) - int(np.count_nonzero(foreground)),
         digest=_digest(image, target),
+        centroids_mm=_centroids(target, present, loaded.spacing),
     )
     has_foreground = bool(foreground.any())
     drawn = _draw(image[(slice(None), *inside)], foreground if has_foreground else None, samples)
@@ -191,6 +193,22 @@ def _all_components(target: np.ndarray, present: Mapping[str, int], spacing: Vec
     boxes = ndimage.find_objects(target)
     kept = max(4, min(COMPONENTS_KEPT, COMPONENTS_KEPT_PER_CASE // max(1, len(present))))
     return {name: _components(target[boxes[i - 1]] == i, spacing, kept) for name, i in present.items()}
+
+
+def _centroids(target: np.ndarray, present: Mapping[str, int], spacing: Vector3) -> dict[str, Vector3]:
+    """Centre of mass of each present label in mm along (Z, Y, X), from the first voxel."""
+    boxes = ndimage.find_objects(target)
+    centroids = {}
+    for name, i in present.items():
+        mask = target[boxes[i - 1]] == i
+        starts = [axis.start for axis in boxes[i - 1]]
+        profiles = [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
+        z, y, x = (
+            _short((start + np.average(np.arange(len(profile)), weights=profile)) * step)
+            for start, profile, step in zip(starts, profiles, spacing, strict=True)
+        )
+        centroids[name] = (z, y, x)
+    return centroids
 
 
 def _components(mask: np.ndarray, spacing: Vector3, kept: int) -> ComponentSizes:

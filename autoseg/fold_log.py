@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from autoseg.workspace import write_text
 
+EPOCHS_OF_A_BUDGET = 20
+
 
 @dataclass(frozen=True)
 class Position:
@@ -30,13 +32,17 @@ class Clock:
 
     Args:
         spent: seconds spent before this process took over.
-        total_steps: length in steps, or None when a time budget rules.
+        epochs: length in epochs of `iterations_per_epoch` steps, or None when a time budget rules.
         budget_seconds: wall time for everything, validation included, or None.
     """
 
-    def __init__(self, *, spent: float, total_steps: int | None, budget_seconds: float | None) -> None:
+    def __init__(
+        self, *, spent: float, epochs: int | None, iterations_per_epoch: int, budget_seconds: float | None
+    ) -> None:
+        assert (epochs is None) != (budget_seconds is None)
         self.begin = time.perf_counter() - spent
-        self.total_steps = total_steps
+        self.iterations_per_epoch = iterations_per_epoch
+        self.total_steps = None if epochs is None else epochs * iterations_per_epoch
         self.budget_seconds = budget_seconds
         self.reserve_seconds = 0.0  # kept back for the validation after the last step
 
@@ -49,6 +55,15 @@ class Clock:
             return min(step / self.total_steps, 1.0)
         assert self.budget_seconds is not None
         return min(self.elapsed() / max(self.budget_seconds - self.reserve_seconds, 1e-9), 1.0)
+
+    def epoch_is_over(self, steps: int, seconds: float) -> bool:
+        """Whether an epoch of so many steps, begun so many seconds ago, is at its end.
+
+        Epochs have `iterations_per_epoch` steps; under a short time budget they end sooner, so that there are about
+        EPOCHS_OF_A_BUDGET of them to watch.
+        """
+        short = self.budget_seconds is not None and seconds >= self.budget_seconds / EPOCHS_OF_A_BUDGET
+        return steps >= self.iterations_per_epoch or short
 
 
 class FoldLog:

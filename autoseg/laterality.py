@@ -1,8 +1,13 @@
-"""Which labels are the left and the right of one thing: those must not be mirrored into each other."""
+"""What mirroring would undo: left and right by name, and an order of the labels that never changes."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
+from autoseg.imaging.geometry import Vector3
+
+MIN_PAIRED_CASES = 5  # that show two labels, before their order counts as known
+SAME_ORDER = 0.95  # share of these cases in which one label lies before the other
 SIDES = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"}
 
 
@@ -19,6 +24,28 @@ def left_right_pair(names: Iterable[str]) -> tuple[str, str] | None:
                 partner = (*words[:i], SIDES[word], *words[i + 1 :])
                 if partner in by_words:
                     return name, by_words[partner]
+    return None
+
+
+def fixed_order(centroids: Sequence[Mapping[str, Vector3]], axis: int) -> tuple[str, str] | None:
+    """Find two labels of which one always lies before the other along an axis, or None.
+
+    Args:
+        centroids: per case, label name -> centre in mm along (Z, Y, X).
+        axis: of the centres.
+
+    Returns:
+        (before, after), in at least SAME_ORDER of at least MIN_PAIRED_CASES cases that have both.
+    """
+    names = dict.fromkeys(name for case in centroids for name in case)
+    for one, other in combinations(names, 2):
+        signs = [case[one][axis] < case[other][axis] for case in centroids if one in case and other in case]
+        if len(signs) < MIN_PAIRED_CASES:
+            continue
+        if sum(signs) >= SAME_ORDER * len(signs):
+            return one, other
+        if len(signs) - sum(signs) >= SAME_ORDER * len(signs):
+            return other, one
     return None
 
 

@@ -19,8 +19,8 @@ from autoseg.workspace import Workspace
 class Model:
     """An ensemble ready to predict.
 
-    `plan` is the one the folds were trained under, read from their checkpoints: a later edit of plan.json cannot make the
-    prediction preprocess images differently from the training.
+    `plan` is the one the folds were trained under, read from their checkpoints: a later edit of plan.json cannot make
+    the prediction preprocess images differently from the training.
     """
 
     plan: Plan
@@ -87,10 +87,13 @@ def open_model(
 
 def same_input_and_output(a: Plan, b: Plan, configuration_name: str) -> bool:
     """Whether two plans preprocess images alike and predict the same heads in the same configuration."""
-    c, d = a.configurations[configuration_name], b.configurations[configuration_name]
-    return (a.channels, a.heads, a.orientation, a.axis_order, a.normalization, a.resampling, c.spacing, c.patch_size) == (
-        b.channels, b.heads, b.orientation, b.axis_order, b.normalization, b.resampling, d.spacing, d.patch_size
-    )  # fmt: skip
+    return _seen(a, configuration_name) == _seen(b, configuration_name)
+
+
+def _seen(plan: Plan, configuration_name: str) -> tuple:
+    configuration = plan.configurations[configuration_name]
+    rules = (plan.channels, plan.heads, plan.orientation, plan.axis_order, plan.normalization, plan.resampling)
+    return (*rules, configuration.spacing, configuration.patch_size)
 
 
 def _network(state: dict, plan: Plan, configuration_name: str, device: torch.device) -> nn.Module:
@@ -102,10 +105,3 @@ def _network(state: dict, plan: Plan, configuration_name: str, device: torch.dev
                 parameter.copy_(average)
     network.deep_supervision = False  # type: ignore[assignment]
     return network.eval()
-
-
-def trained_folds(workspace: Workspace, configuration_name: str, network: str) -> tuple[Path, ...]:
-    """Folders of the folds that have a checkpoint, in order."""
-    return tuple(
-        sorted(path.parent for path in workspace.model(configuration_name, network).glob("fold_[0-9]/last.pt"))
-    )

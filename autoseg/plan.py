@@ -1,8 +1,8 @@
 """What was decided: the plan, as records a person reads and edits in `plan.json`.
 
-Spatial tuples are in array order. `Plan.axis_order` says how stored axes are permuted before anything else: the coarsest
-(or the singleton) axis first. Spacings, patches and shapes below are in that permuted order; those of a 2-D configuration
-have two entries, (Y, X).
+Spatial tuples are in array order. `Plan.axis_order` says how stored axes are permuted before anything else: the
+coarsest (or the singleton) axis first. Spacings, patches and shapes below are in that permuted order; those of a 2-D
+configuration have two entries, (Y, X).
 """
 
 from dataclasses import dataclass, field

@@ -26,7 +26,7 @@ from autoseg.errors import UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import scheme_for
-from autoseg.laterality import left_right_pair
+from autoseg.laterality import fixed_order, left_right_pair
 from autoseg.plan import VERSION, ChannelNormalization, Configuration, NetworkSpec, Plan, Resampling, Training
 from autoseg.space import ANISOTROPY, Space, plan_space
 
@@ -362,7 +362,8 @@ def _plan_training(asked: Request, space: Space, chosen: Configuration) -> Train
 def _plan_mirroring(asked: Request, space: Space) -> tuple[int, ...]:
     """Axes to mirror, in the plan's order; not left to right where labels tell the sides apart.
 
-    A 2-D configuration uses those above 0, less one: its planes are the plan's axes 1 and 2.
+    Nor, where the budget is short of steps, along an axis on which labels keep their order: the network need not learn
+    an anatomy that never comes. A 2-D configuration uses those above 0, less one: its planes are the plan's axes 1, 2.
     """
     pair = left_right_pair([*asked.labels.values, *asked.labels.regions])
     axes: tuple[int, ...] = (0, 1, 2)
@@ -374,5 +375,10 @@ def _plan_mirroring(asked: Request, space: Space) -> tuple[int, ...]:
     else:
         axes = ()
         reason = f"{pair[0]} and {pair[1]} are told apart, and without orientation no axis is known not to swap them"
+    if not asked.budget.mirror_fixed_order:
+        centroids = [case.centroids_mm for case in asked.fingerprint.cases]
+        ordered = {i: order for i in axes if (order := fixed_order(centroids, space.axis_order[i]))}
+        axes = tuple(i for i in axes if i not in ordered)
+        reason += "".join(f"; along axis {i} {one} always lies before {other}" for i, (one, other) in ordered.items())
     asked.decide("5.7 mirroring", "axes " + ", ".join(map(str, axes)) if axes else "none", reason)
     return axes

@@ -1,7 +1,7 @@
 """Work on many cases at once, in processes that cannot hang.
 
-`concurrent.futures` notices a killed worker at once (the kernel kills the largest process when memory runs out) and says
-so. Workers start from a fork server that has imported what they need but holds no thread and no big array of the parent.
+`concurrent.futures` notices a killed worker at once (the kernel kills the largest process when memory runs out) and
+says so. Workers start from a fork server that has imported what they need but holds no thread and no big array.
 """
 
 import multiprocessing

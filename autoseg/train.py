@@ -1,8 +1,8 @@
 """One fold: the one visible loop.
 
-`train_fold` reads top to bottom: where the fold stands, its data, its network, the dtype, then epochs of plain steps. The
-schedule spans what was asked for: a number of epochs, or a wall-time budget that includes the validation afterwards. At
-the end of every epoch the fold is checkpointed; the same command goes on from there.
+`train_fold` reads top to bottom: where the fold stands, its data, its network, the dtype, then epochs of plain steps.
+The schedule spans what was asked for: a number of epochs, or a wall-time budget that includes the validation
+afterwards. At the end of every epoch the fold is checkpointed; the same command goes on from there.
 
 Files of a fold: `last.pt` (everything needed to go on, and the weights to predict with), `history.jsonl` (one line per
 epoch), `log.txt` (what was shown). The weights of the last step are the ones that predict: choosing an epoch by its
@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,8 @@ def train_fold(
         # 4. The length of the schedule
         clock = Clock(
             spent=position.seconds + time.perf_counter() - began,
-            total_steps=training.epochs * training.iterations_per_epoch if training.epochs else None,
+            epochs=training.epochs,
+            iterations_per_epoch=training.iterations_per_epoch,
             budget_seconds=training.time_budget_seconds,
         )
         clock.reserve_seconds = validation_seconds(store, split, plan, configuration, forward_seconds)
@@ -137,7 +137,8 @@ def train_fold(
         with log:
             while (progress := clock.progress(position.step)) < 1:
                 losses: list[float] = []
-                for batch in islice(stream, training.iterations_per_epoch):
+                epoch_began = clock.elapsed()
+                for epoch_steps, batch in enumerate(stream, start=1):
                     rate = set_learning_rate(optimizer, training.learning_rate, training.schedule, progress)
                     image = batch["image"].to(device, non_blocking=True)
                     target = batch["target"].to(device, non_blocking=True)
@@ -156,7 +157,7 @@ def train_fold(
                         if non_finite == PATIENCE_NON_FINITE:
                             raise _diverged(split.fold, batch["cases"])
                     log.step(loss, progress)
-                    if progress >= 1:
+                    if progress >= 1 or clock.epoch_is_over(epoch_steps, clock.elapsed() - epoch_began):
                         break
 
                 # 6. Once per epoch: validate on fixed patches, write down, checkpoint
@@ -390,7 +391,8 @@ def _require_same_plan(trained: Any, plan: Plan, folder: Path) -> None:
 
 def _diverged(fold: int, cases: Sequence[str]) -> AutosegError:
     return AutosegError(
-        f"fold {fold}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on cases {', '.join(cases)}",
+        f"fold {fold}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on cases "
+        + ", ".join(cases),
         remedy="look at these images; or try --set training.learning_rate=..., --set training.autocast=float32",
     )
 

@@ -26,6 +26,7 @@ from autoseg.imaging.labels import OUTSIDE
 
 MEMORY_SHARE = 0.25  # of the free memory: what the cases may occupy to be held in it
 OPEN_CASES = 64  # otherwise mapped at a time, per process; each holds three file descriptors
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 PREFETCHED = 4  # batches ready per worker: evens out slow samples
 
 
@@ -167,12 +168,12 @@ def make_loader(
 def free_memory() -> int:
     """Bytes this process may still use: of the machine, or of its control group (containers, batch systems)."""
     free = psutil.virtual_memory().available
-    for limit, used in (
+    for limit, used in (  # version 2, version 1
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            group = [(Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit, used)]
+            group = [(CONTROL_GROUPS / name).read_text().strip() for name in (limit, used)]
         except OSError:
             continue
         if group[0].isdigit():

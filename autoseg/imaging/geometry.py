@@ -72,7 +72,8 @@ def geometry_from_steps(shape: Axes3, steps: np.ndarray, origin: np.ndarray, *, 
         if shape[axis] == 1 and not steps[axis].any():
             normal = np.cross(steps[(axis + 2) % 3], steps[(axis + 1) % 3])  # z = x cross y, and so on round
             steps[axis] = normal / (np.linalg.norm(normal) or 1.0)
-    spacing = np.linalg.norm(steps, axis=1)
+    with np.errstate(over="ignore"):
+        spacing = np.linalg.norm(steps, axis=1)
     if spacing.min() <= 0 or not np.isfinite(spacing).all():
         raise DataError(
             f"{file}: voxels must have a size along every axis, but the spacing (z, y, x) is {spacing.tolist()} mm",

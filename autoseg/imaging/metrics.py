@@ -200,11 +200,13 @@ def _surface(mask: np.ndarray, deep: Sequence[bool]) -> np.ndarray:
 
 def _distances_to(surface: np.ndarray, sources: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Distances, mm float64, from each voxel of `sources` to the nearest of `surface`; inf if there is none."""
-    distances = np.zeros(int(np.count_nonzero(sources)))
-    if not surface.any():
-        return np.full(len(distances), np.inf)
-    apart = ~surface[sources]  # a voxel of both surfaces is 0 away, and there are many
+    where = np.flatnonzero(sources)
+    distances = np.zeros(len(where))
+    apart = ~surface.ravel()[where]  # a voxel of both surfaces is 0 away, and there are many
     if apart.any():
-        tree = cKDTree(np.argwhere(surface) * spacing)
-        distances[apart] = tree.query(np.argwhere(sources & ~surface) * spacing)[0]
+        targets, queries = (
+            np.stack(np.unravel_index(voxels, surface.shape), axis=1) * spacing
+            for voxels in (np.flatnonzero(surface), where[apart])
+        )
+        distances[apart] = cKDTree(targets).query(queries)[0] if len(targets) else np.inf
     return distances

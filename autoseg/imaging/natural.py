@@ -170,9 +170,7 @@ def _load_tiff(path: Path, *, colours: bool) -> StoredVoxels:
     if channels.dtype == bool:
         channels = channels.astype(np.uint8)
     if channels.dtype.kind not in "uif":
-        raise DataError(
-            f"{path}: expected integers or real numbers, found {channels.dtype}", remedy="convert the image"
-        )
+        raise DataError(f"{path}: expected real numbers, found {channels.dtype}", remedy="convert the image")
     if colours and tiff.palette is not None:
         channels = (tiff.palette[:, channels[0]] >> 8).astype(np.uint8)
     if tiff.alpha:
@@ -220,7 +218,9 @@ def _decode_tiff(path: Path) -> np.ndarray:
         try:
             return series.asarray()
         except ValueError as error:
-            if "imagecodecs" not in str(error) or file.pages.first.bitspersample < 8:
+            page = file.pages.first
+            inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE  # Pillow would swap black and white
+            if "imagecodecs" not in str(error) or page.bitspersample < 8 or inverted:
                 raise
             pages, shape, dtype = len(file.pages), series.shape, series.dtype
         with Image.open(path) as image:  # LZW and JPEG; tifffile needs another package for them

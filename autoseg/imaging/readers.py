@@ -156,18 +156,18 @@ def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | s
             writer(staging, labels, geometry, like if same_family else None)
             with open(staging, "rb+") as file:
                 os.fsync(file.fileno())
-        _verify(staging, path, labels, geometry)
+        _verify(staging, path, labels, None if READERS[ending].family == "natural" else geometry)
         with _storage(path):
             staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
 
 
-def _verify(staging: Path, path: Path, labels: np.ndarray, geometry: Geometry) -> None:
+def _verify(staging: Path, path: Path, labels: np.ndarray, geometry: Geometry | None) -> None:
     try:
         volume = read_labels(staging)
         same = np.array_equal(volume.array, labels)
-        distance = corner_distance_voxels(volume.geometry, geometry)
+        distance = corner_distance_voxels(volume.geometry, geometry) if geometry else 0.0
         found = f"its voxels are {'equal' if same else 'different'}, its corners moved by {distance:.3g} voxels"
     except DataError as error:
         same, distance, found = False, 0.0, error.what

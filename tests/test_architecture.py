@@ -1,0 +1,303 @@
+"""The house rules that source code can be read for: who imports whom, what is never called, how long a file may be.
+
+The rules are those of CONTRIBUTING.md. Imports point down: `ORDER` lists the modules from the bottom up, and a module may
+import those above it in the list, those in its own row, and nothing else of autoseg.
+"""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "autoseg"
+MAX_LINES = 450
+
+# From the bottom up. Modules of one row may import each other; rows of stages follow the data.
+ORDER: list[set[str]] = [
+    {"errors"},
+    {"augmentation", "workspace", "processes"},
+    {"records"},
+    {"imaging"},
+    {"data", "nn"},
+    # stages, in the order data pass them
+    {"dataset", "pairing", "tables", "layouts", "problems"},
+    {"fingerprint"},
+    {"plan"},
+    {"budget", "laterality", "topology", "sparsity", "space", "decisions"},  # what the planner's rules are made of
+    {"planner"},
+    {"preprocess"},
+    {"fold_log"},
+    {"train"},
+    {"model"},
+    {"predict"},
+    {"evaluate"},
+    {"crossval"},
+    {"report"},
+    {"share"},
+    {"phantom"},
+    {"status"},
+    {"pipeline"},
+    {"demo"},  # runs the pipeline as a user would
+    {"cli"},
+    {"__main__"},
+]
+STRANGERS = [{"data", "nn"}]  # of one row, and yet neither may import the other
+TORCH_AT_TOP = {"nn", "data.loader", "train", "model", "predict"}
+TORCH_NOWHERE = {"errors", "augmentation", "workspace", "processes", "records", "imaging", "plan", "planner", "phantom"}
+
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text(encoding="utf-8")
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+class Imports(ast.NodeVisitor):
+    """What one module imports: absolute names, and whether each is executed when the module is imported."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, bool]] = []
+        self.inside = 0  # depth of functions and of `if TYPE_CHECKING`
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found += [(alias.name, not self.inside) for alias in node.names]
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        assert node.level == 0, "imports are absolute here"
+        self.found += [(f"{node.module}.{alias.name}", not self.inside) for alias in node.names]
+
+    def visit_FunctionDef(self, node: ast.AST) -> None:
+        self.inside += 1
+        self.generic_visit(node)
+        self.inside -= 1
+
+    visit_AsyncFunctionDef = visit_Lambda = visit_FunctionDef  # noqa: N815
+
+    def visit_If(self, node: ast.If) -> None:
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            self.visit_FunctionDef(node)
+        else:
+            self.generic_visit(node)
+
+
+def imports_of(source: str) -> list[tuple[str, bool]]:
+    visitor = Imports()
+    visitor.visit(ast.parse(source))
+    return visitor.found
+
+
+def room_of(module: str) -> str:
+    """`imaging.labels` stands in the room `imaging`; `records` in one of its own."""
+    return module.split(".")[0]
+
+
+def target_of(name: str, modules: set[str]) -> str | None:
+    """The module of autoseg that an imported absolute name means, or None where it is somebody else's."""
+    if name != "autoseg" and not name.startswith("autoseg."):
+        return None
+    inner = name.removeprefix("autoseg").removeprefix(".")
+    while inner and inner not in modules and f"{inner}.__init__" not in modules:
+        inner = inner.rpartition(".")[0]
+    return inner or "__init__"
+
+
+def forbidden_edges(sources: dict[str, str]) -> list[str]:
+    """Imports that do not point down."""
+    rank = {room: i for i, row in enumerate(ORDER) for room in row}
+    found = []
+    for module, source in sources.items():
+        if module == "__init__":
+            continue  # its names are loaded lazily, from anywhere
+        room = room_of(module)
+        if room not in rank:
+            found.append(f"{module}: give it a place in ORDER")
+            continue
+        for name, _ in imports_of(source):
+            target = target_of(name, set(sources))
+            if target is None or name == "autoseg.__version__":
+                continue
+            goal = room_of(target)
+            if goal == "__init__" or rank.get(goal, len(ORDER)) > rank[room]:
+                found.append(f"{module} imports {name}, which stands above it")
+            elif goal != room and {goal, room} in STRANGERS:
+                found.append(f"{module} imports {name}, and neither may know the other")
+    return found
+
+
+def misplaced_torch(sources: dict[str, str]) -> list[str]:
+    """Imports of torch where a module must do without it, at its top or at all."""
+    found = []
+    for module, source in sources.items():
+        for name, at_top in imports_of(source):
+            if name.split(".")[0] != "torch" or TORCH_AT_TOP & {module, room_of(module)}:
+                continue
+            if at_top or room_of(module) in TORCH_NOWHERE:
+                found.append(f"{module} imports {name}")
+    return found
+
+
+def dangerous_calls(source: str) -> list[str]:
+    """What could run code that stands in a data file, by line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            banned = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pydoc"}
+            found += [f"line {line}: import {name}" for name in names if name.split(".")[0] in banned]
+        if isinstance(node, ast.Attribute) and node.attr in ("extractall", "locate"):
+            found.append(f"line {line}: .{node.attr}")
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        values = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if called in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load"):
+            found.append(f"line {line}: {called}(")
+        if values.get("shell", "False") != "False" or values.get("allow_pickle", "False") != "False":
+            found.append(f"line {line}: {ast.unparse(node)}")
+        if (
+            called in ("torch.load", "torch.hub.load", "load_state_dict_from_url")
+            and values.get("weights_only") != "True"
+        ):
+            found.append(f"line {line}: {called} without weights_only=True")
+    return found
+
+
+# The package keeps the rules
+
+
+def test_imports_point_down():
+    assert forbidden_edges(SOURCES) == []
+
+
+def test_imports_make_no_circle():
+    """Modules of one row may import each other, but not around in a circle when they are imported."""
+    graph = {
+        module: {target_of(name, set(SOURCES)) for name, at_top in imports_of(source) if at_top} - {None, module}
+        for module, source in SOURCES.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_torch_is_imported_only_where_it_is_used():
+    assert misplaced_torch(SOURCES) == []
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_nothing_runs_code_from_data(module):
+    assert dangerous_calls(SOURCES[module]) == []
+
+
+def test_files_are_short_enough_to_be_read():
+    lengths = {module: source.count("\n") for module, source in SOURCES.items()}
+    assert {module: length for module, length in lengths.items() if length >= MAX_LINES} == {}
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.skipif("cli" not in SOURCES, reason="there is no command line yet")
+def test_command_line_starts_without_torch():
+    loaded = run_python("import sys, autoseg.cli; print(*sys.modules, sep='\\n')").split()
+    assert "autoseg.cli" in loaded
+    assert not {"torch", "scipy", "skimage", "SimpleITK", "nibabel", "matplotlib"} & set(loaded)
+
+
+def test_networks_need_torch_and_numpy_alone():
+    loaded = run_python("import sys, autoseg.nn.networks; print(*sys.modules, sep='\\n')").split()
+    assert "torch" in loaded
+    assert not {"scipy", "skimage", "SimpleITK", "nibabel", "matplotlib", "batchgenerators"} & set(loaded)
+
+
+# The rules themselves: each is shown what it must catch, and what it must let pass
+
+
+def edges(**modules: str) -> list[str]:
+    return forbidden_edges({name.replace("__", "."): source for name, source in modules.items()})
+
+
+@pytest.mark.parametrize(
+    ("modules", "caught"),
+    [
+        ({"records": "from autoseg.errors import StateError", "errors": ""}, 0),
+        ({"errors": "from autoseg.records import save", "records": ""}, 1),
+        ({"errors": "import autoseg.records", "records": ""}, 1),
+        ({"errors": "from autoseg import records", "records": ""}, 1),
+        ({"errors": "def f():\n    from autoseg import records", "records": ""}, 1),  # late, but upwards all the same
+        ({"train": "from autoseg.predict import predict", "predict": ""}, 1),
+        ({"predict": "from autoseg.train import train", "train": ""}, 0),
+        ({"data__loader": "from autoseg.nn.unet import UNet", "nn__unet": ""}, 1),
+        ({"nn__unet": "from autoseg.data import store", "data__store": ""}, 1),
+        ({"nn__unet": "from autoseg.nn.blocks import Block", "nn__blocks": ""}, 0),
+        ({"nn__unet": "from autoseg.plan import Plan", "plan": ""}, 1),
+        ({"train": "from autoseg import __version__"}, 0),
+        ({"train": "from autoseg import predict_images"}, 1),  # by way of the public names
+        ({"pipeline": "from autoseg.cli import main", "cli": ""}, 1),
+        ({"train": "from autoseg.nonsense import x"}, 1),
+        ({"nonsense": ""}, 1),  # a module without a place
+        ({"train": "import autosegmentation, numpy.errors"}, 0),
+    ],
+)
+def test_upward_imports_are_caught(modules, caught):
+    assert len(edges(**modules)) == caught
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "caught"),
+    [
+        ("cli", "import torch", True),
+        ("cli", "from torch.nn import functional", True),
+        ("cli", "def f():\n    import torch", False),
+        ("cli", "if TYPE_CHECKING:\n    import torch", False),
+        ("cli", "try:\n    import torch\nexcept ImportError:\n    pass", True),
+        ("evaluate", "import torch", True),
+        ("imaging.resample", "def f():\n    import torch", True),
+        ("data.store", "import torch", True),
+        ("data.loader", "import torch", False),
+        ("nn.unet", "import torch", False),
+        ("train", "import torch", False),
+        ("cli", "import torchvision_like_name", False),
+    ],
+)
+def test_misplaced_torch_is_caught(module, source, caught):
+    assert bool(misplaced_torch({module: source})) == caught
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("eval('1')", True),
+        ("exec(text)", True),
+        ("model.eval()", False),
+        ("import pickle", True),
+        ("from pickle import loads", True),
+        ("import cloudpickle as c", True),
+        ("archive.extractall(folder)", True),
+        ("archive.extract(member, folder)", False),
+        ("pydoc.locate(name)", True),
+        ("subprocess.run(command, shell=True)", True),
+        ("subprocess.run(command, shell=flag)", True),
+        ("subprocess.run(command)", False),
+        ("torch.load(path)", True),
+        ("torch.load(path, weights_only=False)", True),
+        ("torch.load(path, weights_only=strict)", True),
+        ("torch.load(path, map_location='cpu', weights_only=True)", False),
+        ("np.load(path, allow_pickle=True)", True),
+        ("np.load(path, allow_pickle=False)", False),
+        ("yaml.load(text)", True),
+        ("os.system(command)", True),
+    ],
+)
+def test_dangerous_calls_are_caught(source, caught):
+    assert bool(dangerous_calls(source)) == caught
+
+
+def test_circle_is_caught():
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()

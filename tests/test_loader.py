@@ -1,0 +1,244 @@
+"""The stream of batches: the same for any number of workers, resumable, and true to the stored cases."""
+
+import itertools
+import os
+import pickle
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.augmentation import AUGMENTATIONS
+from autoseg.data import loader as module
+from autoseg.data.augment import Deformation
+from autoseg.data.loader import free_memory, make_loader
+from autoseg.data.store import CaseInfo, CaseStore
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> CaseStore:
+    """Five cases of different shapes. Channel 0 says which voxel it is, channel 1 repeats the target."""
+    store = CaseStore(tmp_path_factory.mktemp("store"))
+    for number in range(5):
+        shape = (8 + number, 14, 12 - number)
+        target = np.random.default_rng(number).integers(0, 3, shape).astype(np.int16)
+        target[0] = -1
+        address = (
+            np.arange(target.size).reshape(shape) / 1024 - 0.5
+        )  # exact in float16, standard deviation of about 0.3
+        image = np.stack([address, np.maximum(target, 0)]).astype(np.float32)
+        box = tuple((0, s) for s in shape)
+        store.commit(f"case{number}", image, target, CaseInfo(f"case{number}", "k", (1, 1, 1), box, shape, shape, 2))
+    return store
+
+
+CASES = tuple(f"case{i}" for i in range(5))
+
+
+def stream(store, strength="default", **settings):
+    defaults = {
+        "patch_size": (6, 10, 8),
+        "batch_size": 2,
+        "labels": [(1,), (2,)],
+        "augmentation": AUGMENTATIONS[strength],
+        "mirror_axes": (0, 1, 2),
+        "foreground_fraction": 0.5,
+        "seed": 3,
+        "stop_step": 8,
+    }
+    return make_loader(store, CASES, **(defaults | settings))
+
+
+def assert_same(some, others) -> None:
+    for one, other in zip(some, others, strict=True):
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["target"], other["target"])
+        assert one["cases"] == other["cases"]
+
+
+def test_a_batch(store):
+    batches = list(stream(store))
+    assert len(batches) == len(stream(store)) == 8
+    for batch in batches:
+        assert set(batch) == {"image", "target", "cases"}
+        assert batch["image"].shape == (2, 2, 6, 10, 8)
+        assert batch["image"].dtype == torch.float32
+        assert batch["image"].is_contiguous()
+        assert batch["target"].shape == (2, 6, 10, 8)
+        assert batch["target"].dtype == torch.uint8
+        assert batch["target"].max() <= 2  # OUTSIDE would be 255
+        assert len(batch["cases"]) == 2
+        assert set(batch["cases"]) <= set(CASES)
+    assert {case for batch in batches for case in batch["cases"]} == set(CASES)
+
+
+def test_workers_change_nothing(store):
+    reference = list(stream(store))
+    for count in (1, 2):
+        assert_same(stream(store, worker_count=count), reference)
+    assert not torch.equal(next(iter(stream(store, seed=4)))["image"], reference[0]["image"])
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_resumed_stream_goes_on_where_it_was(store, count):
+    reference = list(stream(store))
+    assert_same(stream(store, start_step=5, worker_count=count), reference[5:])
+    endless = stream(store, start_step=3, stop_step=None, worker_count=count)
+    assert_same(itertools.islice(iter(endless), 5), reference[3:])
+    with pytest.raises(TypeError, match="no length"):
+        len(endless)
+    assert list(stream(store, start_step=9)) == []
+
+
+def test_a_stream_can_be_run_through_again(store):
+    twice = stream(store, stop_step=3, worker_count=1)
+    assert_same(list(twice), list(twice))
+
+
+def test_cases_in_memory_or_on_disk_are_the_same(store, monkeypatch):
+    held, mapped = stream(store), stream(store, memory_limit=0)
+    assert all(type(case.image) is np.ndarray for case in held.dataset.cases.values())
+    assert mapped.dataset.cases == {}
+    assert_same(held, mapped)
+    assert all(isinstance(case.image, np.memmap) for case in mapped.dataset.cases.values())
+    size = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
+    assert stream(store, memory_limit=size).dataset.in_memory
+    assert not stream(store, memory_limit=size - 1).dataset.in_memory
+    monkeypatch.setattr(module, "OPEN_CASES", 2)
+    few = stream(store, memory_limit=0)
+    assert_same(few, stream(store))
+    assert len(few.dataset.cases) == 2
+
+
+def test_a_quarter_of_the_free_memory_is_the_limit(store, monkeypatch):
+    size = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
+    for free, held in ((4 * size, True), (4 * size - 4, False)):
+        monkeypatch.setattr(module, "free_memory", lambda free=free: free)
+        assert stream(store).dataset.in_memory is held
+
+
+def test_free_memory_is_that_of_the_machine_or_the_control_group(monkeypatch, tmp_path):
+    assert 0 < free_memory() <= module.psutil.virtual_memory().available * 1.1
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    monkeypatch.setattr(module, "CONTROL_GROUPS", tmp_path)
+    assert free_memory() == 4000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() > 4000
+
+
+def test_the_dataset_can_be_sent_to_another_process(store):
+    for limit in (None, 0):
+        dataset = stream(store, memory_limit=limit).dataset
+        sample = dataset[5]
+        copy = pickle.loads(pickle.dumps(dataset))
+        assert (len(copy.cases) > 0) == (limit is None)
+        again = copy[5]
+        assert torch.equal(again["image"], sample["image"])
+        assert torch.equal(again["target"], sample["target"])
+        assert again["case"] == sample["case"]
+
+
+def test_patches_are_those_of_the_stored_cases(store):
+    """Without augmentation, channel 0 names the voxel that every place of a patch comes from."""
+    for batch in stream(store, "none", patch_size=(4, 6, 5), stop_step=20):
+        for image, target, name in zip(batch["image"].numpy(), batch["target"].numpy(), batch["cases"], strict=True):
+            case = store.open(name)
+            voxels = np.rint((image[0] + 0.5) * 1024).astype(int)
+            where = np.unravel_index(voxels, case.info.shape)
+            assert [np.unique(np.diff(w, axis=axis)).tolist() for axis, w in enumerate(where)] == [[1], [1], [1]]
+            np.testing.assert_array_equal(target, np.maximum(case.target[where], 0))
+
+
+def test_outside_the_image_is_background(store):
+    for batch in stream(store, "none", patch_size=(20, 20, 20), border=-9.0, stop_step=5):
+        for image, target, name in zip(batch["image"], batch["target"], batch["cases"], strict=True):
+            shape = store.info(name).shape
+            lower = [(20 - s) // 2 for s in shape]
+            inside = torch.zeros(20, 20, 20, dtype=torch.bool)
+            inside[tuple(slice(low, low + s) for low, s in zip(lower, shape, strict=True))] = True
+            assert (image[:, ~inside] == -9).all()
+            assert (image[:, inside] > -9).all()
+            assert (target[~inside] == 0).all()
+            assert (target[inside] > 0).any()
+
+
+def test_mirroring_moves_image_and_target_together(store):
+    batches = list(stream(store, "mirror", stop_step=10))
+    for batch in batches:
+        assert torch.equal(batch["image"][:, 1], batch["target"].float())
+    plain = list(stream(store, "none", stop_step=10))
+    assert any(not torch.equal(a["image"], b["image"]) for a, b in zip(batches, plain, strict=True))
+
+
+def test_slices(store):
+    for batch in stream(store, patch_size=(10, 8), mirror_axes=(0, 1), batch_size=3, worker_count=1):
+        assert batch["image"].shape == (3, 2, 10, 8)
+        assert batch["target"].shape == (3, 10, 8)
+    for batch in stream(store, "none", patch_size=(6, 6), mirror_axes=()):
+        for image, target, name in zip(batch["image"].numpy(), batch["target"].numpy(), batch["cases"], strict=True):
+            case = store.open(name)
+            where = np.unravel_index(np.rint((image[0] + 0.5) * 1024).astype(int), case.info.shape)
+            assert np.ptp(where[0]) == 0
+            np.testing.assert_array_equal(target, np.maximum(case.target[where], 0))
+
+
+def test_many_classes_need_a_wider_target(tmp_path):
+    store = CaseStore(tmp_path)
+    target = np.full((4, 4, 4), 200, np.int16)
+    box = ((0, 4), (0, 4), (0, 4))
+    image = np.zeros((1, 4, 4, 4), np.float32)
+    store.commit("a", image, target, CaseInfo("a", "k", (1, 1, 1), box, (4, 4, 4), (4, 4, 4), 200))
+    loader = make_loader(
+        store, ["a"], patch_size=(4, 4, 4), batch_size=1, labels=[(200,)], augmentation=AUGMENTATIONS["none"],
+        mirror_axes=(), foreground_fraction=1.0, seed=0, stop_step=1,
+    )  # fmt: skip
+    (batch,) = loader
+    assert batch["target"].dtype == torch.int16
+    assert (batch["target"] == 200).all()
+
+
+def test_the_generator_of_the_training_is_left_alone(store):
+    for count in (0, 1):
+        before = torch.get_rng_state()
+        list(stream(store, stop_step=2, worker_count=count))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+class Witness:
+    """In place of the chain: an image that says how many threads torch would use."""
+
+    patch_size, border = (6, 10, 8), 0.0
+
+    def draw(self, rng):
+        return Deformation(None, (0, 0, 0))
+
+    def __call__(self, image, target, rng, deformation):
+        return np.full_like(image, torch.get_num_threads(), dtype=np.float32), target
+
+
+def test_workers_use_one_thread(store):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for count, threads in ((0, 2), (1, 1)):
+            loader = stream(store, worker_count=count, stop_step=1)
+            loader.dataset.chain = Witness()
+            assert {batch["image"].max().item() for batch in loader} == {threads}
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_workers_survive_the_signals_of_their_group_and_end_with_the_parent(store):
+    reference = list(stream(store, stop_step=40))
+    batches = iter(stream(store, stop_step=40, worker_count=1))
+    first = next(batches)
+    (worker,) = batches._workers
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert_same([first, *batches], reference)
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(timeout=20)
+    assert worker.exitcode == 0
