@@ -95,13 +95,17 @@ def describe(result: CrossValidation, labels: LabelSet) -> str:
     for label in result.summary:
         for metric in metrics:
             means = [summary[label][metric].mean for summary in per_fold.values()]
-            rows.append([label, metric, *("-" if m is None else f"{m:.4f}" for m in means), _spread(means)])
-    rows.append(["mean", "dice", *(f"{mean_over_labels(s) or 0:.4f}" for s in per_fold.values()),
-                 _spread([mean_over_labels(s) for s in per_fold.values()])])  # fmt: skip
+            rows.append([label, metric, *map(_shown, means), _spread(means)])
+    means = [mean_over_labels(summary) for summary in per_fold.values()]
+    rows.append(["mean", "dice", *map(_shown, means), _spread(means)])
     parts.append(align(rows))
     names = ["background", *labels.values]
     parts.append(confusion_table(total_confusion(result.cases), names))
     return "\n\n".join(parts)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _spread(values: Sequence[float | None]) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError
-from autoseg.imaging.geometry import corner_distance_voxels
+from autoseg.imaging.geometry import Geometry, Vector3, corner_distance_voxels
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
 from autoseg.imaging.readers import ending_of, read_labels, stem_of
+from autoseg.loading import is_picture
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
 
@@ -61,13 +62,7 @@ def score_case(job: ScoreJob) -> CaseScore:
         DataError: the grids differ, or a file holds values that are no label.
     """
     reference, segmentation = read_labels(job.reference), read_labels(job.segmentation)
-    distance = corner_distance_voxels(reference.geometry, segmentation.geometry)
-    if not distance <= GRID_TOLERANCE_VOXELS:
-        raise DataError(
-            f"{job.segmentation} lies on another grid than {job.reference}: shapes {segmentation.geometry.shape} and "
-            f"{reference.geometry.shape}, corners {distance:.3g} voxels apart",
-            remedy="compare segmentations with references of the same image, on its own grid",
-        )
+    spacing = _common_spacing(job, reference.geometry, segmentation.geometry)
     maps = []
     for path, volume in ((job.reference, reference), (job.segmentation, segmentation)):
         if unexpected := job.labels.unexpected(volume.array):
@@ -77,17 +72,21 @@ def score_case(job: ScoreJob) -> CaseScore:
             )
         maps.append(job.labels.to_indices(volume.array))
     ignore = job.labels.ignore_index
+    hidden = maps[0] == ignore
+    if unsaid := int(((maps[1] == ignore) & ~hidden).sum()):
+        raise DataError(
+            f"{job.segmentation} holds the ignore value {job.labels.ignore} on {unsaid} voxels that {job.reference} "
+            "annotates",
+            remedy="let it hold a label or 0 there: only references leave voxels out",
+        )
     confusion = confusion_matrix(maps[0], maps[1], job.labels.num_labels + 1, ignore_index=ignore)
     if ignore is not None:  # nobody knows what is there: neither side may claim it
-        hidden = maps[0] == ignore
         maps = [np.where(hidden, 0, m) for m in maps]
     scores: dict[str, dict[str, float | None]] = {}
     for name, indices in job.labels.scored.items():
         counts = overlap_counts(confusion, indices)
         scores[name] = {metric: _or_none(function(counts)) for metric, function in METRICS.items()}
-        surfaces = surface_distances(
-            np.isin(maps[0], indices), np.isin(maps[1], indices), reference.geometry.spacing
-        )
+        surfaces = surface_distances(np.isin(maps[0], indices), np.isin(maps[1], indices), spacing)
         scores[name] |= {metric: _or_none(function(surfaces)) for metric, function in SURFACE_METRICS.items()}
     return CaseScore(job.case, tuple(tuple(int(v) for v in row) for row in confusion), scores)
 
@@ -101,15 +100,18 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
     """Pair the label files of two folders by name; formats may differ.
 
     Raises:
-        DataError: a folder is missing or empty, or a reference has no prediction (all of them are named).
+        DataError: a folder is missing or empty, a reference has no prediction (all of them are named), or a name occurs
+            twice in a folder.
     """
-    files = {}
+    files: dict[Path, dict[str, Path]] = {}
     for folder in (predictions, references):
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder", remedy="give two folders of label files")
-        files[folder] = {stem_of(p): p for p in sorted(folder.iterdir()) if ending_of(p) and p.name[0] != "."}
-        if not files[folder]:
-            raise DataError(f"{folder} holds no label file", remedy="give two folders of label files")
+        files[folder] = {}
+        for path in _label_files(folder):
+            other = files[folder].setdefault(stem_of(path), path)
+            if other != path:
+                raise DataError(
+                    f"{folder} holds both {other.name} and {path.name}", remedy="leave one file per case in it"
+                )
     missing = sorted(set(files[references]) - set(files[predictions]))
     if missing:
         raise DataError(
@@ -123,9 +125,8 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
 def labels_found(folder: Path) -> LabelSet:
     """The labels standing in a folder's files, named after their values, where nobody named them."""
     values: set[int] = set()
-    for path in sorted(folder.iterdir()):
-        if ending_of(path) and path.name[0] != ".":
-            values |= {int(v) for v in np.unique(read_labels(path).array)}
+    for path in _label_files(folder):
+        values |= {int(v) for v in np.unique(read_labels(path).array)}
     return LabelSet({f"label_{v}": v for v in sorted(values - {0})})
 
 
@@ -151,12 +152,12 @@ def total_confusion(scores: Sequence[CaseScore]) -> np.ndarray:
 
 
 def summary_table(summary: Mapping[str, Mapping[str, Summary]], title: str) -> str:
-    """Labels as rows, metrics as columns, mean ± std over cases."""
+    """Labels as rows, metrics as columns, mean ± std over cases; (n) where a metric has not as many cases as Dice."""
     metrics = list(next(iter(summary.values())))
     rows = [[title, *metrics, "cases"]]
     for label, columns in summary.items():
-        shown = [_shown(columns[m]) for m in metrics]
         defined, undefined = columns["dice"].defined, columns["dice"].undefined
+        shown = [_shown(columns[m], defined) for m in metrics]
         rows.append([label, *shown, f"{defined}" + (f" (+{undefined} without it)" if undefined else "")])
     means = [mean_over_labels(summary, m) for m in metrics]
     rows.append(["mean", *("-" if m is None else f"{m:.4f}" if m < 10 else f"{m:.2f}" for m in means), ""])
@@ -200,10 +201,36 @@ def _summary(values: Sequence[float | None]) -> Summary:
     return Summary(float(np.mean(defined)), float(np.std(defined)), len(defined), len(values) - len(defined))
 
 
-def _shown(summary: Summary) -> str:
+def _shown(summary: Summary, cases: int) -> str:
     if summary.mean is None or summary.std is None:
         return "-"
-    return f"{summary.mean:.4f} ± {summary.std:.3f}" if summary.mean < 10 else f"{summary.mean:.2f} ± {summary.std:.2f}"
+    over = "" if summary.defined == cases else f" ({summary.defined})"
+    digits = 4 if summary.mean < 10 else 2
+    return f"{summary.mean:.{digits}f} ± {summary.std:.{max(digits - 1, 2)}f}{over}"
+
+
+def _label_files(folder: Path) -> list[Path]:
+    """Files of a known format, sorted, not hidden; never none."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder", remedy="give two folders of label files")
+    files = [path for path in sorted(folder.iterdir()) if ending_of(path) and path.name[0] != "."]
+    if not files:
+        raise DataError(f"{folder} holds no label file", remedy="give two folders of label files")
+    return files
+
+
+def _common_spacing(job: ScoreJob, reference: Geometry, segmentation: Geometry) -> Vector3:
+    """Spacing of the grid both lie on. A picture does not say where it lies: its shape must do."""
+    distance = corner_distance_voxels(reference, segmentation)
+    pictures = [is_picture(str(path)) for path in (job.reference, job.segmentation)]
+    if not (reference.shape == segmentation.shape if any(pictures) else distance <= GRID_TOLERANCE_VOXELS):
+        raise DataError(
+            f"{job.segmentation} lies on another grid than {job.reference}: shapes {segmentation.shape} and "
+            f"{reference.shape}, corners {distance:.3g} voxels apart",
+            remedy="compare segmentations with references of the same image, on its own grid",
+        )
+    silent = pictures[0] and reference.spacing == (1.0, 1.0, 1.0)
+    return segmentation.spacing if silent else reference.spacing
 
 
 def _or_none(value: float) -> float | None:

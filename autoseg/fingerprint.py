@@ -34,6 +34,8 @@ COMPONENTS_KEPT_PER_CASE = (
 )
 SEED = 1234
 
+Slices = tuple[slice, slice, slice]
+
 
 @dataclass(frozen=True)
 class ComponentSizes:
@@ -139,17 +141,18 @@ def measure_case(loaded: Loaded, labels: LabelSet, samples: int) -> CaseMeasurem
     cropped = target[inside]
     foreground = (cropped > 0) & (cropped <= labels.num_labels)
     present = {name: i for i, name in enumerate(labels.values, start=1) if counts[i] > 0}
+    boxes = ndimage.find_objects(target)
     case = CaseFingerprint(
         id=loaded.id,
         shape=_axes3(target.shape),
         shape_after_crop=_axes3(cropped.shape),
         spacing=(float(loaded.spacing[0]), float(loaded.spacing[1]), float(loaded.spacing[2])),
         class_voxels={name: int(counts[i]) for i, name in enumerate(labels.values, start=1)},
-        components=_all_components(target, present, loaded.spacing),
+        components=_all_components(target, boxes, present, loaded.spacing),
         ignored_voxels=int(counts[labels.num_labels + 1]) if labels.ignore is not None else 0,
         foreground_outside_crop=int(counts[1 : labels.num_labels + 1].sum()) - int(np.count_nonzero(foreground)),
         digest=_digest(image, target),
-        centroids_mm=_centroids(target, present, loaded.spacing),
+        centroids_mm=_centroids(target, boxes, present, loaded.spacing),
     )
     has_foreground = bool(foreground.any())
     drawn = _draw(image[(slice(None), *inside)], foreground if has_foreground else None, samples)
@@ -188,16 +191,18 @@ def summarise(measurements: Mapping[str, CaseMeasurement], *, channels: Sequence
     )
 
 
-def _all_components(target: np.ndarray, present: Mapping[str, int], spacing: Vector3) -> dict[str, ComponentSizes]:
+def _all_components(
+    target: np.ndarray, boxes: Sequence[Slices], present: Mapping[str, int], spacing: Vector3
+) -> dict[str, ComponentSizes]:
     """Components of each present label, each searched for inside the label's own box."""
-    boxes = ndimage.find_objects(target)
     kept = max(4, min(COMPONENTS_KEPT, COMPONENTS_KEPT_PER_CASE // max(1, len(present))))
     return {name: _components(target[boxes[i - 1]] == i, spacing, kept) for name, i in present.items()}
 
 
-def _centroids(target: np.ndarray, present: Mapping[str, int], spacing: Vector3) -> dict[str, Vector3]:
+def _centroids(
+    target: np.ndarray, boxes: Sequence[Slices], present: Mapping[str, int], spacing: Vector3
+) -> dict[str, Vector3]:
     """Centre of mass of each present label in mm along (Z, Y, X), from the first voxel."""
-    boxes = ndimage.find_objects(target)
     centroids = {}
     for name, i in present.items():
         mask = target[boxes[i - 1]] == i

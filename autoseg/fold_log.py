@@ -60,10 +60,13 @@ class Clock:
         """Whether an epoch of so many steps, begun so many seconds ago, is at its end.
 
         Epochs have `iterations_per_epoch` steps; under a short time budget they end sooner, so that there are about
-        EPOCHS_OF_A_BUDGET of them to watch.
+        EPOCHS_OF_A_BUDGET of them to watch. What would be left for less than half an epoch joins the one before.
         """
-        short = self.budget_seconds is not None and seconds >= self.budget_seconds / EPOCHS_OF_A_BUDGET
-        return steps >= self.iterations_per_epoch or short
+        if self.budget_seconds is None:
+            return steps >= self.iterations_per_epoch
+        share = self.budget_seconds / EPOCHS_OF_A_BUDGET
+        left = self.budget_seconds - self.reserve_seconds - self.elapsed()
+        return (steps >= self.iterations_per_epoch or seconds >= share) and left >= share / 2
 
 
 class FoldLog:

@@ -240,9 +240,11 @@ def identical_ids(found: Found) -> None:
             if other.id == case.id:
                 cases.remove(case)
             else:
-                what = f"the id {other.id!r} differs from {case.id!r} by its case alone (see {file})"
+                what = f"the id {other.id!r} differs from {case.id!r} by its case alone: {Path(file).name}"
                 found.problems.append(Problem(other.id, others_file, what, _RENAME))
-            found.problems.append(Problem(case.id, file, f"the id {case.id!r} is also that of {others_file}", _RENAME))
+            found.problems.append(
+                Problem(case.id, file, f"the id {case.id!r} is also that of {Path(others_file).name}", _RENAME)
+            )
 
 
 _ORPHAN = "add its image, correct its name, or remove it"

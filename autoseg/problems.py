@@ -249,7 +249,7 @@ def _duplicates(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Pro
         for file, digest in inspection.digests.items():
             case_id, original = first.setdefault(digest, (inspection.case.id, file))
             if case_id != inspection.case.id:
-                what = f"duplicate content: the same image as {original} ({case_id})"
+                what = f"duplicate content: the same image as {Path(original).name} of {case_id}"
                 problems.append(Problem(inspection.case.id, file, what, "remove one of the two cases"))
             elif original != file:
                 what = f"the same image as channel {Path(original).name}"

@@ -42,6 +42,7 @@ VALIDATION_STEPS = 8  # batches of fixed patches on which the pseudo Dice is est
 VALIDATION_SEED_OFFSET = 1_000_000
 VALIDATION_MARGIN = 1.3  # wall time of predicting the validation cases over the bare forward passes
 VALIDATION_SECONDS_PER_CASE = 0.1  # reading, resampling and writing a case
+CHECKPOINT_SECONDS = 1.0
 MAX_WORKERS = 12
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training gives up
 
@@ -134,8 +135,9 @@ def train_fold(
             )
         )  # fmt: skip
         non_finite = 0
+        progress = clock.progress(position.step)
         with log:
-            while (progress := clock.progress(position.step)) < 1:
+            while progress < 1:
                 losses: list[float] = []
                 epoch_began = clock.elapsed()
                 for epoch_steps, batch in enumerate(stream, start=1):
@@ -166,6 +168,7 @@ def train_fold(
                 validation_loss, pseudo_dice = validate(network, criterion, validation, plan, device, dtype)
                 if average:
                     average.swap(network)
+                progress = clock.progress(position.step)  # validating used up some of a time budget, too
                 position = replace(position, epoch=position.epoch + 1, seconds=clock.elapsed())
                 log.epoch(
                     position, loss=sum(losses) / max(len(losses), 1), validation_loss=validation_loss,
@@ -357,7 +360,10 @@ def head_probabilities(logits: Tensor, has_regions: bool) -> Tensor:
 def validation_seconds(
     store: CaseStore, split: Split, plan: Plan, configuration: Configuration, forward_seconds: float
 ) -> float:
-    """Estimate the wall time of predicting the fold's validation cases, from the measured time of one patch."""
+    """Estimate the wall time after the last step, from the measured time of one patch.
+
+    That is the last pseudo Dice, the checkpoint, and the prediction of the fold's validation cases.
+    """
     tiles = 0
     for case in split.validation:
         shape = store.info(case).shape
@@ -367,9 +373,10 @@ def validation_seconds(
         )
         tiles += slices * math.prod(len(s) for s in starts)
     axes = configuration_mirror_axes(plan, configuration) if plan.training.test_time_mirroring else ()
-    return VALIDATION_MARGIN * tiles * 2 ** len(axes) * forward_seconds + VALIDATION_SECONDS_PER_CASE * len(
-        split.validation
+    forward = (
+        VALIDATION_MARGIN * forward_seconds * (VALIDATION_STEPS * configuration.batch_size + tiles * 2 ** len(axes))
     )
+    return forward + CHECKPOINT_SECONDS + VALIDATION_SECONDS_PER_CASE * len(split.validation)
 
 
 def configuration_mirror_axes(plan: Plan, configuration: Configuration) -> tuple[int, ...]:

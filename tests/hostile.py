@@ -33,8 +33,27 @@ def voxels(shape: Sequence[int] = (4, 5, 6), high: int = 200, dtype: object = np
     return np.random.default_rng(seed).integers(0, high, tuple(shape)).astype(dtype)
 
 
-def nifti(
-    path: Path,
+def affine_of(matrix: np.ndarray, spacing=(0.7, 1.5, 3.0), origin=(-31.0, 12.5, 100.25)) -> np.ndarray:
+    """NIfTI affine (RAS) of axes given as the columns of an orthonormal matrix."""
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = matrix * spacing, origin
+    return affine
+
+
+def tilted(degrees: float) -> np.ndarray:
+    """Rotation about x by an angle and about z by half of it."""
+    a = np.deg2rad(degrees)
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_z = np.array([[np.cos(a / 2), -np.sin(a / 2), 0], [np.sin(a / 2), np.cos(a / 2), 0], [0, 0, 1]])
+    return about_x @ about_z
+
+
+def nifti(path: Path, array: np.ndarray | None = None, affine: np.ndarray = AFFINE, **options: object) -> Path:
+    """Write a NIfTI file, packed if the name says so; see `nifti_bytes`."""
+    return write(path, nifti_bytes(array, affine, **options))  # type: ignore[arg-type]
+
+
+def nifti_bytes(
     array: np.ndarray | None = None,
     affine: np.ndarray = AFFINE,
     *,
@@ -42,18 +61,17 @@ def nifti(
     sform: int = 1,
     version: int = 1,
     endianness: str = "<",
-) -> Path:
-    """Write a NIfTI file of a (Y, X), (Z, Y, X) or (C, Z, Y, X) array; a form whose code is 0 stays unset."""
+) -> bytes:
+    """Make a NIfTI file of a (Y, X), (Z, Y, X) or (C, Z, Y, X) array; a form whose code is 0 stays unset."""
     array = voxels() if array is None else array
     kind = {1: nib.Nifti1Image, 2: nib.Nifti2Image}[version]
-    header = kind.header_class(endianness=endianness)
-    image = kind(array.T, None, header, dtype=array.dtype)
+    image = kind(array.T, None, kind.header_class(endianness=endianness), dtype=array.dtype)
     image.header.set_zooms((*np.linalg.norm(affine[:3, :3], axis=0), *[1.0] * 4)[: array.ndim])
     if qform:
         image.set_qform(affine, code=qform)
     if sform:
         image.set_sform(affine, code=sform)
-    return write(path, image.to_bytes())
+    return image.to_bytes()
 
 
 def write(path: Path, content: bytes) -> Path:

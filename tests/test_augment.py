@@ -264,11 +264,12 @@ def test_contrast():
 
 def test_low_resolution():
     table = replace(OFF, low_resolution=1.0, low_resolution_per_channel=1.0, low_resolution_zoom=(1 / 3, 1 / 3))
-    row = np.array([0, 10, 20, 30, 40, 50], np.float32)
-    # six voxels become two, at the centres of their thirds: 10 and 40; then linear between the centres
-    expected = np.array([10, 10, 20, 30, 40, 40], np.float32)
-    result, _ = run(table, np.broadcast_to(row, (1, 6, 6)).copy())
-    np.testing.assert_allclose(result, np.broadcast_to(expected, (1, 6, 6)), atol=1e-4)
+    row = np.array([0, 10, 20, 30, 100], np.float32)
+    # five voxels become two, at 0.75 and 3.25: the nearest are 10 and 30; then back, at 0, 0.1, 0.5, 0.9 and 1
+    expected = np.array([10, 12, 20, 28, 30], np.float32)
+    half = replace(table, low_resolution_zoom=(0.5, 0.5))
+    result, _ = run(half, np.broadcast_to(row, (1, 5, 5)).copy())
+    np.testing.assert_allclose(result, np.broadcast_to(expected, (1, 5, 5)), atol=1e-4)
     # thick slices keep their own
     along = np.broadcast_to(np.array([0, 10, 20, 30, 40, 50], np.float32)[:, None, None], (1, 6, 20, 20)).copy()
     np.testing.assert_allclose(run(table, along)[0], along, atol=1e-4)

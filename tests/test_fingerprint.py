@@ -61,6 +61,12 @@ def test_geometry_counts_and_components_by_hand():
     assert lesion.extents_mm == ((3.0, 1.0, 1.5), (3.0, 1.0, 0.5))
 
 
+def test_centroids_by_hand():
+    centroids = measured().case.centroids_mm
+    assert centroids["organ"] == pytest.approx((1.5 * 3, 3.5 * 1, 4.5 * 0.5))
+    assert centroids["lesion"] == pytest.approx((4 * 3, (3 * 7 + 2) / 4, (1 + 2 + 3 + 9) / 4 * 0.5))
+
+
 def test_absent_labels_are_counted_and_have_no_components():
     loaded = scan()
     loaded.target[loaded.target == 2] = 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autoseg.laterality import left_right_pair
+from autoseg.laterality import MIN_PAIRED_CASES, fixed_order, left_right_pair
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,23 @@ def test_pairs_are_found_whatever_their_order(one, other):
 )
 def test_other_names_are_no_pair(names):
     assert left_right_pair(names) is None
+
+
+def centroids(*values):
+    """One case per pair: where two labels lie along axis 1; None where one is absent."""
+    return [{"a": (0.0, a, 9.0), "b": (0.0, b, 1.0)} if b is not None else {"a": (0.0, a, 9.0)} for a, b in values]
+
+
+def test_order_is_fixed_where_one_label_lies_before_the_other_in_nearly_all_cases():
+    assert fixed_order(centroids(*[(1.0, 2.0)] * 20), 1) == ("a", "b")
+    assert fixed_order(centroids(*[(1.0, 2.0)] * 19, (2.0, 1.0)), 1) == ("a", "b")  # 95 %
+    assert fixed_order(centroids(*[(1.0, 2.0)] * 18, *[(2.0, 1.0)] * 2), 1) is None
+    assert fixed_order(centroids(*[(2.0, 1.0)] * 20), 1) == ("b", "a")
+    assert fixed_order(centroids(*[(1.0, 2.0)] * 20), 2) == ("b", "a")
+
+
+def test_order_is_unknown_where_few_cases_show_both_labels():
+    enough = [(1.0, 2.0)] * MIN_PAIRED_CASES
+    assert fixed_order(centroids(*enough, *[(1.0, None)] * 9), 1) == ("a", "b")
+    assert fixed_order(centroids(*enough[1:], *[(1.0, None)] * 9), 1) is None
+    assert fixed_order([], 0) is None

@@ -326,6 +326,20 @@ def test_left_and_right_are_not_mirrored_into_each_other(names, spacing, orienta
     assert made.orientation == orientation
 
 
+def test_axes_on_which_labels_keep_their_order_are_not_mirrored_on_a_cpu():
+    labels = LabelSet({"anterior": 1, "posterior": 2})
+    found = uniform((1, 1, 4), (80, 80, 80), 6, labels)
+    ordered = {"anterior": (10.0, 10.0, 10.0), "posterior": (10.0, 30.0, 10.0)}
+    swapped = {"anterior": (10.0, 10.0, 10.0), "posterior": (0.0, 30.0, 0.0)}
+    centroids = [ordered | ({"posterior": (20.0, 30.0, 20.0)} if i % 2 else swapped) for i in range(6)]
+    found = replace(found, cases=tuple(replace(c, centroids_mm=m) for c, m in zip(found.cases, centroids, strict=True)))
+    made = plan(found, labels)
+    assert made.axis_order == (2, 0, 1)
+    assert made.training.mirror_axes == (0, 1)  # the stored axis 1 is the plan's axis 2
+    assert "anterior always lies before posterior" in decided(made, "5.7")[1]
+    assert plan(found, labels, vram_gb=8).training.mirror_axes == (0, 1, 2)
+
+
 # ---- budgets
 
 

@@ -52,6 +52,42 @@ def test_a_rare_label_is_in_every_fold(seed):
     assert [sum(volumes[c][1] > 0 for c in s.validation) for s in splits.splits] == [1] * 5
 
 
+def test_means_are_equal_in_folds_of_unequal_size():
+    patients = one_each(9)
+    volumes = {case: [9.0 + i % 3] for i, case in enumerate(patients)}  # mean 10; equal sums would be 45 and 45
+    splits = make_splits(patients, volumes, folds=2, seed=0)
+    assert sorted((len(s.validation), sum(volumes[c][0] for c in s.validation)) for s in splits.splits) == [
+        (4, 40.0),
+        (5, 50.0),
+    ]
+
+
+def test_presence_counts_besides_volume():
+    patients = one_each(50)
+    amounts = [4.0, 4.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0] + [
+        0.0
+    ] * 42  # equal volumes: four folds of one case, one of four
+    volumes = {case: [amount] for case, amount in zip(patients, amounts, strict=True)}
+    splits = make_splits(patients, volumes, seed=0)
+    assert sorted(sum(volumes[c][0] > 0 for c in s.validation) for s in splits.splits) == [1, 1, 2, 2, 2]
+
+
+def test_a_giant_does_not_stand_for_all_sizes():
+    patients = one_each(20)
+    volumes = {case: [i + 1.0] for i, case in enumerate(patients)} | {"c019": [1000.0]}
+    splits = make_splits(patients, volumes, folds=4, seed=0)
+    with_giant = next(s.validation for s in splits.splits if "c019" in s.validation)
+    others = [volumes[c][0] for c in with_giant if c != "c019"]
+    assert np.mean(others) > 5  # to balance volumes alone would give it 1, 2, 3 and 4
+
+
+def test_no_fold_is_emptied_for_balance():
+    features = np.array([[0.0], [5.0], [-5.0]])
+    assignment = np.arange(3)
+    module._improve(assignment, features, np.ones(3, bool), 3, np.random.default_rng(0))
+    assert sorted(assignment) == [0, 1, 2]
+
+
 def test_folds_are_equal_in_cases_though_patients_are_not():
     counts = [7, 5, 4, 4, 3, 3, 2, 2, 2, 1, 1, 1]  # 35 cases: seven per fold
     patients = {f"p{p}_{i}": f"p{p}" for p, count in enumerate(counts) for i in range(count)}

@@ -48,8 +48,10 @@ def load(path: Path) -> StoredVoxels:
             remedy="save the image as (x, y, z) with channels as components",
         )
     _verify_content(path, math.prod(reader.GetSize()) * components)
-    with decoding(path):
+    try:
         array = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:  # of a file cut short, ITK says "no such file or directory"
+        raise DataError(f"{path} is truncated or damaged: voxels are missing", remedy=COPY_AGAIN) from error
     if reader.GetDimension() == 4:
         return StoredVoxels(array, geometry)
     return StoredVoxels(np.moveaxis(array.reshape(*geometry.shape, components), -1, 0), geometry)

@@ -187,9 +187,9 @@ def _tiff_geometry(tiff: _Tiff, path: Path) -> Geometry:
 def _inspect_tiff(path: Path) -> _Tiff:
     with decoding(path), tifffile.TiffFile(path) as file:
         _refuse_broken_chain(file, path)
-        if len(file.series) != 1:
+        if len(file.series) != 1 or len(file.pages) > len(file.series[0].pages):
             raise DataError(
-                f"{path} holds {len(file.series)} images of different kinds, expected one or a stack of equal pages",
+                f"{path} holds images of different sizes or kinds, expected one or a stack of equal pages",
                 remedy="save the image alone (thumbnails and labels of slide scanners must go)",
             )
         axes, extents, page = file.series[0].axes, file.series[0].shape, file.pages.first

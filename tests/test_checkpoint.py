@@ -1,0 +1,246 @@
+"""Checkpoints: what goes in comes out, nothing is executed, damage is named, and a failed write costs nothing."""
+
+import contextlib
+import errno
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from autoseg.errors import StateError, StorageError
+from autoseg.nn.checkpoint import load_checkpoint, save_checkpoint
+
+
+def state_of_a_fold(seed=0):
+    """What training stores: tensors of several dtypes, nested plain data, an optimiser's state."""
+    generator = torch.Generator().manual_seed(seed)
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return {
+        "version": 1,
+        "finished": False,
+        "plan": {"channels": ["CT"], "spacing": [1.0, 0.5, 0.5], "nothing": None, "name": "Häßlich"},
+        "position": {"epoch": 3, "seconds": 1.25},
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": [torch.randn(4, 5, generator=generator), torch.randn(2, generator=generator).bfloat16()],
+        "counts": torch.arange(4, dtype=torch.int64),
+        "history": [{"loss": -0.5, "dice": [None, 0.25]}, {"loss": float("inf"), "dice": []}],
+    }
+
+
+def same(a, b):
+    """Whether two states are equal to the bit, types included."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "new" / "last.pt"  # the folder is made
+    state = state_of_a_fold()
+    save_checkpoint(path, state)
+    assert same(load_checkpoint(path), state)
+    assert names_in(path.parent) == ["last.pt"]  # nothing is left over
+
+
+def test_round_trip_notices_a_difference():
+    state = state_of_a_fold()
+    assert same(state, state_of_a_fold() | {k: state[k] for k in ("network", "optimizer")})
+    for changed in (
+        state | {"finished": 0},
+        state | {"counts": state["counts"].int()},
+        state | {"history": state["history"][:1]},
+        state | {"average": [state["average"][0] + 1e-6, state["average"][1]]},
+    ):
+        assert not same(state, changed)
+
+
+def test_loads_onto_the_device_asked_for(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"weight": torch.ones(3)})
+    assert load_checkpoint(path, "meta")["weight"].device.type == "meta"
+    assert load_checkpoint(path)["weight"].device.type == "cpu"
+
+
+# ---- nothing is executed ----
+
+
+class Canary:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def malicious_files(tmp_path):
+    """The same attack as a checkpoint of today, as one of torch's old format, and as a plain pickle."""
+    state = {"network": {"weight": torch.ones(2)}, "history": [Canary(tmp_path / "canary")]}
+    torch.save(state, tmp_path / "zip.pt")
+    torch.save(state, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(state["history"]))
+    return [tmp_path / name for name in ("zip.pt", "legacy.pt", "pickle.pt")]
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    canary = tmp_path / "canary"
+    for path in malicious_files(tmp_path):
+        with pytest.raises(StateError) as error:
+            load_checkpoint(path)
+        assert str(path) in error.value.what
+        assert not canary.exists(), path.name
+
+
+def test_the_canary_would_sing(tmp_path):
+    # the attack works on an unsafe reader: the test above can fail
+    canary = tmp_path / "canary"
+    for path in malicious_files(tmp_path)[:2]:
+        torch.load(path, weights_only=False)
+        assert canary.is_dir()
+        canary.rmdir()
+
+
+# ---- damage ----
+
+
+def assert_refused(path):
+    with pytest.raises(StateError) as error:
+        load_checkpoint(path)
+    assert str(path) in error.value.what
+    assert error.value.remedy
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(StateError, match=r"last\.pt does not exist") as error:
+        load_checkpoint(tmp_path / "last.pt")
+    assert "autoseg train" in error.value.remedy
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_named(tmp_path, share):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, state_of_a_fold())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert_refused(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello world\n",
+        b"<!DOCTYPE html><html></html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        bytes(1000),
+        pickle.dumps({"version": 1}),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    assert_refused(path)
+
+
+def test_other_archives_and_folders_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    (tmp_path / "folder").mkdir()
+    assert_refused(tmp_path / "other.zip")
+    assert_refused(tmp_path / "folder")
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    """A checkpoint, its state, and the bytes of its file."""
+    path = tmp_path_factory.mktemp("damage") / "last.pt"
+    state = {"weights": torch.arange(300.0), "epoch": 3, "name": "3d_fullres"}
+    save_checkpoint(path, state)
+    return path, state, path.read_bytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_one_changed_byte_is_noticed_or_harmless(intact, share, change):
+    # bytes of padding and dates are harmless; a weight, a name or a number is not
+    path, state, whole = intact
+    content = bytearray(whole)
+    content[int(share * len(content))] ^= change
+    path.write_bytes(content)
+    with contextlib.suppress(StateError):
+        assert same(load_checkpoint(path), state)
+
+
+def test_every_changed_weight_is_noticed(intact):
+    path, state, whole = intact
+    start = whole.index(state["weights"].numpy().tobytes())
+    for offset in range(0, 1200, 50):
+        content = bytearray(whole)
+        content[start + offset] ^= 1
+        path.write_bytes(content)
+        assert_refused(path)
+
+
+def test_lack_of_memory_is_not_taken_for_damage(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"epoch": 1})
+
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "load", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_checkpoint(path)
+
+
+# ---- failed writes ----
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    old = state_of_a_fold(seed=1)
+    save_checkpoint(path, old)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"last\.pt cannot be written: No space left"):
+        save_checkpoint(path, state_of_a_fold(seed=2))
+    assert same(load_checkpoint(path), old)
+    assert names_in(tmp_path) == ["last.pt"]
+
+
+def test_a_state_that_cannot_be_stored_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"epoch": 1})
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        save_checkpoint(path, {"epoch": 2, "schedule": lambda progress: 1 - progress})
+    assert load_checkpoint(path) == {"epoch": 1}
+    assert names_in(tmp_path) == ["last.pt"]
+
+
+def test_a_new_checkpoint_replaces_the_old_one(tmp_path):
+    path = tmp_path / "last.pt"
+    for epoch in (1, 2):
+        save_checkpoint(path, {"epoch": epoch})
+        assert load_checkpoint(path) == {"epoch": epoch}

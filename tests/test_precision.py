@@ -1,0 +1,170 @@
+"""The choice of a dtype: hand-made trials, a stopped clock, and networks that compute wrongly in half precision."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from autoseg.nn import precision
+from autoseg.nn.precision import DTYPES, PrecisionTrial, autocast, candidates, choose, measure
+
+CPU = torch.device("cpu")
+
+
+def trial(dtype, seconds, difference=0.0):
+    return PrecisionTrial(dtype, seconds, seconds / 3, difference)
+
+
+# ---- choose ----
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "chosen"),
+    [
+        (trial("bfloat16", 0.5, 0.01), "bfloat16"),
+        (trial("bfloat16", 0.89, 0.01), "bfloat16"),  # just faster than nine tenths
+        (trial("bfloat16", 0.91, 0.01), "float32"),  # faster, but not by the margin
+        (trial("bfloat16", 0.9, 0.01), "float32"),
+        (trial("bfloat16", 100.0, 0.01), "float32"),
+        (trial("bfloat16", 0.1, 0.11), "float32"),  # fast and wrong
+        (trial("bfloat16", 0.1, 0.09), "bfloat16"),
+        (trial("bfloat16", 0.1, math.nan), "float32"),
+        (trial("bfloat16", 0.1, math.inf), "float32"),
+    ],
+)
+def test_a_dtype_must_be_right_and_faster_by_the_margin(bfloat16, chosen):
+    assert choose([trial("float32", 1.0), bfloat16]).dtype == chosen
+
+
+def test_the_fastest_right_one_wins():
+    trials = [
+        trial("float32", 1.0),
+        trial("bfloat16", 0.6, 0.01),
+        trial("float16", 0.4, 0.001),
+        trial("wrong", 0.2, 0.5),
+    ]
+    assert choose(trials) is trials[2]
+    assert choose(trials[:2]) is trials[1]
+    assert choose(trials[:1]) is trials[0]
+
+
+# ---- measure ----
+
+
+class TwoStages(nn.Module):
+    """Two convolutions, logits finest first; `error` is added under autocast alone."""
+
+    def __init__(self, error=0.0):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(1, 2, 2, 2)
+        self.error = error
+        self.dtypes = []
+
+    def forward(self, image):
+        logits = [self.fine(image), self.coarse(image)]
+        self.dtypes.append(logits[0].dtype)
+        if torch.is_autocast_enabled("cpu"):
+            logits[0] = logits[0] + self.error
+        return logits
+
+
+@pytest.fixture
+def image():
+    torch.manual_seed(0)
+    return torch.randn(2, 1, 16, 16)
+
+
+def test_measuring_leaves_weights_and_gradients_as_they_were(image):
+    network = TwoStages()
+    network.fine.bias.requires_grad_(False)
+    network.fine.weight.grad = torch.randn_like(network.fine.weight)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    gradients = {name: None if p.grad is None else p.grad.clone() for name, p in network.named_parameters()}
+    random = torch.random.get_rng_state()
+    measure(network, image, ("float32", "bfloat16"))
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    for name, parameter in network.named_parameters():
+        expected = gradients[name]
+        assert (parameter.grad is None) == (expected is None), name
+        assert expected is None or torch.equal(parameter.grad, expected), name
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert network.training
+
+
+def test_every_dtype_is_run_as_often_as_asked_for(image):
+    network = TwoStages()
+    trials = measure(network, image, ("float32", "bfloat16"), repeats=3)
+    assert [t.dtype for t in trials] == ["float32", "bfloat16"]
+    assert network.dtypes == [torch.float32] * 3 + [torch.bfloat16] * 3
+
+
+def test_the_best_of_the_repeats_counts(image, monkeypatch):
+    # three readings per repeat: start, after the forward pass, after the backward pass
+    readings = iter([0, 5, 10, 100, 103, 110, 200, 201, 204, 300, 302, 303])
+    monkeypatch.setattr(precision, "_now", lambda device: float(next(readings)))
+    first, second = measure(TwoStages(), image, ("float32", "bfloat16"), repeats=2)
+    assert (first.seconds, first.forward_seconds) == (10, 3)
+    assert (second.seconds, second.forward_seconds) == (3, 1)
+    assert choose([first, second]) is second
+
+
+def test_the_backward_pass_is_timed_through_every_stage(image):
+    # hooks are called when a parameter's gradient is computed
+    seen = []
+    network = TwoStages()
+    network.fine.weight.register_hook(lambda gradient: seen.append("fine"))
+    network.coarse.weight.register_hook(lambda gradient: seen.append("coarse"))
+    measure(network, image, ("float32",), repeats=2)
+    assert sorted(seen) == ["coarse"] * 2 + ["fine"] * 2
+
+
+def test_the_difference_is_in_standard_deviations_of_the_logits(image):
+    network = TwoStages(error=0.0)
+    spread = network.fine(image).std().item()
+    reference, rounded = measure(network, image, ("float32", "bfloat16"))
+    assert reference.difference == 0
+    assert 0 < rounded.difference < 0.02  # bfloat16's rounding, 2^-8 relative
+    network.error = 0.5
+    shifted = measure(network, image, ("float32", "bfloat16"))[1]
+    assert shifted.difference == pytest.approx(0.5 / spread, rel=0.02)
+
+
+@pytest.mark.parametrize("error", [3.0, math.nan, math.inf])
+def test_a_machine_that_computes_wrongly_is_found_out(image, error, monkeypatch):
+    readings = iter([0, 50, 100] * 2 + [0, 1, 2] * 2)  # float32 slow, bfloat16 fast
+    monkeypatch.setattr(precision, "_now", lambda device: float(next(readings)))
+    trials = measure(TwoStages(error), image, ("float32", "bfloat16"))
+    assert choose(trials).dtype == "float32"
+
+
+# ---- dtypes and devices ----
+
+
+def test_dtype_names_are_torchs():
+    assert {name: str(dtype) for name, dtype in DTYPES.items()} == {
+        "float32": "torch.float32",
+        "bfloat16": "torch.bfloat16",
+        "float16": "torch.float16",
+    }
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_autocast_runs_convolutions_in_that_dtype(dtype, recwarn):
+    with autocast(CPU, dtype):
+        assert nn.Conv2d(1, 1, 1)(torch.zeros(1, 1, 2, 2)).dtype == DTYPES[dtype]
+    assert nn.Conv2d(1, 1, 1)(torch.zeros(1, 1, 2, 2)).dtype == torch.float32
+    assert not recwarn.list
+
+
+def test_candidates_begin_with_float32_and_have_names():
+    assert candidates(CPU) == ("float32", "bfloat16")
+    assert candidates(torch.device("mps")) == ("float32",)
+
+
+@pytest.mark.parametrize(("native", "second"), [(True, "bfloat16"), (False, "float16")])
+def test_candidates_on_cuda_follow_the_hardware(native, second, monkeypatch):
+    # emulated bfloat16 is slow: only hardware that computes it counts
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert candidates(torch.device("cuda")) == ("float32", second)

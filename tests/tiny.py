@@ -1,0 +1,62 @@
+"""Tiny image files and datasets for tests of the intake: a few voxels, written by nibabel and Pillow."""
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from PIL import Image
+
+SHAPE = (3, 4, 5)
+
+
+def nifti(path: Path, array: np.ndarray, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), axes="LPS") -> Path:
+    """Write an array (Z, Y, X), or (C, Z, Y, X), as NIfTI; origin (x, y, z) in LPS; `axes` says where x, y, z grow."""
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for column, letter in enumerate(axes):
+        row = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}[letter]
+        affine[row, column] = spacing[2 - column] * (1 if letter in "RAS" else -1)
+    affine[:3, 3] = -origin[0], -origin[1], origin[2]
+    stored = array.transpose(2, 1, 0) if array.ndim == 3 else array.transpose(3, 2, 1, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(stored), affine), path)
+    return path
+
+
+def image(seed: int, shape=SHAPE) -> np.ndarray:
+    """An image that no other seed has, float32."""
+    return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
+
+
+def label(*values: int, shape=SHAPE) -> np.ndarray:
+    """A label map whose first voxels hold the values, uint8; the rest is background."""
+    array = np.zeros(shape, dtype=np.uint8)
+    array.flat[: len(values)] = values
+    return array
+
+
+def picture(path: Path, array: np.ndarray) -> Path:
+    """Write an array (Y, X) or (Y, X, 3) of uint8 as the picture its ending says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def text(path: Path, content: object) -> Path:
+    """Write text as it is, anything else as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def nnunet(root: Path, ids=("a", "b"), channels=("MRI",), labels=None, **more) -> Path:
+    """Write a sound dataset in nnU-Net's layout; every case holds labels 1 and 2."""
+    for number, case_id in enumerate(ids):
+        for channel in range(len(channels)):
+            nifti(root / f"imagesTr/{case_id}_{channel:04d}.nii.gz", image(100 * number + channel))
+        nifti(root / f"labelsTr/{case_id}.nii.gz", label(1, 2))
+    names = {str(number): name for number, name in enumerate(channels)}
+    labels = {"background": 0, "one": 1, "two": 2} if labels is None else labels
+    text(root / "dataset.json", {"channel_names": names, "labels": labels, "file_ending": ".nii.gz", **more})
+    return root
