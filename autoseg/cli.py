@@ -43,7 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"autoseg {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="synthetic data through the whole pipeline: does this installation work?")
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, allow_abbrev=False)
+
+    demo = command("demo", help="synthetic data through the whole pipeline: does this installation work?")
     demo.add_argument(
         "-o", "--out", type=Path, default=Path("autoseg_demo"), help="where to put it (default: %(default)s)"
     )
@@ -51,25 +54,25 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--data-only", action="store_true", help="write the dataset and stop")
     demo.set_defaults(run=run_demo)
 
-    check = commands.add_parser("check", help="what was understood of a dataset, what is wrong with it, what to do")
+    check = command("check", help="what was understood of a dataset, what is wrong with it, what to do")
     add_intake(check)
     check.set_defaults(run=run_check)
 
-    plan = commands.add_parser("plan", help="measure a dataset, decide everything, preprocess it")
+    plan = command("plan", help="measure a dataset, decide everything, preprocess it")
     add_intake(plan)
     add_workspace(plan)
     plan.add_argument(
         "-c", "--configurations", default="", help="to preprocess, e.g. 2d,3d_fullres (default: recommended)"
     )
     plan.add_argument("--vram", type=float, default=None, metavar="GB", help="plan for a GPU of this memory")
-    plan.add_argument("--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone")
+    plan.add_argument("--rules", choices=("autoseg", "nnunet"), default="autoseg", help="(default: %(default)s)")
     plan.add_argument("--no-preprocess", action="store_true", help="decide only")
     add_settings(plan)
     plan.set_defaults(run=run_plan)
 
-    train = commands.add_parser("train", help="train folds and predict their held-out cases")
+    train = command("train", help="train folds and predict their held-out cases")
     add_workspace(train)
-    train.add_argument("-f", "--folds", default="all", help="0 | 0,2 | 0..4 | all (default: all)")
+    train.add_argument("-f", "--folds", nargs="+", default=["all"], help="0 | 0 2 | 0,2 | 0..4 | all (default: all)")
     train.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
     length = train.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive, default=None, help="length of each fold's training")
@@ -79,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_settings(train)
     train.set_defaults(run=run_train)
 
-    evaluate = commands.add_parser("evaluate", help="cross-validation table, or two folders against each other")
+    evaluate = command("evaluate", help="cross-validation table, or two folders against each other")
     add_workspace(evaluate)
     evaluate.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
     evaluate.add_argument("--predictions", type=Path, help="folder of segmentations")
@@ -89,24 +92,26 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workers", type=int, default=None, help="processes (default: from cores and memory)")
     evaluate.set_defaults(run=run_evaluate)
 
-    predict = commands.add_parser("predict", help="segment images with the ensemble of the trained folds")
+    predict = command("predict", help="segment images with the ensemble of the trained folds")
     add_workspace(predict)
     predict.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or files")
     predict.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
     predict.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
-    predict.add_argument("-f", "--folds", default="all", help="which folds form the ensemble (default: all trained)")
+    predict.add_argument(
+        "-f", "--folds", nargs="+", default=["all"], help="which folds form the ensemble (default: all trained)"
+    )
     predict.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
-    predict.add_argument("--step", type=float, default=0.5, help="tile distance as a share of the tile (default: 0.5)")
+    predict.add_argument("--step", type=share, default=0.5, help="tile distance as a share of the tile (default: 0.5)")
     predict.add_argument(
         "--no-mirroring", action="store_true", help="no test-time flips: faster, a little less accurate"
     )
     predict.set_defaults(run=run_predict)
 
-    status = commands.add_parser("status", help="where this workspace stands and what to type next")
+    status = command("status", help="where this workspace stands and what to type next")
     add_workspace(status)
     status.set_defaults(run=run_status)
 
-    env = commands.add_parser("env", help="versions and hardware")
+    env = command("env", help="versions and hardware")
     env.set_defaults(run=run_env)
     return parser
 
@@ -158,15 +163,23 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    if not 0 < (number := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} does not lie above 0 and up to 1")
+    return number
+
+
 def parse_folds(text: str) -> tuple[int, ...] | None:
     """Folds of "0", "0,2", "0 2", "0..4"; None for "all"."""
     if text.strip() == "all":
         return None
     folds: list[int] = []
     for part in re.split(r"[,\s]+", text.strip()):
-        if match := re.fullmatch(r"(\d+)\.\.(\d+)", part):
+        match = re.fullmatch(r"(\d+)\.\.(\d+)", part)
+        if match and int(match[1]) <= int(match[2]):
             folds.extend(range(int(match[1]), int(match[2]) + 1))
-        elif part.isdigit():
+        elif part.isdecimal():
             folds.append(int(part))
         else:
             raise UsageError(f"-f {text!r} names no folds", remedy="write 0, 0,2, 0..4 or all")
@@ -215,7 +228,7 @@ def run_train(options: argparse.Namespace) -> None:
     train_folds(
         Workspace(options.workspace),
         TrainOptions(
-            folds=parse_folds(options.folds),
+            folds=parse_folds(" ".join(options.folds)),
             configuration=options.configuration,
             epochs=options.epochs,
             time_budget_seconds=options.time_budget,
@@ -248,7 +261,7 @@ def run_predict(options: argparse.Namespace) -> None:
 
     predict_images(
         Workspace(options.workspace), options.images, options.out, configuration=options.configuration,
-        folds=parse_folds(options.folds), device=options.device, step=options.step,
+        folds=parse_folds(" ".join(options.folds)), device=options.device, step=options.step,
         mirroring=False if options.no_mirroring else None,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ cross_validate  held-out predictions -> scores of every case
 predict_images  images -> segmentations of the ensemble
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -66,10 +67,10 @@ class TrainOptions:
 def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = None, say: Say = print) -> int:
     """Say what was understood of a dataset and everything that is wrong with it; 3 if it cannot be planned, else 0."""
     dataset, problems = discover(root, intake)
-    found, _ = check(dataset, workers=workers)
+    problems, _ = check(dataset, known=problems, workers=workers)
     say(describe_dataset(dataset))
-    say(problem_table([*problems, *found]))
-    return DataError.exit_code if any(p.severity == "error" for p in (*problems, *found)) else 0
+    say(problem_table(problems))
+    return DataError.exit_code if any(problem.severity == "error" for problem in problems) else 0
 
 
 def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOptions(), say: Say = print) -> Plan:
@@ -81,14 +82,15 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
     """
     with lock(workspace.root / ".plan.lock", f"planning in {workspace.root}"):
         dataset, fingerprint = _examine(root, options, say)
+        vram_gb = options.vram_gb or gpu_memory_gb()
         plan = make_plan(
             dataset=dataset.name,
             channels=dataset.channels,
             labels=dataset.labels,
             fingerprint=fingerprint,
             rules=options.rules,
-            device="gpu" if options.vram_gb is not None else "cpu",
-            vram_gb=options.vram_gb,
+            device="cpu" if vram_gb is None else "gpu",
+            vram_gb=vram_gb,
         )
         plan = override(plan, options.settings)
         splits = _split(dataset, fingerprint, workspace, options.seed)
@@ -187,7 +189,7 @@ def predict_images(
 
     plan = load(Plan, workspace.plan, remedy=PLAN_FIRST)
     name, chosen = plan.configuration(configuration)
-    cases = [Case(i, i, tuple(map(str, files)), None) for i, files in images_in(images, len(plan.channels))]
+    cases = [Case(i, i, tuple(map(str, files)), None) for i, files in images_in(images, len(plan.channels), plan.channels)]
     model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
     written = predict_cases(model, cases, out, PredictOptions(step=step, mirroring=mirroring))
     say(f"{len(written)} segmentations in {out}, by {len(model.folds)} folds of {name} ({chosen.network.name})")
@@ -252,6 +254,15 @@ def choose_device(name: str) -> "torch.device":
     return device
 
 
+def gpu_memory_gb() -> float | None:
+    """Memory in GB of the first CUDA device, or None without one. torch is asked only where a driver is installed."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None
+
+
 def describe_dataset(dataset: Dataset) -> str:
     """What was understood of a dataset, in a few lines."""
     patients = len({case.patient for case in dataset.cases})
@@ -270,8 +281,7 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
     """Check and measure a dataset, reading every file once."""
     dataset, problems = discover(root, options.intake)
     measure = partial(measure_case, labels=dataset.labels, samples=samples_per_case(len(dataset.cases)))
-    found, measured = check(dataset, measure=measure, workers=options.workers)
-    problems = [*problems, *found]
+    problems, measured = check(dataset, measure, known=problems, workers=options.workers)
     say(describe_dataset(dataset))
     if problems:
         say(problem_table(problems))

@@ -96,7 +96,7 @@ def preprocess(
         DataError: a case cannot be read or holds non-finite values.
         StorageError: the disk is full.
     """
-    configuration = plan.configurations[configuration_name]
+    _, configuration = plan.configuration(configuration_name)
     store = CaseStore(workspace.preprocessed(configuration.data))
     settings = _settings_hash(plan, configuration)
     keys = {case.id: _key(case, settings) for case in dataset.cases}

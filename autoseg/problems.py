@@ -57,6 +57,7 @@ class Inspection:
     flat: bool | None = None
     hounsfield: tuple[bool, ...] = ()  # per channel
     values: tuple[int, ...] | None = None  # in the label file
+    is_measured: bool = False
     measured: Any = None
 
     def report(self, file: str, what: str, remedy: str, severity: Literal["error", "warning"] = "error") -> None:
@@ -99,8 +100,7 @@ def check(
     for compare in (_duplicates, _mixed_dimensions, _mixed_orientations, _aliases, _absent_labels, _hounsfield):
         problems += compare(dataset, inspections)
     bad = {problem.case for problem in problems if problem.severity == "error"}
-    sound = [i for i in inspections if i.training and i.case.id not in bad]
-    return problems, {i.case.id: i.measured for i in sound} if measure else {}
+    return problems, {i.case.id: i.measured for i in inspections if i.is_measured and i.case.id not in bad}
 
 
 def inspect_case(
@@ -117,6 +117,7 @@ def inspect_case(
         job: the case; whether it is a training case; whether its files are complete as far as names say.
     """
     case, training, complete = job
+    complete = complete and bool(case.images)
     inspection = Inspection(case, training)
     volumes = {file: v for file in case.images if (v := _read(inspection, file, read_image)) is not None}
     label = _read(inspection, case.label, read_labels) if case.label else None
@@ -137,10 +138,12 @@ def inspect_case(
         _look_at_intensities(inspection, file, volume, [names.pop(0) for _ in volume.array])
     if case.label and label is not None:
         _look_at_label(inspection, case.label, label, labels)
-    if measure and training and complete and not any(p.severity == "error" for p in inspection.problems):
+    sound = complete and label is not None and not any(p.severity == "error" for p in inspection.problems)
+    if measure and training and sound:
         assert label is not None
         assert inspection.values is not None
         indices = class_indices(label.array, labels, inspection.values)
+        inspection.is_measured = True
         inspection.measured = measure(assemble(case.id, [*volumes.values()], indices, orientation=orientation))
     return inspection
 

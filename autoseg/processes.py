@@ -21,7 +21,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 BYTES_PER_WORKER = 2 * 2**30  # free memory one worker should find
-PRELOAD = ("autoseg.preprocess", "autoseg.evaluate")
+PRELOAD = ("autoseg.problems", "autoseg.fingerprint", "autoseg.preprocess", "autoseg.evaluate")
 
 
 def available_cores() -> int:

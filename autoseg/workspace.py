@@ -105,8 +105,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
     """
     guard = FileLock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        guard.acquire(timeout=0)
+        guard.acquire(timeout=0)  # makes the folder, too
     except Timeout:
         raise StateError(
             f"another process is {what} ({path} is locked)", remedy="wait for it to finish, or stop it"

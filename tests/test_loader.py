@@ -1,9 +1,11 @@
 """The stream of batches: the same for any number of workers, resumable, and true to the stored cases."""
 
 import itertools
-import os
 import pickle
-import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from autoseg.augmentation import AUGMENTATIONS
 from autoseg.data import loader as module
 from autoseg.data.augment import Deformation
 from autoseg.data.loader import free_memory, make_loader
+from autoseg.data.sampling import cut_patch, sample_generator
 from autoseg.data.store import CaseInfo, CaseStore
 
 
@@ -172,6 +175,24 @@ def test_mirroring_moves_image_and_target_together(store):
     assert any(not torch.equal(a["image"], b["image"]) for a, b in zip(batches, plain, strict=True))
 
 
+@pytest.mark.parametrize("patch", [(6, 10, 8), (2, 10, 9), (10, 8)])
+def test_a_deformed_patch_is_read_about_its_centre(store, patch):
+    """The chain, given far more of the image than the loader reads, comes to the same patch."""
+    table = replace(AUGMENTATIONS["none"], rotation=1.0, scaling=1.0, elastic=1.0)
+    dataset = stream(store, augmentation=table, patch_size=patch, mirror_axes=()).dataset
+    for index in range(10):
+        rng = sample_generator(3, index)
+        case = store.open(dataset.sampler.case_of(index))
+        lower = dataset.sampler.choose(index, case, rng).lower
+        lower = [first - (30 if axis >= 3 - len(patch) else 0) for axis, first in enumerate(lower)]
+        size = [n + 60 for n in patch]
+        image, target = cut_patch(case.image, lower, size, 0), cut_patch(case.target, lower, size, -1)
+        image, target = dataset.chain(image, target, rng)
+        sample = dataset[index]
+        np.testing.assert_allclose(sample["image"], image, atol=1e-4)
+        assert (sample["target"].numpy() == target).mean() > 0.99
+
+
 def test_slices(store):
     for batch in stream(store, patch_size=(10, 8), mirror_axes=(0, 1), batch_size=3, worker_count=1):
         assert batch["image"].shape == (3, 2, 10, 8)
@@ -235,10 +256,33 @@ def test_workers_survive_the_signals_of_their_group_and_end_with_the_parent(stor
     batches = iter(stream(store, stop_step=40, worker_count=1))
     first = next(batches)
     (worker,) = batches._workers
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-        os.kill(worker.pid, number)
+    for name in ("INT", "USR1", "TERM", "TERM"):  # from another process, not from this one, the parent
+        subprocess.run(["sh", "-c", f"kill -{name} {worker.pid}"], check=True)
     assert_same([first, *batches], reference)
     assert worker.is_alive()
-    os.kill(worker.pid, signal.SIGTERM)
+    worker.terminate()
     worker.join(timeout=20)
     assert worker.exitcode == 0
+
+
+def test_a_training_that_fails_ends_with_its_workers(store):
+    """The interpreter waits for its workers at the end; they must let it go, even if nobody closed the stream."""
+    program = f"""
+        import sys
+        from pathlib import Path
+        from autoseg.augmentation import AUGMENTATIONS
+        from autoseg.data.loader import make_loader
+        from autoseg.data.store import CaseStore
+        loader = make_loader(
+            CaseStore(Path({str(store.folder)!r})), {CASES!r}, patch_size=(6, 10, 8), batch_size=2, labels=[(1,)],
+            augmentation=AUGMENTATIONS["none"], mirror_axes=(), foreground_fraction=0.5, seed=0, worker_count=2,
+        )
+        sys.kept_alive = batches = iter(loader)
+        next(batches)
+        raise RuntimeError("training failed")
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("RuntimeError: training failed")

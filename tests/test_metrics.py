@@ -52,6 +52,8 @@ def test_confusion_matrix_by_hand():
     assert overlap_counts(confusion, (1,)) == OverlapCounts(tp=2, fp=1, fn=0, tn=3)
     assert overlap_counts(confusion, (2,)) == OverlapCounts(tp=1, fp=0, fn=1, tn=4)
     assert overlap_counts(confusion, (1, 2)) == OverlapCounts(tp=3, fp=1, fn=1, tn=1)
+    # within a union, one class taken for the other is right
+    assert overlap_counts(np.array([[5, 1, 1], [2, 10, 20], [2, 30, 40]]), (1, 2)) == OverlapCounts(100, 2, 4, 5)
 
 
 def test_ignored_voxels_take_part_in_nothing():
@@ -83,7 +85,7 @@ def test_different_shapes_are_refused():
         surface_distances(np.zeros((2, 3, 1), dtype=bool), np.zeros((3, 2, 1), dtype=bool), (1, 1, 1))
 
 
-@pytest.mark.parametrize("chunk", [1 << 20, 7])
+@pytest.mark.parametrize("chunk", [1 << 20, 7, 359])  # one, many, and one voxel (of 360) over
 def test_confusion_matrix_equals_sklearn(chunk, monkeypatch):
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     monkeypatch.setattr("autoseg.imaging.metrics._CHUNK", chunk)
@@ -192,8 +194,11 @@ def test_surface_of_a_cube_is_its_shell_and_the_border_is_outside():
 def test_the_surface_of_a_flat_mask_is_its_outline():
     square = np.zeros((1, 7, 7), dtype=bool)
     square[0, 1:6, 1:6] = True
-    distances = surface_distances(square, square, (math.nan, 1.0, 1.0))  # the spacing of a flat axis means nothing
-    assert distances.of_reference.tolist() == [0] * 16
+    assert surface_distances(square, square, (1.0, 1.0, 1.0)).of_reference.tolist() == [0] * 16
+    shifted = np.roll(square, 1, axis=2)
+    found = scores(square, shifted, (math.nan, 1.0, 1.0))  # the spacing of a flat axis means nothing
+    assert found["hd95"] == 1
+    assert found["assd"] == pytest.approx((8 + 8) / 32)  # all 5 of the side left behind, 3 of the side now inside
     one_slice_of_many = np.pad(square, ((1, 1), (0, 0), (0, 0)))
     assert len(surface_distances(one_slice_of_many, one_slice_of_many, (1.0, 1.0, 1.0)).of_reference) == 25
 

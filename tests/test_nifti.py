@@ -81,6 +81,13 @@ def test_two_axes_are_flat_and_three_are_not(tmp_path):
     assert slice_.spacing == (4.0, 3.0, 2.0)
 
 
+@pytest.mark.parametrize("column", [(0, 0, 0), (5, 5, 5), (0, 0, -4)])
+def test_the_third_axis_of_a_flat_image_means_nothing(tmp_path, column):
+    path = hostile.nifti(tmp_path / "flat.nii", hostile.voxels((5, 6)))
+    fields = {f"row{i}": (hostile.SROW_X + 16 * i + 8, "<f", column[i]) for i in range(3)}
+    assert read_geometry(hostile.patched(path, **fields)) == read_geometry(path)
+
+
 def test_values_that_are_not_finite_come_through(tmp_path):
     for ending in (".nii.gz", ".nii", ".mha", ".nrrd"):
         array = read_image(hostile.not_finite(tmp_path, ending)).array[0]

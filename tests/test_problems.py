@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,17 @@ def test_hounsfield_units_in_a_channel_of_another_name_and_the_reverse(tmp_path)
     ]  # fmt: skip
     assert {p.severity for p in problems} == {"warning"}
     assert inspected(root, channels="CT,MRI")[1] == []
+
+
+def test_incomplete_cases_are_not_measured_whether_or_not_they_are_known(tmp_path):
+    root = tiny.nnunet(tmp_path, ["a", "b", "c"])
+    (root / "labelsTr/b.nii.gz").unlink()
+    dataset, known = discover(root)
+    without_images = replace(dataset.cases[2], images=())
+    dataset = replace(dataset, cases=(*dataset.cases[:2], without_images))
+    assert [p.case for p in known] == ["b"]
+    assert check(dataset, volume_of_label, workers=0) == ([], {"a": ((1, 3, 4, 5), 2)})
+    assert check(dataset, volume_of_label, workers=0, known=known) == (known, {"a": ((1, 3, 4, 5), 2)})
 
 
 def test_two_equal_channels_and_two_equal_constants(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,21 +141,18 @@ def test_link_is_replaced_and_its_target_untouched(tmp_path):
 
 def test_threads_writing_one_path_do_not_mix(tmp_path):
     texts = [str(n) * 20000 for n in range(4)]
-    both_open = threading.Barrier(len(texts))
+    all_open = threading.Barrier(len(texts))
 
     def fill(file, text):
         file.write(text[:10000].encode())
-        both_open.wait(timeout=30)  # all files are half written at once
+        all_open.wait(timeout=30)  # all files are half written at once
         file.write(text[10000:].encode())
 
-    threads = [
-        threading.Thread(target=write_atomically, args=(tmp_path / "a", lambda file, text=text: fill(file, text)))
-        for text in texts
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(texts)) as pool:
+        jobs = [
+            pool.submit(write_atomically, tmp_path / "a", lambda file, text=text: fill(file, text)) for text in texts
+        ]
+    assert [job.exception() for job in jobs] == [None] * len(texts)
     assert list(content(tmp_path)) == ["a"]
     assert (tmp_path / "a").read_text() in texts
 

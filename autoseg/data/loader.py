@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -150,7 +151,7 @@ def make_loader(
     limit = int(free_memory() * MEMORY_SHARE) if memory_limit is None else memory_limit
     in_memory = (forked or worker_count == 0) and sum(map(store.nbytes, cases)) <= limit
     processes: dict[str, Any] = {}
-    if worker_count:  # fork shares the cases held in memory; torch starts no thread in a worker, see _start_worker
+    if worker_count:  # fork shares the cases held in memory; it is safe, as torch starts no threads in a worker
         context = "fork" if forked else None
         processes = {"multiprocessing_context": context, "prefetch_factor": PREFETCHED, "persistent_workers": True}
     return DataLoader(
@@ -190,18 +191,21 @@ def _collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _start_worker(_: int) -> None:
-    """Use one thread, and leave it to the parent what a signal means.
+    """Obey no signal but the parent's.
 
     Ctrl-C and the signals of batch systems reach the whole process group. A worker that died of one would end the
     training at once, before the parent has come to a safe point and written its checkpoint.
     """
-    torch.set_num_threads(1)
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_at_the_next)
+    if hasattr(signal, "sigwaitinfo"):  # Linux: tells who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_the_parent, daemon=True).start()
 
 
-def _end_at_the_next(*_: Any) -> None:
-    """Survive one SIGTERM, obey the second: the parent sends its own when it ends."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+def _wait_for_the_parent() -> None:
+    """End when the parent sends SIGTERM, which it does to workers that are left when it ends."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
