@@ -65,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
         "-c", "--configurations", default="", help="to preprocess, e.g. 2d,3d_fullres (default: recommended)"
     )
     plan.add_argument("--vram", type=float, default=None, metavar="GB", help="plan for a GPU of this memory")
-    plan.add_argument("--rules", choices=("autoseg", "nnunet"), default="autoseg", help="(default: %(default)s)")
+    plan.add_argument(
+        "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone (default: autoseg)"
+    )
     plan.add_argument("--no-preprocess", action="store_true", help="decide only")
     add_settings(plan)
     plan.set_defaults(run=run_plan)

@@ -54,7 +54,8 @@ def picture(
     low, high = (-160, 240) if grey.min() < -500 else np.percentile(grey, [1, 99])
     spacing = image.geometry.spacing
     labels = range(1, len(names) + 1)
-    figure = Figure(figsize=(11, 4.4), facecolor="black", layout="constrained")
+    figure = Figure(figsize=(11, 4.4), facecolor="black")  # a solved layout would not be the same in every run
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.93, bottom=0.14, wspace=0.03)
     panels = figure.subplots(1, 3, width_ratios=[grey.shape[a] * spacing[a] for a in (2, 2, 1)])
     for axis, (panel, title) in enumerate(zip(panels, ("axial", "coronal", "sagittal"), strict=True)):
         index = _richest_slice(reference.array, axis, labels)
@@ -83,7 +84,7 @@ def picture(
     handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3.2, label=name) for i, name in enumerate(names)]
     handles.append(Line2D([], [], color="white", lw=0.9, label="segmentation"))
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), labelcolor="white", frameon=False,
+        handles=handles, loc="lower center", ncols=len(handles), labelcolor="white", frameon=False,
         title="reference (broad) and segmentation (thin)", title_fontproperties={"size": 9},
     ).get_title().set_color("white")  # fmt: skip
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))

@@ -13,6 +13,7 @@ import numpy as np
 
 from autoseg.data.store import CaseInfo, CaseStore
 from autoseg.dataset import Case, Dataset, load_case
+from autoseg.errors import DataError, StateError
 from autoseg.imaging.components import Box, bounding_box, nonzero_mask
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import OUTSIDE
@@ -94,10 +95,17 @@ def preprocess(
 
     Raises:
         DataError: a case cannot be read or holds non-finite values.
+        StateError: there is no such configuration, or it cannot read the copy it shares with another.
         StorageError: the disk is full.
     """
-    _, configuration = plan.configuration(configuration_name)
-    store = CaseStore(workspace.preprocessed(configuration.data))
+    name, wanted = plan.configuration(configuration_name)
+    _, configuration = plan.configuration(wanted.data)  # whose copy it reads: mostly its own
+    if wanted.spacing[-2:] != configuration.spacing[-2:]:
+        raise StateError(
+            f"{name} reads the preprocessed copy of {wanted.data}, but its slices have another spacing",
+            remedy=f"give it a copy of its own: --set configurations.{name}.data={name}",
+        )
+    store = CaseStore(workspace.preprocessed(wanted.data))
     settings = _settings_hash(plan, configuration)
     keys = {case.id: _key(case, settings) for case in dataset.cases}
     missing = set(store.complete([case.id for case in dataset.cases], keys))
@@ -139,7 +147,15 @@ def _settings_hash(plan: Plan, configuration: Configuration) -> str:
 def _key(case: Case, settings: str) -> str:
     """Hash of what decides a stored case: the settings, and size and time of its files."""
     assert case.label is not None
-    stats = {path: Path(path).stat() for path in (*case.images, case.label)}
+    stats = {}
+    for path in (*case.images, case.label):
+        try:
+            stats[path] = Path(path).stat()
+        except OSError as error:
+            raise DataError(
+                f"{path} of case {case.id} cannot be found: {error.strerror or error}",
+                remedy="bring the dataset back to where it was planned, or plan it again: autoseg plan DATASET",
+            ) from None
     files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
     return hashlib.sha256(json.dumps([settings, files]).encode()).hexdigest()
 

@@ -206,7 +206,7 @@ def training_step(
     dtype: str,
     gradient_clip: float,
 ) -> float:
-    """Do one optimiser step on a batch and return its loss. A non-finite loss changes no weight.
+    """Do one optimiser step on a batch and return its loss. A non-finite loss or gradient (NaN) changes no weight.
 
     Args:
         image: (B, C, *patch) float32.
@@ -221,7 +221,9 @@ def training_step(
         return value
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
+    if not scaler.is_enabled() and not norm.isfinite():  # a scaler skips such a step itself, and scales less
+        return math.nan
     scaler.step(optimizer)
     scaler.update()
     return value

@@ -240,6 +240,17 @@ def test_blur():
     assert np.abs(result - image).max() > 0.1
 
 
+def test_blur_is_drawn_for_each_channel_and_axis():
+    image = np.zeros((2, 25, 25), np.float32)
+    image[:, 12, 12] = 1.0
+    result, _ = run(replace(OFF, blur=1.0, blur_per_channel=1.0, blur_sigma=(0.5, 2.0)), image)
+    squares = (np.arange(25) - 12.0) ** 2
+    sigmas = [np.sqrt((channel.sum(axis=1 - axis) * squares).sum()) for channel in result for axis in (0, 1)]
+    assert np.diff(sorted(sigmas)).min() > 0.02  # four different ones
+    assert min(sigmas) > 0.45
+    assert max(sigmas) < 2.0
+
+
 def test_brightness():
     image = an_image(2, 5, 5)
     for factor in (2.0, 0.5):

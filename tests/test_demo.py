@@ -77,6 +77,7 @@ def test_another_seed_is_another_dataset():
     (first, first_labels), (second, second_labels) = (make_scan(make_anatomy(0, seed), 0, 0, seed) for seed in (1, 2))
     assert first.geometry != second.geometry
     assert (first_labels.array == 1).sum() != (second_labels.array == 1).sum()
+    assert make_anatomy(0, 1).hounsfield != make_anatomy(0, 2).hounsfield
 
 
 def test_layout_is_that_of_nnunet(dataset):
@@ -165,6 +166,7 @@ def test_file_puts_every_voxel_where_the_geometry_says(tmp_path, code):
     assert "".join(nibabel.aff2axcodes(stored.affine)) == code
     assert stored.header.get_xyzt_units()[0] == "mm"
     assert np.allclose(stored.get_qform(), stored.get_sform(), atol=1e-5)
+    assert stored.header["qform_code"] == stored.header["sform_code"] == 1
     for z, y, x in np.ndindex(3, 4, 5):
         right, anterior, superior = -(10.0 + 1.25 * x), -(-7.0 + 1.5 * y), 4.0 + 2.5 * z
         index = np.linalg.inv(stored.affine) @ [right, anterior, superior, 1]
@@ -207,6 +209,18 @@ def test_voxels_at_borders_mix_what_they_hold():
     assert pure[(labels > 0) & ~inside].mean() > 0.8
     eighths = (image[~pure & (image < 0) & (image > -900)] + 1000) * 8
     assert eighths.size > 500  # between air and skin
+
+
+def test_lesion_is_a_part_of_the_liver():
+    anatomy = make_anatomy(3)
+    geometry = Geometry(shape=(40, 44, 48), spacing=(2.1, 1.8, 1.8))
+    assert anatomy.lesion is not None
+    _, with_lesion = render(anatomy, geometry)
+    _, without = render(replace(anatomy, lesion=None), geometry)
+    assert set(without[with_lesion == 3]) == {1}
+    assert np.array_equal(without[with_lesion != 3], with_lesion[with_lesion != 3])
+    beside = replace(anatomy.lesion, centre=np.array([20.0, -10.0, -25.0]))  # inside the body, far from the liver
+    assert 3 not in render(replace(anatomy, lesion=beside), geometry)[1]
 
 
 # Its parts

@@ -61,6 +61,14 @@ def test_geometry_counts_and_components_by_hand():
     assert lesion.extents_mm == ((3.0, 1.0, 1.5), (3.0, 1.0, 0.5))
 
 
+def test_a_label_inside_the_box_of_another_is_not_counted_with_it():
+    loaded = scan()
+    loaded.target[1:3, 3:5, 4:6] = 2  # a lesion right through the organ
+    components = measured(loaded).case.components
+    assert components["organ"].volumes_mm3 == (1.5 * (48 - 8),)
+    assert components["lesion"].count == 3
+
+
 def test_centroids_by_hand():
     centroids = measured().case.centroids_mm
     assert centroids["organ"] == pytest.approx((1.5 * 3, 3.5 * 1, 4.5 * 0.5))
@@ -213,9 +221,12 @@ def test_values_that_are_not_finite_do_not_spread():
 
 
 def test_equal_cases_are_noted():
-    other = scan()
+    other, relabelled = scan(), scan()
     other.image[0, 2, 2, 2] += 1
-    found = dataset(measured(), measured(case_id="b"), measured(other, case_id="c"))
+    relabelled.target[4, 2, 9], relabelled.target[4, 3, 9] = 0, 2  # the same counts, at another place
+    found = dataset(
+        *(measured(scans, case_id=i) for i, scans in zip("abcd", (scan(), scan(), other, relabelled), strict=True))
+    )
     assert [note for note in found.notes if "equal" in note] == ["cases with equal image and label: a, b"]
 
 

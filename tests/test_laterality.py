@@ -16,6 +16,7 @@ from autoseg.laterality import MIN_PAIRED_CASES, fixed_order, left_right_pair
         ("L kidney", "R kidney"),
         ("LeftLung", "RightLung"),
         ("lungLeft", "lungRight"),
+        ("KidneyL", "KidneyR"),
         ("leftlung", "rightlung"),
         ("lt.parotid", "rt.parotid"),
         ("lung_upper_lobe_left", "lung_upper_lobe_right"),

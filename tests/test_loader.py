@@ -1,6 +1,7 @@
 """The stream of batches: the same for any number of workers, resumable, and true to the stored cases."""
 
 import itertools
+import os
 import pickle
 import subprocess
 import sys
@@ -251,24 +252,10 @@ def test_workers_use_one_thread(store):
         torch.set_num_threads(before)
 
 
-def test_workers_survive_the_signals_of_their_group_and_end_with_the_parent(store):
-    reference = list(stream(store, stop_step=40))
-    batches = iter(stream(store, stop_step=40, worker_count=1))
-    first = next(batches)
-    (worker,) = batches._workers
-    for name in ("INT", "USR1", "TERM", "TERM"):  # from another process, not from this one, the parent
-        subprocess.run(["sh", "-c", f"kill -{name} {worker.pid}"], check=True)
-    assert_same([first, *batches], reference)
-    assert worker.is_alive()
-    worker.terminate()
-    worker.join(timeout=20)
-    assert worker.exitcode == 0
-
-
-def test_a_training_that_fails_ends_with_its_workers(store):
-    """The interpreter waits for its workers at the end; they must let it go, even if nobody closed the stream."""
+def test_workers_survive_the_signals_of_their_group_and_end_with_a_training_that_fails(store):
+    """The parent decides what a signal means. At the end it waits for its workers, so they must let it go, too."""
     program = f"""
-        import sys
+        import os, signal, sys, time
         from pathlib import Path
         from autoseg.augmentation import AUGMENTATIONS
         from autoseg.data.loader import make_loader
@@ -279,10 +266,23 @@ def test_a_training_that_fails_ends_with_its_workers(store):
         )
         sys.kept_alive = batches = iter(loader)
         next(batches)
+        print(*[worker.pid for worker in batches._workers])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda *_: print("signal"))
+            os.killpg(0, number)
+        for _ in range(30):
+            next(batches)
+        print("still there")
         raise RuntimeError("training failed")
     """
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 1
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, timeout=120, check=False, start_new_session=True,
+    )  # fmt: skip
+    workers, *said = result.stdout.splitlines()
+    assert said == ["signal", "signal", "signal", "still there"]
     assert result.stderr.rstrip().endswith("RuntimeError: training failed")
+    assert result.returncode == 1
+    for pid in map(int, workers.split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

@@ -101,11 +101,11 @@ def test_regions_two_voxels_by_hand():
 
 
 def test_a_label_outside_every_region_is_background_to_all():
-    # the class index 3 belongs to no region; it must neither fail nor count as a neighbour of the highest
+    # the class indices 3 and 4 belong to no region; they must neither fail nor count as the region below them
     logits = torch.randn(1, 2, 5)
-    for ignore_index in (None, 4):
+    for ignore_index in (None, 5):
         loss = dice_bce(((1, 2), (2,)), ignore_index=ignore_index)
-        assert torch.equal(loss(logits, torch.tensor([[1, 2, 3, 0, 3]])), loss(logits, torch.tensor([[1, 2, 0, 0, 0]])))
+        assert torch.equal(loss(logits, torch.tensor([[1, 2, 3, 0, 4]])), loss(logits, torch.tensor([[1, 2, 0, 0, 0]])))
 
 
 def test_a_perfect_segmentation_costs_minus_one():

@@ -119,6 +119,20 @@ def test_a_png_cut_or_flipped_anywhere_is_refused_or_harmless(tmp_path, bits, co
     assert refused > 2 * (size // 3) - 16  # all but what lies in the end mark
 
 
+@pytest.mark.parametrize("bits", [1, 8])
+@pytest.mark.parametrize("palette", [b"", bytes(range(12))])
+def test_every_flipped_bit_of_a_compressible_png_is_refused_or_harmless(tmp_path, bits, palette):
+    stored = samples(bits=1)
+    path = hostile.png(tmp_path / "a.png", stored, bits=bits, colour_type=PALETTE if palette else GREY, palette=palette)
+    for byte in range(8, path.stat().st_size):
+        for bit in range(8):
+            try:
+                labels = read_labels(hostile.flipped(path, byte, 1 << bit))
+            except DataError:
+                continue
+            assert np.array_equal(labels.array[0], stored), (byte, bit)
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.bmp"])
 def test_a_truncated_file_is_refused(tmp_path, name):
     Image.fromarray(samples(shape=(40, 50))).save(tmp_path / name)
@@ -195,10 +209,10 @@ def test_colours_transparency_and_palettes(tmp_path):
         read_image(tmp_path / "varies.tif")
     indices = samples(bits=2)
     colours = np.zeros((3, 256), np.uint16)
-    colours[:, 1:4] = np.array([[255, 0, 10], [0, 255, 20], [0, 0, 30]]) * 257
+    colours[:, 1:4] = np.array([[255, 0, 10], [0, 255, 20], [0, 0, 30]]) * 256
     tifffile.imwrite(tmp_path / "palette.tif", indices, photometric="palette", colormap=colours)
     assert np.array_equal(read_labels(tmp_path / "palette.tif").array[0], indices)
-    assert np.array_equal(read_image(tmp_path / "palette.tif").array[:, 0], (colours // 257)[:, indices])
+    assert np.array_equal(read_image(tmp_path / "palette.tif").array[:, 0], (colours // 256)[:, indices])
 
 
 def test_channels_and_slices_of_an_imagej_hyperstack(tmp_path):
@@ -232,7 +246,9 @@ def test_a_cut_stack_is_refused_or_whole_but_never_shorter(tmp_path, separate, c
     array = hostile.voxels((8, 20, 30))
     path = hostile.stack(tmp_path / "a.tif", array, separate=separate, compression=compression)
     size, refused = path.stat().st_size, 0
-    lengths = np.unique([*np.linspace(4, size - 1, 80).astype(int), *range(size - 12, size)])
+    with tifffile.TiffFile(path) as file:
+        starts = [page.offset for page in file.pages][1:]  # a cut right there leaves whole pages
+    lengths = np.unique([*np.linspace(4, size - 1, 80).astype(int), *range(size - 12, size), *starts])
     for length in lengths:
         try:
             volume = read_image(hostile.cut(path, int(length)))

@@ -250,6 +250,7 @@ def test_a_voxel_offset_without_meaning_is_refused(tmp_path, offset):
         ((hostile.DIM, "<h", 9), "9 axes"),
         ((hostile.DIM, "<8h", (3, 6, 0, 4, 1, 1, 1, 1)), "empty"),
         ((hostile.DIM, "<8h", (3, 6, -5, 4, 1, 1, 1, 1)), "empty"),
+        ((hostile.DIM, "<8h", (4, 6, 5, 4, -2, 1, 1, 1)), "empty"),
         ((hostile.DATATYPE, "<2h", (32, 64)), "complex"),
         ((hostile.DATATYPE, "<2h", (128, 24)), "RGB"),
         ((hostile.DATATYPE, "<2h", (77, 16)), "cannot be read"),
@@ -385,6 +386,7 @@ def test_equal_labels_give_equal_bytes(tmp_path):
     for name in ("a.nii.gz", "b.nii.gz"):
         write_labels(tmp_path / name, hostile.voxels(), like)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert (tmp_path / "a.nii.gz").read_bytes()[3:8] == bytes(5)  # neither name nor time in the gzip header
 
 
 # ---- real data ------------------------------------------------------------------------------------------------------

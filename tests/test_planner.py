@@ -244,12 +244,12 @@ def test_single_slices_are_planned_in_2d_wherever_the_single_voxel_lies(shape, r
 def test_thickness_of_single_slices_decides_nothing():
     labels = label_set(2)
     cases = [
-        case(i, (z, 1.0, 1.0), (1, 64, 64), {"label1": boxes(1, (1, 30, 30), (z, 1, 1))}, labels.values)
-        for i, z in enumerate((0.01, 1.0, 500.0))
+        case(i, (z, 1.0, 1.0), (1, 64, 64), {"label1": boxes(1, (1, 5, 5), (z, 1, 1))}, labels.values)
+        for i, z in enumerate((0.01, 1.0, 500.0, 500.0))
     ]
     cases[0] = replace(cases[0], spacing=(0.01, 0.9, 0.9))  # finer in the plane, too: now volumes are compared
     made = plan(fingerprint(cases, labels), labels)
-    assert "label1 0 of 3" in decided(made, "1.2")[1]
+    assert "label1 0 of 4" in decided(made, "1.2")[1]
     assert list(made.configurations) == ["2d"]
     assert made.configurations["2d"].patch_size == (64, 64)
     assert made.axis_order == (0, 1, 2)
@@ -277,6 +277,7 @@ def test_copies_are_shared_where_no_case_is_resampled_across_slices():
     assert copies(2.0, 2.0, 2.0) == ["3d_fullres", "3d_fullres"]
     assert copies(2.0, 2.0001, 2.0) == ["3d_fullres", "3d_fullres"]
     assert copies(2.0, 2.5, 2.0) == ["2d", "3d_fullres"]
+    assert copies(2.0, 2.02, 2.0) == ["2d", "3d_fullres"]  # 40 slices still, but moved
 
 
 # ---- intensities
@@ -300,6 +301,30 @@ def test_z_scores_are_masked_where_the_body_is_less_than_three_quarters(edge, in
 
 
 # ---- training
+
+
+@pytest.mark.parametrize(
+    ("thickness", "slices", "across"),
+    [
+        ((4.0, 4.0, 4.0), 4, 5 / 9),  # one slice of a patch, one of the component, in an image of 4
+        ((8.0, 8.0, 4.0), 2, 1 / 1),  # resampled there would be 3 slices; slices are seen as they are: 1 + 1 of 2
+    ],
+)
+def test_foreground_of_slices_is_that_of_slices_as_they_are(thickness, slices, across):
+    labels = label_set(2)
+    shapes = [(slices if z == thickness[0] else 4, 1000, 1000) for z in thickness]
+    cases = [
+        case(i, (z, 1.0, 1.0), shape, {"label1": boxes(1, (1, 2, 2), (z, 1, 1))}, labels.values)
+        for i, (z, shape) in enumerate(zip(thickness, shapes, strict=True))
+    ]
+    made = plan(fingerprint(cases, labels), labels)
+    assert made.recommended == "2d"
+    in_plane = [1 - (998 - edge) ** 2 / ((1000 - edge) * 998) for edge in made.configurations["2d"].patch_size]
+    chance = across * math.prod(in_plane)
+    assert made.training.foreground_fraction == pytest.approx(
+        min(0.67, max(0.33, (2 / 3 - chance) / (1 - chance))), abs=0.006
+    )
+    assert 0.33 < made.training.foreground_fraction < 0.67
 
 
 def test_regions_get_a_loss_and_a_mirroring_of_their_own():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantom import sphere, tiny_dataset
-from synthetic_fingerprints import fingerprint, label_set, uniform
+from synthetic_fingerprints import label_set, uniform
 
 from autoseg import preprocess as module
 from autoseg.data.store import CaseStore
@@ -206,7 +206,7 @@ def made(monkeypatch) -> list[str]:
 
 
 def plan_for(dataset: Dataset, **changes) -> Plan:
-    found = replace(uniform((2.0, 1.0, 1.0), (12, 20, 24), 4, dataset.labels, channels=dataset.channels))
+    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 4, dataset.labels, channels=dataset.channels)
     made = make_plan(dataset="test", channels=dataset.channels, labels=dataset.labels, fingerprint=found)
     return replace(made, **changes)
 
@@ -347,7 +347,7 @@ def test_a_configuration_that_does_not_exist(dataset, tmp_path):
 def test_a_source_file_that_is_gone_is_named(dataset, tmp_path):
     workspace, plan = Workspace(tmp_path / "w"), plan_for(dataset)
     Path(dataset.cases[1].images[0]).unlink()
-    with pytest.raises(DataError, match=r"case_01_0000\.nii\.gz.*does not exist"):
+    with pytest.raises(DataError, match=r"case_01_0000\.nii\.gz of case case_01"):
         preprocess(dataset, plan, "3d_fullres", workspace, workers=0)
 
 

@@ -56,6 +56,14 @@ def test_foreground_chance_counts_every_component_and_takes_the_median_case():
     assert chance == pytest.approx([2 / 3, 1 - 1 / 9, 1 - 1 / 9])
 
 
+def test_a_described_component_stands_for_several_in_the_chance():
+    labels = label_set(2)
+    two = ComponentSizes(2, (200.0,), ((10.0, 10.0, 2.0),))
+    table = sparsity.component_table(uniform(ONE, (10, 10, 10), 1, labels, {"label1": two}))
+    chance = sparsity.foreground_chance(table, np.full((1, 3), 10.0), np.ones((1, 3)), (10, 10, 4))
+    assert chance == pytest.approx(1 - 1 / 9)
+
+
 def test_cases_without_foreground_have_no_chance():
     labels = label_set(2)
     empty = fingerprint([case(0, ONE, (9, 9, 9), {}, labels.values)], labels)
@@ -191,7 +199,7 @@ def test_spacing_is_not_refined_beyond_the_finest_tenth_of_the_cases():
 def test_spacing_stays_where_few_vanish_or_nothing_helps():
     (spacing, reason), _, _ = guarded(1, 19, (1, 9, 9), (4.0, 1.0, 1.0))
     assert spacing.tolist() == [4, 1, 1]  # 1 of 20 is 5 %, not more
-    assert "1 of 20" in reason
+    assert reason == "components that vanish at this spacing: label1 1 of 20"
     (spacing, _), _, _ = guarded(3, 17, (1, 9, 9), (4.0, 1.0, 1.0))
     assert spacing[0] == 2  # 15 %
     (spacing, reason), _, _ = guarded(5, 5, (0.5, 9, 9), (4.0, 1.0, 1.0))

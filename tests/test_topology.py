@@ -54,6 +54,11 @@ def test_kernel_along_a_waiting_axis_is_one_until_spacings_meet():
     assert chosen.kernel_sizes == ((1, 3, 3), *((3, 3, 3),) * 5)
 
 
+def test_bottleneck_kernel_is_three_even_along_an_axis_that_still_waits():
+    # 10 / 4 = 2.5 after two halvings of the plane, 24 -> 12 -> 6
+    assert topology((10, 1, 1), (8, 24, 24)).kernel_sizes == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
+
+
 def test_single_remaining_axis_needs_three_times_the_smallest_edge():
     # alone, 11 voxels stay (nnU-Net v2 asks for 12); with company 8 are enough
     assert topology((1, 1), (4, 11)).strides == ((1, 1),)
@@ -238,6 +243,19 @@ def test_a_limit_that_nothing_meets_is_reported():
     hopeless = fit((1, 1, 1), (128, 128, 128), limit=1.0)
     assert not hopeless.fits
     assert min(hopeless.topology.patch_size) >= 4
+
+
+def test_shrinking_ends_though_padding_brought_an_earlier_patch_back(monkeypatch):
+    # shrinking one axis can pad another up; should that ever lead back to a patch seen before, it must not go on
+    small, large = topology((1, 1), (16, 32)), topology((1, 1), (32, 16))
+    calls = iter(range(20))
+
+    def back_and_forth(_spacing, chosen, _axis, _min_edge):
+        assert next(calls, None) is not None, "no end in sight"
+        return small if chosen.patch_size == large.patch_size else large
+
+    monkeypatch.setattr("autoseg.topology._shrunk", back_and_forth)
+    assert not fit((1, 1), (32, 16), limit=1.0).fits
 
 
 @settings(deadline=None, max_examples=60)

@@ -7,9 +7,7 @@ exactly the batch that would have come. The stream has no epochs: it does not pa
 
 import itertools
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -191,21 +189,11 @@ def _collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _start_worker(_: int) -> None:
-    """Obey no signal but the parent's.
+    """Leave the process group, so that its signals reach the parent alone.
 
-    Ctrl-C and the signals of batch systems reach the whole process group. A worker that died of one would end the
-    training at once, before the parent has come to a safe point and written its checkpoint.
+    Ctrl-C and the signals of batch systems go to the whole group. A worker that died of one would end the training at
+    once, before the parent has come to a safe point and written its checkpoint. Workers end with their parent all the
+    same: it tells them to, and they look whether it is still there.
     """
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux: tells who sent a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_wait_for_the_parent, daemon=True).start()
-
-
-def _wait_for_the_parent() -> None:
-    """End when the parent sends SIGTERM, which it does to workers that are left when it ends."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

@@ -248,14 +248,15 @@ def _features(
 ) -> np.ndarray:
     """What the folds should have in equal parts, summed over a patient's cases: (patients, 1 + 3 labels).
 
-    Column 0 counts cases. Then, per label: presence, volume, and rank of the volume (which keeps one giant from
-    standing for many of ordinary size). These are centred on their mean over all cases, so that a fold's sum is 0 when
+    Column 0 counts cases. Then, per label: presence, volume, and rank of the volume among those present (which keeps
+    one giant from standing for many of ordinary size). These are centred on their mean over all cases, so that a fold's sum is 0 when
     its mean is that of the data set, however many cases it has; and divided by the spread that chance would give it.
     """
     cases = [case for group in members.values() for case in group]
     volumes = np.array([label_volumes[case] for case in cases], dtype=np.float64).reshape(len(cases), -1)
     present = (volumes > 0).astype(np.float64)
-    ranks = np.argsort(np.argsort(volumes, axis=0, kind="stable"), axis=0) / max(len(cases) - 1, 1) * present
+    ranks = np.argsort(np.argsort(volumes, axis=0, kind="stable"), axis=0) + 1.0 - (volumes <= 0).sum(axis=0)
+    ranks *= present / np.maximum(present.sum(axis=0), 1)
     labels = np.concatenate([present, volumes, ranks], axis=1)
     labels -= labels.mean(axis=0)
     chance = labels.std(axis=0) * np.sqrt(len(cases) / folds)

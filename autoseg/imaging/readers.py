@@ -54,13 +54,12 @@ READERS: dict[str, Reader] = {
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
 }
-_LONGEST_FIRST = sorted(READERS, key=len, reverse=True)
 
 
 def ending_of(path: Path | str) -> str | None:
-    """Return the known ending of a file name in lower case (".nii.gz" before ".nii"), or None."""
+    """Return the known ending of a file name in lower case (".nii.gz" is one), or None."""
     name = Path(path).name.lower()
-    return next((ending for ending in _LONGEST_FIRST if name.endswith(ending) and len(name) > len(ending)), None)
+    return next((ending for ending in READERS if name.endswith(ending) and len(name) > len(ending)), None)
 
 
 def stem_of(path: Path | str) -> str:

@@ -1,0 +1,453 @@
+"""The parts of a fold's training, each by itself: a step, the validation, the stream of patches, the networks of plans."""
+
+import itertools
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_fingerprints import label_set, uniform
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from autoseg.data.splits import Split
+from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.errors import StateError
+from autoseg.imaging.labels import LabelSet
+from autoseg.nn.optimization import OPTIMIZERS
+from autoseg.plan import ChannelNormalization, Configuration, Plan
+from autoseg.planner import make_plan
+from autoseg.records import to_plain
+from autoseg.train import (
+    CHECKPOINT_SECONDS,
+    VALIDATION_MARGIN,
+    VALIDATION_SECONDS_PER_CASE,
+    VALIDATION_STEPS,
+    _require_same_plan,
+    build_plan_loss,
+    build_plan_network,
+    configuration_mirror_axes,
+    head_probabilities,
+    patch_stream,
+    training_step,
+    validate,
+    validation_seconds,
+    worker_count,
+)
+
+CPU = torch.device("cpu")
+LABELS = label_set(3)
+
+
+def plan_of(spacing=(2.0, 1.0, 1.0), shape=(12, 20, 24), channels=("MR",), labels=LABELS, **training) -> Plan:
+    found = uniform(spacing, shape, 5, labels, channels=channels)
+    made = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found)
+    return replace(made, training=replace(made.training, **training))
+
+
+# ---- one step
+
+
+class Linear(nn.Module):
+    """One number per head: logits are its weight times the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [self.weight[None, :, None, None] * image]
+
+
+IMAGE, TARGET = torch.ones(1, 1, 2, 2), torch.zeros(1, 2, 2)
+OFF = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def step(network, criterion, optimizer, *, image=IMAGE, clip=1e9) -> float:
+    return training_step(network, criterion, optimizer, OFF, image, TARGET, "float32", clip)
+
+
+def total(logits: list[Tensor], target: Tensor) -> Tensor:
+    return logits[0].sum()
+
+
+def root_of_zero(logits: list[Tensor], target: Tensor) -> Tensor:
+    return (logits[0] - logits[0].detach()).abs().sqrt().sum() + logits[0].sum()  # a finite loss of endless slope
+
+
+def test_a_step_goes_down_the_slope():
+    """The slope of the sum over four voxels is 4 for either weight; at a rate of 0.1 both lose 0.4."""
+    network = Linear()
+    loss = step(network, total, torch.optim.SGD(network.parameters(), 0.1))
+    assert loss == pytest.approx(4 * (1 + 2))
+    assert network.weight.tolist() == pytest.approx([0.6, 1.6])
+
+
+def test_slopes_do_not_add_up_over_steps():
+    network = Linear()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    for _ in range(2):
+        step(network, total, optimizer)
+    assert network.weight.tolist() == pytest.approx([0.2, 1.2])
+
+
+def test_slopes_are_clipped():
+    """(4, 4) is sqrt(32) long; clipped to sqrt(2) it is (1, 1)."""
+    network = Linear()
+    step(network, total, torch.optim.SGD(network.parameters(), 1.0), clip=math.sqrt(2))
+    assert network.weight.tolist() == pytest.approx([0.0, 1.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("criterion", "image"),
+    [
+        (lambda logits, target: total(logits, target) * math.nan, IMAGE),
+        (lambda logits, target: total(logits, target) * math.inf, IMAGE),
+        (lambda logits, target: -total(logits, target) / 0, IMAGE),
+        (total, IMAGE * math.nan),
+        (total, torch.tensor([[[[1.0, math.inf], [-math.inf, 0]]]])),
+        (root_of_zero, IMAGE),
+    ],
+    ids=["nan", "inf", "-inf", "nan image", "inf image", "slope"],
+)
+def test_what_is_not_finite_changes_no_weight(optimizer, criterion, image):
+    """Nor what the optimiser remembers; weight decay and momentum would move the weights otherwise."""
+    network = Linear()
+    chosen = OPTIMIZERS[optimizer](network.parameters(), 0.1, 0.1)
+    assert math.isfinite(step(network, total, chosen))
+    weights, memory = network.weight.detach().clone(), to_plain_memory(chosen)
+    assert not math.isfinite(step(network, criterion, chosen, image=image))
+    assert torch.equal(network.weight, weights)
+    assert to_plain_memory(chosen) == memory
+    assert math.isfinite(step(network, total, chosen))
+    assert not torch.equal(network.weight, weights)
+    assert network.weight.isfinite().all()
+
+
+def to_plain_memory(optimizer: torch.optim.Optimizer) -> list:
+    return [
+        (name, value.tolist() if isinstance(value, Tensor) else value)
+        for state in optimizer.state.values()
+        for name, value in state.items()
+    ]
+
+
+# ---- the validation of an epoch
+
+
+class Show(nn.Module):
+    """Logits that make of an image its rounded values: head k is highest where the image is k."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [torch.cat([-((image - k) ** 2) for k in range(self.heads)], dim=1)]
+
+
+def batch(segmentation: list[int], reference: list[int]) -> dict:
+    """One patch of one row: what `Show` will say, and what is true."""
+    return {
+        "image": torch.tensor(segmentation, dtype=torch.float32)[None, None, None, None],
+        "target": torch.tensor(reference, dtype=torch.uint8)[None, None, None],
+    }
+
+
+def losses(*values: float):
+    remaining = iter(values)
+    return lambda logits, target: torch.tensor(next(remaining))
+
+
+def test_pseudo_dice_counts_voxels_of_all_patches_together():
+    """Label 1: 1 of 2 + 3, and 2 of 2 + 2, together 2 * 3 / 9; label 2 is invented once; label 3 is nowhere."""
+    plan = plan_of(labels=label_set(4))
+    batches = [batch([1, 1, 1, 0, 2], [0, 0, 1, 1, 0]), batch([1, 1, 0, 0, 0], [1, 1, 0, 0, 0])]
+    loss, dice = validate(Show(4), losses(0.5, 1.0), batches, plan, CPU, "float32")
+    assert loss == pytest.approx(0.75)
+    assert dice == [pytest.approx(2 * 3 / 9), 0, None]
+
+
+def test_pseudo_dice_knows_what_nobody_annotated():
+    """Of three claimed voxels one is right and one is ignored."""
+    plan = plan_of(labels=LabelSet({"organ": 1}, ignore=255))
+    _, dice = validate(Show(2), losses(0.0), [batch([1, 1, 1, 0], [1, 0, 2, 0])], plan, CPU, "float32")
+    assert dice == [pytest.approx(2 * 1 / (1 + 2))]
+
+
+def test_pseudo_dice_of_regions():
+    """Two sigmoid heads: whole is everything from 1 up, core is 2 alone and written over it."""
+
+    class Regions(nn.Module):
+        def forward(self, image: Tensor) -> list[Tensor]:
+            return [torch.cat([image - 0.5, image - 1.5], dim=1)]
+
+    plan = plan_of(labels=LabelSet({"oedema": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}, (1, 2)))
+    _, dice = validate(Regions(), losses(0.0), [batch([1, 2, 2, 0], [1, 1, 2, 1])], plan, CPU, "float32")
+    assert dice == [pytest.approx(2 * 3 / (3 + 4)), pytest.approx(2 * 1 / (2 + 1))]
+
+
+def test_probabilities_of_heads():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 2.0]])[None]  # (1, 2 heads, 2 voxels)
+    np.testing.assert_allclose(head_probabilities(logits, False)[0, 1], [0.75, 1 / (1 + math.exp(-2))], rtol=1e-6)
+    np.testing.assert_allclose(head_probabilities(logits, True)[0, 0], [0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(head_probabilities(logits, True)[0, 1], [0.75, 1 / (1 + math.exp(-2))], rtol=1e-6)
+
+
+# ---- patches
+
+PATCH = (6, 10, 8)
+
+
+def label_at(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """A chequered corner."""
+    return np.where((z > 8) & (y > 16) & (x > 12), 1 + (x + y) % 2, 0)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> CaseStore:
+    """Three channels that say where a voxel lies (z, y, x), and labels that follow from them."""
+    store = CaseStore(tmp_path_factory.mktemp("store"))
+    for number in range(4):
+        shape = (12 + number, 20, 24 - number)
+        image = np.indices(shape).astype(np.float32)
+        z, y, x = image.astype(int)
+        target = label_at(z, y, x).astype(np.int16)
+        box = tuple((0, n) for n in shape)
+        info = CaseInfo(f"case{number}", "k", (2.0, 1.0, 1.0), box, shape, shape, LABELS.num_labels)
+        store.commit(f"case{number}", image, target, info)
+    return store
+
+
+CASES = tuple(f"case{i}" for i in range(4))
+
+
+def plan_of_patches(**training) -> tuple[Plan, Configuration]:
+    plan = plan_of(channels=("MR", "T1", "T2"), **training)
+    configuration = replace(plan.configurations["3d_fullres"], patch_size=PATCH, batch_size=3)
+    return replace(plan, normalization=(ChannelNormalization("none"),) * 3), configuration
+
+
+def is_cut_from_its_case(image: Tensor, target: Tensor) -> bool:
+    """Whether a patch is a piece of its case as it is: neither turned nor mirrored, no value changed."""
+    z, y, x = image.numpy()
+    steps = np.indices(PATCH)
+    same = all((c == c.flat[0] + s).all() for c, s in zip((z, y, x), steps, strict=True))
+    return same and np.array_equal(target, label_at(z, y, x))
+
+
+def test_validation_patches_are_fixed_and_not_augmented(store):
+    plan, configuration = plan_of_patches(augmentation="default")
+
+    def patches(**settings) -> list[dict]:
+        return list(patch_stream(store, CASES, plan, configuration, augment=False, steps=4, **settings))
+
+    first = patches()
+    assert [b["image"].shape for b in first] == [(3, 3, *PATCH)] * 4
+    for image, target in ((i, t) for b in first for i, t in zip(b["image"], b["target"], strict=True)):
+        assert is_cut_from_its_case(image, target)
+    for other in (patches(), patches(workers=1)):
+        for one, two in zip(first, other, strict=True):
+            assert torch.equal(one["image"], two["image"])
+            assert torch.equal(one["target"], two["target"])
+            assert one["cases"] == two["cases"]
+
+
+def test_training_patches_are_others_and_augmented(store):
+    """With the recipe "none" the same cases give other places than the validation's; with "default" other pictures."""
+    plan, configuration = plan_of_patches(augmentation="none")
+    fixed = [b["image"] for b in patch_stream(store, CASES, plan, configuration, augment=False, steps=4)]
+    plain = list(itertools.islice(patch_stream(store, CASES, plan, configuration), 4))  # without end
+    assert all(is_cut_from_its_case(i, t) for b in plain for i, t in zip(b["image"], b["target"], strict=True))
+    assert not any(torch.equal(b["image"], other) for b, other in zip(plain, fixed, strict=True))
+    strong, _ = plan_of_patches(augmentation="default")
+    augmented = list(patch_stream(store, CASES, strong, configuration, steps=8))
+    assert len(augmented) == 8
+    cut = [is_cut_from_its_case(i, t) for b in augmented for i, t in zip(b["image"], b["target"], strict=True)]
+    assert sum(cut) < len(cut) / 2
+
+
+def test_the_stream_obeys_the_plan(store):
+    """Seed, share of foreground, mirror axes, masked channels: each changes what comes, as its name says."""
+    plan, configuration = plan_of_patches(augmentation="none", foreground_fraction=1.0)
+
+    def batches(plan: Plan, start: int = 0) -> list[dict]:
+        return list(patch_stream(store, CASES, plan, configuration, steps=6, start_step=start))
+
+    def changed(**training) -> list[dict]:
+        return batches(replace(plan, training=replace(plan.training, **training)))
+
+    reference = batches(plan)
+    assert all((target > 0).any() for b in reference for target in b["target"])
+    assert not torch.equal(changed(seed=1)[0]["image"], reference[0]["image"])
+    assert any(not (target > 0).any() for b in changed(foreground_fraction=0.0) for target in b["target"])
+    later = batches(plan, start=2)
+    assert len(later) == 6
+    assert torch.equal(later[0]["image"], reference[2]["image"])
+    for axes in ((), (0,), (1, 2)):
+        flipped = {
+            axis
+            for b in changed(augmentation="mirror", mirror_axes=axes)
+            for image in b["image"]
+            for axis in range(3)
+            if image[axis].movedim(axis, 0)[0].mean() > image[axis].movedim(axis, 0)[-1].mean()
+        }
+        assert flipped == set(axes)
+
+
+@pytest.mark.parametrize(("wanted", "device", "cores", "count"), [
+    (3, "cpu", 8, 3), (0, "cuda", 8, 0), (None, "cpu", 8, 1), (None, "cpu", 1, 1), (None, "cuda", 8, 7),
+    (None, "cuda", 1, 1), (None, "cuda", 64, 12), (None, "mps", 4, 3),
+])  # fmt: skip
+def test_worker_count(wanted, device, cores, count, monkeypatch):
+    monkeypatch.setattr("autoseg.train.available_cores", lambda: cores)
+    assert worker_count(wanted, torch.device(device)) == count
+
+
+# ---- what follows from a plan
+
+
+@pytest.mark.parametrize(
+    ("axes", "in_space", "in_plane"),
+    [((0, 1, 2), (0, 1, 2), (0, 1)), ((0,), (0,), ()), ((1,), (1,), (0,)), ((0, 2), (0, 2), (1,)), ((), (), ())],
+)
+def test_mirror_axes_of_a_patch(axes, in_space, in_plane):
+    """The plan counts (Z, Y, X); a slice has only (Y, X)."""
+    plan = plan_of(mirror_axes=axes)
+    assert configuration_mirror_axes(plan, plan.configurations["3d_fullres"]) == in_space
+    assert configuration_mirror_axes(plan, plan.configurations["2d"]) == in_plane
+
+
+class Shapes:
+    """Stands for a store of cases of known shapes."""
+
+    def __init__(self, **shapes: tuple[int, int, int]) -> None:
+        self.shapes = shapes
+
+    def info(self, case: str) -> SimpleNamespace:
+        return SimpleNamespace(shape=self.shapes[case])
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "axes", "mirroring", "passes"),
+    [
+        # a: ends 20 - 16, 40 - 16, 41 - 16 need 1, 3, 4 steps of 8: 2 * 4 * 5 tiles; b fits into one
+        ("3d_fullres", (16, 16, 16), (0, 1, 2), True, (2 * 4 * 5 + 1) * 8),
+        ("3d_fullres", (16, 16, 16), (2,), True, (2 * 4 * 5 + 1) * 2),
+        ("3d_fullres", (16, 16, 16), (0, 1, 2), False, 2 * 4 * 5 + 1),
+        # slices: 20 of 4 * 5 tiles, 7 of one
+        ("2d", (16, 16), (0, 1, 2), True, (20 * 4 * 5 + 7) * 4),
+        ("2d", (16, 16), (0, 1, 2), False, 20 * 4 * 5 + 7),
+    ],
+)
+def test_validation_seconds(name, patch, axes, mirroring, passes):
+    plan = plan_of(mirror_axes=axes, test_time_mirroring=mirroring)
+    configuration = replace(plan.configurations[name], patch_size=patch, batch_size=3)
+    store, split = Shapes(a=(20, 40, 41), b=(7, 16, 9), c=(90, 90, 90)), Split(0, ("c",), ("a", "b"))
+    seconds = validation_seconds(store, split, plan, configuration, 0.25)
+    assert (VALIDATION_MARGIN, VALIDATION_SECONDS_PER_CASE, VALIDATION_STEPS) == (1.3, 0.1, 8)
+    assert seconds == pytest.approx(1.3 * 0.25 * (passes + 8 * 3) + CHECKPOINT_SECONDS + 0.2)
+
+
+def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
+    plan = plan_of()
+    trained = to_plain(plan)
+    _require_same_plan(trained, plan, tmp_path)
+    _require_same_plan(trained, replace(plan, decisions=()), tmp_path)  # why is not what
+    for changes, named in (
+        ({"training": replace(plan.training, seed=5)}, "training differ"),
+        ({"normalization": (ChannelNormalization("none"),), "axis_order": (1, 0, 2)}, "axis_order, normalization differ"),
+    ):
+        with pytest.raises(StateError, match=f"{tmp_path} was trained under another plan: {named}") as caught:
+            _require_same_plan(trained, replace(plan, **changes), tmp_path)
+        assert "--restart" in caught.value.remedy
+    older = {key: value for key, value in trained.items() if key != "vram_gb"} | {"orientation": "as_stored"}
+    with pytest.raises(StateError, match="orientation differ"):
+        _require_same_plan(older, plan, tmp_path)
+
+
+# ---- networks of plans
+
+spacings = st.tuples(*[st.floats(0.3, 8.0)] * 3)
+shapes = st.tuples(*[st.integers(1, 600)] * 3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    spacing=spacings, shape=shapes, entries=st.integers(2, 12), channels=st.integers(1, 4),
+    vram=st.sampled_from([None, None, 4.0, 24.0]), rules=st.sampled_from(["autoseg", "nnunet"]),
+)  # fmt: skip
+def test_every_plan_describes_a_network_that_runs(spacing, shape, entries, channels, vram, rules):
+    """With tensors that have shapes alone: no patch is too large for them."""
+    labels = label_set(entries)
+    names = tuple(f"MR{i}" for i in range(channels))
+    found = uniform(spacing, shape, 5, labels, channels=names)
+    plan = make_plan(
+        dataset="any", channels=names, labels=labels, fingerprint=found, rules=rules, device="cpu", vram_gb=vram
+    )
+    for configuration in plan.configurations.values():
+        with FakeTensorMode():
+            network = build_plan_network(plan, configuration)
+            logits = network(torch.zeros(2, channels, *configuration.patch_size))
+            network.deep_supervision = False
+            (finest,) = network(torch.zeros(1, channels, *configuration.patch_size))
+        strides = np.cumprod(configuration.network.strides, axis=0)
+        assert strides.shape[1] == configuration.dims == len(configuration.patch_size)
+        assert len(logits) == len(strides) - 1
+        for stage, divided in zip(logits, strides, strict=False):
+            edges = np.array(configuration.patch_size) / divided
+            assert stage.shape == (2, entries, *edges)  # whole numbers, or it is no equality
+        assert finest.shape == (1, entries, *configuration.patch_size)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABELS,
+        LabelSet({"a": 1, "b": 2}, ignore=9),
+        LabelSet({"a": 1, "b": 2, "c": 5}, {"whole": (1, 2, 5), "core": (2, 5)}, (1, 2), ignore=9),
+    ],
+    ids=["labels", "ignore", "regions"],
+)
+@pytest.mark.parametrize("name", ["2d", "3d_fullres"])
+def test_network_and_loss_of_a_plan_fit_together(labels, name):
+    """A real step, forward and back: every weight that the loss can reach gets a slope."""
+    plan = plan_of(shape=(8, 16, 16), labels=labels)
+    configuration = plan.configurations[name]
+    torch.manual_seed(0)
+    network, criterion = build_plan_network(plan, configuration), build_plan_loss(plan, configuration)
+    target = torch.randint(0, labels.num_labels + 1 + (labels.ignore is not None), (2, *configuration.patch_size))
+    logits = network(torch.randn(2, 1, *configuration.patch_size))
+    assert logits[0].shape[1] == plan.heads.num_heads == (2 if labels.has_regions else labels.num_labels + 1)
+    loss = criterion(logits, target.to(torch.uint8))
+    loss.backward()
+    assert loss.isfinite()
+    coarsest = {id(p) for p in network.heads[-1].parameters()} if len(network.heads) > 1 else set()  # weighs nothing
+    for parameter in network.parameters():
+        if id(parameter) not in coarsest:
+            assert parameter.grad is not None
+            assert parameter.grad.isfinite().all()
+    assert network.encoder[0][0][0].weight.grad.abs().sum() > 0
+
+
+def test_the_loss_obeys_the_plan():
+    """Ignored voxels have no slope; weights of labels and Dice over the batch change the value."""
+    plan = plan_of(shape=(8, 16, 16), labels=LabelSet({"a": 1, "b": 2}, ignore=9))
+    configuration = plan.configurations["3d_fullres"]
+    torch.manual_seed(0)
+    logits = [torch.randn(2, 3, 4, 4, 4, requires_grad=True)]
+    target = torch.randint(0, 4, (2, 4, 4, 4), dtype=torch.uint8)
+    value = build_plan_loss(plan, configuration)(logits, target)
+    value.backward()
+    slope = logits[0].grad.abs().sum(dim=1)
+    assert (slope[target == 3] == 0).all()
+    assert (slope[target != 3] > 0).all()
+    weighted = replace(plan, training=replace(plan.training, class_weights=(1.0, 5.0, 1.0)))
+    over_the_batch = replace(configuration, batch_dice=not configuration.batch_dice)
+    for other in (build_plan_loss(weighted, configuration), build_plan_loss(plan, over_the_batch)):
+        assert other(logits, target).item() != pytest.approx(value.item(), abs=1e-4)
