@@ -5,8 +5,8 @@
     images_in       what `predict -i` names -> cases without labels
     load_case       one case -> image and target in one axis order
 
-The layouts are in `layouts.py`, the pairing of files in `pairing.py`, patients and tables in `tables.py`, reading in
-`loading.py`. `discover` opens no image where names say enough: `problems.check` reads every file once, later.
+The parts are in `intake/`: layouts, the pairing of files, patients and tables, reading. `discover` opens no image
+where names say enough: `problems.check` reads every file once, later.
 """
 
 from collections import Counter
@@ -18,9 +18,9 @@ from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
-from autoseg.layouts import LAYOUTS, read_splits
-from autoseg.loading import LoadedCase, count_values, is_picture, load_case
-from autoseg.pairing import (
+from autoseg.intake.layouts import LAYOUTS, read_splits
+from autoseg.intake.loading import LoadedCase, count_values, is_picture, load_case
+from autoseg.intake.pairing import (
     LABEL_STEMS,
     Case,
     Found,
@@ -32,8 +32,8 @@ from autoseg.pairing import (
     name_of,
     subfolders,
 )  # fmt: skip
+from autoseg.intake.tables import patients_of
 from autoseg.processes import map_in_processes
-from autoseg.tables import patients_of
 
 __all__ = [
     "Case",

@@ -19,7 +19,7 @@ from autoseg.imaging.geometry import Geometry, Vector3, corner_distance_voxels
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
 from autoseg.imaging.readers import ending_of, read_labels, stem_of
-from autoseg.loading import is_picture
+from autoseg.intake.loading import is_picture
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
 

@@ -189,7 +189,9 @@ def predict_images(
 
     plan = load(Plan, workspace.plan, remedy=PLAN_FIRST)
     name, chosen = plan.configuration(configuration)
-    cases = [Case(i, i, tuple(map(str, files)), None) for i, files in images_in(images, len(plan.channels), plan.channels)]
+    cases = [
+        Case(i, i, tuple(map(str, files)), None) for i, files in images_in(images, len(plan.channels), plan.channels)
+    ]
     model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
     written = predict_cases(model, cases, out, PredictOptions(step=step, mirroring=mirroring))
     say(f"{len(written)} segmentations in {out}, by {len(model.folds)} folds of {name} ({chosen.network.name})")

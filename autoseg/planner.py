@@ -8,8 +8,9 @@
     5  training        5.1 recipe  5.2 loss  5.3 class weights  5.4 foreground  5.5 cases  5.6 classes  5.7 mirroring
 
 `rules="nnunet"` follows nnU-Net v2's plain planner alone. `rules="autoseg"` adds what sizes and counts of components
-say (`sparsity.py`), keeps left and right apart, and plans for a CPU where no GPU is asked for. `space.py` makes the
-choices of section 1, `budget.py` holds the numbers, `topology.py` the arithmetic of patches and networks.
+say (`planning/sparsity.py`), keeps left and right apart, and plans for a CPU where no GPU is asked for.
+`planning/space.py` makes the choices of section 1, `budget.py` holds the numbers, `topology.py` the arithmetic of
+patches and networks.
 """
 
 import math
@@ -19,16 +20,16 @@ from typing import Literal, cast
 
 import numpy as np
 
-from autoseg import sparsity, topology
-from autoseg.budget import CPU, GIGABYTES, GPU, affordable_batch
-from autoseg.decisions import Orientation, Request, Rules, describe, text, validate
 from autoseg.errors import UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import scheme_for
-from autoseg.laterality import fixed_order, left_right_pair
 from autoseg.plan import VERSION, ChannelNormalization, Configuration, NetworkSpec, Plan, Resampling, Training
-from autoseg.space import ANISOTROPY, Space, plan_space
+from autoseg.planning import sparsity, topology
+from autoseg.planning.budget import CPU, GIGABYTES, GPU, affordable_batch
+from autoseg.planning.decisions import Orientation, Request, Rules, describe, text, validate
+from autoseg.planning.laterality import fixed_order, left_right_pair
+from autoseg.planning.space import ANISOTROPY, Space, plan_space
 
 __all__ = ["Rules", "describe", "make_plan"]
 

@@ -25,7 +25,7 @@ from autoseg.imaging.geometry import Volume, orientation_code
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
 from autoseg.imaging.readers import read_image, read_labels
-from autoseg.loading import (
+from autoseg.intake.loading import (
     REPLACE_NON_FINITE,
     SAME_GRID,
     LoadedCase,
@@ -35,7 +35,7 @@ from autoseg.loading import (
     grid_differences,
     non_finite,
 )
-from autoseg.pairing import Case, Problem
+from autoseg.intake.pairing import Case, Problem
 from autoseg.processes import map_in_processes
 
 __all__ = ["Problem", "check", "problem_table", "without_bad_cases"]

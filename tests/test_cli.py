@@ -91,7 +91,10 @@ def called(monkeypatch) -> list:
     """Instead of working, the pipeline writes down how it was called."""
     calls: list = []
     for module, names in (
-        (pipeline, ("check_dataset", "plan_dataset", "train_folds", "cross_validate", "evaluate_folders", "predict_images")),
+        (
+            pipeline,
+            ("check_dataset", "plan_dataset", "train_folds", "cross_validate", "evaluate_folders", "predict_images"),
+        ),
         (demo, ("run",)),
     ):
         for name in names:
@@ -355,7 +358,10 @@ def test_status_says_where_a_workspace_stands(tmp_path, capsys):
         folder = workspace.fold("3d_fullres", "unet", fold)
         (folder / "validation").mkdir(parents=True)
         (folder / "validation" / ".b.part").touch()
-        rows = ['{"epoch": 1, "step": 5, "pseudo_dice": [0, 0]}', '{"epoch": 2, "step": 10, "pseudo_dice": [0.5, null]}']
+        rows = [
+            '{"epoch": 1, "step": 5, "pseudo_dice": [0, 0]}',
+            '{"epoch": 2, "step": 10, "pseudo_dice": [0.5, null]}',
+        ]
         (folder / "history.jsonl").write_text("\n".join(rows) + "\n")
         if validated:
             (folder / "validation" / "a.nii.gz").touch()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autoseg.laterality import MIN_PAIRED_CASES, fixed_order, left_right_pair
+from autoseg.planning.laterality import MIN_PAIRED_CASES, fixed_order, left_right_pair
 
 
 @pytest.mark.parametrize(

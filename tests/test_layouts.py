@@ -13,7 +13,7 @@ from autoseg.data.splits import Split
 from autoseg.dataset import Case, discover, load_case, parse_options
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
-from autoseg.pairing import by_channel
+from autoseg.intake.pairing import by_channel
 
 
 def names(case: Case) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autoseg.dataset import Case, load_case
 from autoseg.errors import DataError
 from autoseg.imaging.labels import LabelSet
-from autoseg.loading import class_indices, count_values, grid_differences, non_finite
+from autoseg.intake.loading import class_indices, count_values, grid_differences, non_finite
 
 
 def test_a_case_is_brought_to_one_axis_order(tmp_path):

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_fingerprints import boxes, case, fingerprint, label_set, uniform
 
-from autoseg import budget
 from autoseg.errors import StateError, UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
 from autoseg.plan import Plan, Training
 from autoseg.planner import describe, make_plan
+from autoseg.planning import budget
+from autoseg.planning.space import axis_order, target_spacing
 from autoseg.records import from_plain, load, save, to_plain
-from autoseg.space import axis_order, target_spacing
 
 GOLDEN = Path(__file__).parent / "golden"
 ONE = (1.0, 1.0, 1.0)

@@ -104,7 +104,9 @@ def test_channels_share_one_body_and_have_their_own_normalization():
 
 def test_an_image_without_body_is_kept_whole():
     plan = plan_of(normalization=(ChannelNormalization("zscore", inside_mask=True),))
-    made = prepare(np.zeros((1, 3, 4, 5), np.float32), np.ones((3, 4, 5), np.int16), (1, 1, 1), plan, at(plan, (1, 1, 1)))
+    made = prepare(
+        np.zeros((1, 3, 4, 5), np.float32), np.ones((3, 4, 5), np.int16), (1, 1, 1), plan, at(plan, (1, 1, 1))
+    )
     assert made.box == ((0, 3), (0, 4), (0, 5))
     assert not made.image.any()
     assert (made.target == 1).all()
@@ -155,7 +157,9 @@ def test_image_and_target_stay_in_step(spacing, wanted, name):
     """An image that shows its own label, resampled linearly, lies above one half just where the label is."""
     target = sphere((9, 12, 14), (4, 5, 8), 3.2).astype(np.int16)
     plan = plan_of(normalization=(RAW,), resampling=LINEAR)
-    made = prepare(1.0 + target[None].astype(np.float32), target, spacing, plan, at(plan, wanted[-int(name[0]) :], name))
+    made = prepare(
+        1.0 + target[None].astype(np.float32), target, spacing, plan, at(plan, wanted[-int(name[0]) :], name)
+    )
     share = made.image[0] - 1
     clear = np.abs(share - 0.5) > 1e-3
     np.testing.assert_array_equal(made.target[clear], share[clear] > 0.5)

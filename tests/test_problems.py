@@ -12,7 +12,7 @@ import tiny
 from autoseg.data.splits import Split
 from autoseg.dataset import discover, parse_options
 from autoseg.errors import DataError, OutOfMemory
-from autoseg.pairing import Problem
+from autoseg.intake.pairing import Problem
 from autoseg.problems import check, problem_table, without_bad_cases
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"

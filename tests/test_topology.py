@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.topology import (
+from autoseg.planning.topology import (
     SMALLEST_PATCH_EDGE,
     Topology,
     feature_counts,
@@ -254,7 +254,7 @@ def test_shrinking_ends_though_padding_brought_an_earlier_patch_back(monkeypatch
         assert next(calls, None) is not None, "no end in sight"
         return small if chosen.patch_size == large.patch_size else large
 
-    monkeypatch.setattr("autoseg.topology._shrunk", back_and_forth)
+    monkeypatch.setattr("autoseg.planning.topology._shrunk", back_and_forth)
     assert not fit((1, 1), (32, 16), limit=1.0).fits
 
 

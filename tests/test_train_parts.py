@@ -361,7 +361,10 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
     _require_same_plan(trained, replace(plan, decisions=()), tmp_path)  # why is not what
     for changes, named in (
         ({"training": replace(plan.training, seed=5)}, "training differ"),
-        ({"normalization": (ChannelNormalization("none"),), "axis_order": (1, 0, 2)}, "axis_order, normalization differ"),
+        (
+            {"normalization": (ChannelNormalization("none"),), "axis_order": (1, 0, 2)},
+            "axis_order, normalization differ",
+        ),
     ):
         with pytest.raises(StateError, match=f"{tmp_path} was trained under another plan: {named}") as caught:
             _require_same_plan(trained, replace(plan, **changes), tmp_path)
@@ -377,7 +380,7 @@ spacings = st.tuples(*[st.floats(0.3, 8.0)] * 3)
 shapes = st.tuples(*[st.integers(1, 600)] * 3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     spacing=spacings, shape=shapes, entries=st.integers(2, 12), channels=st.integers(1, 4),
     vram=st.sampled_from([None, None, 4.0, 24.0]), rules=st.sampled_from(["autoseg", "nnunet"]),
@@ -393,16 +396,13 @@ def test_every_plan_describes_a_network_that_runs(spacing, shape, entries, chann
     for configuration in plan.configurations.values():
         with FakeTensorMode():
             network = build_plan_network(plan, configuration)
-            logits = network(torch.zeros(2, channels, *configuration.patch_size))
-            network.deep_supervision = False
-            (finest,) = network(torch.zeros(1, channels, *configuration.patch_size))
+            logits = network(torch.zeros(1, channels, *configuration.patch_size))
         strides = np.cumprod(configuration.network.strides, axis=0)
         assert strides.shape[1] == configuration.dims == len(configuration.patch_size)
         assert len(logits) == len(strides) - 1
         for stage, divided in zip(logits, strides, strict=False):
             edges = np.array(configuration.patch_size) / divided
-            assert stage.shape == (2, entries, *edges)  # whole numbers, or it is no equality
-        assert finest.shape == (1, entries, *configuration.patch_size)
+            assert stage.shape == (1, entries, *edges)  # whole numbers, or it is no equality
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from autoseg.imaging.labels import OUTSIDE
 
 MEMORY_SHARE = 0.25  # of the free memory: what the cases may occupy to be held in it
 OPEN_CASES = 64  # otherwise mapped at a time, per process; each holds three file descriptors
+FORKS = sys.platform == "linux"  # shares the cases held in memory; safe, as torch starts no threads in a worker
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 PREFETCHED = 4  # batches ready per worker: evens out slow samples
 
@@ -136,32 +137,36 @@ def make_loader(
     Returns:
         Iterable of {"image": float32 (B, C, *patch), "target": uint8 or int16 (B, *patch), "cases": list of ids}.
     """
-    infos = {case: store.info(case) for case in cases}
     sampler = PatchSampler(
-        infos, patch_size=patch_size, labels=labels, foreground_fraction=foreground_fraction,
-        case_sampling=case_sampling, class_sampling=class_sampling, seed=seed,
+        {case: store.info(case) for case in cases}, patch_size=patch_size, labels=labels, seed=seed,
+        foreground_fraction=foreground_fraction, case_sampling=case_sampling, class_sampling=class_sampling,
     )  # fmt: skip
     chain = build_chain(
         augmentation, patch_size=patch_size, mirror_axes=mirror_axes, anisotropic=anisotropic,
         masked_channels=masked_channels, rgb=rgb, border=border,
     )  # fmt: skip
-    forked = sys.platform == "linux"
     limit = int(free_memory() * MEMORY_SHARE) if memory_limit is None else memory_limit
-    in_memory = (forked or worker_count == 0) and sum(map(store.nbytes, cases)) <= limit
-    processes: dict[str, Any] = {}
-    if worker_count:  # fork shares the cases held in memory; it is safe, as torch starts no threads in a worker
-        context = "fork" if forked else None
-        processes = {"multiprocessing_context": context, "prefetch_factor": PREFETCHED, "persistent_workers": True}
+    in_memory = (FORKS or not worker_count) and sum(map(store.nbytes, cases)) <= limit
     return DataLoader(
         PatchDataset(store, sampler, chain, in_memory=in_memory),
         batch_sampler=Steps(batch_size, start_step, stop_step),
-        num_workers=worker_count,
         collate_fn=_collate,
-        worker_init_fn=_start_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # otherwise it draws from the global one, which the training uses
-        **processes,
+        **_process_options(worker_count),
     )
+
+
+def _process_options(worker_count: int) -> dict[str, Any]:
+    if not worker_count:
+        return {}
+    return {
+        "num_workers": worker_count,
+        "worker_init_fn": _start_worker,
+        "multiprocessing_context": "fork" if FORKS else None,
+        "prefetch_factor": PREFETCHED,
+        "persistent_workers": True,
+    }
 
 
 def free_memory() -> int:

@@ -249,8 +249,9 @@ def _features(
     """What the folds should have in equal parts, summed over a patient's cases: (patients, 1 + 3 labels).
 
     Column 0 counts cases. Then, per label: presence, volume, and rank of the volume among those present (which keeps
-    one giant from standing for many of ordinary size). These are centred on their mean over all cases, so that a fold's sum is 0 when
-    its mean is that of the data set, however many cases it has; and divided by the spread that chance would give it.
+    one giant from standing for many of ordinary size). These are centred on their mean over all cases, so that a fold's
+    sum is 0 when its mean is that of the data set, however many cases it has; and divided by the spread that chance
+    would give it.
     """
     cases = [case for group in members.values() for case in group]
     volumes = np.array([label_volumes[case] for case in cases], dtype=np.float64).reshape(len(cases), -1)

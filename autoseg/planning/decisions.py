@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from autoseg.budget import Budget
 from autoseg.errors import StateError, UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
 from autoseg.plan import Decision, Plan
+from autoseg.planning.budget import Budget
 
 Rules = Literal["autoseg", "nnunet"]
 Orientation = Literal["canonical", "as_stored"]

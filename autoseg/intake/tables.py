@@ -11,7 +11,7 @@ from pathlib import Path
 from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.readers import stem_of
-from autoseg.pairing import CHANNEL_SUFFIX, Case, Found, Problem, choose_channels, listed_case
+from autoseg.intake.pairing import CHANNEL_SUFFIX, Case, Found, Problem, choose_channels, listed_case
 
 TABLE_ENDINGS = (".csv", ".tsv")
 CASE_COLUMNS = ("case", "case_id", "id")

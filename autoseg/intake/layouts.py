@@ -20,7 +20,7 @@ from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import stem_of
-from autoseg.pairing import (
+from autoseg.intake.pairing import (
     LABEL_STEMS,
     Found,
     Problem,
@@ -31,7 +31,7 @@ from autoseg.pairing import (
     pair,
     subfolders,
 )  # fmt: skip
-from autoseg.tables import TABLE_ENDINGS, cases_of_table, lists_images
+from autoseg.intake.tables import TABLE_ENDINGS, cases_of_table, lists_images
 
 IMAGE_FOLDERS = ("imagesTr", "images")
 LABEL_FOLDERS = ("labelsTr", "labels", "masks", "segmentations")

@@ -24,7 +24,7 @@ from autoseg.imaging.geometry import (
 )  # fmt: skip
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
-from autoseg.pairing import Case
+from autoseg.intake.pairing import Case
 
 SPACING_TOLERANCE = 1e-3  # relative
 CORNER_TOLERANCE = 1e-2  # voxels

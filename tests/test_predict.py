@@ -1,0 +1,355 @@
+"""Into the network's space and back, without a trained network.
+
+The network here looks at one voxel at a time: its logits say whether the voxel is bright. So a segmentation must be the
+original image above a threshold, on the image's own grid, whatever lies between: the order of axes, the crop, the
+spacing, the tiles, the mirroring.
+"""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hostile import itk_image, nifti, stack
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from phantom import sphere
+from PIL import Image
+from synthetic_fingerprints import uniform
+from torch import Tensor, nn
+
+from autoseg.dataset import Case, load_case
+from autoseg.errors import DataError, UsageError
+from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.readers import read_image, read_labels
+from autoseg.model import Model
+from autoseg.plan import ChannelNormalization, Plan
+from autoseg.planner import make_plan
+from autoseg.predict import PredictOptions, output_ending, predict_cases, segment, window_runner
+
+ORGAN = LabelSet({"organ": 7})
+THRESHOLD = 100.0
+
+
+class Bright(nn.Module):
+    """Logits of softmax heads 0 and 1: the second is higher where the (last) channel is above the threshold."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        above = (image[:, -1:] - THRESHOLD) / 20
+        return [torch.cat([torch.zeros_like(above), above], dim=1), torch.full((1,), torch.nan)]
+
+
+def plan_of(labels=ORGAN, channels=("MR",), **changes) -> Plan:
+    found = uniform((1.0, 1.0, 1.0), (20, 24, 28), 5, labels, channels=channels)
+    made = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found)
+    return replace(made, normalization=(ChannelNormalization("none"),) * len(channels), **changes)
+
+
+def model_of(
+    spacing: tuple[float, ...], *, plan: Plan | None = None, network: nn.Module | None = None, patch=(8, 10, 12)
+) -> Model:
+    """A model whose configuration has this spacing: 2-D or 3-D by its length."""
+    plan = plan or plan_of()
+    name = {2: "2d", 3: "3d_fullres"}[len(spacing)]
+    changed = replace(plan.configurations[name], spacing=spacing, patch_size=patch[-len(spacing) :])
+    return Model(
+        plan=replace(plan, configurations=plan.configurations | {name: changed}),
+        configuration_name=name,
+        folds=(0,),
+        networks=(network or Bright(),),
+        dtype="float32",
+        forward_seconds=0.0,
+        device=torch.device("cpu"),
+    )
+
+
+def picture(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """A body of 50 (organ 150) with unequal margins of 0 about it. No symmetry, so that nothing can be confused."""
+    image = np.zeros(shape, np.int16)
+    body = tuple(slice(1 + i, n - 3 + i) for i, n in enumerate(shape))
+    image[body] = np.random.default_rng(seed).choice([50, 150], image[body].shape)
+    image[tuple(n // 2 for n in shape)] = 0  # a hole is part of the body
+    return image
+
+
+def case_of(*files: Path) -> Case:
+    return Case("some.case", "patient", tuple(map(str, files)), None)
+
+
+def turned(
+    permutation: tuple[int, ...], flips: tuple[int, ...], angle: float, spacing: tuple[float, ...]
+) -> np.ndarray:
+    """An affine of permuted, flipped and then oblique axes."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    rotation = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]
+    )
+    axes = np.eye(3)[:, list(permutation)] * np.where(flips, -1, 1)
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ axes * spacing
+    affine[:3, 3] = (-17.3, 4.0, 250.5)
+    return affine
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    permutation=st.permutations((0, 1, 2)), flips=st.tuples(*[st.booleans()] * 3), angle=st.floats(-0.5, 0.5),
+    axis_order=st.permutations((0, 1, 2)), orientation=st.sampled_from(["canonical", "as_stored"]),
+    dims=st.sampled_from([2, 3]), mirroring=st.booleans(),
+)  # fmt: skip
+def test_a_segmentation_lies_on_its_image(
+    tmp_path_factory, permutation, flips, angle, axis_order, orientation, dims, mirroring
+):
+    """However the image is stored, and however the plan orders its axes; nothing is resampled here."""
+    folder = tmp_path_factory.getbasetemp() / "turned"
+    image = picture((11, 13, 17))
+    path = nifti(folder / "image.nii", image, turned(permutation, flips, angle, (0.5, 0.5, 0.5)))
+    model = model_of((0.5,) * dims, plan=plan_of(axis_order=tuple(axis_order), orientation=orientation))
+    (made,) = predict_cases(model, [case_of(path)], folder / "out", PredictOptions(mirroring=mirroring))
+    assert (made.case, made.path) == ("some.case", folder / "out" / "some.case.nii")
+    source, result = nib.load(path), nib.load(made.path)
+    np.testing.assert_array_equal(np.asarray(result.dataobj).T, np.where(image > THRESHOLD, 7, 0))
+    np.testing.assert_array_equal(result.affine, source.affine)
+    for key in ("sform_code", "qform_code", "pixdim", "xyzt_units"):
+        np.testing.assert_array_equal(result.header[key], source.header[key])
+
+
+ORGAN_AT, RADIUS = (11.0, 9.0, 13.0), 6.0  # mm, in an image of 22 x 20 x 25 mm
+
+
+def smooth(spacing: tuple[float, float, float], shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A ball that fades out, and the distance to its surface in mm (negative inside)."""
+    distance = np.sqrt(
+        sum(((n + 0.5) * s - c) ** 2 for n, s, c in zip(np.indices(shape), spacing, ORGAN_AT, strict=True))
+    )
+    distance = distance - RADIUS
+    return np.clip(THRESHOLD - 8 * distance, 20, 180).astype(np.int16), distance
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((0, 1, 2))))
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.6, 1.4, 0.9), (1.0, 2.0, 2.0), (4.0, 0.8, 0.8)])
+def test_resampling_there_and_back_moves_nothing(tmp_path, order, spacing):
+    """A ball of 6 mm, seen at 1 mm by the network: voxels may differ where its surface passes, and nowhere else.
+
+    `order` is the plan's; a margin of zeros on one side only makes the crop unlike the image.
+    """
+    inner = tuple(round(e / s) for e, s in zip((22.0, 20.0, 25.0), spacing, strict=True))
+    ball, distance = smooth(spacing, inner)
+    image = np.pad(ball, ((3, 0), (0, 5), (2, 1)))
+    distance = np.pad(distance, ((3, 0), (0, 5), (2, 1)), constant_values=np.inf)
+    path = nifti(tmp_path / "image.nii.gz", image, np.diag([-spacing[2], -spacing[1], spacing[0], 1]))  # LPS
+    target = [1.0, 1.0, 1.0]
+    if spacing[0] == 4.0:
+        target[order.index(0)] = 3.0  # thick slices: resampled on their own, by whole slices
+    plan = plan_of(axis_order=order)
+    model = model_of(tuple(target), plan=replace(plan, resampling=replace(plan.resampling, image_order=1)))
+    (made,) = predict_cases(model, [case_of(path)], tmp_path)
+    found = read_labels(made.path).array == 7
+    exact = image > THRESHOLD
+    tolerance = 0.5 * max(*spacing, *target) if spacing[0] == 4.0 else 0.3
+    np.testing.assert_array_equal(found[np.abs(distance) > tolerance], exact[np.abs(distance) > tolerance])
+    centres = [np.array(np.nonzero(mask)).mean(axis=1) for mask in (found, exact)]
+    assert np.abs(centres[0] - centres[1]).max() < 0.1  # voxels: no shift by half of one
+    assert found.sum() / exact.sum() == pytest.approx(1, abs=0.1)
+
+
+def test_slices_keep_their_distance(tmp_path):
+    """A 2-D network sees each slice by itself: what is in one slice only stays in it, however thin or thick."""
+    image = np.full((9, 30, 40), 50, np.int16)
+    mask = sphere((30, 40), (14, 20), 8)
+    image[::2, mask] = 150
+    path = nifti(tmp_path / "image.nii", image, np.diag([-1, -1, 3.7, 1]))
+    model = model_of((2.0, 0.5), plan=plan_of(), patch=(1, 16, 32))
+    (made,) = predict_cases(model, [case_of(path)], tmp_path / "out")
+    found = read_labels(made.path).array > 0
+    assert not found[1::2].any()
+    for z in range(0, 9, 2):
+        assert 2 * (found[z] & mask).sum() / (found[z].sum() + mask.sum()) > 0.93
+
+
+def test_regions_are_decided_after_resampling_and_in_their_order(tmp_path):
+    class Two(nn.Module):
+        def forward(self, image: Tensor) -> list[Tensor]:
+            return [torch.cat([image - 75, image - 125], dim=1) / 10]
+
+    labels = LabelSet({"oedema": 2, "core": 5}, {"whole": (2, 5), "core": (5,)}, (2, 5))
+    image = np.random.default_rng(0).choice([50, 100, 150], (9, 10, 11)).astype(np.int16)
+    path = nifti(tmp_path / "image.nii", image, np.diag([1, -1, 1, 1]))
+    model = model_of((1.0, 1.0, 1.0), plan=plan_of(labels), network=Two())
+    (made,) = predict_cases(model, [case_of(path)], tmp_path / "out")
+    np.testing.assert_array_equal(read_labels(made.path).array, np.select([image > 125, image > 75], [5, 2], 0))
+
+
+def test_members_of_an_ensemble_have_equal_votes(tmp_path):
+    """Thresholds of 60 and 120 together make one of 90: it is the logits that are averaged."""
+
+    class Above(nn.Module):
+        def __init__(self, threshold: float) -> None:
+            super().__init__()
+            self.threshold = threshold
+
+        def forward(self, image: Tensor) -> list[Tensor]:
+            return [torch.cat([torch.zeros_like(image), image - self.threshold], dim=1)]
+
+    model = replace(model_of((1.0, 1.0, 1.0)), networks=(Above(60.0), Above(120.0)), folds=(0, 1))
+    image = np.random.default_rng(0).integers(30, 150, (1, 9, 10, 11)).astype(np.float32)
+    logits = window_runner(model, PredictOptions())(image)
+    np.testing.assert_allclose(logits[1].numpy(), image[0] - 90, atol=1e-3)
+    assert logits.shape == (2, 9, 10, 11)
+
+
+def test_mirroring_is_that_of_the_plan_unless_told(tmp_path):
+    """A network that prefers the first slice: flipping along z evens it out, other flips do not."""
+
+    class First(nn.Module):
+        calls = 0
+
+        def forward(self, image: Tensor) -> list[Tensor]:
+            First.calls += 1
+            slope = torch.linspace(1, -1, image.shape[2])[None, None, :, None, None].expand_as(image)
+            return [torch.cat([torch.zeros_like(image), slope], dim=1)]
+
+    plan = plan_of()
+
+    def run(axes: tuple[int, ...], planned: bool, told: bool | None) -> tuple[bool, int]:
+        training = replace(plan.training, mirror_axes=axes, test_time_mirroring=planned)
+        model = model_of((1.0,) * 3, plan=replace(plan, training=training), network=First(), patch=(9, 10, 11))
+        First.calls = 0
+        logits = window_runner(model, PredictOptions(mirroring=told))(np.ones((1, 9, 10, 11), np.float32))
+        return bool(logits[1].abs().max() < 1e-5), First.calls
+
+    assert run((0, 1, 2), True, None) == (True, 8)
+    assert run((0,), True, None) == (True, 2)
+    assert run((1, 2), True, None) == (False, 4)
+    assert run((0,), True, False) == (False, 1)
+    assert run((0,), False, None) == (False, 1)
+    assert run((0,), False, True) == (True, 2)
+
+
+def test_tiles_are_as_near_as_told():
+    """18 voxels in tiles of 8: steps of 4 need 4 of them (0, 3, 7, 10), steps of 8 need 3; in batches as told."""
+    batches = []
+
+    class Counting(Bright):
+        def forward(self, image: Tensor) -> list[Tensor]:
+            batches.append(len(image))
+            return super().forward(image)
+
+    model = model_of((1.0,) * 3, network=Counting())
+    image = np.ones((1, 18, 10, 12), np.float32)
+    for options, expected in (
+        (PredictOptions(mirroring=False), [1] * 4),
+        (PredictOptions(mirroring=False, step=1.0), [1] * 3),
+        (PredictOptions(mirroring=False, tile_batch=3), [3, 1]),
+    ):
+        batches.clear()
+        window_runner(model, options)(image)
+        assert batches == expected
+
+
+def test_an_empty_image_has_an_empty_segmentation(tmp_path):
+    path = nifti(tmp_path / "image.nii", np.zeros((5, 6, 7), np.int16))
+    loaded = load_case(case_of(path), None)
+    model = model_of(loaded.spacing)
+    indices = segment(model, loaded, window_runner(model, PredictOptions()))
+    assert indices.shape == (5, 6, 7)
+    assert not indices.any()
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".bmp", ".tif"])
+def test_pictures_come_back_as_pictures(tmp_path, ending):
+    """A JPEG gives a PNG; what counts is the picture as it is read, with all that its compression did."""
+    pixels = np.kron(picture((1, 20, 24)[1:] + (1,))[..., 0] if False else blocks(), np.ones((4, 4), int)).astype(
+        np.uint8
+    )
+    path = tmp_path / f"image{ending}"
+    Image.fromarray(pixels).save(path)
+    plan = plan_of(axis_order=(0, 1, 2))
+    (made,) = predict_cases(model_of((1.0, 1.0), plan=plan, patch=(1, 16, 16)), [case_of(path)], tmp_path / "out")
+    assert made.path.suffix == (".png" if ending == ".jpg" else ending)
+    read = read_image(path).array[0]
+    assert (read > THRESHOLD).any()
+    np.testing.assert_array_equal(read_labels(made.path).array, np.where(read > THRESHOLD, 7, 0))
+
+
+def blocks() -> np.ndarray:
+    return np.random.default_rng(1).choice([40, 160], (6, 9))
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii", ".tiff"])
+def test_volumes_come_back_in_their_format(tmp_path, ending):
+    image = picture((8, 9, 10))
+    path = tmp_path / f"image{ending}"
+    if ending == ".tiff":
+        stack(path, image)
+    elif ending == ".nii":
+        nifti(path, image)
+    else:
+        itk_image(path, image)
+    loaded = load_case(case_of(path), None)
+    (made,) = predict_cases(model_of(loaded.spacing), [case_of(path)], tmp_path / "out")
+    assert made.path.name == f"some.case{ending}"
+    result = read_labels(made.path)
+    np.testing.assert_array_equal(result.array, np.where(image > THRESHOLD, 7, 0))
+    assert result.geometry == read_image(path).geometry
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("a.nii.gz", ".nii.gz"), ("A.NII.GZ", ".nii.gz"), ("a.mha", ".mha"), ("a.jpg", ".png"), ("a.JPEG", ".png"),
+     ("a.tif", ".tif")],
+)  # fmt: skip
+def test_endings(name, ending):
+    assert output_ending(case_of(Path("/data") / name, Path("/data/b.nrrd"))) == ending
+
+
+def test_channels_come_from_several_files_or_from_one(tmp_path):
+    """The network looks at the last channel; the first one defines the grid."""
+    image = picture((8, 9, 10))
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    other = nifti(tmp_path / "other.nii", np.ones_like(image), affine)
+    bright = nifti(tmp_path / "bright.nii.gz", image, affine)
+    both = nifti(tmp_path / "both.nii", np.stack([np.ones_like(image), image]), affine)
+    model = model_of((1.0,) * 3, plan=plan_of(channels=("T1", "T2")))
+    for files in ((other, bright), (both,)):
+        (made,) = predict_cases(model, [case_of(*files)], tmp_path / files[0].stem)
+        assert made.path.name == "some.case.nii"
+        np.testing.assert_array_equal(read_labels(made.path).array, np.where(image > THRESHOLD, 7, 0))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_channels_is_refused(tmp_path, count):
+    path = nifti(
+        tmp_path / "image.nii", np.ones((count, 4, 5, 6), np.int16) if count > 1 else np.ones((4, 5, 6), np.int16)
+    )
+    model = model_of((1.0,) * 3, plan=plan_of(channels=("T1", "T2")))
+    with pytest.raises(DataError, match=rf"image\.nii.* {count} channel.*2: T1, T2"):
+        predict_cases(model, [case_of(path)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_is_never_overwritten_by_its_segmentation(tmp_path):
+    """`autoseg predict -i images -o images`, where images bear the names of their cases."""
+    path = nifti(tmp_path / "some.case.nii", picture((8, 9, 10)))
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in (tmp_path, tmp_path / "." / "x" / "..", tmp_path / "link"):
+        with pytest.raises(UsageError, match=r"some\.case\.nii .*image"):
+            predict_cases(model_of((1.0,) * 3), [case_of(path)], out)
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_image_is_named_and_those_before_are_kept(tmp_path):
+    good = nifti(tmp_path / "good.nii", picture((8, 9, 10)), np.eye(4))
+    bad = tmp_path / "bad.nii"
+    bad.write_bytes(good.read_bytes()[:500])
+    cases = [Case("a", "a", (str(good),), None), Case("b", "b", (str(bad),), None)]
+    with pytest.raises(DataError, match=r"bad\.nii"):
+        predict_cases(model_of((1.0,) * 3), cases, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.nii"]
