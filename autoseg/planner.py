@@ -225,6 +225,9 @@ def _plan_patch(asked: Request, space: Space, name: str, dims: int) -> topology.
     limit = budget.elements[dims] / budget.min_batch
     first: Sequence[float] = topology.initial_patch(spacing, median)
     reason = f"equal edges in mm, {topology.START_VOXELS[dims]:.3g} voxels, within the median shape"
+    if asked.ours and budget.trim_patch:
+        first = topology.trimmed(spacing, first, budget.min_edge)
+        reason += ", rounded down: padding costs time"
     if asked.patch_size is not None and len(asked.patch_size) == dims:
         first, reason, limit = asked.patch_size, "given", math.inf
     asked.decide(f"3.1 first patch ({name})", first, reason)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoseg.dataset import Case, LoadedCase, load_case
+from autoseg.errors import DataError, UsageError
 from autoseg.imaging.readers import ending_of, write_labels
 from autoseg.imaging.resample import resample_probabilities
 from autoseg.model import Model
@@ -32,6 +33,10 @@ class PredictOptions:
     step: float = 0.5  # distance of neighbouring tiles as a share of the tile
     mirroring: bool | None = None  # average over flips; None: as the plan says
     tile_batch: int | None = None  # tiles per forward pass; None: 1 on a CPU, 4 elsewhere
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise UsageError(f"--step {self.step} leaves gaps between tiles", remedy="give a share above 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,23 @@ def predict_cases(
 
     Raises:
         DataError: an image cannot be read, or has another number of channels than the model.
+        UsageError: a segmentation would be written over an image.
     """
+    paths = [out / f"{case.id}{output_ending(case)}" for case in cases]
+    images = {Path(file).resolve() for case in cases for file in case.images}
+    if over := [path for path in paths if path.resolve() in images]:
+        raise UsageError(f"{over[0]} is an image to segment, and would be overwritten", remedy="choose another folder")
     run = window_runner(model, options)
     predictions = []
-    for case in tqdm(cases, desc=title, disable=None, leave=False):
+    for case, path in zip(tqdm(cases, desc=title, disable=None, leave=False), paths, strict=True):
         loaded = load_case(case, None, orientation=model.plan.orientation, axis_order=model.plan.axis_order)
+        if len(loaded.image) != len(model.plan.channels):
+            raise DataError(
+                f"{', '.join(case.images)}: {len(loaded.image)} channels, the model was trained on "
+                f"{len(model.plan.channels)}: {', '.join(model.plan.channels)}",
+                remedy="give images of the kind the model was trained on",
+            )
         indices = segment(model, loaded, run)
-        path = out / f"{case.id}{output_ending(case)}"
         write_labels(path, model.plan.labels.to_file_values(indices), like=Path(case.images[0]))
         predictions.append(Prediction(case.id, path))
     return predictions

@@ -318,9 +318,9 @@ def choose_dtype(network: nn.Module, image: Tensor, wanted: str, log: FoldLog) -
 
     `wanted` is "auto" (measure and choose) or a dtype to use as it is.
     """
-    tried = candidates(image.device) if wanted == "auto" else (wanted,)
+    tried = candidates(image.device) if wanted == "auto" else tuple(dict.fromkeys(("float32", wanted)))
     trials = measure(network, image, tried)
-    chosen = choose(trials)
+    chosen = choose(trials) if wanted == "auto" else trials[-1]
     shown = ", ".join(f"{t.dtype} {1000 * t.seconds:.0f} ms (off by {t.difference:.1%})" for t in trials)
     log.say(f"fold {log.fold}  {image.device.type}, forward and backward: {shown} -> {chosen.dtype}")
     return chosen.dtype, chosen.forward_seconds / len(image)

@@ -108,7 +108,15 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         with pytest.raises(StateError) as error:
             load_checkpoint(path)
         assert str(path) in error.value.what
+        assert "can still be loaded" not in error.value.what  # torch's advice for trusted files
         assert not canary.exists(), path.name
+
+
+def test_objects_are_refused_in_plain_words(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"network": nn.Linear(1, 1)})
+    with pytest.raises(StateError, match=r"last\.pt cannot be read .*: it holds more than plain data and tensors"):
+        load_checkpoint(path)
 
 
 def test_the_canary_would_sing(tmp_path):

@@ -1,4 +1,4 @@
-"""The parts of a fold's training, each by itself: a step, the validation, the stream of patches, the networks of plans."""
+"""The parts of a fold's training, each by itself: a step, the validation, the patches, the networks of plans."""
 
 import itertools
 import math
@@ -380,7 +380,7 @@ spacings = st.tuples(*[st.floats(0.3, 8.0)] * 3)
 shapes = st.tuples(*[st.integers(1, 600)] * 3)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     spacing=spacings, shape=shapes, entries=st.integers(2, 12), channels=st.integers(1, 4),
     vram=st.sampled_from([None, None, 4.0, 24.0]), rules=st.sampled_from(["autoseg", "nnunet"]),

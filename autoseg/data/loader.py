@@ -120,16 +120,14 @@ def make_loader(
     """Make the stream of batches of a training.
 
     Args:
-        store: the preprocessed cases.
-        cases: ids to draw from.
+        store, cases: the preprocessed cases, and the ids to draw from.
         patch_size: (Z, Y, X), or (Y, X) for slices.
         batch_size: samples per step.
         labels: what foreground patches are aimed at, as class indices; see `PatchSampler`, also for
             foreground_fraction, case_sampling and class_sampling.
         augmentation: the table; see `build_chain`, also for mirror_axes, masked_channels, rgb, anisotropic and border.
         seed: not negative. Give validation patches another seed than training.
-        start_step: the first step to deliver: that of the training to resume.
-        stop_step: the step after the last, or None for a stream without end.
+        start_step, stop_step: the first step to deliver, and the one after the last; None: a stream without end.
         worker_count: processes that prepare batches; 0 prepares them here.
         pin_memory: for copies to CUDA.
         memory_limit: bytes the cases may occupy in memory (0: never held); None: a quarter of what is free.

@@ -21,6 +21,7 @@ class Budget:
     max_batch: dict[int, int | None]
     coverage: float  # a batch holds at most this share of the dataset's voxels
     training: Training
+    trim_patch: bool = False  # round patches down to what their axes are divided by, rather than pad them up
     mirror_fixed_order: bool = True  # mirror even along axes on which the labels always keep their order
     min_batch: int = 2
     min_edge: int = 4  # voxels at the bottleneck
@@ -55,6 +56,7 @@ CPU = Budget(
     elements={3: 40e6, 2: 120e6},
     max_batch={3: 2, 2: 8},
     coverage=1.0,
+    trim_patch=True,
     mirror_fixed_order=False,
     training=Training(
         epochs=60,

@@ -1,6 +1,7 @@
 """From a voxel spacing and a patch to the shape of a U-Net: pure numbers, no data, no torch.
 
     initial_patch        the largest patch worth trying: a cube (square) in millimetres, cut to the median shape
+    trimmed              the same patch, rounded down to what its axes are divided by
     topology             strides and kernels for a patch, and the patch padded to what they divide
     feature_map_elements the proxy of memory and time: convolution outputs of one forward pass of one sample
     receptive_field      voxels of the image that one output voxel sees
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 CONVOLUTIONS_PER_STAGE = 2  # of the plain U-Net, encoder and decoder
 ISOTROPIC_WITHIN = 2.0  # axes whose spacings differ by less than this factor are halved, and convolved, together
+TRIM_KEEPS = 0.8  # of an edge: what must remain where it is rounded down
 START_VOXELS = {3: 256**3, 2: 2048**2}  # volume of the patch that shrinking starts from
 SMALLEST_PATCH_EDGE = 12  # in-plane, where the image is too small to be halved even once: 12 -> 6 along one axis alone
 
@@ -60,6 +62,19 @@ def initial_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> tu
     log_edge = (math.log(START_VOXELS[dims]) + sum(math.log(s) for s in spacing)) / dims
     edges = [round(math.exp(log_edge - math.log(s))) for s in spacing]
     return tuple(max(1, min(edge, extent)) for edge, extent in zip(edges, median_shape, strict=True))
+
+
+def trimmed(spacing: Sequence[float], patch: Sequence[float], min_edge: int = 4) -> tuple[float, ...]:
+    """Round the edges of a patch down to multiples of what they are divided by, instead of padding them up.
+
+    A patch about as large as the images is otherwise up to half padding. An axis that would lose more than
+    1 - TRIM_KEEPS of its voxels is left to be padded. The halvings stay those of the untrimmed patch or fewer.
+    """
+    divisor = topology(spacing, patch, min_edge).divisor
+    edges = (edge // d * d for edge, d in zip(patch, divisor, strict=True))
+    return tuple(
+        down if down >= TRIM_KEEPS * edge and down >= min_edge else edge for down, edge in zip(edges, patch, strict=True)
+    )
 
 
 def topology(spacing: Sequence[float], patch: Sequence[float], min_edge: int = 4) -> Topology:
