@@ -1,9 +1,9 @@
 """Every path autoseg writes, and how it writes: whole files or none.
 
     WORKSPACE/ dataset.json fingerprint.json plan.json splits.json
-      preprocessed/<data>/<case>.{image.npy,target.npy,json}
-      models/<configuration>-<network>/fold_<k>/{last.pt,best.pt,history.jsonl,log.txt,validation/}
-      crossval.json report.html
+      preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
+      models/<configuration>-<network>/fold_<k>/{last.pt,history.jsonl,log.txt,validation/}
+      crossval.json
 
 A file appears under its final name only when it is complete: it is written beside its destination (never in /tmp, which
 may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.

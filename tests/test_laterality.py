@@ -64,3 +64,8 @@ def test_order_is_unknown_where_few_cases_show_both_labels():
     assert fixed_order(centroids(*enough, *[(1.0, None)] * 9), 1) == ("a", "b")
     assert fixed_order(centroids(*enough[1:], *[(1.0, None)] * 9), 1) is None
     assert fixed_order([], 0) is None
+
+
+def test_labels_at_one_place_have_no_order():
+    """Flat images: along the axis of one voxel all centres are 0."""
+    assert fixed_order(centroids(*[(1.0, 2.0)] * 20), 0) is None

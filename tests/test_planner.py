@@ -396,8 +396,8 @@ def test_batch_covers_at_most_a_twentieth_of_the_dataset_on_a_gpu():
     assert batch == 20  # 5 % of 400 patches; the budget would pay for 112
     assert "112" in reason
     assert budget.affordable_batch(budget.GPU, 3, 10_000_000, 1000, 1.0)[0] == 2
-    assert budget.affordable_batch(budget.CPU, 2, 20_000_000, 1000, 1e9)[0] == 6
-    assert budget.affordable_batch(budget.CPU, 2, 1_000_000, 1000, 1e9)[0] == 8
+    assert budget.affordable_batch(budget.CPU, 2, round(budget.CPU.elements[2] / 6), 1000, 1e9)[0] == 6
+    assert budget.affordable_batch(budget.CPU, 2, round(budget.CPU.elements[2] / 9), 1000, 1e9)[0] == 8
 
 
 # ---- overrides and refusals

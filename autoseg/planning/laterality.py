@@ -39,12 +39,12 @@ def fixed_order(centroids: Sequence[Mapping[str, Vector3]], axis: int) -> tuple[
     """
     names = dict.fromkeys(name for case in centroids for name in case)
     for one, other in combinations(names, 2):
-        signs = [case[one][axis] < case[other][axis] for case in centroids if one in case and other in case]
-        if len(signs) < MIN_PAIRED_CASES:
+        steps = [case[other][axis] - case[one][axis] for case in centroids if one in case and other in case]
+        if len(steps) < MIN_PAIRED_CASES:
             continue
-        if sum(signs) >= SAME_ORDER * len(signs):
+        if sum(step > 0 for step in steps) >= SAME_ORDER * len(steps):
             return one, other
-        if len(signs) - sum(signs) >= SAME_ORDER * len(signs):
+        if sum(step < 0 for step in steps) >= SAME_ORDER * len(steps):
             return other, one
     return None
 

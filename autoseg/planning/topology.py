@@ -73,7 +73,7 @@ def trimmed(spacing: Sequence[float], patch: Sequence[float], min_edge: int = 4)
     divisor = topology(spacing, patch, min_edge).divisor
     edges = (edge // d * d for edge, d in zip(patch, divisor, strict=True))
     return tuple(
-        down if down >= TRIM_KEEPS * edge and down >= min_edge else edge for down, edge in zip(edges, patch, strict=True)
+        down if down >= max(TRIM_KEEPS * edge, min_edge) else edge for down, edge in zip(edges, patch, strict=True)
     )
 
 
