@@ -324,16 +324,6 @@ def test_the_grid_of_the_image_is_copied_bit_for_bit(tmp_path, ending, endiannes
     assert [file.name for file in out.parent.iterdir()] == [out.name]  # nothing is left beside it
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64])
-def test_the_dtype_is_kept_and_nothing_is_scaled(tmp_path, dtype):
-    like = hostile.patched(hostile.nifti(tmp_path / "like.nii"), slope=(hostile.SLOPE, "<2f", (0.5, -3.0)))
-    write_labels(tmp_path / "out.nii.gz", hostile.voxels(dtype=dtype), like)
-    image = nib.load(tmp_path / "out.nii.gz")
-    assert image.get_data_dtype() == dtype
-    assert image.header.get_slope_inter() == (None, None)
-    assert np.array_equal(np.asanyarray(image.dataobj).T, hostile.voxels())
-
-
 def test_itk_reads_what_was_written(tmp_path):
     like = hostile.nifti(tmp_path / "like.nii.gz", affine=hostile.affine_of(hostile.tilted(25)))
     labels = hostile.voxels(high=3, dtype=np.uint8)
@@ -343,13 +333,6 @@ def test_itk_reads_what_was_written(tmp_path):
     assert image.GetOrigin() == oracle.GetOrigin()
     assert image.GetSpacing() == oracle.GetSpacing()
     assert image.GetDirection() == oracle.GetDirection()
-
-
-def test_masks_are_written_as_bytes(tmp_path):
-    like = hostile.nifti(tmp_path / "like.nii")
-    write_labels(tmp_path / "out.nii.gz", hostile.voxels() > 100, like)
-    assert nib.load(tmp_path / "out.nii.gz").get_data_dtype() == np.uint8
-    assert np.array_equal(read_labels(tmp_path / "out.nii.gz").array, hostile.voxels() > 100)
 
 
 def test_nothing_that_may_name_a_patient_is_copied(tmp_path):

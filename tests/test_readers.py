@@ -153,6 +153,23 @@ def test_missing_files_and_folders_are_refused(tmp_path):
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64])
+def test_the_dtype_is_kept_and_nothing_is_scaled(tmp_path, dtype):
+    like = hostile.patched(hostile.nifti(tmp_path / "like.nii"), slope=(hostile.SLOPE, "<2f", (0.5, -3.0)))
+    write_labels(tmp_path / "out.nii.gz", hostile.voxels(dtype=dtype), like)
+    image = nib.load(tmp_path / "out.nii.gz")
+    assert image.get_data_dtype() == dtype
+    assert image.header.get_slope_inter() == (None, None)
+    assert np.array_equal(np.asanyarray(image.dataobj).T, hostile.voxels())
+
+
+def test_masks_are_written_as_bytes(tmp_path):
+    like = hostile.nifti(tmp_path / "like.nii")
+    write_labels(tmp_path / "out.nii.gz", hostile.voxels() > 100, like)
+    assert nib.load(tmp_path / "out.nii.gz").get_data_dtype() == np.uint8
+    assert np.array_equal(read_labels(tmp_path / "out.nii.gz").array, hostile.voxels() > 100)
+
+
 def test_a_write_that_silently_breaks_off_is_noticed(tmp_path, monkeypatch):
     like, out = hostile.nifti(tmp_path / "like.nii.gz"), tmp_path / "out.nii.gz"
     write_labels(out, hostile.voxels(seed=1), like)
