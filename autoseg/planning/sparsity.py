@@ -24,13 +24,13 @@ from autoseg.imaging.labels import LabelSet
 FOREGROUND_FRACTION = (0.33, 0.67)
 PATCHES_WITH_FOREGROUND = 2 / 3  # wanted among all patches
 RARE_LABEL = 0.5  # a label in fewer of the cases is seen less than every other draw: draw its cases more often
-FREQUENCY_RATIO = 100.0  # beyond it the rarest label gets under 1 % of the voxels that the commonest gets
+FREQUENCY_RATIO = 10.0  # beyond it the rarest label gets under 10 % of the voxels that the commonest gets
 CONTEXT = 2.0  # a patch should be this many times longer than the component it shows
 TYPICAL_QUANTILE = 0.75  # of the extents of a label's components: larger than most, yet no outlier
 VANISHING_SHARE = 0.05  # of a label's components: losing one in twenty costs more than the label noise does
 FINE_PERCENTILE = 10  # of the cases' spacings: finer would invent detail for nine cases in ten
 GROWTH_LIMIT = 2.0  # of the median voxel count when spacing is refined: the patch sees half as much
-LITTLE = 1e-3  # share of a patch: below it soft Dice of one patch is dominated by its noise
+LITTLE = 5e-3  # share of a patch: below it the Dice of one patch is mostly noise, and the label is slow to be learnt
 ABSENT_SHARE = 0.25  # of the cases: Dice per sample is then often that of an absent label
 MAX_CLASS_WEIGHT = 10.0  # before normalisation: larger weights make false positives cheap
 
