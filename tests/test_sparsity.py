@@ -110,14 +110,14 @@ def test_cases_of_a_label_in_fewer_than_half_are_drawn_more_often():
     assert sparsity.case_sampling(with_presence(0, 0, 0, 0))[0] == "uniform"  # no case could be drawn for it
 
 
-def test_labels_are_drawn_by_rarity_beyond_a_factor_of_a_hundred():
+def test_labels_are_drawn_by_rarity_beyond_a_factor_of_ten():
     def sampling(extent):
         parts = {"label1": boxes(1, (10, 10, 10), ONE), "label2": boxes(1, extent, ONE)}
         return sparsity.class_sampling(uniform(ONE, (20, 20, 20), 2, TWO_LABELS, parts))
 
-    assert sampling((1, 1, 10))[0] == "uniform"  # exactly 100
-    assert sampling((1, 1, 9))[0] == "inverse_frequency"
-    assert "111" in sampling((1, 1, 9))[1]
+    assert sampling((1, 10, 10))[0] == "uniform"  # exactly 10
+    assert sampling((1, 10, 9))[0] == "inverse_frequency"
+    assert "11.1" in sampling((1, 10, 9))[1]
 
 
 # ---- what a patch should cover
@@ -226,7 +226,7 @@ def test_class_weights_by_hand():
     expected = np.array([1.0, np.sqrt(78.96), 10.0])
     assert weights == pytest.approx(expected / expected.mean(), abs=1e-4)
     assert "label2 0.0001" in reason
-    assert sparsity.class_weights(found, TWO_LABELS, {"label1": 0.1, "label2": 0.001})[0] is None
+    assert sparsity.class_weights(found, TWO_LABELS, {"label1": 0.1, "label2": 0.005})[0] is None
 
 
 def test_class_weights_of_regions_have_one_entry_per_region():
