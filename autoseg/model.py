@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from autoseg.errors import StateError
+from autoseg.from_plan import build_plan_network
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.plan import Configuration, Plan
 from autoseg.records import from_plain
-from autoseg.train import build_plan_network
 from autoseg.workspace import Workspace
 
 

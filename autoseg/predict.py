@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from autoseg.dataset import Case, LoadedCase, load_case
 from autoseg.errors import DataError, UsageError
+from autoseg.from_plan import configuration_mirror_axes, head_probabilities
 from autoseg.imaging.readers import ending_of, write_labels
 from autoseg.imaging.resample import resample_probabilities
 from autoseg.model import Model
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import mirrored, predict_logits
 from autoseg.preprocess import Prepared, prepare
-from autoseg.train import configuration_mirror_axes, head_probabilities
 
 LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must come back as it was
 

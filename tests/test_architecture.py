@@ -32,7 +32,7 @@ ORDER: list[set[str]] = [
     {"planning"},
     {"planner"},
     {"preprocess"},
-    {"fold_log"},
+    {"fold_log", "from_plan"},
     {"train"},
     {"model"},
     {"predict"},
@@ -48,7 +48,7 @@ ORDER: list[set[str]] = [
     {"__main__"},
 ]
 STRANGERS = [{"data", "nn"}]  # of one row, and yet neither may import the other
-TORCH_AT_TOP = {"nn", "data.loader", "train", "model", "predict"}
+TORCH_AT_TOP = {"nn", "data.loader", "from_plan", "train", "model", "predict"}
 TORCH_NOWHERE = {"errors", "augmentation", "workspace", "processes", "records", "imaging", "plan", "planner", "phantom"}
 
 SOURCES = {

@@ -5,7 +5,6 @@ in; there is no fallback.
 """
 
 import io
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise
     except Exception as error:  # damage surfaces as almost anything: KeyError, UnicodeDecodeError, ...
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to load it all the same
+        if type(error).__name__ == "UnpicklingError":  # torch's own words advise to load it all the same
             reason = "it holds more than plain data and tensors"
         raise StateError(
             f"{path} cannot be read as a checkpoint: {reason}",

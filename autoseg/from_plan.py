@@ -1,0 +1,97 @@
+"""What a plan asks for, built: the network, the loss, the stream of patches.
+
+`data` and `nn` take flat arguments and never see a plan; this is the one place where a plan is unpacked for them.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from autoseg.augmentation import AUGMENTATIONS
+from autoseg.data.loader import make_loader
+from autoseg.data.store import CaseStore
+from autoseg.nn.losses import LOSSES, DeepSupervision
+from autoseg.nn.networks import build_network
+from autoseg.plan import Configuration, Plan
+
+VALIDATION_SEED_OFFSET = 1_000_000  # validation patches are drawn with another seed than training patches
+
+
+def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
+    """The network a configuration describes, with fresh weights."""
+    spec = configuration.network
+    return build_network(
+        spec.name,
+        in_channels=len(plan.channels),
+        num_heads=plan.heads.num_heads,
+        features=spec.features,
+        strides=spec.strides,
+        kernel_sizes=spec.kernel_sizes,
+        blocks=spec.blocks,
+        decoder_blocks=spec.decoder_blocks,
+        options=spec.options,
+    )
+
+
+def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
+    """The loss the plan names, summed over the stages under deep supervision."""
+    heads = plan.heads
+    loss = LOSSES[plan.training.loss](
+        regions=heads.regions_as_indices,
+        ignore_index=heads.ignore_index,
+        class_weights=plan.training.class_weights,
+        batch_dice=configuration.batch_dice,
+    )
+    return DeepSupervision(loss)
+
+
+def patch_stream(
+    store: CaseStore,
+    cases: Sequence[str],
+    plan: Plan,
+    configuration: Configuration,
+    *,
+    augment: bool = True,
+    start_step: int = 0,
+    steps: int | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches of patches as the plan wants them: the one place where a plan is unpacked for `data`.
+
+    Args:
+        augment: False gives fixed patches for validation: not augmented, drawn with another seed.
+        steps: batches in all, or None for a stream without end.
+    """
+    training = plan.training
+    return make_loader(
+        store,
+        cases,
+        patch_size=configuration.patch_size,
+        batch_size=configuration.batch_size,
+        labels=list(plan.labels.scored.values()),
+        augmentation=AUGMENTATIONS[training.augmentation if augment else "none"],
+        mirror_axes=configuration_mirror_axes(plan, configuration),
+        masked_channels=[i for i, n in enumerate(plan.normalization) if n.inside_mask],
+        rgb=len(plan.channels) == 3 and all(n.scheme == "rgb_to_0_1" for n in plan.normalization),
+        foreground_fraction=training.foreground_fraction,
+        case_sampling=training.case_sampling,
+        class_sampling=training.class_sampling,
+        seed=training.seed if augment else training.seed + VALIDATION_SEED_OFFSET,
+        start_step=start_step,
+        stop_step=None if steps is None else start_step + steps,
+        worker_count=workers,
+        pin_memory=pin_memory,
+    )
+
+
+def configuration_mirror_axes(plan: Plan, configuration: Configuration) -> tuple[int, ...]:
+    """Mirror axes as spatial axes of the patch: the plan counts (Z, Y, X), a 2-D patch has only (Y, X)."""
+    skipped = 3 - configuration.dims
+    return tuple(axis - skipped for axis in plan.training.mirror_axes if axis >= skipped)
+
+
+def head_probabilities(logits: Tensor, has_regions: bool) -> Tensor:
+    """Probabilities of logits (B, K, *s): softmax over labels, or a sigmoid per region."""
+    return logits.sigmoid() if has_regions else logits.softmax(dim=1)
