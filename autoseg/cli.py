@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
-from autoseg.errors import AutosegError, UsageError
+from autoseg.errors import AutosegError, OutOfMemory, UsageError
 
 if TYPE_CHECKING:
     from autoseg.dataset import IntakeOptions
 
 DEFAULT_WORKSPACE = Path("autoseg_workspace")
 INTERRUPTED = 130
+OUT_OF_MEMORY_REMEDY = "plan for less memory (autoseg plan --vram 8), or use a machine with more"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `autoseg ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if (
+            not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError"
+        ):  # torch's, not imported here
+            raise
+        print(f"error: out of memory: {error}\n  -> {OUT_OF_MEMORY_REMEDY}", file=sys.stderr)
+        return OutOfMemory.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -310,8 +310,12 @@ def validation_seconds(
 
 
 def _require_same_plan(trained: Any, plan: Plan, folder: Path) -> None:
-    """Refuse to go on under other settings than those a fold began with; the reasons in the plan may differ."""
+    """Refuse to go on under other settings than those a fold began with.
+
+    The reasons in the plan may differ, and the number of workers, which changes no batch.
+    """
     now = to_plain(plan)
+    trained = trained | {"training": trained["training"] | {"workers": plan.training.workers}}
     changed = [key for key in now if key != "decisions" and trained.get(key) != now[key]]
     if changed:
         raise StateError(

@@ -399,3 +399,22 @@ def test_env_names_versions_and_memory(capsys):
 def test_the_default_workspace_is_not_committed():
     ignored = (ROOT / ".gitignore").read_text().split()
     assert f"{cli.DEFAULT_WORKSPACE}/" in ignored
+
+
+@pytest.mark.parametrize("error", [MemoryError("600 GB"), type("OutOfMemoryError", (RuntimeError,), {})("600 GB")])
+def test_memory_that_runs_out_has_an_exit_code_of_its_own(error, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(status, "environment", fail)
+    assert cli.main(["env"]) == 6
+    assert "600 GB" in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(status, "environment", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["env"])

@@ -72,6 +72,15 @@ def test_epochs_end_after_their_steps_or_a_twentieth_of_the_budget(time):
     assert by_time.epoch_is_over(25, 0.1)  # a long budget has as many epochs as fit
 
 
+def test_a_short_rest_of_the_budget_joins_the_epoch_before(time):
+    """Epochs take 5 of 100 seconds, 20 of which are kept back: with 2.5 left one more is begun, with less not."""
+    clock = Clock(spent=77.5, epochs=None, iterations_per_epoch=25, budget_seconds=100)
+    clock.reserve_seconds = 20
+    assert clock.epoch_is_over(25, 5.0)
+    time.now += 0.25
+    assert not clock.epoch_is_over(25, 5.0)
+
+
 def epoch(log: FoldLog, number: int, **changes) -> None:
     told = {
         "loss": -0.1234567, "validation_loss": 0.5, "pseudo_dice": [0.81239, None],

@@ -115,6 +115,7 @@ def test_an_image_without_body_is_kept_whole():
 def test_the_input_is_left_as_it_was():
     image, target = np.zeros((1, 4, 4, 4), np.float32), np.zeros((4, 4, 4), np.int16)
     image[0, :, 1:3] = 5
+    image[0, 0, 1, 0] = 0  # outside the body, within its box
     before = image.copy()
     plan = plan_of()
     prepare(image, target, (1, 1, 1), plan, at(plan, (2, 0.5, 1)))

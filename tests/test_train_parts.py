@@ -17,6 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseInfo, CaseStore
 from autoseg.errors import StateError
+from autoseg.from_plan import (
+    build_plan_loss,
+    build_plan_network,
+    configuration_mirror_axes,
+    head_probabilities,
+    patch_stream,
+)
 from autoseg.imaging.labels import LabelSet
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.plan import ChannelNormalization, Configuration, Plan
@@ -28,11 +35,6 @@ from autoseg.train import (
     VALIDATION_SECONDS_PER_CASE,
     VALIDATION_STEPS,
     _require_same_plan,
-    build_plan_loss,
-    build_plan_network,
-    configuration_mirror_axes,
-    head_probabilities,
-    patch_stream,
     training_step,
     validate,
     validation_seconds,
@@ -359,6 +361,7 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
     trained = to_plain(plan)
     _require_same_plan(trained, plan, tmp_path)
     _require_same_plan(trained, replace(plan, decisions=()), tmp_path)  # why is not what
+    _require_same_plan(trained, replace(plan, training=replace(plan.training, workers=7)), tmp_path)
     for changes, named in (
         ({"training": replace(plan.training, seed=5)}, "training differ"),
         (
