@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if (
-            not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError"
-        ):  # torch's, not imported here
+        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):  # the latter is torch's, not imported here
             raise
         print(f"error: out of memory: {error}\n  -> {OUT_OF_MEMORY_REMEDY}", file=sys.stderr)
         return OutOfMemory.exit_code
