@@ -96,6 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--predictions", type=Path, help="folder of segmentations")
     evaluate.add_argument("--references", type=Path, help="folder of expert labels")
     evaluate.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
+    evaluate.add_argument(
+        "--test", action="store_true", help="the ensemble on the dataset's held-out test cases; scored once"
+    )
     evaluate.add_argument("--csv", type=Path, help="also write one row per case and label")
     evaluate.add_argument("--workers", type=int, default=None, help="processes (default: from cores and memory)")
     evaluate.set_defaults(run=run_evaluate)
@@ -248,13 +251,15 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    from autoseg.pipeline import cross_validate, evaluate_folders
+    from autoseg.pipeline import cross_validate, evaluate_folders, score_test_set
     from autoseg.workspace import Workspace
 
     workspace = Workspace(options.workspace)
     if (options.predictions is None) != (options.references is None):
         raise UsageError("--predictions and --references go together", remedy="give both, or neither")
-    if options.predictions is not None:
+    if options.test:
+        score_test_set(workspace, options.configuration)
+    elif options.predictions is not None:
         evaluate_folders(
             options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
             workers=options.workers,

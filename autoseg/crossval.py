@@ -53,6 +53,23 @@ class CrossValidation:
         return tuple(case for fold in self.folds for case in fold.cases)
 
 
+@dataclass(frozen=True)
+class HeldOutScores:
+    """The ensemble on the held-out test set."""
+
+    version: int
+    configuration: str
+    network: str
+    cases: tuple[CaseScore, ...]
+
+
+def score_test_cases(
+    configuration: str, network: str, folder: Path, cases: Sequence[Case], labels: LabelSet
+) -> HeldOutScores:
+    """Score the ensemble's predictions of the test cases, which lie in `folder`."""
+    return HeldOutScores(VERSION, configuration, network, score_cases(validation_jobs(folder, cases, labels)))
+
+
 def validation_jobs(folder: Path, cases: Sequence[Case], labels: LabelSet) -> list[ScoreJob]:
     """Pair the predictions a fold made for its validation cases with their references.
 

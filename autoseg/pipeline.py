@@ -3,6 +3,7 @@
 plan_dataset    folder -> checked cases -> fingerprint -> plan -> splits -> preprocessed cases
 train_folds     folds -> their held-out predictions
 cross_validate  held-out predictions -> scores of every case
+score_test_set  the ensemble on held-out test cases, once
 predict_images  images -> segmentations of the ensemble
 """
 
@@ -28,7 +29,7 @@ from autoseg.workspace import Workspace, lock
 if TYPE_CHECKING:  # planning must not wait for torch
     import torch
 
-    from autoseg.crossval import CrossValidation
+    from autoseg.crossval import CrossValidation, HeldOutScores
     from autoseg.train import FoldResult
 
 FOLDS = 5
@@ -124,7 +125,10 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), sa
     preprocess(dataset, plan, name, workspace)
     cases = {case.id: case for case in dataset.cases}
     results = []
-    for split in _chosen(splits, options.folds):
+    chosen = _chosen(splits, options.folds)
+    if options.folds is not None and len(chosen) < len(options.folds):
+        say(f"note: there are only {len(splits.splits)} folds, because there are too few patients for {FOLDS}")
+    for split in chosen:
         result = train_fold(workspace, plan, name, split, device=device, restart=options.restart)
         results.append(result)
         folder = result.folder / "validation"
@@ -168,6 +172,43 @@ def cross_validate(
     if csv:
         write_csv(csv, result.cases)
     say(describe(result, plan.labels))
+    return result
+
+
+def score_test_set(
+    workspace: Workspace, configuration: str | None = None, *, device: str = "auto", say: Say = print
+) -> "HeldOutScores":
+    """Predict the dataset's held-out test cases with the ensemble of all folds, score them once, and keep the scores.
+
+    A second call shows what the first one found: a test set that is looked at again and again is none.
+
+    Raises:
+        StateError: the dataset has no labelled test cases, or a fold is not trained.
+    """
+    from autoseg.crossval import HeldOutScores, score_test_cases
+    from autoseg.evaluate import summarise, summary_table
+    from autoseg.model import open_model
+    from autoseg.predict import predict_cases
+
+    dataset, plan, splits = _load(workspace)
+    if workspace.test.exists():
+        result = load(HeldOutScores, workspace.test)
+        say(f"the test set was scored before, with {result.configuration} ({result.network}):")
+    else:
+        cases = [case for case in dataset.test_cases if case.label is not None]
+        if not cases:
+            raise StateError(
+                f"{dataset.name} has no labelled test cases",
+                remedy="give them as imagesTs and labelsTs, or with split=test in a table, and plan again",
+            )
+        name, chosen = plan.configuration(configuration)
+        folds = [split.fold for split in splits.splits]
+        model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
+        folder = workspace.model(name, chosen.network.name) / "test"
+        predict_cases(model, cases, folder, title="test set")
+        result = score_test_cases(name, chosen.network.name, folder, cases, model.plan.labels)
+        save(workspace.test, result)
+    say(summary_table(summarise(result.cases), f"{len(result.cases)} test cases"))
     return result
 
 

@@ -3,7 +3,7 @@
     WORKSPACE/ dataset.json fingerprint.json plan.json splits.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       models/<configuration>-<network>/fold_<k>/{last.pt,history.jsonl,log.txt,validation/}
-      crossval.json
+      crossval.json test.json
 
 A file appears under its final name only when it is complete: it is written beside its destination (never in /tmp, which
 may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.
@@ -48,6 +48,11 @@ class Workspace:
     @property
     def crossval(self) -> Path:
         return self.root / "crossval.json"
+
+    @property
+    def test(self) -> Path:
+        """Scores of the held-out test set; written once."""
+        return self.root / "test.json"
 
     def preprocessed(self, data: str) -> Path:
         """Folder of one preprocessed copy of the data; configurations that need the same copy share it."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from autoseg import train
 from autoseg.cli import main
-from autoseg.crossval import CrossValidation
+from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.data.splits import Splits
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.plan import Plan
@@ -177,3 +177,24 @@ def test_flat_images_go_the_whole_way(layout, tmp_path):
         assert result.size == Image.open(image).size
     run("evaluate", "-w", workspace.root)
     assert len(load(CrossValidation, workspace.crossval).cases) == 4
+
+
+def test_a_test_set_is_scored_once(tmp_path, capsys):
+    dataset = tiny_dataset(tmp_path / "data", cases=6, patients=list("aabbcc"))
+    for part in ("images", "labels"):
+        (dataset / f"{part}Ts").mkdir()
+        for case in ("case_04", "case_05"):  # both of patient c
+            for path in (dataset / f"{part}Tr").glob(f"{case}*"):
+                path.rename(dataset / f"{part}Ts" / path.name)
+    workspace = Workspace(tmp_path / "workspace")
+    run("plan", dataset, "-w", workspace.root)
+    assert main(["evaluate", "--test", "-w", str(workspace.root)]) == 4  # nothing is trained yet
+    run("train", "--epochs", 2, "-w", workspace.root, *SHORT)
+    run("evaluate", "--test", "-w", workspace.root)
+    first = load(HeldOutScores, workspace.test)
+    assert [score.case for score in first.cases] == ["case_04", "case_05"]
+    capsys.readouterr()
+    shutil.rmtree(workspace.root / "models")
+    run("evaluate", "--test", "-w", workspace.root)
+    assert "scored before" in capsys.readouterr().out
+    assert load(HeldOutScores, workspace.test) == first
