@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from autoseg.augmentation import AUGMENTATIONS
 from autoseg.data.loader import make_loader
 from autoseg.data.store import CaseStore
+from autoseg.errors import UsageError
 from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.networks import build_network
 from autoseg.plan import Configuration, Plan
@@ -35,12 +36,21 @@ def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
 
 
 def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
-    """The loss the plan names, summed over the stages under deep supervision."""
-    heads = plan.heads
+    """The loss the plan names, summed over the stages under deep supervision.
+
+    Raises:
+        UsageError: there are more or fewer class weights than heads.
+    """
+    heads, weights = plan.heads, plan.training.class_weights
+    if weights is not None and len(weights) != heads.num_heads:
+        raise UsageError(
+            f"training.class_weights holds {len(weights)} weights, the network has {heads.num_heads} heads",
+            remedy="give one weight per head: background and labels, or regions; or null for none",
+        )
     loss = LOSSES[plan.training.loss](
         regions=heads.regions_as_indices,
         ignore_index=heads.ignore_index,
-        class_weights=plan.training.class_weights,
+        class_weights=weights,
         batch_dice=configuration.batch_dice,
     )
     return DeepSupervision(loss)

@@ -198,3 +198,55 @@ def test_a_test_set_is_scored_once(tmp_path, capsys):
     run("evaluate", "--test", "-w", workspace.root)
     assert "scored before" in capsys.readouterr().out
     assert load(HeldOutScores, workspace.test) == first
+
+
+# case_sampling has its test in test_sampling.py: here every case has every label. test_time_mirroring acts in predict.
+CHANGES = [
+    "optimizer=sgd",
+    "learning_rate=0.01",
+    "weight_decay=0.5",
+    "schedule=poly",
+    "schedule=cosine",
+    "weight_average=0",
+    "gradient_clip=0.001",
+    "loss=dice_bce",
+    "class_weights=[1,5,9]",
+    "deep_supervision=false",
+    "foreground_fraction=1",
+    "class_sampling=inverse_frequency",
+    "augmentation=none",
+    "augmentation=mirror",
+    "mirror_axes=[]",
+    "autocast=bfloat16",
+    "iterations_per_epoch=7",
+    "seed=5",
+]
+
+
+def test_every_training_setting_changes_the_weights(trained, tmp_path):
+    _, source = trained
+    found = {}
+    for number, change in enumerate(["workers=1", *CHANGES]):  # workers alone must change nothing
+        workspace = Workspace(tmp_path / str(number))
+        shutil.copytree(source.root, workspace.root, ignore=shutil.ignore_patterns("models"))
+        settings = [*SHORT, "--set", "training.iterations_per_epoch=6", "--set", f"training.{change}"]
+        run("train", "-f", 3, "--epochs", 1, "-w", workspace.root, *settings)
+        state = load_checkpoint(workspace.fold("3d_fullres", "unet", 3) / "last.pt")
+        weights = state["average"] or list(state["network"].values())
+        found[change] = torch.cat([weight.flatten() for weight in weights])
+    again = Workspace(tmp_path / "again")
+    shutil.copytree(source.root, again.root, ignore=shutil.ignore_patterns("models"))
+    run("train", "-f", 3, "--epochs", 1, "-w", again.root, *SHORT, "--set", "training.iterations_per_epoch=6")
+    state = load_checkpoint(again.fold("3d_fullres", "unet", 3) / "last.pt")
+    base = torch.cat([weight.flatten() for weight in state["average"]])
+    assert torch.equal(found.pop("workers=1"), base)
+    same = [change for change, weights in found.items() if torch.equal(weights, base)]
+    assert same == []
+
+
+def test_class_weights_that_do_not_fit_the_heads_are_refused(trained, tmp_path, capsys):
+    _, source = trained
+    shutil.copytree(source.root, tmp_path / "w", ignore=shutil.ignore_patterns("models"))
+    settings = ["--set", "training.loss=dice_bce", "--set", "training.class_weights=[1,1,1]"]
+    assert main(["train", "-f", "0", "--epochs", "1", "-w", str(tmp_path / "w"), *settings]) == 2
+    assert "2 heads" in capsys.readouterr().err
