@@ -19,8 +19,8 @@ from autoseg.phantom import write_dataset as write_dataset
 from autoseg.workspace import Workspace, write_atomically
 
 FOLDS = 5
-SECONDS_PER_FOLD = 35.0
-DICE_TO_REACH = 0.80  # mean over the labels of the held-out cases; README.md shows what a run reaches
+SECONDS_PER_FOLD = 41.0
+DICE_TO_REACH = 0.75  # mean over the labels of the held-out cases; README.md shows what a run reaches
 
 # Okabe and Ito's palette, which people with any form of colour blindness tell apart
 COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
@@ -148,11 +148,12 @@ def run(out: Path, *, time_budget_seconds: float | None = None) -> int:
     predicted = predict_images(workspace, [dataset / "imagesTs"], segmentations)
     _announce(commands[5])
     dice = evaluate_folders(segmentations, dataset / "labelsTs", workspace) or 0.0
-    name = predicted[0].name
+    references = {path.name: read_labels(dataset / "labelsTs" / path.name) for path in predicted}
+    name = max(references, key=lambda name: len(np.unique(references[name].array)))  # the first that shows every label
     picture(
         read_image(dataset / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz")),
-        read_labels(dataset / "labelsTs" / name),
-        read_labels(predicted[0]),
+        references[name],
+        read_labels(segmentations / name),
         picture_path,
     )
     print(f"\npicture of {name}: {picture_path}\n\nwhat was run, in {time.perf_counter() - began:.0f} s:")

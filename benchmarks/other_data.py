@@ -62,7 +62,7 @@ def main() -> int:
         written = {path.name for path in out.iterdir()}
         right = [image for image, path in images.items() if image in written and same_grid(path, out / image)]
         print(
-            f"{name}: {len(right)} of {len(images)} outputs have the id and the grid of their image, {len(written)} written"
+            f"{name}: {len(written)} outputs for {len(images)} images, {len(right)} with the id and grid of their image"
         )
         failures += len(right) != len(images) or written != set(images)
     return int(failures)
