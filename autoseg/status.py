@@ -61,7 +61,7 @@ def environment() -> str:
     """Versions of autoseg and what it stands on, cores, memory and devices."""
     import torch
 
-    lines = [f"autoseg {__version__}, Python {platform.python_version()}, {platform.platform()}"]
+    lines = [f"autoseg {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"]
     for library in LIBRARIES:
         try:
             lines.append(f"  {library} {importlib.metadata.version(library)}")

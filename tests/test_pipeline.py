@@ -200,7 +200,8 @@ def test_a_test_set_is_scored_once(tmp_path, capsys):
     assert load(HeldOutScores, workspace.test) == first
 
 
-# case_sampling has its test in test_sampling.py: here every case has every label. test_time_mirroring acts in predict.
+# case_sampling and class_sampling have their tests in test_sampling.py: here every case has every label, and labels are of
+# one size. deep_supervision has the next test: it needs three decoder stages. test_time_mirroring acts in predict.
 CHANGES = [
     "optimizer=sgd",
     "learning_rate=0.01",
@@ -211,9 +212,7 @@ CHANGES = [
     "gradient_clip=0.001",
     "loss=dice_bce",
     "class_weights=[1,5,9]",
-    "deep_supervision=false",
     "foreground_fraction=1",
-    "class_sampling=inverse_frequency",
     "augmentation=none",
     "augmentation=mirror",
     "mirror_axes=[]",
@@ -223,25 +222,29 @@ CHANGES = [
 ]
 
 
+def weights_after(source: Workspace, root: Path, *changes: str) -> torch.Tensor:
+    """Train fold 3 for six steps in a copy of a planned workspace; all weights in one vector."""
+    workspace = Workspace(root)
+    shutil.copytree(source.root, workspace.root, ignore=shutil.ignore_patterns("models"))
+    settings = [word for change in ("iterations_per_epoch=6", *changes) for word in ("--set", f"training.{change}")]
+    run("train", "-f", 3, "--epochs", 1, "-w", workspace.root, *SHORT, *settings)
+    state = load_checkpoint(workspace.fold("3d_fullres", "unet", 3) / "last.pt")
+    return torch.cat([weight.flatten() for weight in state["average"] or state["network"].values()])
+
+
 def test_every_training_setting_changes_the_weights(trained, tmp_path):
     _, source = trained
-    found = {}
-    for number, change in enumerate(["workers=1", *CHANGES]):  # workers alone must change nothing
-        workspace = Workspace(tmp_path / str(number))
-        shutil.copytree(source.root, workspace.root, ignore=shutil.ignore_patterns("models"))
-        settings = [*SHORT, "--set", "training.iterations_per_epoch=6", "--set", f"training.{change}"]
-        run("train", "-f", 3, "--epochs", 1, "-w", workspace.root, *settings)
-        state = load_checkpoint(workspace.fold("3d_fullres", "unet", 3) / "last.pt")
-        weights = state["average"] or list(state["network"].values())
-        found[change] = torch.cat([weight.flatten() for weight in weights])
-    again = Workspace(tmp_path / "again")
-    shutil.copytree(source.root, again.root, ignore=shutil.ignore_patterns("models"))
-    run("train", "-f", 3, "--epochs", 1, "-w", again.root, *SHORT, "--set", "training.iterations_per_epoch=6")
-    state = load_checkpoint(again.fold("3d_fullres", "unet", 3) / "last.pt")
-    base = torch.cat([weight.flatten() for weight in state["average"]])
-    assert torch.equal(found.pop("workers=1"), base)
-    same = [change for change, weights in found.items() if torch.equal(weights, base)]
-    assert same == []
+    base = weights_after(source, tmp_path / "base")
+    assert torch.equal(weights_after(source, tmp_path / "workers", "workers=1"), base)  # who prepares batches
+    found = {change: weights_after(source, tmp_path / str(n), change) for n, change in enumerate(CHANGES)}
+    assert [change for change, weights in found.items() if torch.equal(weights, base)] == []
+
+
+def test_deep_supervision_changes_the_weights(tmp_path):
+    source = Workspace(tmp_path / "planned")
+    run("plan", tiny_dataset(tmp_path / "data", cases=5, shape=(32, 32, 32), spacing=(1, 1, 1)), "-w", source.root)
+    with_it = weights_after(source, tmp_path / "with")
+    assert not torch.equal(with_it, weights_after(source, tmp_path / "without", "deep_supervision=false"))
 
 
 def test_class_weights_that_do_not_fit_the_heads_are_refused(trained, tmp_path, capsys):
