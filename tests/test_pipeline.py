@@ -235,7 +235,8 @@ def weights_after(source: Workspace, root: Path, *changes: str) -> torch.Tensor:
 def test_every_training_setting_changes_the_weights(trained, tmp_path):
     _, source = trained
     base = weights_after(source, tmp_path / "base")
-    assert torch.equal(weights_after(source, tmp_path / "workers", "workers=1"), base)  # who prepares batches
+    prepared_by_a_worker = weights_after(source, tmp_path / "workers", "workers=1")
+    assert torch.equal(prepared_by_a_worker, base)
     found = {change: weights_after(source, tmp_path / str(n), change) for n, change in enumerate(CHANGES)}
     assert [change for change, weights in found.items() if torch.equal(weights, base)] == []
 
