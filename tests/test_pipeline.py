@@ -200,8 +200,8 @@ def test_a_test_set_is_scored_once(tmp_path, capsys):
     assert load(HeldOutScores, workspace.test) == first
 
 
-# case_sampling and class_sampling have their tests in test_sampling.py: here every case has every label, and labels are of
-# one size. deep_supervision has the next test: it needs three decoder stages. test_time_mirroring acts in predict.
+# Left out: case_sampling and class_sampling, tested in test_sampling.py (here every case has every label, of one size);
+# deep_supervision, which needs three decoder stages (the test after the next); test_time_mirroring, which acts in predict.
 CHANGES = [
     "optimizer=sgd",
     "learning_rate=0.01",
