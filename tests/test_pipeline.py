@@ -201,7 +201,7 @@ def test_a_test_set_is_scored_once(tmp_path, capsys):
 
 
 # Left out: case_sampling and class_sampling, tested in test_sampling.py (here every case has every label, of one size);
-# deep_supervision, which needs three decoder stages (the test after the next); test_time_mirroring, which acts in predict.
+# deep_supervision, which needs three decoder stages (a test of its own); test_time_mirroring, which acts in predict.
 CHANGES = [
     "optimizer=sgd",
     "learning_rate=0.01",
