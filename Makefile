@@ -11,7 +11,7 @@ DATA ?=
 PYTEST_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/installed
-PYTEST := $(BIN)/python -m pytest $(if $(DATA),--data "$(DATA)")
+PYTEST := $(BIN)/python -m pytest $(if $(DATA),"--data=$(DATA)")
 
 .PHONY: .venv demo test lint types test-slow clean
 

@@ -13,5 +13,5 @@ def pytest_addoption(parser):
 def data_dir(request) -> Path:
     folder = request.config.getoption("--data")
     if folder is None or not folder.is_dir():
-        pytest.skip("real data not given: pass --data DIR (see benchmarks/README.md)")
+        pytest.skip("real data not given: pass --data=DIR, or make DATA=DIR (see benchmarks/README.md)")
     return folder
