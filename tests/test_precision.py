@@ -27,8 +27,8 @@ def trial(dtype, seconds, difference=0.0):
         (trial("bfloat16", 0.91, 0.01), "float32"),  # faster, but not by the margin
         (trial("bfloat16", 0.9, 0.01), "float32"),
         (trial("bfloat16", 100.0, 0.01), "float32"),
-        (trial("bfloat16", 0.1, 0.11), "float32"),  # fast and wrong
-        (trial("bfloat16", 0.1, 0.09), "bfloat16"),
+        (trial("bfloat16", 0.1, 0.21), "float32"),  # fast and wrong
+        (trial("bfloat16", 0.1, 0.19), "bfloat16"),
         (trial("bfloat16", 0.1, math.nan), "float32"),
         (trial("bfloat16", 0.1, math.inf), "float32"),
     ],

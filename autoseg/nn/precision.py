@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MARGIN = 0.9  # a dtype must need less than this share of float32's time
-TOLERANCE = 0.1  # of the logits' standard deviation: root mean square difference to float32
+TOLERANCE = 0.2  # of the logits' standard deviation: root mean square difference to float32; eight stages give 0.1
 
 
 @dataclass(frozen=True)
