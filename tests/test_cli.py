@@ -418,3 +418,15 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(status, "environment", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["env"])
+
+
+def test_the_python_interface_is_the_pipeline_loaded_late():
+    import autoseg
+
+    for name in autoseg.PUBLIC:
+        assert getattr(autoseg, name) is getattr(pipeline, name)
+        assert name in dir(autoseg)
+    with pytest.raises(AttributeError, match=r"plan_datasets.*plan_dataset"):
+        autoseg.plan_datasets  # noqa: B018
+    code = "import sys, autoseg, autoseg.nn.unet; sys.exit('autoseg.pipeline' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
