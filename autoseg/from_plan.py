@@ -39,9 +39,14 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
     """The loss the plan names, summed over the stages under deep supervision.
 
     Raises:
-        UsageError: there are more or fewer class weights than heads.
+        UsageError: there are more or fewer class weights than heads, or regions under a loss of exclusive labels.
     """
     heads, weights = plan.heads, plan.training.class_weights
+    if heads.has_regions and plan.training.loss == "dice_ce":
+        raise UsageError(
+            "training.loss is dice_ce, which predicts one label per voxel, but the labels form regions that may overlap",
+            remedy="leave training.loss at dice_bce, or plan without regions",
+        )
     if weights is not None and len(weights) != heads.num_heads:
         raise UsageError(
             f"training.class_weights holds {len(weights)} weights, the network has {heads.num_heads} heads",

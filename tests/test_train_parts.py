@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseInfo, CaseStore
-from autoseg.errors import StateError
+from autoseg.errors import StateError, UsageError
 from autoseg.from_plan import (
     build_plan_loss,
     build_plan_network,
@@ -454,3 +454,10 @@ def test_the_loss_obeys_the_plan():
     over_the_batch = replace(configuration, batch_dice=not configuration.batch_dice)
     for other in (build_plan_loss(weighted, configuration), build_plan_loss(plan, over_the_batch)):
         assert other(logits, target).item() != pytest.approx(value.item(), abs=1e-4)
+
+
+def test_regions_need_a_loss_with_one_head_each():
+    plan = plan_of()
+    regions = plan.labels.as_regions()
+    with pytest.raises(UsageError, match=r"dice_ce.*regions"):
+        build_plan_loss(replace(plan, labels=regions), plan.configurations["3d_fullres"])
