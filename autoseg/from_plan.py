@@ -44,7 +44,7 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
     heads, weights = plan.heads, plan.training.class_weights
     if heads.has_regions and plan.training.loss == "dice_ce":
         raise UsageError(
-            "training.loss is dice_ce, which predicts one label per voxel, but the labels form regions that may overlap",
+            "training.loss is dice_ce, which predicts one label per voxel, but the labels form regions",
             remedy="leave training.loss at dice_bce, or plan without regions",
         )
     if weights is not None and len(weights) != heads.num_heads:

@@ -244,6 +244,7 @@ def _plan_patch(asked: Request, space: Space, name: str, dims: int) -> topology.
             # entries of the label table, as nnU-Net counts them: background, labels or regions, ignore
             num_classes=1 + (len(labels.regions) or labels.num_labels) + (labels.ignore is not None),
             min_edge=budget.min_edge,
+            compact=asked.ours and budget.compact_patch,
         )
 
     fit = fit_patch([0.0] * dims)

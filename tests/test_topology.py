@@ -269,3 +269,21 @@ def test_shrinking_ends_and_says_whether_it_fits(data, dims, limit, classes):
     assert found.fits == (found.elements <= limit)
     assert found.topology.stages >= 2
     assert all(e % d == 0 for e, d in zip(found.topology.patch_size, found.topology.divisor, strict=True))
+
+
+def test_a_compact_patch_of_few_thick_slices_keeps_them():
+    """20 slices of 2 mm, 512 x 512 pixels of 1 mm: 40 mm against 512 mm, so the plane is what shrinks."""
+    limits = {
+        "median_shape": (20, 512, 512),
+        "needed": (0, 0, 0),
+        "limit": 1e7,
+        "base_features": 16,
+        "max_features": 128,
+    }
+    thin = fit_patch((2.0, 1.0, 1.0), (20, 320, 320), num_classes=3, **limits)
+    block = fit_patch((2.0, 1.0, 1.0), (20, 320, 320), num_classes=3, compact=True, **limits)
+    assert thin.topology.patch_size[0] < 10
+    assert block.topology.patch_size[0] >= 16
+    extents = [edge * step for edge, step in zip(block.topology.patch_size, (2.0, 1.0, 1.0), strict=True)]
+    assert max(extents) < 3 * min(extents)
+    assert block.elements <= 1e7

@@ -21,6 +21,7 @@ class Budget:
     max_batch: dict[int, int | None]
     coverage: float  # a batch holds at most this share of the dataset's voxels
     training: Training
+    compact_patch: bool = False  # shrink the axis that is longest in mm, rather than the one that covers most
     trim_patch: bool = False  # round patches down to what their axes are divided by, rather than pad them up
     mirror_fixed_order: bool = True  # mirror even along axes on which the labels always keep their order
     min_batch: int = 2
@@ -56,6 +57,7 @@ CPU = Budget(
     elements={3: 20e6, 2: 40e6},
     max_batch={3: 2, 2: 8},
     coverage=1.0,
+    compact_patch=True,
     trim_patch=True,
     mirror_fixed_order=False,
     training=Training(

@@ -175,10 +175,13 @@ def fit_patch(
     max_features: int,
     num_classes: int,
     min_edge: int = 4,
+    compact: bool = False,
 ) -> Fit:
     """Shrink a patch until its feature-map elements fit `limit`.
 
     The axis that covers most of `median_shape` goes first (nnU-Net v2's rule), by the step that keeps it divisible.
+    With `compact` it is the axis that is longest in mm: a small patch of an image of few thick slices stays a block
+    of them, where nnU-Net's rule leaves a thin plane.
     Axes that would fall below `needed` voxels are spared while another can shrink; all zeros spares none.
     Ends always: no patch is visited twice, and no edge falls below `min_edge`.
     """
@@ -190,7 +193,8 @@ def fit_patch(
     visited = {chosen.patch_size}
     steps = 0
     while (count := elements(chosen)) > limit:
-        coverage = [edge / extent for edge, extent in zip(chosen.patch_size, median_shape, strict=True)]
+        whole = [1 / s for s in spacing] if compact else median_shape
+        coverage = [edge / extent for edge, extent in zip(chosen.patch_size, whole, strict=True)]
         # the last of equals first, as a stable ascending sort ends
         axes = sorted(range(len(spacing)), key=lambda d: (coverage[d], d), reverse=True)
         smaller = {axis: _shrunk(spacing, chosen, axis, min_edge) for axis in axes}
