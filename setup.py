@@ -23,14 +23,11 @@ setup(
         "scipy>=1.11",
         "SimpleITK>=2.4",
         "nibabel>=5.2",
-        "scikit-image>=0.22",
         "pillow>=10",
         "tifffile>=2023.7",
         "batchgenerators>=0.25.5",  # earlier versions resample labels differently
         "tqdm>=4.66",
-        "safetensors>=0.4",
         "matplotlib>=3.8",
-        "jinja2>=3.1",
         "filelock>=3.13",
         "psutil>=5.9",
     ],
@@ -39,7 +36,7 @@ setup(
         "dicom": ["pydicom>=3.0.2", "highdicom"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "slurm": ["submitit"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn", "scikit-image"],
     },
     entry_points={"console_scripts": ["autoseg = autoseg.cli:main"]},
 )
