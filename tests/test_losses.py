@@ -301,6 +301,30 @@ def test_shrinking_picks_the_voxel_past_the_centre():
     assert _shrink(line, (12,)).tolist() == line.tolist()
 
 
+def test_shrinking_of_odd_edges_stays_inside_the_image():
+    line = torch.arange(21)[None]
+    assert _shrink(line[:, :9], (5,)).tolist() == [[1, 3, 5, 7, 8]]  # the last coarse voxel covers 8 and nothing more
+    assert _shrink(line[:, :10], (3,)).tolist() == [[2, 6, 9]]  # steps of 4: the centre of 8 .. 11 is outside
+    assert _shrink(line[:, :7], (2,)).tolist() == [[2, 6]]
+    assert _shrink(line, (6,)).tolist() == [[2, 6, 10, 14, 18, 20]]
+    assert _shrink(line[:, :3], (1,)).tolist() == [[1]]
+    assert _shrink(line[:, :3], (2,)).tolist() == [[1, 2]]
+    # both axes on their own: rows 1, 2 and columns 1, 3, 4 of three rows of five
+    assert _shrink(line[:, :15].reshape(1, 3, 5), (2, 3)).tolist() == [[[6, 8, 9], [11, 13, 14]]]
+
+
+@QUICK
+@given(st.sampled_from([2, 3, 4]), st.integers(1, 40))
+def test_shrinking_of_any_edge_takes_the_voxel_nearest_the_centre(step, beyond):
+    edge = step * (step - 1) + beyond  # long enough to tell the step from both edges
+    coarse = math.ceil(edge / step)
+    covered = [range(i * step, min(edge, (i + 1) * step)) for i in range(coarse)]
+    nearest = [
+        min(places, key=lambda p, i=i: (abs(p + 0.5 - (i + 0.5) * step), -p)) for i, places in enumerate(covered)
+    ]
+    assert _shrink(torch.arange(edge)[None], (coarse,))[0].tolist() == nearest
+
+
 @QUICK
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 3, 4, 8])), min_size=2, max_size=3),

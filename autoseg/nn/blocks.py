@@ -1,8 +1,12 @@
 """The parts networks are built from, for 2-D and 3-D alike.
 
-A block never guesses its number of dimensions: `dims` picks the convolution from one table. Normalisation is computed
-in float32 whatever autocast chooses for the convolutions, because the CPU's autocast would leave it in bfloat16 where
-CUDA's would not; its result returns to the dtype of its input, so that memory traffic stays halved.
+A block never guesses its number of dimensions: `dims` picks the layer from one table. A strided block maps an edge s to
+ceil(s / stride), so that any image size works; `fit_to` takes away what upsampling then has too much. `Stage` bounds
+what is recomputed when activations are not kept.
+
+Normalisation is computed in float32 whatever autocast chooses for the convolutions, because the CPU's autocast would
+leave it in bfloat16 where CUDA's would not; its result returns to the dtype of its input, so that memory traffic stays
+halved. Pooling and interpolation keep the dtype of their input on both.
 """
 
 from collections.abc import Sequence
@@ -10,9 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+LINEAR_MODES = {2: "bilinear", 3: "trilinear"}
 NEGATIVE_SLOPE = 0.01
 
 
@@ -30,40 +36,183 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Half-precision input beside float32 statistics and parameters: the CPU has it in group_norm (with one group
-        # per channel), CUDA in instance_norm alone, whose Python front would refuse a single voxel.
+        # per channel), CUDA in instance_norm alone. Both are called below their Python fronts, which refuse a single
+        # voxel.
         with torch.autocast(x.device.type, enabled=False):
+            cudnn = torch.backends.cudnn.enabled
             if x.is_cuda:
-                cudnn = torch.backends.cudnn.enabled
                 return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, cudnn)
-            return F.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
+            return torch.group_norm(x, x.shape[1], self.weight, self.bias, self.eps, cudnn)
 
 
 class ConvBlock(nn.Sequential):
     """Convolution (bias, same padding), instance normalisation, leaky ReLU.
 
-    Maps (B, Cin, *s) to (B, Cout, *(s / stride)).
+    Maps (B, Cin, *s) to (B, Cout, *ceil(s / stride)). `dilation` is the distance of the kernel's taps per axis.
     """
 
-    def __init__(self, dims: int, cin: int, cout: int, kernel_size: Sequence[int], stride: Sequence[int]) -> None:
-        padding = tuple((k - 1) // 2 for k in kernel_size)
+    def __init__(
+        self,
+        dims: int,
+        cin: int,
+        cout: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        dilation: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(
-            CONVOLUTIONS[dims](cin, cout, tuple(kernel_size), tuple(stride), padding),
+            same_convolution(dims, cin, cout, kernel_size, stride, dilation),
             InstanceNorm(cout),
             nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
         )
 
 
-def conv_stage(
-    dims: int, cin: int, cout: int, kernel_size: Sequence[int], stride: Sequence[int], blocks: int
-) -> nn.Sequential:
+class ResidualBlock(nn.Module):
+    """Two convolutions with normalisation beside a skip; what begins as the skip alone learns to add to it.
+
+    The skip is averaged over the stride and, where the channels change, projected by a 1x1 convolution (no bias) and
+    normalised. The last normalisation begins with scale 0. Maps (B, Cin, *s) to (B, Cout, *ceil(s / stride)).
+
+    Source: nnU-Net's residual encoder (basic block "D" of He et al. 2018, "Bag of Tricks").
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        cin: int,
+        cout: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        dilation: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        ones = (1,) * dims
+        self.first = ConvBlock(dims, cin, cout, kernel_size, stride, dilation)
+        self.second = same_convolution(dims, cout, cout, kernel_size, ones, dilation)
+        self.norm = InstanceNorm(cout)
+        nn.init.zeros_(self.norm.weight)
+        self.skip = nn.Sequential()
+        if tuple(stride) != ones:
+            self.skip.append(AveragePool(stride))
+        if cin != cout:
+            self.skip.append(CONVOLUTIONS[dims](cin, cout, 1, bias=False))
+            self.skip.append(InstanceNorm(cout))
+        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.second(self.first(x))) + self.skip(x))
+
+
+class AveragePool(nn.Module):
+    """Mean over windows of `stride` voxels, those at the far border cut: (B, C, *s) to (B, C, *ceil(s / stride))."""
+
+    def __init__(self, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.stride) == 2:
+            return self._pool(x, self.stride)
+        # The CPU pools volumes in float32 alone, and its autocast would keep a copy for the backward pass: pool planes.
+        planes = self._pool(x.flatten(1, 2), self.stride[1:]).unflatten(1, x.shape[1:3])
+        return self._pool(planes.flatten(3), (self.stride[0], 1)).unflatten(3, planes.shape[3:])
+
+    @staticmethod
+    def _pool(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+        window = [min(edge, step) for edge, step in zip(x.shape[2:], stride, strict=True)]
+        return x if max(stride) == 1 else F.avg_pool2d(x, window, stride, ceil_mode=True)
+
+
+class Stage(nn.Sequential):
+    """Blocks of one resolution, the unit of activation checkpointing.
+
+    While `checkpointing` is on and gradients are wanted, only the stage's input is kept, and its blocks run a second
+    time in the backward pass. Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
+    """
+
+    checkpointing: bool = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(super().forward, x, use_reentrant=False)
+        return super().forward(x)
+
+
+def set_checkpointing(network: nn.Module, on: bool) -> None:
+    """Switch activation checkpointing of every `Stage` inside `network`."""
+    for module in network.modules():
+        if isinstance(module, Stage):
+            module.checkpointing = on
+
+
+def same_convolution(
+    dims: int,
+    cin: int,
+    cout: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int] | None = None,
+) -> nn.Module:
+    """A convolution with bias that maps every edge s to ceil(s / stride); kernel edges are odd."""
+    taps = tuple(dilation or (1,) * dims)
+    padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, taps, strict=True))
+    return CONVOLUTIONS[dims](cin, cout, tuple(kernel_size), tuple(stride), padding, taps)
+
+
+def conv_stage(dims: int, cin: int, cout: int, kernel_size: Sequence[int], stride: Sequence[int], blocks: int) -> Stage:
     """`blocks` ConvBlocks in a row; the first carries the stride."""
     ones = (1,) * dims
-    return nn.Sequential(
+    return Stage(
         *(
             ConvBlock(dims, cin if i == 0 else cout, cout, kernel_size, stride if i == 0 else ones)
             for i in range(blocks)
         )
     )
+
+
+def residual_stage(
+    dims: int,
+    cin: int,
+    cout: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    blocks: int,
+    dilation: Sequence[int] | None = None,
+) -> Stage:
+    """`blocks` ResidualBlocks in a row; the first carries the stride, all the dilation."""
+    ones = (1,) * dims
+    return Stage(
+        *(
+            ResidualBlock(dims, cin if i == 0 else cout, cout, kernel_size, stride if i == 0 else ones, dilation)
+            for i in range(blocks)
+        )
+    )
+
+
+def fit_to(x: Tensor, like: Tensor) -> Tensor:
+    """Cut the trailing voxels of an upsampled map (B, C, *s) to the spatial shape of `like`.
+
+    An axis may be one voxel short; its last voxel is then repeated. A map that fits is returned as it is.
+
+    Raises:
+        ValueError: an axis is shorter than wanted by more than a voxel.
+    """
+    short = [wanted - edge for edge, wanted in zip(x.shape[2:], like.shape[2:], strict=True)]
+    if max(short) > 1:
+        raise ValueError(f"a map of shape {tuple(x.shape[2:])} is too small for {tuple(like.shape[2:])}")
+    if max(short) == 1:
+        x = F.pad(x, [n for axis in reversed(short) for n in (0, max(axis, 0))], mode="replicate")
+    for axis, wanted in enumerate(like.shape[2:], start=2):
+        if x.shape[axis] > wanted:
+            x = x.narrow(axis, 0, wanted)
+    return x
+
+
+def resize_linearly(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Interpolate (B, C, *s) linearly to the spatial `shape`; both maps cover the same box. Keeps the dtype."""
+    if tuple(x.shape[2:]) == tuple(shape):
+        return x
+    return F.interpolate(x, size=tuple(shape), mode=LINEAR_MODES[x.ndim - 2], align_corners=False)
 
 
 def init_weights(module: nn.Module) -> None:

@@ -131,12 +131,16 @@ def stage_weights(stages: int) -> list[float]:
 
 
 def _shrink(target: Tensor, shape: Sequence[int]) -> Tensor:
-    """Take every s-th voxel of each axis, the one just past the centre of the coarse voxel (nearest neighbour)."""
-    for axis, edge in enumerate(shape, start=1):
-        step = target.shape[axis] // edge
-        if step > 1:
-            target = target.narrow(axis, step // 2, target.shape[axis] - step // 2)
-            target = target[(slice(None),) * axis + (slice(None, None, step),)]
+    """Take one voxel for each coarse one, the one just past its centre, or the last where that lies outside.
+
+    A coarse voxel covers `step` voxels; the last of an axis may reach beyond the image, as ceil(edge / step) counts it.
+    """
+    for axis, coarse in enumerate(shape, start=1):
+        edge = target.shape[axis]
+        if coarse != edge:
+            step = -(-edge // coarse)
+            centres = torch.arange(step // 2, coarse * step, step, device=target.device).clamp_max(edge - 1)
+            target = target.index_select(axis, centres)
     return target
 
 

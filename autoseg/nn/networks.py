@@ -1,6 +1,7 @@
 """The table of networks: name -> class. A new network is one file and one line here.
 
-Every network takes the same keyword arguments (see `UNet`), and maps (B, C, *patch) to a list of logits, finest first.
+Every network takes the same keyword arguments (see `UNet`) and options of its own, and maps (B, C, *patch) of any
+size to a list of logits, finest first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,26 @@ from typing import Any
 
 from torch import nn
 
+from autoseg.nn.attention_unet import AttentionUNet
+from autoseg.nn.deeplab import DeepLab
+from autoseg.nn.fcn import FCN
+from autoseg.nn.residual_unet import ResidualUNet
+from autoseg.nn.segformer import SegFormer
+from autoseg.nn.swin_unet import SwinUNet
+from autoseg.nn.transunet import TransUNet
 from autoseg.nn.unet import UNet
+from autoseg.nn.unet_plusplus import UNetPlusPlus
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,
+    "residual_unet": ResidualUNet,
+    "attention_unet": AttentionUNet,
+    "unet_plusplus": UNetPlusPlus,
+    "deeplab": DeepLab,
+    "fcn": FCN,
+    "segformer": SegFormer,
+    "swin_unet": SwinUNet,
+    "transunet": TransUNet,
 }
 
 
