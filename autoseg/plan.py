@@ -11,7 +11,7 @@ from typing import Any, Literal
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,19 @@ class Resampling:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a configuration is predicted to need, by the memory model and the device it was planned for."""
+
+    parameters: int  # learnt values of the network
+    train_bytes: int  # of the device's memory: the peak of one training step
+    predict_bytes: int  # of the device's memory: segmenting an image of the median shape
+    host_bytes: int  # of main memory: processes and batches in waiting; cases are held besides where there is room
+    disk_bytes: int  # of the preprocessed copy
+    flops: int  # floating-point operations of one training step
+    seconds_per_step: float | None  # None: this device was never measured (autoseg calibrate)
+
+
+@dataclass(frozen=True)
 class Configuration:
     """One way to see the data: spacing, patch and network that fit together."""
 
@@ -66,7 +79,10 @@ class Configuration:
     batch_dice: bool  # Dice sums over the batch, instead of per sample
     network: NetworkSpec
     receptive_field: tuple[int, ...]  # voxels seen by one output voxel
-    memory_estimate: int  # feature-map elements of one sample's forward pass (nnU-Net's proxy)
+    elements: int  # feature maps of one sample's forward pass, counted by nnU-Net's rule: its proxy of memory
+    cascade_from: str | None = None  # the configuration whose segmentation is a further input
+    checkpointing: bool = False  # feature maps are computed again in the backward pass, instead of kept
+    cost: Cost | None = None  # None: not known (planned by an older version)
 
     @property
     def dims(self) -> int:
@@ -124,6 +140,8 @@ class Plan:
     configurations: dict[str, Configuration]
     recommended: str  # the configuration used when none is named
     training: Training
+    rules: Literal["autoseg", "nnunet"]
+    preset: Literal["s", "m", "l", "xl"] | None
     device: Literal["cpu", "gpu"]  # what the plan was made for
     vram_gb: float | None
     fingerprint: str  # content hash of the fingerprint it was made from
@@ -134,6 +152,10 @@ class Plan:
         """The labels as the network predicts them: with sigmoid heads when the loss is Dice + BCE."""
         return self.labels.as_regions() if self.training.loss == "dice_bce" else self.labels
 
+    def input_channels(self, configuration: Configuration) -> int:
+        """Channels the network of a configuration sees: those of the images, and one per label of a previous stage."""
+        return len(self.channels) + (self.labels.num_labels if configuration.cascade_from else 0)
+
     def configuration(self, name: str | None) -> tuple[str, Configuration]:
         """The named configuration, or the recommended one. Raises StateError naming those that exist."""
         name = name or self.recommended
@@ -142,3 +164,19 @@ class Plan:
                 f"the plan has no configuration {name!r}", remedy=f"it has: {', '.join(self.configurations)}"
             )
         return name, self.configurations[name]
+
+    @classmethod
+    def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Plain data of an older version, as this version writes them."""
+        return _upgrade_from_1(plain) if plain.get("version") == 1 else plain
+
+
+def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 names the proxy of memory, and adds the cascade, checkpointing, costs, rules and presets."""
+    added = {"cascade_from": None, "checkpointing": False, "cost": None}
+    configurations = {}
+    for name, configuration in plain["configurations"].items():
+        kept = {key: value for key, value in configuration.items() if key != "memory_estimate"}
+        configurations[name] = kept | {"elements": configuration["memory_estimate"]} | added
+    preset = "s" if plain["device"] == "cpu" else None
+    return plain | {"version": 2, "configurations": configurations, "rules": "autoseg", "preset": preset}

@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_fingerprints import boxes, case, fingerprint, label_set, uniform
+from synthetic_memory import ElementMemory
 
 from autoseg.errors import StateError, UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
 from autoseg.plan import Plan, Training
-from autoseg.planner import describe, make_plan
+from autoseg.planner import describe, make_plan, with_network
 from autoseg.planning import budget
+from autoseg.planning.cost import Step
 from autoseg.planning.space import axis_order, target_spacing
 from autoseg.records import from_plain, load, save, to_plain
 
@@ -29,6 +31,7 @@ ONE = (1.0, 1.0, 1.0)
 
 
 def plan(found: Fingerprint, labels: LabelSet, **options) -> Plan:
+    options = {"memory": ElementMemory()} | options
     return make_plan(dataset="test", channels=found.channels, labels=labels, fingerprint=found, **options)
 
 
@@ -74,6 +77,44 @@ STRIDES = {
     "ACDC": (PLANE, EVERY_AXIS, EVERY_AXIS, PLANE, PLANE),
     "Lung": (*(EVERY_AXIS,) * 4, PLANE),
 }
+# spacing; median shape; patch of the lower resolution
+LOWRES = {
+    "Liver": ((2.4273, 1.8631, 1.8631), (178, 211, 211), (128,) * 3),
+    "Lung": ((2.376, 1.5041, 1.5041), (132, 267, 267), (80, 192, 160)),
+}
+# preset -> patch, batch, elements, batch of 2d, lowres; None: not published, or for lowres: there is none
+RESIDUAL = {
+    "Hippocampus": {
+        "m": ((40, 56, 40), 58, None, 1618, None), "l": ((40, 56, 40), 178, None, 4554, None),
+        "xl": ((40, 56, 40), 183, None, 6711, None),
+    },
+    "BraTS": {
+        "m": ((128,) * 3, 2, 559_517_696, 107, None), "l": ((160, 192, 160), 3, 1_311_369_600, 301, None),
+        "xl": ((160, 192, 160), 5, None, 444, None),
+    },
+    "Heart": {
+        "m": ((80, 192, 160), 2, 651_081_600, 40, None), "l": ((112, 288, 224), 2, 1_914_179_904, 113, None),
+        "xl": ((128, 320, 256), 3, 2_777_154_560, 166, None),
+    },
+    "Liver": {
+        "m": ((128,) * 3, 2, 557_420_544, 12, ((2.4273, 1.8631, 1.8631), (178, 211, 211), (128,) * 3)),
+        "l": ((160, 224, 192), 2, 1_829_036_160, 35, ((1.6047, 1.2317, 1.2317), (269, 319, 319), None)),
+        "xl": ((192, 256, 256), 2, None, 52, ((1.3439, 1.0316, 1.0316), (321, 381, 381), None)),
+    },
+    "Prostate": {
+        "m": ((20, 256, 256), 2, 565_068_800, 32, None), "l": ((20, 320, 320), 5, 882_920_000, 90, None),
+        "xl": ((20, 320, 320), 8, None, 133, None),
+    },
+    "ACDC": {
+        "m": ((20, 256, 224), 3, 427_445_760, 57, None), "l": ((20, 256, 224), 10, None, 161, None),
+        "xl": ((20, 256, 224), 17, None, 238, None),
+    },
+    "Lung": {
+        "m": ((80, 192, 160), 2, None, None, ((2.376, 1.5041, 1.5041), (132, 267, 267), None)),
+        "l": ((112, 256, 256), 2, None, None, ((1.6665, 1.055, 1.055), (188, 381, 381), None)),
+        "xl": ((128, 320, 320), 2, None, None, None),
+    },
+}  # fmt: skip
 FLAT_KERNELS = {"Prostate": 2, "ACDC": 1}  # stages whose kernel is 1 x 3 x 3
 
 
@@ -86,20 +127,58 @@ def test_plans_are_those_of_nnunet(name):
     assert found.patch_size == patch3
     assert found.batch_size == batch3
     assert found.network.num_pools == pools3
-    assert found.memory_estimate == elements3
+    assert found.elements == elements3
     assert found.network.strides == ((1, 1, 1), *STRIDES[name])
     flat = FLAT_KERNELS.get(name, 0)
     assert found.network.kernel_sizes == ((1, 3, 3),) * flat + ((3, 3, 3),) * (len(STRIDES[name]) + 1 - flat)
     assert found.network.features == (32, 64, 128, 256, 320, 320, 320)[: len(found.network.strides)]
-    assert found.batch_dice is False
+    assert found.batch_dice is (name in LOWRES)
     slices = made.configurations["2d"]
     assert slices.patch_size == patch2
     assert slices.batch_size == batch2
     assert slices.network.num_pools == pools2
-    assert slices.memory_estimate == elements2
+    assert slices.elements == elements2
     assert slices.batch_dice is True
     assert made.axis_order == (0, 1, 2)
     assert made.recommended == "3d_fullres"
+    assert_lowres(made, LOWRES.get(name), 2)
+
+
+def assert_lowres(made: Plan, expected: tuple | None, batch: int) -> None:
+    """The lower resolution and the cascade are there, as expected, or neither is."""
+    if expected is None:
+        assert set(made.configurations) == {"2d", "3d_fullres"}
+        return
+    assert list(made.configurations) == ["2d", "3d_fullres", "3d_lowres", "3d_cascade"]
+    spacing, median, patch = expected
+    found = made.configurations["3d_lowres"]
+    assert found.spacing == pytest.approx(spacing, abs=1e-4)
+    assert found.median_shape == median
+    assert found.batch_size == batch
+    assert found.batch_dice is False
+    if patch is not None:
+        assert found.patch_size == patch
+    full, cascade = made.configurations["3d_fullres"], made.configurations["3d_cascade"]
+    assert full.batch_dice is True
+    assert replace(cascade, cost=None) == replace(full, cascade_from="3d_lowres", cost=None)
+
+
+@pytest.mark.parametrize("preset", ["m", "l", "xl"])
+@pytest.mark.parametrize("name", MSD)
+def test_plans_of_residual_encoders_are_those_of_nnunet(name, preset):
+    spacing, shape, cases, entries = MSD[name][:4]
+    patch, batch, elements, batch2, lowres = RESIDUAL[name][preset]
+    labels = label_set(entries)
+    made = plan(uniform(spacing, shape, cases, labels), labels, rules="nnunet", preset=preset)
+    found, slices = made.configurations["3d_fullres"], made.configurations["2d"]
+    assert found.patch_size == patch
+    assert found.batch_size == batch
+    assert elements is None or found.elements == elements
+    assert batch2 is None or slices.batch_size == batch2
+    assert (found.network.name, slices.network.name) == ("residual_unet", "residual_unet")
+    assert found.network.blocks == (1, 3, 4, 6, 6, 6, 6, 6)[: len(found.network.strides)]
+    assert set(found.network.decoder_blocks) == {1}
+    assert_lowres(made, lowres, 2)
 
 
 def test_nnunet_rules_leave_sparsity_alone():
@@ -374,7 +453,7 @@ def test_a_cpu_plan_keeps_to_its_budget():
     assert (made.device, made.vram_gb) == ("cpu", None)
     assert made.training.optimizer == budget.CPU.training.optimizer
     for found in made.configurations.values():
-        assert 2 * found.memory_estimate <= budget.CPU.elements[found.dims]
+        assert 2 * found.elements <= budget.CPU.elements[found.dims]
         assert 2 <= found.batch_size <= budget.CPU.max_batch[found.dims]
         assert found.network.features[0] == budget.CPU.base_features
         assert max(found.network.features) <= budget.CPU.max_features[found.dims]
@@ -388,16 +467,228 @@ def test_a_larger_gpu_gets_larger_patches():
     assert plan(found, labels, device="gpu") == small
     sizes = [math.prod(made.configurations["3d_fullres"].patch_size) for made in (small, large)]
     assert sizes[1] > 1.5 * sizes[0]
-    assert large.configurations["3d_fullres"].memory_estimate <= 3 * 560e6
+    for made in (small, large):
+        assert all(found.cost.train_bytes <= 0.95e9 * made.vram_gb for found in made.configurations.values())
 
 
 def test_batch_covers_at_most_a_twentieth_of_the_dataset_on_a_gpu():
-    batch, reason = budget.affordable_batch(budget.GPU, 3, 10_000_000, 1000, 400_000.0)
-    assert batch == 20  # 5 % of 400 patches; the budget would pay for 112
-    assert "112" in reason
-    assert budget.affordable_batch(budget.GPU, 3, 10_000_000, 1000, 1.0)[0] == 2
-    assert budget.affordable_batch(budget.CPU, 2, round(budget.CPU.elements[2] / 6), 1000, 1e9)[0] == 6
-    assert budget.affordable_batch(budget.CPU, 2, round(budget.CPU.elements[2] / 9), 1000, 1e9)[0] == 8
+    batch, reason = budget.limited_batch(budget.GPU, 3, 112, 1000, 400_000.0)
+    assert batch == 20  # 5 % of 400 patches
+    assert "fill 20" in reason
+    assert budget.limited_batch(budget.GPU, 3, 112, 1000, 1.0)[0] == 2
+    assert budget.limited_batch(budget.PRESETS["m"], 3, 112, 1000, 400_000.0)[0] == 112
+    assert budget.limited_batch(budget.CPU, 2, 6, 1000, 1e9)[0] == 6
+    assert budget.limited_batch(budget.CPU, 2, 9, 1000, 1e9)[0] == 8
+
+
+class Recorded(ElementMemory):
+    """Remembers what it was asked."""
+
+    def __init__(self):
+        self.steps = []
+
+    def train(self, step):
+        self.steps.append(step)
+        return super().train(step)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(*[st.integers(20, 600)] * 3), spacing=st.sampled_from([ONE, (3.0, 1.0, 1.0), (1.0, 0.7, 0.7)]),
+    cases=st.sampled_from([1, 10, 400]), vram_gb=st.sampled_from([3.0, 8.0, 24.0, 80.0]),
+    network=st.sampled_from(["unet", "residual_unet", "swin_unet"]),
+)  # fmt: skip
+def test_a_plan_keeps_to_its_memory_and_no_neighbour_would(shape, spacing, cases, vram_gb, network):
+    labels, memory = label_set(3), ElementMemory()
+    made = plan(uniform(spacing, shape, cases, labels), labels, vram_gb=vram_gb, network=network, memory=memory)
+    limit = 0.95e9 * vram_gb
+    for name, found in made.configurations.items():
+        step = Step(found.network, made.input_channels(found), found.patch_size, found.batch_size, found.checkpointing)
+        used = memory.train(step).device_bytes
+        assert found.cost.train_bytes == used <= limit
+        value, reason = decided(made, f"3.8 memory ({name})")
+        assert value == f"{used / 1e9:.3g} of {vram_gb:g} GB"
+        more = memory.train(replace(step, batch_size=found.batch_size + 1)).device_bytes
+        assert ("held back" in reason) == (more <= limit)
+        if more <= limit:
+            assert re.search("fill|at most", decided(made, f"3.5 batch ({name})")[1])
+        larger = re.search(r"patch ([0-9 ×]+) ([0-9.]+) GB$", reason)
+        assert (larger is None) == reason.endswith("a larger patch would exceed the images")
+        if larger:
+            assert math.prod(map(int, larger[1].split(" × "))) > math.prod(found.patch_size)
+            assert float(larger[2]) > 0.99 * limit / 1e9
+
+
+def test_checkpointing_pays_for_a_patch_that_covers_what_it_must():
+    labels = label_set(2)
+    found = uniform(ONE, (200, 200, 200), 20, labels, {"label1": boxes(1, (75, 75, 75), ONE)})
+    made = plan(found, labels, vram_gb=8)
+    chosen = made.configurations["3d_fullres"]
+    assert chosen.checkpointing
+    assert min(chosen.patch_size) >= 150
+    assert "activation checkpointing" in decided(made, "3.2 patch wanted (3d_fullres)")[1]
+    assert "activation checkpointing" in decided(made, "3.3 patch (3d_fullres)")[1]
+    # not where memory is plenty, nor where it would not help
+    assert not plan(found, labels, vram_gb=40).configurations["3d_fullres"].checkpointing
+    beyond = uniform(ONE, (600, 600, 600), 20, labels, {"label1": boxes(1, (300, 300, 300), ONE)})
+    assert not plan(beyond, labels, vram_gb=8).configurations["3d_fullres"].checkpointing
+
+
+def test_a_gpu_too_small_for_any_plan_is_refused():
+    labels = label_set(2)
+    with pytest.raises(UsageError, match=r"0\.9 GB of GPU memory are too little for unet") as caught:
+        plan(uniform(ONE, (100, 100, 100), 3, labels), labels, vram_gb=0.9)
+    assert "--vram 2" in caught.value.remedy
+
+
+def test_the_cascade_sees_what_its_forerunner_found():
+    labels, memory = label_set(5), Recorded()
+    made = plan(uniform(ONE, (400, 400, 400), 30, labels), labels, vram_gb=8, memory=memory)
+    full, lowres, cascade = (made.configurations[f"3d_{name}"] for name in ("fullres", "lowres", "cascade"))
+    assert (full.cascade_from, lowres.cascade_from, cascade.cascade_from) == (None, None, "3d_lowres")
+    assert (lowres.data, cascade.data) == ("3d_lowres", "3d_fullres")
+    assert [made.input_channels(c) for c in (full, lowres, cascade)] == [1, 1, 5]  # 4 labels beside the image
+    assert {step.in_channels for step in memory.steps} == {1, 5}
+    assert all(c <= f for c, f in zip(cascade.patch_size, full.patch_size, strict=True))
+    assert math.prod(lowres.patch_size) >= 0.25 * math.prod(lowres.median_shape) * 0.9
+    assert (full.batch_dice, lowres.batch_dice, cascade.batch_dice) == (True, False, True)
+    value, reason = decided(made, "3.11 lowres")
+    assert value == " × ".join([f"{lowres.spacing[0]:.4g}"] * 3)
+    assert "times fewer voxels" in reason
+
+
+def test_a_lower_resolution_that_saves_little_is_dropped():
+    labels = label_set(2)
+    made = plan(uniform(ONE, (210, 210, 210), 30, labels), labels, vram_gb=8)  # 128^3 of it are 23 %
+    assert list(made.configurations) == ["2d", "3d_fullres"]
+    assert decided(made, "3.11 lowres")[0] == "dropped"
+
+
+def test_what_nnunet_would_have_planned_is_said():
+    labels = label_set(3)
+    found = uniform(*MSD["Liver"][:3], labels)
+    for options in ({}, {"vram_gb": 8}, {"preset": "l"}):
+        made = plan(found, labels, **options)
+        theirs = plan(found, labels, rules="nnunet", preset=options.get("preset")).configurations["3d_fullres"]
+        value, reason = decided(made, "3.9 nnU-Net (3d_fullres)")
+        size = " × ".join(map(str, theirs.patch_size))
+        assert value == f"patch {size}, batch {theirs.batch_size}, {len(theirs.network.strides)} stages"
+        ours = made.configurations["3d_fullres"]
+        same = (ours.patch_size, ours.batch_size) == (theirs.patch_size, theirs.batch_size)
+        assert ("give the same" in reason) == same
+    assert not any(d.step.startswith("3.9") for d in plan(found, labels, rules="nnunet").decisions)
+
+
+# ---- presets and networks
+
+
+@pytest.mark.parametrize(
+    ("options", "preset", "network", "vram_gb"),
+    [
+        ({}, "s", "unet", None),
+        ({"preset": "s"}, "s", "unet", None),
+        ({"preset": "s", "device": "gpu"}, "s", "unet", None),
+        ({"device": "gpu"}, None, "unet", 8),
+        ({"vram_gb": 11}, None, "unet", 11),
+        ({"preset": "m"}, "m", "residual_unet", 8),
+        ({"preset": "l"}, "l", "residual_unet", 24),
+        ({"preset": "xl"}, "xl", "residual_unet", 40),
+        ({"preset": "l", "vram_gb": 20}, "l", "residual_unet", 20),
+        ({"preset": "m", "network": "unet"}, "m", "unet", 8),
+        ({"network": "fcn"}, "s", "fcn", None),
+        ({"rules": "nnunet"}, None, "unet", 8),
+        ({"rules": "nnunet", "preset": "l"}, "l", "residual_unet", 24),
+    ],
+)
+def test_presets(options, preset, network, vram_gb):
+    labels = label_set(2)
+    made = plan(uniform(ONE, (60, 60, 60), 5, labels), labels, **options)
+    assert (made.preset, made.vram_gb, made.device) == (preset, vram_gb, "gpu" if vram_gb else "cpu")
+    assert {c.network.name for c in made.configurations.values()} == {network}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preset": "s", "vram_gb": 8},
+        {"preset": "s", "rules": "nnunet"},
+        {"preset": "xxl"},
+        {"network": "resnet"},
+        {"rules": "nnunet", "network": "swin_unet"},
+        {"rules": "nnunet", "preset": "m", "network": "unet"},
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(options):
+    labels = label_set(2)
+    with pytest.raises(UsageError) as caught:
+        plan(uniform(ONE, (50, 50, 50), 3, labels), labels, **options)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("vram_gb", [None, 8])
+def test_another_network_keeps_what_images_are_brought_to(vram_gb):
+    labels = label_set(3)
+    found = uniform((1.0, 3.0, 0.8), (300, 150, 400), 20, labels)
+    first = plan(found, labels, vram_gb=vram_gb, spacing=(0.9, 3.0, 0.9))
+    edited = replace(first, training=replace(first.training, epochs=7))
+    other = with_network(edited, found, "swin_unet", memory=ElementMemory())
+    assert {c.network.name for c in other.configurations.values()} == {"swin_unet"}
+    assert list(other.configurations) == list(first.configurations) == ["2d", "3d_fullres", "3d_lowres", "3d_cascade"]
+    for name, old in first.configurations.items():
+        new = other.configurations[name]
+        assert (new.data, new.spacing, new.cascade_from) == (old.data, old.spacing, old.cascade_from)
+        assert new.median_shape == old.median_shape
+    for key in ("labels", "channels", "axis_order", "orientation", "normalization", "resampling", "fingerprint"):
+        assert getattr(other, key) == getattr(first, key)
+    assert other.training.epochs == 7
+    # SGD does not suit transformers; the recipe for a CPU has AdamW anyway
+    assert (other.training.optimizer, other.training.learning_rate) == ("adamw", 2e-3 if vram_gb is None else 5e-4)
+    back = with_network(other, found, "unet", memory=ElementMemory())
+    assert back.training == edited.training
+    assert replace(back.configurations["3d_fullres"], batch_dice=True) == first.configurations["3d_fullres"]
+    with pytest.raises(UsageError, match="no network 'x'"):
+        with_network(first, found, "x", memory=ElementMemory())
+
+
+# ---- traps
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "cases", "entries"),
+    [
+        ((1, 1, 1), (1, 300, 200), 4, 2),
+        ((1, 1, 1), (300, 200, 1), 4, 2),  # a single voxel that is not first
+        ((1, 5, 1), (200, 2, 180), 4, 2),
+        ((1, 1, 100), (200, 180, 30), 4, 2),  # spacings of 1 : 100
+        ((100, 1, 1), (3, 500, 500), 4, 2),
+        ((1, 1, 1), (9, 7, 8), 4, 2),  # images smaller than any patch
+        ((1, 1, 1), (3, 3, 3), 1, 2),
+        ((1.5, 1.5, 1.5), (300, 250, 400), 80, 105),
+        ((1, 1, 1), (150, 150, 150), 1, 3),  # one training case
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"vram_gb": 8}, {"rules": "nnunet"}, {"preset": "l"}], ids=str)
+def test_known_traps(spacing, shape, cases, entries, options):
+    labels = label_set(entries)
+    made = plan(uniform(spacing, shape, cases, labels), labels, **options)
+    flat = sorted(shape)[0] == 1
+    assert ("3d_fullres" in made.configurations) == (not flat)
+    for found in made.configurations.values():
+        divisor = [2**p for p in found.network.num_pools]
+        assert all(edge % d == 0 for edge, d in zip(found.patch_size, divisor, strict=True))
+        assert found.batch_size >= 2
+        assert all(p <= max(2 * m, 12) for p, m in zip(found.patch_size, found.median_shape, strict=True))
+
+
+def test_slices_of_very_different_size_are_planned_for_the_median():
+    labels = label_set(2)
+    cases = [
+        case(i, ONE, shape, {"label1": boxes(1, (1, 9, 9), ONE)}, labels.values)
+        for i, shape in enumerate([(1, 40, 50), (1, 512, 512), (1, 600, 480), (1, 4000, 3000), (1, 100, 6000)])
+    ]
+    made = plan(fingerprint(cases, labels), labels, vram_gb=8)
+    assert made.configurations["2d"].median_shape == (512, 512)
+    assert made.configurations["2d"].patch_size == (512, 512)
 
 
 # ---- overrides and refusals
@@ -470,13 +761,14 @@ def datasets(draw):
 
 
 @settings(deadline=None, max_examples=60)
-@given(dataset=datasets(), rules=st.sampled_from(["autoseg", "nnunet"]), vram_gb=st.sampled_from([None, 1.0, 8.0]))
+@given(dataset=datasets(), rules=st.sampled_from(["autoseg", "nnunet"]), vram_gb=st.sampled_from([None, 4.0, 8.0]))
 def test_any_dataset_has_a_sane_plan(dataset, rules, vram_gb):
     found, labels = dataset
     made = plan(found, labels, rules=rules, vram_gb=vram_gb)
     assert sorted(made.axis_order) == [0, 1, 2]
     assert made.recommended in made.configurations
-    assert set(made.configurations) in ({"2d"}, {"2d", "3d_fullres"})
+    several = {"2d", "3d_fullres"}
+    assert set(made.configurations) in ({"2d"}, several, several | {"3d_lowres", "3d_cascade"})
     for chosen in made.configurations.values():
         network = chosen.network
         bottleneck = [e // 2**p for e, p in zip(chosen.patch_size, network.num_pools, strict=True)]

@@ -148,7 +148,7 @@ def test_every_part_of_a_plan_survives():
     network = NetworkSpec("unet", (8, 16), ((1, 1, 1), (1, 2, 2)), ((3, 3, 3), (1, 3, 3)), (2, 2), (2,), {"a": 0.5})
     configuration = Configuration(
         data="x", spacing=(1.0, 0.5, 0.5), median_shape=(10.0, 20.5, 20.0), patch_size=(8, 16, 16), batch_size=2,
-        batch_dice=True, network=network, receptive_field=(9, 11, 11), memory_estimate=10**12,
+        batch_dice=True, network=network, receptive_field=(9, 11, 11), elements=10**12,
     )  # fmt: skip
     labels = LabelSet({"b": 4, "a": 1}, ignore=9, aliases={255: 4})
     for record in (configuration, Training(class_weights=(0.5, 1.0)), labels, *AUGMENTATIONS.values()):

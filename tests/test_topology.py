@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.planning.topology import (
+    GUESSES,
     SMALLEST_PATCH_EDGE,
     Topology,
     feature_counts,
@@ -14,6 +15,8 @@ from autoseg.planning.topology import (
     fit_patch,
     initial_patch,
     receptive_field,
+    search_patch,
+    shrinking,
     smallest_topology,
     topology,
 )
@@ -115,10 +118,16 @@ def test_first_patch_never_falls_below_one_voxel(data, dims):
 # ---- feature-map elements
 
 
+def elements(chosen, features, num_classes):
+    """Those of the plain U-Net: two convolutions per stage."""
+    stages = len(features)
+    return feature_map_elements(chosen, features, num_classes, (2,) * stages, (2,) * (stages - 1))
+
+
 def test_feature_map_elements_of_two_stages_by_hand():
     chosen = Topology((8, 8), ((1, 1), (2, 2)), ((3, 3), (3, 3)), (2, 2))
     # stage 0: 64 voxels x 2 maps x (2 encoder + 1 transposed + 2 decoder) = 640; stage 1: 16 x 4 x 2 = 128; head 64 x 3
-    assert feature_map_elements(chosen, (2, 4), num_classes=3) == 640 + 128 + 192
+    assert feature_map_elements(chosen, (2, 4), 3, (2, 2), (2,)) == 640 + 128 + 192
 
 
 def test_feature_map_elements_are_those_a_network_computes():
@@ -142,7 +151,15 @@ def test_feature_map_elements_are_those_a_network_computes():
         if isinstance(module, (torch.nn.Conv3d, torch.nn.ConvTranspose3d)):
             module.register_forward_hook(lambda _module, _inputs, output: counted.append(output.numel()))
     network(torch.zeros(1, 1, *chosen.patch_size))
-    assert sum(counted) == feature_map_elements(chosen, features, num_classes=3)
+    assert sum(counted) == elements(chosen, features, 3)
+
+
+def test_feature_map_elements_of_residual_blocks_by_hand():
+    """The rule's own example: a stem, two convolutions per block, a projection where width or resolution changes."""
+    chosen = Topology((8, 8), ((1, 1), (2, 2)), ((3, 3), (3, 3)), (2, 2))
+    # stage 0: 64 voxels x 2 maps x (stem 1 + 1 block x 2 + 1 transposed + 1 decoder) = 640
+    # stage 1: 16 x 4 x (3 blocks x 2 + 1 projection) = 448; head 64 x 3
+    assert feature_map_elements(chosen, (2, 4), 3, (1, 3), (1,), residual=True) == 640 + 448 + 192
 
 
 def test_features_double_up_to_their_maximum():
@@ -202,16 +219,13 @@ def test_receptive_field_by_hand():
 # ---- shrinking
 
 
-def fit(spacing, patch, **changes):
-    arguments = {
-        "median_shape": patch,
-        "needed": (0,) * len(spacing),
-        "limit": 5e6,
-        "base_features": 32,
-        "max_features": 320,
-        "num_classes": 2,
-    } | changes
-    return fit_patch(spacing, patch, **arguments)
+def fit(spacing, patch, *, limit=5e6, base_features=32, max_features=320, num_classes=2, **changes):
+    path = shrinking(spacing, patch, **{"median_shape": patch, "needed": (0,) * len(spacing)} | changes)
+
+    def cost(chosen):
+        return elements(chosen, feature_counts(chosen.stages, base_features, max_features), num_classes)
+
+    return fit_patch(path, cost, limit)
 
 
 def test_a_patch_that_fits_is_not_shrunk():
@@ -219,9 +233,48 @@ def test_a_patch_that_fits_is_not_shrunk():
     assert fit((1, 1, 1), (36, 50, 35), limit=1e9).steps == 0
 
 
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), dims=axes, limit=st.floats(1e5, 1e9), skew=st.sampled_from([1e-3, 100.0, 1e6]))
+def test_looking_at_few_patches_finds_one_that_fits_beside_one_that_does_not(data, dims, limit, skew):
+    spacing, shape = data.draw(lists(spacings, dims)), data.draw(lists(edges, dims))
+    asked = []
+    path = list(shrinking(spacing, initial_patch(spacing, shape), median_shape=shape, needed=(0,) * dims))
+    every = {chosen.patch_size: elements(chosen, feature_counts(chosen.stages, 32, 320), 2) for chosen in path}
+
+    def cost(chosen):
+        asked.append(chosen)
+        return every[chosen.patch_size]
+
+    few = search_patch(path, cost, lambda chosen: skew * math.prod(chosen.patch_size), limit)
+    assert len(asked) <= GUESSES + math.ceil(math.log2(len(path) + 1))
+    assert few.topology == path[few.steps]
+    assert few.fits == (every[few.topology.patch_size] <= limit)
+    if few.larger is not None:
+        assert few.larger == path[few.steps - 1]
+        assert few.larger_cost == every[few.larger.patch_size] > limit
+    else:
+        assert few.steps == 0 or not few.fits
+    if list(every.values()) == sorted(every.values(), reverse=True):
+        assert few == fit_patch(path, cost, limit)
+
+
+def test_a_good_guess_spares_looks():
+    path = list(shrinking((1, 1, 1), (256, 256, 256), median_shape=(400, 400, 400), needed=(0, 0, 0)))
+    looks = []
+
+    def cost(chosen):
+        looks.append(chosen)
+        return 5.9 * elements(chosen, feature_counts(chosen.stages, 32, 320), 2) + 1e9
+
+    found = search_patch(path, cost, lambda chosen: 6 * math.prod(chosen.patch_size) * 200, 4e9)
+    assert found.fits
+    assert len(path) > 20
+    assert len(looks) <= 5
+
+
 def test_the_axis_that_covers_most_shrinks_first():
     # equal coverage: the last axis first, as in nnU-Net; 64 -> 56 is one step of 2^3
-    once = feature_map_elements(topology((1, 1, 1), (64, 64, 64)), feature_counts(5, 32, 320), 2) - 1
+    once = elements(topology((1, 1, 1), (64, 64, 64)), feature_counts(5, 32, 320), 2) - 1
     assert fit((1, 1, 1), (64, 64, 64), limit=once).topology.patch_size == (64, 64, 56)
     assert fit((1, 1, 1), (64, 64, 64), limit=once, median_shape=(64, 128, 128)).topology.patch_size == (56, 64, 64)
 
@@ -236,7 +289,7 @@ def test_axes_that_are_needed_are_spared():
 def test_needs_that_cannot_be_met_do_not_stop_the_shrinking():
     stuck = fit((1, 1, 1), (128, 128, 128), limit=1e7, needed=(128, 128, 128))
     assert stuck.fits
-    assert stuck.elements <= 1e7
+    assert stuck.cost <= 1e7
 
 
 def test_a_limit_that_nothing_meets_is_reported():
@@ -266,7 +319,7 @@ def test_shrinking_ends_and_says_whether_it_fits(data, dims, limit, classes):
         spacing, initial_patch(spacing, shape), median_shape=shape, limit=limit, num_classes=classes, max_features=128,
         needed=data.draw(lists(st.integers(0, 100), dims)),
     )  # fmt: skip
-    assert found.fits == (found.elements <= limit)
+    assert found.fits == (found.cost <= limit)
     assert found.topology.stages >= 2
     assert all(e % d == 0 for e, d in zip(found.topology.patch_size, found.topology.divisor, strict=True))
 
@@ -280,10 +333,10 @@ def test_a_compact_patch_of_few_thick_slices_keeps_them():
         "base_features": 16,
         "max_features": 128,
     }
-    thin = fit_patch((2.0, 1.0, 1.0), (20, 320, 320), num_classes=3, **limits)
-    block = fit_patch((2.0, 1.0, 1.0), (20, 320, 320), num_classes=3, compact=True, **limits)
+    thin = fit((2.0, 1.0, 1.0), (20, 320, 320), num_classes=3, **limits)
+    block = fit((2.0, 1.0, 1.0), (20, 320, 320), num_classes=3, compact=True, **limits)
     assert thin.topology.patch_size[0] < 10
     assert block.topology.patch_size[0] >= 16
     extents = [edge * step for edge, step in zip(block.topology.patch_size, (2.0, 1.0, 1.0), strict=True)]
     assert max(extents) < 3 * min(extents)
-    assert block.elements <= 1e7
+    assert block.cost <= 1e7

@@ -76,14 +76,13 @@ def predict_logits(
     """
     tile = tuple(tile)
     if image.ndim - 1 == len(tile) + 1:
-        planes = [
-            predict_logits(
+        stack = torch.empty((num_heads, *image.shape[1:]), device=image.device)
+        for z in range(len(stack[0])):
+            stack[:, z] = predict_logits(
                 image[:, z], networks, num_heads=num_heads, tile=tile, step=step, tile_batch=tile_batch,
-                progress=_over_slices(progress, z, image.shape[1]),
-            )
-            for z in range(image.shape[1])
-        ]  # fmt: skip
-        return torch.stack(planes, dim=1)
+                progress=_over_slices(progress, z, len(stack[0])),
+            )  # fmt: skip
+        return stack
     padded, inner = _pad_to(image, tile)
     spatial = padded.shape[1:]
     positions = list(itertools.product(*(tile_starts(s, t, step) for s, t in zip(spatial, tile, strict=True))))

@@ -1,44 +1,62 @@
 """What a training step may cost, and the recipe that suits it: every number a plan's size depends on, in one place.
 
 An element is one number of a feature map: the convolution outputs of one forward pass, summed over the network
-(`topology.feature_map_elements`) and over the batch. It stands for memory on a GPU and for time on a CPU.
+(`topology.feature_map_elements`) and over the batch. It stands for time on a CPU, and for memory in nnU-Net v2's rules.
+autoseg's own rules for a GPU count bytes instead (`planning/cost.py`), and take from here all but the elements.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from autoseg.plan import Training
 
-GIGABYTES = 8.0  # of GPU memory, that the elements of `GPU` stand for
+Preset = Literal["s", "m", "l", "xl"]
+
+HEADROOM = 0.95  # of the device's memory: what a plan may be predicted to use
 
 
 @dataclass(frozen=True)
 class Budget:
     """Limits of a plan. Dicts are keyed by the dimensions of a configuration, 2 or 3."""
 
+    network: str  # unless another is asked for
     base_features: int
     max_features: dict[int, int]
-    elements: dict[int, float]  # of one training step
+    elements: dict[int, float]  # of one training step: what the batch grows to
+    patch_elements: dict[int, float]  # of one sample: what the patch is shrunk to
     max_batch: dict[int, int | None]
     coverage: float  # a batch holds at most this share of the dataset's voxels
     training: Training
+    gigabytes: float | None = None  # of GPU memory that the elements stand for; None: the budget is time on a CPU
     compact_patch: bool = False  # shrink the axis that is longest in mm, rather than the one that covers most
     trim_patch: bool = False  # round patches down to what their axes are divided by, rather than pad them up
     mirror_fixed_order: bool = True  # mirror even along axes on which the labels always keep their order
     min_batch: int = 2
     min_edge: int = 4  # voxels at the bottleneck
 
-    def scaled(self, factor: float) -> "Budget":
-        """The budget for so many times the elements."""
-        return replace(self, elements={dims: count * factor for dims, count in self.elements.items()})
+    def scaled(self, gigabytes: float) -> "Budget":
+        """The same budget for a GPU with so much memory."""
+        assert self.gigabytes is not None
+        factor = gigabytes / self.gigabytes
+        return replace(
+            self,
+            gigabytes=gigabytes,
+            elements={dims: count * factor for dims, count in self.elements.items()},
+            patch_elements={dims: count * factor for dims, count in self.patch_elements.items()},
+        )
 
 
-# nnU-Net v2's plain planner at GIGABYTES: 560e6 elements per sample at a batch of 2, 85e6 at a batch of 12.
+# nnU-Net v2's plain planner: a sample of 560e6 elements, of which two make a step; 85e6 and a batch of 12 for slices,
+# whose patch shrinks only where not even two fit.
 GPU = Budget(
+    network="unet",
     base_features=32,
     max_features={3: 320, 2: 512},
     elements={3: 560e6 * 2, 2: 85e6 * 12},
+    patch_elements={3: 560e6, 2: 85e6 * 12 / 2},
     max_batch={3: None, 2: None},
     coverage=0.05,
+    gigabytes=8.0,
     training=Training(
         epochs=1000,
         iterations_per_epoch=250,
@@ -50,11 +68,26 @@ GPU = Budget(
     ),
 )
 
+
+def _residual_encoder(gigabytes: float, elements3: float, elements2: float) -> Budget:
+    """nnU-Net v2's residual-encoder presets: other reference elements, and batches that may hold the whole dataset."""
+    return replace(
+        GPU,
+        network="residual_unet",
+        elements={3: elements3 * 2, 2: elements2 * 12},
+        patch_elements={3: elements3, 2: elements2},
+        coverage=1.0,
+        gigabytes=gigabytes,
+    )
+
+
 # An element costs 9 multiply-adds per channel in 2-D and 27 in 3-D: three times as many elements take the same time.
 CPU = Budget(
+    network="unet",
     base_features=16,
     max_features={3: 128, 2: 128},
     elements={3: 20e6, 2: 40e6},
+    patch_elements={3: 20e6 / 2, 2: 40e6 / 2},
     max_batch={3: 2, 2: 8},
     coverage=1.0,
     compact_patch=True,
@@ -73,16 +106,22 @@ CPU = Budget(
 )
 
 
-def affordable_batch(
-    budget: Budget, dims: int, elements: int, patch_voxels: int, dataset_voxels: float
-) -> tuple[int, str]:
-    """How many samples a step takes, and why: those the budget pays for, within its limits (nnU-Net v2's rule).
+PRESETS: dict[str, Budget] = {
+    "s": CPU,
+    "m": _residual_encoder(8.0, 680e6, 135e6),
+    "l": _residual_encoder(24.0, 2.1e9, 380e6),
+    "xl": _residual_encoder(40.0, 3.6e9, 560e6),
+}
 
-    `elements` are those of one sample; voxels count one channel.
+
+def limited_batch(
+    budget: Budget, dims: int, affordable: int, patch_voxels: int, dataset_voxels: float
+) -> tuple[int, str]:
+    """How many samples a step takes of those that are affordable, and which limits hold it back (nnU-Net v2's rule).
+
+    Voxels count one channel.
     """
-    affordable = round(budget.elements[dims] / elements)
-    reason = f"{budget.elements[dims]:.3g} elements a step pay for {affordable}"
-    batch = affordable
+    batch, reason = affordable, ""
     covering = round(dataset_voxels * budget.coverage / patch_voxels)
     if covering < batch:
         batch = covering

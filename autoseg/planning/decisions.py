@@ -12,7 +12,9 @@ from autoseg.errors import StateError, UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
 from autoseg.plan import Decision, Plan
-from autoseg.planning.budget import Budget
+from autoseg.planning.architectures import ARCHITECTURES, Architecture
+from autoseg.planning.budget import Budget, Preset
+from autoseg.planning.cost import Memory
 
 Rules = Literal["autoseg", "nnunet"]
 Orientation = Literal["canonical", "as_stored"]
@@ -20,7 +22,7 @@ Orientation = Literal["canonical", "as_stored"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is made from and for; `decisions` grows while it is made.
+    """What a plan is made from and for; `decisions`, and what would change them, grow while it is made.
 
     Overrides are None where the rules decide: `patch_size` voxels (2 or 3 entries), `spacing` mm (3 entries).
     """
@@ -29,21 +31,48 @@ class Request:
     labels: LabelSet
     fingerprint: Fingerprint
     rules: Rules
+    preset: Preset | None
+    network: str
     budget: Budget
+    memory: Memory
     orientation: Orientation = "canonical"
     patch_size: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
     batch_size: int | None = None
     decisions: list[Decision] = field(default_factory=list)
+    changes: list[Decision] = field(default_factory=list)
 
     @property
     def ours(self) -> bool:
         """Whether the rules that nnU-Net does not have apply."""
         return self.rules == "autoseg"
 
+    @property
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.network]
+
+    @property
+    def device(self) -> Literal["cpu", "gpu"]:
+        """What is planned for."""
+        return "cpu" if self.budget.gigabytes is None else "gpu"
+
+    @property
+    def by_memory(self) -> bool:
+        """Whether bytes are what limits a plan; otherwise it is feature-map elements."""
+        return self.ours and self.device == "gpu"
+
+    @property
+    def table_entries(self) -> int:
+        """Entries of the label table, as nnU-Net counts them: background, labels or regions, ignore."""
+        return 1 + (len(self.labels.regions) or self.labels.num_labels) + (self.labels.ignore is not None)
+
     def decide(self, step: str, value: object, reason: str) -> None:
         """Record one decision."""
         self.decisions.append(Decision(step, text(value), reason))
+
+    def change(self, what: str, value: object, reason: str) -> None:
+        """Record what would lead to another decision. These come last in a plan, as section 6."""
+        self.changes.append(Decision(f"6.{len(self.changes) + 1} {what}", text(value), reason))
 
 
 def validate(asked: Request) -> None:

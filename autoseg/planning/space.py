@@ -34,6 +34,16 @@ class Space:
         """Thickness of a slice, in edges of its voxels."""
         return float(self.spacing[0] / self.spacing[1:].max())
 
+    def at(self, spacing: Sequence[float]) -> "Space":
+        """The same dataset on another target grid: spacing in mm, in the plan's axis order."""
+        new = np.array(spacing, dtype=np.float64)
+        return replace(
+            self,
+            spacing=new,
+            shapes=np.maximum(1, np.round(self.case_spacings / new * self.case_shapes)),
+            median_shape=np.maximum(1, np.round(self.median_shape * self.spacing / new)),
+        )
+
     @property
     def slices_stay(self) -> bool:
         """Whether no case is resampled across its slices."""

@@ -1,23 +1,25 @@
-"""From a voxel spacing and a patch to the shape of a U-Net: pure numbers, no data, no torch.
+"""From a voxel spacing and a patch to the stages of a network: pure numbers, no data, no torch.
 
     initial_patch        the largest patch worth trying: a cube (square) in millimetres, cut to the median shape
     trimmed              the same patch, rounded down to what its axes are divided by
     topology             strides and kernels for a patch, and the patch padded to what they divide
     feature_map_elements the proxy of memory and time: convolution outputs of one forward pass of one sample
     receptive_field      voxels of the image that one output voxel sees
-    fit_patch            shrinks a patch until the proxy fits a limit
+    shrinking            ever smaller patches
+    fit_patch            the first of them that costs no more than a limit
+    search_patch         the same, looking at few
 
 The rules are nnU-Net v2's. They are guarded where nnU-Net loops forever: axes of one voxel, limits nothing can meet.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-CONVOLUTIONS_PER_STAGE = 2  # of the plain U-Net, encoder and decoder
 ISOTROPIC_WITHIN = 2.0  # axes whose spacings differ by less than this factor are halved, and convolved, together
 TRIM_KEEPS = 0.8  # of an edge: what must remain where it is rounded down
 START_VOXELS = {3: 256**3, 2: 2048**2}  # volume of the patch that shrinking starts from
+GUESSES = 6  # looks that follow a guess, before a search halves
 SMALLEST_PATCH_EDGE = 12  # in-plane, where the image is too small to be halved even once: 12 -> 6 along one axis alone
 
 Spatial = tuple[int, ...]
@@ -47,9 +49,11 @@ class Fit:
     """Result of `fit_patch`."""
 
     topology: Topology
-    elements: int  # the proxy for one sample
+    cost: float
     fits: bool  # False: not even the smallest sensible patch meets the limit
     steps: int  # how many times the patch was shrunk
+    larger: Topology | None = None  # the patch one step larger, which costs too much; None: there was none to try
+    larger_cost: float = 0.0
 
 
 def initial_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> tuple[float, ...]:
@@ -126,18 +130,28 @@ def feature_counts(stages: int, base: int, maximum: int) -> tuple[int, ...]:
     return tuple(min(maximum, base * 2**i) for i in range(stages))
 
 
-def feature_map_elements(chosen: Topology, features: Sequence[int], num_classes: int) -> int:
+def feature_map_elements(
+    chosen: Topology,
+    features: Sequence[int],
+    num_classes: int,
+    blocks: Sequence[int],
+    decoder_blocks: Sequence[int],
+    residual: bool = False,
+) -> int:
     """Count the convolution outputs of one forward pass of one sample: nnU-Net v2's proxy of memory.
 
-    Encoder and decoder stages hold CONVOLUTIONS_PER_STAGE convolutions each, the latter a transposed one besides; the
-    head is counted at full resolution alone.
+    A decoder stage has a transposed convolution besides its `decoder_blocks` convolutions; the head is counted at full
+    resolution alone. An encoder stage has `blocks` convolutions or, with `residual`, blocks of two and a projection
+    where the width or the resolution changes, after a stem of one convolution.
     """
     voxels = math.prod(chosen.patch_size)
-    total = num_classes * voxels
-    for stage, (stride, maps) in enumerate(zip(chosen.strides, features, strict=True)):
+    total = num_classes * voxels + (features[0] * voxels if residual else 0)
+    for stage, (stride, maps, count) in enumerate(zip(chosen.strides, features, blocks, strict=True)):
         voxels //= math.prod(stride)
-        decoder = 0 if stage == chosen.stages - 1 else CONVOLUTIONS_PER_STAGE + 1
-        total += (CONVOLUTIONS_PER_STAGE + decoder) * maps * voxels
+        changes = stage > 0 and (math.prod(stride) > 1 or maps != features[stage - 1])
+        encoder = 2 * count + changes if residual else count
+        decoder = decoder_blocks[stage] + 1 if stage < chosen.stages - 1 else 0
+        total += (encoder + decoder) * maps * voxels
     return total
 
 
@@ -164,20 +178,16 @@ def receptive_field(
     return tuple(along(axis) for axis in range(len(strides[0])))
 
 
-def fit_patch(
+def shrinking(
     spacing: Sequence[float],
     patch: Sequence[float],
     *,
     median_shape: Sequence[float],
     needed: Sequence[float],
-    limit: float,
-    base_features: int,
-    max_features: int,
-    num_classes: int,
     min_edge: int = 4,
     compact: bool = False,
-) -> Fit:
-    """Shrink a patch until its feature-map elements fit `limit`.
+) -> Iterator[Topology]:
+    """Patches from the given one downwards, one step smaller each.
 
     The axis that covers most of `median_shape` goes first (nnU-Net v2's rule), by the step that keeps it divisible.
     With `compact` it is the axis that is longest in mm: a small patch of an image of few thick slices stays a block
@@ -185,14 +195,11 @@ def fit_patch(
     Axes that would fall below `needed` voxels are spared while another can shrink; all zeros spares none.
     Ends always: no patch is visited twice, and no edge falls below `min_edge`.
     """
-
-    def elements(chosen: Topology) -> int:
-        return feature_map_elements(chosen, feature_counts(chosen.stages, base_features, max_features), num_classes)
-
     chosen = smallest_topology(spacing, patch, min_edge)
-    visited = {chosen.patch_size}
-    steps = 0
-    while (count := elements(chosen)) > limit:
+    visited: set[Spatial] = set()
+    while True:
+        yield chosen
+        visited.add(chosen.patch_size)
         whole = [1 / s for s in spacing] if compact else median_shape
         coverage = [edge / extent for edge, extent in zip(chosen.patch_size, whole, strict=True)]
         # the last of equals first, as a stable ascending sort ends
@@ -201,13 +208,53 @@ def fit_patch(
         possible = [axis for axis in axes if (s := smaller[axis]) is not None and s.patch_size not in visited]
         sparing = [axis for axis in possible if _covers(smaller[axis], chosen, needed)]
         if not possible:
-            return Fit(chosen, count, False, steps)
+            return
         shrunk = smaller[(sparing or possible)[0]]
         assert shrunk is not None
         chosen = shrunk
-        visited.add(chosen.patch_size)
-        steps += 1
-    return Fit(chosen, count, True, steps)
+
+
+def fit_patch(patches: Iterable[Topology], cost: Callable[[Topology], float], limit: float) -> Fit:
+    """Take the first of ever smaller patches whose cost keeps to `limit`."""
+    path: list[Topology] = []
+    costs: list[float] = []
+    for chosen in patches:
+        path.append(chosen)
+        costs.append(cost(chosen))
+        if costs[-1] <= limit:
+            break
+    step = len(path) - 1
+    return _fit(path, step, costs[step] <= limit, dict(enumerate(costs)))
+
+
+def search_patch(
+    patches: Iterable[Topology], cost: Callable[[Topology], float], guess: Callable[[Topology], float], limit: float
+) -> Fit:
+    """`fit_patch` for a cost that is dear to tell, and falls along the patches: few are looked at.
+
+    `guess` is about proportional to the cost, and cheap. Each look corrects its scale; where that does not help soon,
+    the search halves. The patch taken was looked at, and the one before it, which costs too much.
+    """
+    path = list(patches)
+    guesses = [guess(chosen) for chosen in path]
+    known: dict[int, float] = {}
+    low, high, scale = 0, len(path), 1.0  # the first that fits lies in [low, high]
+    while low < high:
+        here = next((i for i, value in enumerate(guesses) if value * scale <= limit), len(path) - 1)
+        here = min(max(here, low), high - 1) if len(known) < GUESSES else (low + high) // 2
+        known[here] = cost(path[here])
+        scale = known[here] / guesses[here]
+        if known[here] <= limit:
+            high = here
+        else:
+            low = here + 1
+    return _fit(path, min(low, len(path) - 1), low < len(path), known)
+
+
+def _fit(path: Sequence[Topology], step: int, fits: bool, costs: Mapping[int, float]) -> Fit:
+    if step == 0 or not fits:
+        return Fit(path[step], costs[step], fits, step)
+    return Fit(path[step], costs[step], True, step, path[step - 1], costs[step - 1])
 
 
 def _covers(smaller: Topology | None, current: Topology, needed: Sequence[float]) -> bool:

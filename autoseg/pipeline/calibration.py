@@ -1,0 +1,22 @@
+"""Measuring the machine at hand, for the plans made on it."""
+
+from autoseg.errors import UsageError
+from autoseg.pipeline.opening import Say, choose_device
+
+
+def calibrate_device(device: str = "auto", say: Say = print) -> None:
+    """Take a few real training steps, and keep what memory and time they took beside what was predicted.
+
+    Raises:
+        UsageError: there is no such device, or it is neither a CPU nor CUDA's.
+    """
+    from autoseg.nn.calibration import TRIALS, calibrate, save_terms
+
+    chosen = choose_device(device)
+    if chosen.type not in TRIALS:
+        raise UsageError(
+            f"{chosen.type} devices cannot be calibrated: they do not tell what memory they hold",
+            remedy=f"calibrate {' or '.join(TRIALS)}, or give the plan what this one may use: --vram GB",
+        )
+    path = save_terms(calibrate(chosen, say=say))
+    say(f"kept in {path}; plans made from now on use it")

@@ -1,0 +1,87 @@
+"""What commands start from: the records of a workspace, the plan for a network, and a device."""
+
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from autoseg.data.splits import Splits
+from autoseg.dataset import Dataset
+from autoseg.errors import UsageError
+from autoseg.fingerprint import Fingerprint
+from autoseg.plan import Plan
+from autoseg.planner import describe, with_network
+from autoseg.records import load, save
+from autoseg.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+
+PLAN_FIRST = "make a plan first: autoseg plan DATASET"
+Say = Callable[[str], None]
+
+
+def load_records(workspace: Workspace, network: str | None = None, say: Say = print) -> tuple[Dataset, Plan, Splits]:
+    """Dataset, plan (see `open_plan`) and splits of a workspace. Raises StateError where nothing has been planned."""
+    return (
+        load(Dataset, workspace.dataset, remedy=PLAN_FIRST),
+        open_plan(workspace, network, say),
+        load(Splits, workspace.splits, remedy=PLAN_FIRST),
+    )
+
+
+def open_plan(workspace: Workspace, network: str | None = None, say: Say = print) -> Plan:
+    """The plan of a workspace for one network: plan.json, or for another network than its own plan-<network>.json.
+
+    That one is made from plan.json where it is missing, or where plan.json has come to see the data in another way
+    since: then its decisions about the network are shown.
+
+    Raises:
+        StateError: nothing has been planned.
+        UsageError: there is no such network (the message lists those that exist).
+    """
+    plan = load(Plan, workspace.plan, remedy=PLAN_FIRST)
+    if network is None or network == plan.configurations[plan.recommended].network.name:
+        return plan
+    path = workspace.plan_for(network)
+    if path.exists() and _data_side(known := load(Plan, path)) == _data_side(plan):
+        return known
+    made = with_network(plan, load(Fingerprint, workspace.fingerprint, remedy=PLAN_FIRST), network)
+    save(path, made)
+    say(f"plan for {network}, in {path}:\n{describe(made)}")
+    return made
+
+
+def _data_side(plan: Plan) -> tuple:
+    """What networks that are trained side by side must have in common."""
+    data = {name: (c.data, c.spacing, c.cascade_from) for name, c in plan.configurations.items()}
+    rules = (plan.channels, plan.labels, plan.orientation, plan.axis_order, plan.normalization, plan.resampling)
+    return (plan.fingerprint, *rules, data)
+
+
+def choose_device(name: str) -> "torch.device":
+    """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"--device {name} cannot be used here: {str(error).splitlines()[0]}", remedy="use --device cpu, or auto"
+        ) from None
+    return device
+
+
+def gpu_memory_gb() -> float | None:
+    """Memory in GB of the first CUDA device, or None without one. torch is asked only where a driver is installed."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None

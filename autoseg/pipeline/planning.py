@@ -1,0 +1,139 @@
+"""Folder -> checked cases -> fingerprint -> plan -> splits -> preprocessed cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from autoseg.data.splits import Splits, make_splits, splits_from_nnunet
+from autoseg.dataset import Dataset, IntakeOptions, discover
+from autoseg.errors import DataError
+from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
+from autoseg.pipeline.opening import Say, gpu_memory_gb
+from autoseg.plan import Plan
+from autoseg.planner import describe, make_plan
+from autoseg.planning.table import summary
+from autoseg.preprocess import preprocess
+from autoseg.problems import check, problem_table, without_bad_cases
+from autoseg.records import load, override, save
+from autoseg.workspace import Workspace, lock
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What `autoseg plan` can be told."""
+
+    intake: IntakeOptions = field(default_factory=IntakeOptions)
+    rules: Literal["autoseg", "nnunet"] = "autoseg"
+    preset: Literal["s", "m", "l", "xl"] | None = None
+    network: str | None = None  # None: the preset's
+    vram_gb: float | None = None  # plan for a GPU of this memory; None: for the machine at hand
+    configurations: tuple[str, ...] = ()  # to preprocess; empty: the recommended one
+    skip_bad: bool = False
+    settings: tuple[str, ...] = ()  # key=value, applied to the finished plan
+    workers: int | None = None
+    seed: int = 1234
+    preprocess: bool = True
+
+
+def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = None, say: Say = print) -> int:
+    """Say what was understood of a dataset and everything that is wrong with it; 3 if it cannot be planned, else 0."""
+    dataset, problems = discover(root, intake)
+    problems, _ = check(dataset, known=problems, workers=workers)
+    say(describe_dataset(dataset))
+    say(problem_table(problems))
+    return DataError.exit_code if any(problem.severity == "error" for problem in problems) else 0
+
+
+def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOptions(), say: Say = print) -> Plan:
+    """Read a dataset once, decide everything, and preprocess it.
+
+    Raises:
+        DataError: the dataset has faults (they are shown together), unless `skip_bad` leaves the bad cases out.
+        UsageError: an option does not fit the dataset or the plan.
+    """
+    with lock(workspace.root / ".plan.lock", f"planning in {workspace.root}"):
+        dataset, fingerprint = _examine(root, options, say)
+        vram_gb = options.vram_gb
+        if vram_gb is None and options.preset is None:
+            vram_gb = gpu_memory_gb()
+        plan = make_plan(
+            dataset=dataset.name,
+            channels=dataset.channels,
+            labels=dataset.labels,
+            fingerprint=fingerprint,
+            rules=options.rules,
+            preset=options.preset,
+            network=options.network,
+            device="cpu" if vram_gb is None else "gpu",
+            vram_gb=vram_gb,
+        )
+        plan = override(plan, options.settings)
+        splits = _split(dataset, fingerprint, workspace, options.seed)
+        say(describe(plan))
+        say("\n" + summary(plan) + "\n")
+        for note in splits.notes:
+            say(f"note: {note}")
+        save(workspace.dataset, dataset)
+        save(workspace.fingerprint, fingerprint)
+        save(workspace.splits, splits)
+        save(workspace.plan, plan)
+        if options.preprocess:
+            for name in options.configurations or (plan.recommended,):
+                store = preprocess(dataset, plan, name, workspace, workers=options.workers)
+                say(f"{name}: {len(dataset.cases)} preprocessed cases in {store.folder}")
+    return plan
+
+
+def describe_dataset(dataset: Dataset) -> str:
+    """What was understood of a dataset, in a few lines."""
+    patients = len({case.patient for case in dataset.cases})
+    lines = [
+        f"{dataset.name}: {len(dataset.cases)} cases of {patients} patients, {len(dataset.test_cases)} test cases "
+        f"({dataset.layout} layout)",
+        f"channels: {', '.join(dataset.channels)}",
+        "labels: " + ", ".join(f"{name}={value}" for name, value in dataset.labels.values.items()),
+    ]
+    if dataset.labels.has_regions:
+        lines.append("regions: " + ", ".join(f"{n}={'+'.join(map(str, v))}" for n, v in dataset.labels.regions.items()))
+    return "\n".join([*lines, *(f"note: {note}" for note in dataset.notes)])
+
+
+def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Fingerprint]:
+    """Check and measure a dataset, reading every file once."""
+    dataset, problems = discover(root, options.intake)
+    measure = partial(measure_case, labels=dataset.labels, samples=samples_per_case(len(dataset.cases)))
+    problems, measured = check(dataset, measure, known=problems, workers=options.workers)
+    say(describe_dataset(dataset))
+    if problems:
+        say(problem_table(problems))
+    errors = [p for p in problems if p.severity == "error"]
+    if errors and not options.skip_bad:
+        raise DataError(
+            f"{root} has {len(errors)} errors (listed above)",
+            remedy="repair them, or leave the faulty cases out with --skip-bad",
+        )
+    dataset = without_bad_cases(dataset, problems)
+    kept = {case.id: measured[case.id] for case in dataset.cases}
+    return dataset, summarise(kept, channels=dataset.channels, labels=dataset.labels)
+
+
+def _split(dataset: Dataset, fingerprint: Fingerprint, workspace: Workspace, seed: int) -> Splits:
+    """The folds: those the dataset brings along, otherwise ours; cases known from before keep their fold."""
+    patients = {case.id: case.patient for case in dataset.cases}
+    if dataset.splits is not None:
+        return splits_from_nnunet([{"train": s.train, "val": s.validation} for s in dataset.splits], patients)
+    existing = load(Splits, workspace.splits) if workspace.splits.exists() else None
+    volumes = {
+        case.id: [case.class_voxels.get(name, 0) * _voxel_mm3(case.spacing) for name in dataset.labels.values]
+        for case in fingerprint.cases
+    }
+    return make_splits(patients, volumes, folds=FOLDS, seed=seed, existing=existing)
+
+
+def _voxel_mm3(spacing: Sequence[float]) -> float:
+    z, y, x = spacing
+    return z * y * x

@@ -1,0 +1,160 @@
+"""Held-out predictions, test cases and any two folders against their references."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.dataset import parse_options
+from autoseg.errors import StateError
+from autoseg.imaging.labels import LabelSet
+from autoseg.pipeline.opening import Say, choose_device, load_records
+from autoseg.plan import Plan
+from autoseg.records import load, save
+from autoseg.workspace import Workspace
+
+if TYPE_CHECKING:  # torch is imported where something is predicted
+    from autoseg.crossval import CrossValidation, HeldOutScores
+
+
+def cross_validate(
+    workspace: Workspace,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    csv: Path | None = None,
+    workers: int | None = None,
+    say: Say = print,
+) -> "CrossValidation":
+    """Score the held-out predictions of every trained fold of one model, show the tables and write its crossval.json.
+
+    Where no model is named, those trained beside it are shown for comparison, a line each.
+    """
+    from autoseg.crossval import cross_validate_folds, describe, validation_jobs
+    from autoseg.evaluate import write_csv
+
+    dataset, plan, splits = load_records(workspace, network, say)
+    name, chosen = plan.configuration(configuration)
+    cases = {case.id: case for case in dataset.cases}
+    jobs = {}
+    for split in splits.splits:
+        folder = workspace.fold(name, chosen.network.name, split.fold)
+        if (folder / "last.pt").exists():
+            held_out = [cases[i] for i in split.validation]
+            jobs[split.fold] = validation_jobs(folder / "validation", held_out, plan.labels)
+    if not jobs:
+        raise StateError(
+            f"no fold of {name} ({chosen.network.name}) is trained in {workspace.root}",
+            remedy=f"train first: autoseg train -f 0..4 -c {name} --network {chosen.network.name}",
+        )
+    result = cross_validate_folds(name, chosen.network.name, jobs, len(splits.splits), workers=workers)
+    save(workspace.crossval(name, chosen.network.name), result)
+    if csv:
+        write_csv(csv, result.cases)
+    say(describe(result, plan.labels))
+    if configuration is None and network is None:
+        for line in _other_models(workspace, (name, chosen.network.name)):
+            say(line)
+    return result
+
+
+def _other_models(workspace: Workspace, shown: tuple[str, str]) -> list[str]:
+    """One line for each model that is trained beside the one shown: its mean Dice, where it was evaluated."""
+    from autoseg.crossval import CrossValidation
+    from autoseg.evaluate import mean_over_labels
+
+    lines = []
+    for configuration, network in workspace.models():
+        path = workspace.crossval(configuration, network)
+        if (configuration, network) == shown:
+            continue
+        if not path.exists():
+            lines.append(
+                f"{configuration}, {network}: not evaluated (autoseg evaluate -c {configuration} --network {network})"
+            )
+            continue
+        result = load(CrossValidation, path)
+        dice = mean_over_labels(result.summary)
+        mean = "-" if dice is None else f"{dice:.4f}"
+        lines.append(
+            f"{configuration}, {network}: mean Dice {mean}, {len(result.cases)} cases in {len(result.folds)} folds"
+        )
+    return lines
+
+
+def score_test_set(
+    workspace: Workspace,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    device: str = "auto",
+    say: Say = print,
+) -> "HeldOutScores":
+    """Predict the dataset's held-out test cases with the ensemble of all folds, score them once, and keep the scores.
+
+    A second call shows what the first one found: a test set that is looked at again and again is none.
+
+    Raises:
+        StateError: the dataset has no labelled test cases, or a fold is not trained.
+    """
+    from autoseg.crossval import HeldOutScores, score_test_cases
+    from autoseg.evaluate import summarise, summary_table
+    from autoseg.model import open_model
+    from autoseg.predict import predict_cases
+
+    dataset, plan, splits = load_records(workspace, network, say)
+    if workspace.test.exists():
+        result = load(HeldOutScores, workspace.test)
+        say(f"the test set was scored before, with {result.configuration} ({result.network}):")
+    else:
+        cases = [case for case in dataset.test_cases if case.label is not None]
+        if not cases:
+            raise StateError(
+                f"{dataset.name} has no labelled test cases",
+                remedy="give them as imagesTs and labelsTs, or with split=test in a table, and plan again",
+            )
+        name, chosen = plan.configuration(configuration)
+        folds = [split.fold for split in splits.splits]
+        model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
+        folder = workspace.model(name, chosen.network.name) / "test"
+        predict_cases([model], cases, folder, title="test set")
+        result = score_test_cases(name, chosen.network.name, folder, cases, model.plan.labels)
+        save(workspace.test, result)
+    say(summary_table(summarise(result.cases), f"{len(result.cases)} test cases"))
+    return result
+
+
+def evaluate_folders(
+    predictions: Path,
+    references: Path,
+    workspace: Workspace,
+    *,
+    labels: str | None = None,
+    csv: Path | None = None,
+    workers: int | None = None,
+    say: Say = print,
+) -> float | None:
+    """Compare two folders of label files, show the tables and return the mean Dice over labels."""
+    from autoseg.evaluate import (
+        confusion_table,
+        labels_found,
+        mean_over_labels,
+        pair_folders,
+        score_cases,
+        summarise,
+        summary_table,
+        total_confusion,
+        write_csv,
+    )
+
+    if labels is not None:
+        label_set = LabelSet(parse_options(labels=labels).labels or {})
+    elif workspace.plan.exists():
+        label_set = load(Plan, workspace.plan).labels
+    else:
+        label_set = labels_found(references)
+    scores = score_cases(pair_folders(predictions, references, label_set), workers=workers)
+    summary = summarise(scores)
+    say(summary_table(summary, f"{len(scores)} cases"))
+    say("\n" + confusion_table(total_confusion(scores), ["background", *label_set.values]))
+    if csv:
+        write_csv(csv, scores)
+    return mean_over_labels(summary)

@@ -1,0 +1,157 @@
+"""What a configuration needs: the device's memory in training and prediction, main memory, disk and time.
+
+The planner asks a `Memory` how many bytes a training step takes. The one it uses is `TracedMemory`: real steps of the
+real network, run on tensors without content (`autoseg.nn.memory`), with the terms a trace cannot see (context,
+workspace, fragmentation) as they were measured on this device, or conservative ones where none was.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from autoseg.imaging.labels import LabelSet
+from autoseg.plan import Cost, NetworkSpec, Training
+
+if TYPE_CHECKING:  # torch is imported when the first step is traced
+    from torch import nn
+
+    from autoseg.nn.memory import DeviceTerms, StepMemory
+
+GIB = 2**30
+HOST_PROCESS_BYTES = 600 * 2**20  # the training process with its libraries, before it holds any data
+HOST_WORKER_BYTES = 120 * 2**20  # of its own, of one process that prepares batches
+BATCHES_IN_WAITING = 4  # per worker
+WORKERS = {"gpu": 12, "cpu": 1}
+TILE_BATCH = {"gpu": 4, "cpu": 1}
+STORED_BYTES = {"image": 2, "target": 1}  # per voxel; images are kept in half precision where that is exact enough
+TRAINED_DTYPE = "bfloat16"  # or float16, which takes as much
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step, as far as its size goes."""
+
+    network: NetworkSpec
+    in_channels: int
+    patch_size: tuple[int, ...]
+    batch_size: int
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a step was found to need."""
+
+    device_bytes: int
+    parameters: int
+    flops: int
+    seconds: float | None
+
+
+class Memory(Protocol):
+    """Tells what steps need; asked for one step at a time, it may remember."""
+
+    source: str  # what its figures rest on, in words
+
+    def train(self, step: Step) -> Figures:
+        """One training step."""
+
+    def predict_bytes(self, step: Step, tile_batch: int, shape: Sequence[int]) -> int:
+        """Bytes of the device while an image (Z, Y, X) is segmented in tiles of the step's patch size."""
+
+
+class TracedMemory:
+    """Steps traced with the project's own networks, loss and optimisers.
+
+    Args:
+        labels: as the network predicts them.
+        training: the recipe: its loss, optimiser, deep supervision and weight average.
+        device: gpu or cpu.
+        terms: of the device; None: those measured on the device at hand, or else the conservative ones.
+    """
+
+    def __init__(self, labels: LabelSet, training: Training, device: str, terms: "DeviceTerms | None" = None) -> None:
+        from autoseg.nn.calibration import load_terms
+
+        self.labels = labels.as_regions() if training.loss == "dice_bce" else labels
+        self.training = training
+        self.rules = "cuda" if device == "gpu" else "cpu"
+        self.terms = terms or load_terms(device)
+        self.source = self.terms.describe()
+        self._models: dict[tuple, StepMemory] = {}
+
+    def train(self, step: Step) -> Figures:
+        from autoseg.nn.memory import StepMemory
+
+        training, network = self.training, step.network
+        key = (repr(network), step.in_channels, step.checkpointing)
+        if key not in self._models:
+            self._models[key] = StepMemory(
+                lambda: self._build(step), self._criterion(), in_channels=step.in_channels,
+                strides=network.strides, optimizer=training.optimizer, dtype=TRAINED_DTYPE,
+                checkpointing=step.checkpointing, deep_supervision=training.deep_supervision,
+                averaged=bool(training.weight_average), rules=self.rules,
+            )  # fmt: skip
+        cost = self._models[key](step.patch_size, step.batch_size)
+        seconds = self.terms.seconds(cost.flops)
+        return Figures(self.terms.device_bytes(cost.peak), cost.parameters, cost.flops, seconds)
+
+    def predict_bytes(self, step: Step, tile_batch: int, shape: Sequence[int]) -> int:
+        from autoseg.nn.memory import inference_bytes, trace_forward
+
+        forward = trace_forward(
+            lambda: self._build(step), in_channels=step.in_channels, patch_size=step.patch_size,
+            batch_size=tile_batch, dtype=TRAINED_DTYPE, rules=self.rules,
+        )  # fmt: skip
+        dims = len(step.patch_size)
+        padded = [max(extent, edge) for extent, edge in zip(shape[-dims:], step.patch_size, strict=True)]
+        peak = inference_bytes(
+            forward.peak, num_heads=self.labels.num_heads, channels=step.in_channels, shape=[*shape[:-dims], *padded]
+        )
+        return self.terms.device_bytes(peak)
+
+    def _build(self, step: Step) -> "nn.Module":
+        from autoseg.nn.networks import build_network
+
+        spec = step.network
+        return build_network(
+            spec.name, in_channels=step.in_channels, num_heads=self.labels.num_heads, features=spec.features,
+            strides=spec.strides, kernel_sizes=spec.kernel_sizes, blocks=spec.blocks,
+            decoder_blocks=spec.decoder_blocks, options=spec.options,
+        )  # fmt: skip
+
+    def _criterion(self) -> "nn.Module":
+        from autoseg.nn.losses import LOSSES, DeepSupervision
+
+        labels = self.labels
+        loss = LOSSES[self.training.loss](
+            regions=labels.regions_as_indices, ignore_index=labels.ignore_index, class_weights=None, batch_dice=False
+        )
+        return DeepSupervision(loss)
+
+
+def cost_of(
+    memory: Memory, step: Step, *, device: str, shape: Sequence[int], shapes: Sequence[Sequence[int]], channels: int
+) -> Cost:
+    """Everything a configuration is predicted to need.
+
+    Args:
+        shape: (Z, Y, X) of the median image, after resampling.
+        shapes: of all images, after resampling.
+        channels: of the images.
+    """
+    figures = memory.train(step)
+    voxel = channels * STORED_BYTES["image"] + STORED_BYTES["target"]
+    disk = int(sum(math.prod(map(int, s)) for s in shapes) * voxel)
+    batch = step.batch_size * math.prod(step.patch_size) * (4 * step.in_channels + 2)
+    workers = WORKERS[device]
+    return Cost(
+        parameters=figures.parameters,
+        train_bytes=figures.device_bytes,
+        predict_bytes=memory.predict_bytes(step, TILE_BATCH[device], [math.ceil(extent) for extent in shape]),
+        host_bytes=HOST_PROCESS_BYTES + workers * (HOST_WORKER_BYTES + BATCHES_IN_WAITING * batch),
+        disk_bytes=disk,
+        flops=figures.flops,
+        seconds_per_step=figures.seconds,
+    )

@@ -1,0 +1,89 @@
+"""Section 5 of the planning rules: how the folds are trained."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from autoseg.plan import Configuration, Training
+from autoseg.planning import sparsity
+from autoseg.planning.decisions import Request
+from autoseg.planning.laterality import fixed_order, left_right_pair
+from autoseg.planning.space import Space
+
+LEFT_RIGHT_AXIS = 2  # of an image in canonical orientation
+ADAMW_WEIGHT_DECAY = 1e-2
+
+
+def base_recipe(asked: Request) -> Training:
+    """The budget's recipe, with the optimiser the network needs and the loss the labels need."""
+    recipe = asked.budget.training
+    rate = asked.architecture.learning_rate
+    if rate is not None and recipe.optimizer == "sgd":
+        recipe = replace(recipe, optimizer="adamw", learning_rate=rate, weight_decay=ADAMW_WEIGHT_DECAY)
+    return replace(recipe, loss="dice_bce") if asked.labels.has_regions else recipe
+
+
+def plan_training(asked: Request, space: Space, chosen: Configuration) -> Training:
+    """Adapt the budget's recipe to the labels; sampling and weights are those of the recommended configuration."""
+    recipe, labels = base_recipe(asked), asked.labels
+    asked.decide(
+        "5.1 recipe",
+        f"{recipe.optimizer}, {recipe.schedule}, {recipe.epochs} epochs of {recipe.iterations_per_epoch}",
+        f"learning rate {recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}; the recipe of this budget",
+    )
+    why = "regions overlap: one sigmoid each" if labels.has_regions else "labels exclude each other: one softmax"
+    asked.decide("5.2 loss", recipe.loss, why)
+    if not asked.ours:
+        asked.decide(
+            "5.4 foreground", recipe.foreground_fraction, "nnU-Net v2's share of patches centred on foreground"
+        )
+        return replace(recipe, augmentation="nnunet")
+    found = asked.fingerprint
+    if chosen.dims == 3:
+        patch, shapes, spacings = chosen.patch_size, space.shapes, np.broadcast_to(space.spacing, space.shapes.shape)
+    else:  # a slice of the case as it is: resampled in the plane alone
+        patch = (1, *chosen.patch_size)
+        shapes = np.column_stack((space.case_shapes[:, 0], space.shapes[:, 1:]))
+        spacings = np.column_stack((space.case_spacings[:, 0], np.broadcast_to(space.spacing[1:], (len(shapes), 2))))
+    filled = sparsity.filled_share(space.table, chosen.patch_size, chosen.spacing)
+    weights, why = sparsity.class_weights(found, labels, filled)
+    asked.decide("5.3 class weights", f"{min(weights):.3g} to {max(weights):.3g}" if weights else "none", why)
+    fraction, why = sparsity.foreground_fraction(sparsity.foreground_chance(space.table, shapes, spacings, patch))
+    asked.decide("5.4 foreground", fraction, why)
+    cases, why = sparsity.case_sampling(found)
+    asked.decide("5.5 cases", cases, why)
+    classes, why = sparsity.class_sampling(found)
+    asked.decide("5.6 classes", classes, why)
+    return replace(
+        recipe,
+        class_weights=weights,
+        foreground_fraction=fraction,
+        case_sampling=cases,
+        class_sampling=classes,
+        mirror_axes=_plan_mirroring(asked, space),
+    )
+
+
+def _plan_mirroring(asked: Request, space: Space) -> tuple[int, ...]:
+    """Axes to mirror, in the plan's order; not left to right where labels tell the sides apart.
+
+    Nor, where the budget is short of steps, along an axis on which labels keep their order: the network need not learn
+    an anatomy that never comes. A 2-D configuration uses those above 0, less one: its planes are the plan's axes 1, 2.
+    """
+    pair = left_right_pair([*asked.labels.values, *asked.labels.regions])
+    axes: tuple[int, ...] = (0, 1, 2)
+    if pair is None:
+        reason = "no two labels are the left and the right of one thing"
+    elif asked.orientation == "canonical":
+        axes = tuple(i for i in axes if space.axis_order[i] != LEFT_RIGHT_AXIS)
+        reason = f"mirroring left to right would swap {pair[0]} and {pair[1]}"
+    else:
+        axes = ()
+        reason = f"{pair[0]} and {pair[1]} are told apart, and without orientation no axis is known not to swap them"
+    if not asked.budget.mirror_fixed_order:
+        centroids = [case.centroids_mm for case in asked.fingerprint.cases]
+        ordered = {i: order for i in axes if (order := fixed_order(centroids, space.axis_order[i]))}
+        axes = tuple(i for i in axes if i not in ordered)
+        reason += "".join(f"; along axis {i} {one} always lies before {other}" for i, (one, other) in ordered.items())
+    asked.decide("5.7 mirroring", "axes " + ", ".join(map(str, axes)) if axes else "none", reason)
+    return axes
