@@ -39,15 +39,30 @@ class Augmentation:
     colour_hue: float = 0.05  # +- share of the colour circle
     colour_saturation: tuple[float, float] = (0.7, 1.3)
     mirroring: float = 0.5  # per axis in mirror_axes
+    # of the previous stage's segmentation, in a cascade
+    operation: float = 0.4  # dilate, erode, open or close, one drawn for each label
+    operation_per_label: float = 0.5
+    operation_radius: tuple[int, int] = (1, 8)  # voxels, of a ball; both ends included
+    removal: float = 0.2  # of a random connected component
+    removal_per_label: float = 0.5
+    removal_share: float = 0.15  # of the patch: components that cover as much or more stay
+    # of two samples of a batch; in the device chain alone
+    cutmix: float = 0.0  # a box of the patch comes from the other sample, image and target
+    cutmix_share: tuple[float, float] = (0.05, 0.5)  # of the patch that the box covers
+    mixup: float = 0.0  # the other image shines through; the target stays that of the stronger image
+    mixup_share: tuple[float, float] = (0.0, 0.3)  # of the other image
+    paste: float = 0.0  # a foreground component of the other sample appears somewhere in this one
+    paste_window: float = 0.25  # of each edge of the patch: what a component may cover
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(
         rotation=0, scaling=0, noise=0, blur=0, brightness=0, contrast=0, low_resolution=0, gamma_inverted=0, gamma=0,
-        mirroring=0,
+        mirroring=0, operation=0, removal=0,
     ),
     "mirror": Augmentation(
         rotation=0, scaling=0, noise=0, blur=0, brightness=0, contrast=0, low_resolution=0, gamma_inverted=0, gamma=0,
+        operation=0, removal=0,
     ),
     "nnunet": Augmentation(),
     "default": Augmentation(elastic=0.2, colour=0.3),

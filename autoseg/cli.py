@@ -72,6 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--vram", type=float, default=None, metavar="GB", help="plan for a GPU of this memory")
     plan.add_argument(
+        "--preset", choices=("s", "m", "l", "xl"), default=None,
+        help="s: CPU; m, l, xl: residual encoders for 8, 24, 40 GB (default: plain U-Net for the machine at hand)",
+    )  # fmt: skip
+    plan.add_argument("--network", default=None, help="architecture, e.g. attention_unet (default: the preset's)")
+    plan.add_argument(
         "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone (default: autoseg)"
     )
     plan.add_argument("--no-preprocess", action="store_true", help="decide only")
@@ -81,18 +86,18 @@ def build_parser() -> argparse.ArgumentParser:
     train = command("train", help="train folds and predict their held-out cases")
     add_workspace(train)
     train.add_argument("-f", "--folds", nargs="+", default=["all"], help="0 | 0 2 | 0,2 | 0..4 | all (default: all)")
-    train.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
+    add_model(train)
     length = train.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive, default=None, help="length of each fold's training")
     length.add_argument("--time-budget", type=duration, default=None, help="wall time per fold, e.g. 10m, 2h")
     train.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
-    train.add_argument("--restart", action="store_true", help="train finished folds anew (the old ones are kept aside)")
+    train.add_argument("--restart", action="store_true", help="train these folds anew (the old ones are kept aside)")
     add_settings(train)
     train.set_defaults(run=run_train)
 
     evaluate = command("evaluate", help="cross-validation table, or two folders against each other")
     add_workspace(evaluate)
-    evaluate.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
+    add_model(evaluate)
     evaluate.add_argument("--predictions", type=Path, help="folder of segmentations")
     evaluate.add_argument("--references", type=Path, help="folder of expert labels")
     evaluate.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
@@ -107,7 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_workspace(predict)
     predict.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or files")
     predict.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
-    predict.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
+    add_model(predict)
+    predict.add_argument(
+        "-m", "--models", nargs="+", default=[], metavar="MODEL",
+        help="average these, as their folders are called: 3d_fullres-unet 2d-unet",
+    )  # fmt: skip
     predict.add_argument(
         "-f", "--folds", nargs="+", default=["all"], help="which folds form the ensemble (default: all trained)"
     )
@@ -122,6 +131,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_workspace(status)
     status.set_defaults(run=run_status)
 
+    calibrate = command("calibrate", help="measure this machine's memory and speed, for the plans made on it")
+    calibrate.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 (default: auto)")
+    calibrate.set_defaults(run=run_calibrate)
+
     env = command("env", help="versions and hardware")
     env.set_defaults(run=run_env)
     return parser
@@ -135,6 +148,11 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_WORKSPACE,
         help="where everything is kept (default: %(default)s)",
     )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
+    parser.add_argument("--network", default=None, help="default: the one that was planned for")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +240,8 @@ def run_plan(options: argparse.Namespace) -> None:
         PlanOptions(
             intake=_intake(options),
             rules=options.rules,
+            preset=options.preset,
+            network=options.network,
             vram_gb=options.vram,
             configurations=tuple(filter(None, options.configurations.split(","))),
             skip_bad=options.skip_bad,
@@ -241,6 +261,7 @@ def run_train(options: argparse.Namespace) -> None:
         TrainOptions(
             folds=parse_folds(" ".join(options.folds)),
             configuration=options.configuration,
+            network=options.network,
             epochs=options.epochs,
             time_budget_seconds=options.time_budget,
             device=options.device,
@@ -258,14 +279,16 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if (options.predictions is None) != (options.references is None):
         raise UsageError("--predictions and --references go together", remedy="give both, or neither")
     if options.test:
-        score_test_set(workspace, options.configuration)
+        score_test_set(workspace, options.configuration, network=options.network)
     elif options.predictions is not None:
         evaluate_folders(
             options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
             workers=options.workers,
         )  # fmt: skip
     else:
-        cross_validate(workspace, options.configuration, csv=options.csv, workers=options.workers)
+        cross_validate(
+            workspace, options.configuration, network=options.network, csv=options.csv, workers=options.workers
+        )
 
 
 def run_predict(options: argparse.Namespace) -> None:
@@ -274,8 +297,8 @@ def run_predict(options: argparse.Namespace) -> None:
 
     predict_images(
         Workspace(options.workspace), options.images, options.out, configuration=options.configuration,
-        folds=parse_folds(" ".join(options.folds)), device=options.device, step=options.step,
-        mirroring=False if options.no_mirroring else None,
+        network=options.network, models=tuple(options.models), folds=parse_folds(" ".join(options.folds)),
+        device=options.device, step=options.step, mirroring=False if options.no_mirroring else None,
     )  # fmt: skip
 
 
@@ -284,6 +307,12 @@ def run_status(options: argparse.Namespace) -> None:
     from autoseg.workspace import Workspace
 
     print(status(Workspace(options.workspace)))
+
+
+def run_calibrate(options: argparse.Namespace) -> None:
+    from autoseg.pipeline import calibrate_device
+
+    calibrate_device(options.device)
 
 
 def run_env(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,7 +25,7 @@ def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
     spec = configuration.network
     return build_network(
         spec.name,
-        in_channels=len(plan.channels),
+        in_channels=plan.input_channels(configuration),
         num_heads=plan.heads.num_heads,
         features=spec.features,
         strides=spec.strides,
@@ -67,6 +68,7 @@ def patch_stream(
     plan: Plan,
     configuration: Configuration,
     *,
+    previous: Path | None = None,
     augment: bool = True,
     start_step: int = 0,
     steps: int | None = None,
@@ -76,9 +78,11 @@ def patch_stream(
     """Batches of patches as the plan wants them: the one place where a plan is unpacked for `data`.
 
     Args:
+        previous: for a cascade, the folder of the previous stage's segmentations (see `cascade.open_previous`).
         augment: False gives fixed patches for validation: not augmented, drawn with another seed.
         steps: batches in all, or None for a stream without end.
     """
+    assert (previous is None) == (configuration.cascade_from is None)
     training = plan.training
     return make_loader(
         store,
@@ -90,6 +94,8 @@ def patch_stream(
         mirror_axes=configuration_mirror_axes(plan, configuration),
         masked_channels=[i for i, n in enumerate(plan.normalization) if n.inside_mask],
         rgb=len(plan.channels) == 3 and all(n.scheme == "rgb_to_0_1" for n in plan.normalization),
+        previous=previous,
+        num_labels=plan.labels.num_labels,
         foreground_fraction=training.foreground_fraction,
         case_sampling=training.case_sampling,
         class_sampling=training.class_sampling,

@@ -1,7 +1,8 @@
 """A trained model: the plan it was trained under and the weights of its folds, opened safely."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,15 @@ from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.plan import Configuration, Plan
 from autoseg.records import from_plain
 from autoseg.workspace import Workspace
+
+# What models that work together must have in common.
+COMMON: dict[str, Callable[[Plan], Any]] = {
+    "channels": lambda plan: plan.channels,
+    "labels": lambda plan: plan.labels,
+    "loss, and so heads": lambda plan: plan.training.loss,
+    "orientation": lambda plan: plan.orientation,
+    "axis order": lambda plan: plan.axis_order,
+}
 
 
 @dataclass(frozen=True)
@@ -29,16 +39,22 @@ class Model:
     dtype: str  # of the convolutions, as chosen in training
     forward_seconds: float  # of one patch, as measured in training
     device: torch.device
+    previous: "Model | None" = None  # whose segmentation is a further input, in a cascade
 
     @property
     def configuration(self) -> Configuration:
         return self.plan.configurations[self.configuration_name]
 
+    @property
+    def name(self) -> str:
+        """As its folder in the workspace is called."""
+        return f"{self.configuration_name}-{self.configuration.network.name}"
+
 
 def open_model(
     workspace: Workspace, configuration_name: str, network: str, *, folds: Sequence[int] | None, device: torch.device
 ) -> Model:
-    """Load the trained folds of one configuration.
+    """Load the trained folds of one configuration; of a cascade, the same folds of its previous stage, too.
 
     Args:
         folds: which folds, or None for all that are finished.
@@ -64,7 +80,9 @@ def open_model(
     if missing or not states:
         which = f"fold {missing[0]} of {folder}" if missing else f"{folder}"
         raise StateError(f"{which} is not trained", remedy=f"train it: autoseg train -f 0..4 -c {configuration_name}")
-    plans = {fold: from_plain(Plan, state["plan"], f"fold {fold}: plan") for fold, state in states.items()}
+    plans = {
+        fold: from_plain(Plan, Plan.upgrade(state["plan"]), f"fold {fold}: plan") for fold, state in states.items()
+    }
     first = min(states)
     plan = plans[first]
     for fold, other in plans.items():
@@ -73,7 +91,7 @@ def open_model(
                 f"folds {first} and {fold} in {folder} were trained under plans that read images differently",
                 remedy="train all folds anew under one plan (--restart), or name the folds to use (-f)",
             )
-    return Model(
+    model = Model(
         plan=plan,
         configuration_name=configuration_name,
         folds=tuple(sorted(states)),
@@ -81,7 +99,27 @@ def open_model(
         dtype=states[first]["dtype"],
         forward_seconds=states[first]["forward_seconds"],
         device=device,
+        previous=_previous(workspace, plan, configuration_name, folds, device),
     )
+    if model.previous:
+        require_common({model.name: plan, model.previous.name: model.previous.plan})
+    return model
+
+
+def require_common(plans: dict[str, Plan]) -> None:
+    """Refuse models, given by name with their plans, that do not see the same images and predict the same labels.
+
+    Raises:
+        StateError: says which two, and what differs.
+    """
+    (first, plan), *others = plans.items()
+    for name, other in others:
+        for what, of in COMMON.items():
+            if of(plan) != of(other):
+                raise StateError(
+                    f"{first} and {name} cannot work together: they have different {what}: {of(plan)} and {of(other)}",
+                    remedy="train both under one plan, or leave one out",
+                )
 
 
 def same_input_and_output(a: Plan, b: Plan, configuration_name: str) -> bool:
@@ -92,7 +130,16 @@ def same_input_and_output(a: Plan, b: Plan, configuration_name: str) -> bool:
 def _seen(plan: Plan, configuration_name: str) -> tuple:
     configuration = plan.configurations[configuration_name]
     rules = (plan.channels, plan.heads, plan.orientation, plan.axis_order, plan.normalization, plan.resampling)
-    return (*rules, configuration.spacing, configuration.patch_size)
+    return (*rules, configuration.spacing, configuration.patch_size, configuration.cascade_from)
+
+
+def _previous(
+    workspace: Workspace, plan: Plan, configuration_name: str, folds: Sequence[int] | None, device: torch.device
+) -> Model | None:
+    name = plan.configurations[configuration_name].cascade_from
+    if name is None:
+        return None
+    return open_model(workspace, name, plan.configurations[name].network.name, folds=folds, device=device)
 
 
 def _network(state: dict, plan: Plan, configuration_name: str, device: torch.device) -> nn.Module:

@@ -1,10 +1,11 @@
-"""Images and a model to segmentations on the images' own grid.
+"""Images and models to segmentations on the images' own grid.
 
 One case goes: read, canonical orientation, crop and resample as in training, sliding window over all folds, back to the
-spacing, the crop, the orientation and the header it came with.
+spacing and the crop it came with; there the probabilities of all models are averaged, the label of each voxel decided,
+and taken back to the orientation and the header. A cascade first goes this way with its previous stage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +14,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from autoseg.cascade import on_grid
+from autoseg.data.previous_stage import one_hot
 from autoseg.dataset import Case, LoadedCase, load_case
 from autoseg.errors import DataError, UsageError
 from autoseg.from_plan import configuration_mirror_axes, head_probabilities
+from autoseg.imaging.components import as_slices
 from autoseg.imaging.readers import ending_of, write_labels
 from autoseg.imaging.resample import resample_probabilities
-from autoseg.model import Model
+from autoseg.model import Model, require_common
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import mirrored, predict_logits
-from autoseg.preprocess import Prepared, prepare
+from autoseg.plan import Plan
+from autoseg.preprocess import Prepared, prepare, spacing_for
 
 LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must come back as it was
 
@@ -47,8 +52,17 @@ class Prediction:
     path: Path
 
 
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble, ready to run."""
+
+    model: Model
+    run: Callable[[np.ndarray], Tensor]  # prepared image (C, Z, Y, X) -> mean logits of the folds (K, Z, Y, X)
+    previous: "Member | None"  # the stage before, in a cascade
+
+
 def predict_cases(
-    model: Model,
+    models: Sequence[Model],
     cases: Sequence[Case],
     out: Path,
     options: PredictOptions = PredictOptions(),
@@ -57,26 +71,32 @@ def predict_cases(
 ) -> list[Prediction]:
     """Segment cases and write one label file per case, named after it, in the format of its image.
 
+    Args:
+        models: they vote together: the mean of their probabilities decides.
+
     Raises:
         DataError: an image cannot be read, or has another number of channels than the model.
+        StateError: the models were trained on different channels, labels or orientations.
         UsageError: a segmentation would be written over an image.
     """
+    require_common({model.name: model.plan for model in models})
+    plan = models[0].plan
     paths = [out / f"{case.id}{output_ending(case)}" for case in cases]
     images = {Path(file).resolve() for case in cases for file in case.images}
     if over := [path for path in paths if path.resolve() in images]:
         raise UsageError(f"{over[0]} is an image to segment, and would be overwritten", remedy="choose another folder")
-    run = window_runner(model, options)
+    members = [member_of(model, options) for model in models]
     predictions = []
     for case, path in zip(tqdm(cases, desc=title, disable=None, leave=False), paths, strict=True):
-        loaded = load_case(case, None, orientation=model.plan.orientation, axis_order=model.plan.axis_order)
-        if len(loaded.image) != len(model.plan.channels):
+        loaded = load_case(case, None, orientation=plan.orientation, axis_order=plan.axis_order)
+        if len(loaded.image) != len(plan.channels):
             raise DataError(
                 f"{', '.join(case.images)}: {len(loaded.image)} channels, the model was trained on "
-                f"{len(model.plan.channels)}: {', '.join(model.plan.channels)}",
+                f"{len(plan.channels)}: {', '.join(plan.channels)}",
                 remedy="give images of the kind the model was trained on",
             )
-        indices = segment(model, loaded, run)
-        write_labels(path, model.plan.labels.to_file_values(indices), like=Path(case.images[0]))
+        indices = segment(members, loaded)
+        write_labels(path, plan.labels.to_file_values(indices), like=Path(case.images[0]))
         predictions.append(Prediction(case.id, path))
     return predictions
 
@@ -105,20 +125,67 @@ def window_runner(model: Model, options: PredictOptions) -> Callable[[np.ndarray
     return run
 
 
-def segment(model: Model, loaded: LoadedCase, run: Callable[[np.ndarray], Tensor]) -> np.ndarray:
+def member_of(model: Model, options: PredictOptions) -> Member:
+    """A model with its sliding window, and the same of its previous stage."""
+    previous = member_of(model.previous, options) if model.previous else None
+    return Member(model, window_runner(model, options), previous)
+
+
+def segment(members: Sequence[Member], loaded: LoadedCase) -> np.ndarray:
     """Segment one loaded case.
 
     Returns:
         Class indices (Z, Y, X) in the axis order and orientation the image is stored in.
     """
-    prepared = prepare(loaded.image, None, loaded.spacing, model.plan, model.configuration)
-    heads = model.plan.heads
-    probabilities = head_probabilities(run(prepared.image)[None], heads.has_regions)[0].cpu().numpy()
-    back = _to_crop(probabilities, prepared, model.plan.resampling.anisotropy_threshold)
-    decided = heads.decide(back)
+    return loaded.to_stored(_decide(members, loaded, {}))
+
+
+# What decides how an image is prepared -> the image prepared in that way
+Preparations = dict[Hashable, Prepared]
+
+
+def _decide(members: Sequence[Member], loaded: LoadedCase, made: Preparations) -> np.ndarray:
+    """Class indices (Z, Y, X) of the whole image by the mean of the members' probabilities, in its own axis order."""
+    total = _probabilities(members[0], loaded, made)
+    for member in members[1:]:
+        total += _probabilities(member, loaded, made)
+    total /= len(members)
+    decided = members[0].model.plan.heads.decide(total)
+    prepared = _prepared(members[0].model, loaded, made)  # every preparation crops alike: by the image alone
     full = np.zeros(prepared.shape_before_crop, dtype=decided.dtype)
-    full[tuple(slice(start, stop) for start, stop in prepared.box)] = decided
-    return loaded.to_stored(full)
+    full[as_slices(prepared.box)] = decided
+    return full
+
+
+def _probabilities(member: Member, loaded: LoadedCase, made: Preparations) -> np.ndarray:
+    """Probabilities (K, Z, Y, X) float32 of one model on the image's cropped grid."""
+    plan = member.model.plan
+    prepared = _prepared(member.model, loaded, made)
+    image = prepared.image
+    if member.previous:
+        before = _decide([member.previous], loaded, made)
+        image = np.concatenate([image, _previous_channels(before, prepared, plan)])
+    probabilities = head_probabilities(member.run(image)[None], plan.heads.has_regions)[0].cpu().numpy()
+    return _to_crop(probabilities, prepared, plan.resampling.anisotropy_threshold)
+
+
+def _prepared(model: Model, loaded: LoadedCase, made: Preparations) -> Prepared:
+    """The image as a model sees it; models that see it alike share one."""
+    plan, configuration = model.plan, model.configuration
+    key = (plan.normalization, plan.resampling, spacing_for(configuration, loaded.spacing))
+    if key not in made:
+        made[key] = prepare(loaded.image, None, loaded.spacing, plan, configuration)
+    return made[key]
+
+
+def _previous_channels(indices: np.ndarray, prepared: Prepared, plan: Plan) -> np.ndarray:
+    """A segmentation of the whole image as channels (n, Z, Y, X) on the grid of a prepared one, as in training."""
+    shape = prepared.image.shape[1:]
+    before = on_grid(
+        indices, box=prepared.box, spacing=prepared.spacing, target_spacing=prepared.target_spacing,
+        shape=(shape[0], shape[1], shape[2]), rules=plan.resampling,
+    )  # fmt: skip
+    return one_hot(before, plan.labels.num_labels)
 
 
 def _to_crop(probabilities: np.ndarray, prepared: Prepared, anisotropy_threshold: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.imaging.normalize import normalize
 from autoseg.imaging.resample import resample_image, resample_labels, resampled_shape
-from autoseg.plan import Configuration, Plan
+from autoseg.plan import Configuration, Plan, Resampling
 from autoseg.processes import map_in_processes
 from autoseg.records import to_plain
 from autoseg.workspace import Workspace
@@ -72,11 +72,18 @@ def prepare(
         antialias_factor=rules.antialias_factor,
     )  # fmt: skip
     if cropped_target is not None:
-        cropped_target = resample_labels(
-            cropped_target, spacing, wanted, shape,
-            coarse_axis_order=rules.coarse_axis_order, anisotropy_threshold=rules.anisotropy_threshold,
-        )  # fmt: skip
+        cropped_target = resample_target(cropped_target, spacing, wanted, shape, rules)
     return Prepared(resampled, cropped_target, spacing, wanted, box, _axes3(image.shape[1:]), _axes3(cropped.shape[1:]))
+
+
+def resample_target(
+    indices: np.ndarray, spacing: Vector3, wanted: Vector3, shape: Axes3, rules: Resampling
+) -> np.ndarray:
+    """Resample cropped class indices (Z, Y, X) to `shape`, as the plan's rules say. Spacings in mm."""
+    return resample_labels(
+        indices, spacing, wanted, shape,
+        coarse_axis_order=rules.coarse_axis_order, anisotropy_threshold=rules.anisotropy_threshold,
+    )  # fmt: skip
 
 
 def spacing_for(configuration: Configuration, spacing: Vector3) -> Vector3:

@@ -27,21 +27,33 @@ def status(workspace: Workspace) -> str:
     untrained: dict[str, list[int]] = {}
     for name, configuration in plan.configurations.items():
         mark = " (recommended)" if name == plan.recommended else ""
-        lines.append(f"{name}-{configuration.network.name}{mark}")
-        for split in splits.splits:
-            folder = workspace.fold(name, configuration.network.name, split.fold)
-            text, done = _fold_status(folder, len(split.validation))
-            lines.append(f"  fold {split.fold}: {text}")
-            if not done:
-                untrained.setdefault(name, []).append(split.fold)
-    todo = untrained.get(plan.recommended)
+        after = f", after {configuration.cascade_from}" if configuration.cascade_from else ""
+        lines.append(f"{name}-{configuration.network.name}{after}{mark}")
+        told, untrained[name] = _model_status(workspace, name, configuration.network.name, splits)
+        lines += told
+    planned = [(name, configuration.network.name) for name, configuration in plan.configurations.items()]
+    for name, network in workspace.models():
+        if (name, network) not in planned:
+            lines += [f"{name}-{network}", *_model_status(workspace, name, network, splits)[0]]
+    todo = untrained[plan.recommended]
     if todo:
         command = f"autoseg train -f {','.join(map(str, todo))} -w {workspace.root}"
-    elif not workspace.crossval.exists():
+    elif not workspace.crossval(plan.recommended, plan.configurations[plan.recommended].network.name).exists():
         command = f"autoseg evaluate -w {workspace.root}"
     else:
         command = f"autoseg predict -i IMAGES -o SEGMENTATIONS -w {workspace.root}"
     return "\n".join([*lines, f"next: {command}"])
+
+
+def _model_status(workspace: Workspace, name: str, network: str, splits: Splits) -> tuple[list[str], list[int]]:
+    """A line for each fold of a model, and the folds that are not done."""
+    lines, undone = [], []
+    for split in splits.splits:
+        text, done = _fold_status(workspace.fold(name, network, split.fold), len(split.validation))
+        lines.append(f"  fold {split.fold}: {text}")
+        if not done:
+            undone.append(split.fold)
+    return lines, undone
 
 
 def _fold_status(folder: Path, validation_cases: int) -> tuple[str, bool]:

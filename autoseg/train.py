@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoseg.cascade import open_previous
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
 from autoseg.errors import AutosegError, StateError
@@ -34,6 +35,7 @@ from autoseg.nn.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.nn.optimization import OPTIMIZERS, WeightAverage, set_learning_rate
 from autoseg.nn.precision import autocast, candidates, choose, measure
 from autoseg.nn.sliding_window import tile_starts
+from autoseg.nn.training_step import clipped_gradients, loss_of, update
 from autoseg.plan import Configuration, Plan
 from autoseg.processes import available_cores
 from autoseg.records import to_plain
@@ -89,7 +91,7 @@ def train_fold(
         path = folder / "last.pt"
         state = load_checkpoint(path, device) if path.exists() else None
         if state is not None:
-            _require_same_plan(state["plan"], plan, folder)
+            _require_same_plan(state["plan"], plan, configuration_name, folder)
             if state["finished"]:
                 return _result(split.fold, folder, state, already_finished=True)
         position = Position(**state["position"]) if state else Position()
@@ -97,8 +99,11 @@ def train_fold(
         # 2. Data, network, loss, optimiser
         torch.manual_seed(training.seed + split.fold)
         store = CaseStore(workspace.preprocessed(configuration.data))
+        previous = open_previous(workspace, configuration_name, configuration, (*split.train, *split.validation))
         validation = list(
-            patch_stream(store, split.validation, plan, configuration, augment=False, steps=VALIDATION_STEPS)
+            patch_stream(
+                store, split.validation, plan, configuration, previous=previous, augment=False, steps=VALIDATION_STEPS
+            )
         )
         network = build_plan_network(plan, configuration).to(device)
         network.deep_supervision = training.deep_supervision  # type: ignore[assignment]
@@ -131,7 +136,7 @@ def train_fold(
         # 5. Epochs of steps
         stream = iter(
             patch_stream(
-                store, split.train, plan, configuration, start_step=position.step,
+                store, split.train, plan, configuration, previous=previous, start_step=position.step,
                 workers=worker_count(training.workers, device), pin_memory=device.type == "cuda",
             )
         )  # fmt: skip
@@ -214,19 +219,14 @@ def training_step(
         target: (B, *patch) class indices.
     """
     optimizer.zero_grad(set_to_none=True)
-    with autocast(image.device, dtype):
-        logits = network(image)
-    loss = criterion(logits, target)
+    loss = loss_of(network, criterion, image, target, dtype)
     value = float(loss.detach())
     if not math.isfinite(value):
         return value
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
+    norm = clipped_gradients(loss, network, optimizer, scaler, gradient_clip)
     if not scaler.is_enabled() and not norm.isfinite():  # a scaler skips such a step itself, and scales less
         return math.nan
-    scaler.step(optimizer)
-    scaler.update()
+    update(optimizer, scaler)
     return value
 
 
@@ -279,6 +279,8 @@ def choose_dtype(network: nn.Module, image: Tensor, wanted: str, log: FoldLog) -
 
     `wanted` is "auto" (measure and choose) or a dtype to use as it is.
     """
+    if image.device.type != "cpu":
+        image = image[:1]  # the plan fills the device with a batch in half precision: in float32 it would not fit
     tried = candidates(image.device) if wanted == "auto" else tuple(dict.fromkeys(("float32", wanted)))
     trials = measure(network, image, tried)
     chosen = choose(trials) if wanted == "auto" else trials[-1]
@@ -309,19 +311,28 @@ def validation_seconds(
     return forward + CHECKPOINT_SECONDS + VALIDATION_SECONDS_PER_CASE * len(split.validation)
 
 
-def _require_same_plan(trained: Any, plan: Plan, folder: Path) -> None:
+def _require_same_plan(trained: Any, plan: Plan, name: str, folder: Path) -> None:
     """Refuse to go on under other settings than those a fold began with.
 
-    The reasons in the plan may differ, and the number of workers, which changes no batch.
+    What was predicted of its cost may differ, the reasons in the plan, the other configurations, and the number of
+    workers, which changes no batch.
     """
-    now = to_plain(plan)
-    trained = trained | {"training": trained["training"] | {"workers": plan.training.workers}}
-    changed = [key for key in now if key != "decisions" and trained.get(key) != now[key]]
+    workers = plan.training.workers
+    before, now = (_what_decides(plain, name, workers) for plain in (Plan.upgrade(trained), to_plain(plan)))
+    changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise StateError(
             f"{folder} was trained under another plan: {', '.join(changed)} differ",
             remedy="repeat the options it was begun with, or begin anew with --restart (the old fold is kept aside)",
         )
+
+
+def _what_decides(plan: dict[str, Any], name: str, workers: int | None) -> dict[str, Any]:
+    """What the weights of a fold follow from, of a plan as plain data."""
+    indifferent = ("decisions", "configurations", "recommended", "rules", "preset", "device", "vram_gb")
+    kept = {key: value for key, value in plan.items() if key not in indifferent}
+    configuration = {key: value for key, value in plan["configurations"][name].items() if key != "cost"}
+    return kept | {"training": plan["training"] | {"workers": workers}, f"configurations.{name}": configuration}
 
 
 def _diverged(fold: int, cases: Sequence[str]) -> AutosegError:

@@ -1,9 +1,10 @@
 """Every path autoseg writes, and how it writes: whole files or none.
 
-    WORKSPACE/ dataset.json fingerprint.json plan.json splits.json
+    WORKSPACE/ dataset.json fingerprint.json plan.json plan-<network>.json splits.json test.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
-      models/<configuration>-<network>/fold_<k>/{last.pt,history.jsonl,log.txt,validation/}
-      crossval.json test.json
+      preprocessed/<cascade>-<network>/<case>.{npy,json}
+      models/<configuration>-<network>/ crossval.json
+        fold_<k>/{last.pt,history.jsonl,log.txt,validation/}
 
 A file appears under its final name only when it is complete: it is written beside its destination (never in /tmp, which
 may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.
@@ -41,25 +42,39 @@ class Workspace:
     def plan(self) -> Path:
         return self.root / "plan.json"
 
+    def plan_for(self, network: str) -> Path:
+        """The plan for another network than the one of `plan`."""
+        return self.root / f"plan-{network}.json"
+
     @property
     def splits(self) -> Path:
         return self.root / "splits.json"
 
     @property
-    def crossval(self) -> Path:
-        return self.root / "crossval.json"
-
-    @property
     def test(self) -> Path:
-        """Scores of the held-out test set; written once."""
+        """Scores of the held-out test set by the one model that was asked to; written once."""
         return self.root / "test.json"
 
     def preprocessed(self, data: str) -> Path:
         """Folder of one preprocessed copy of the data; configurations that need the same copy share it."""
         return self.root / "preprocessed" / data
 
+    def previous_stage(self, configuration: str, network: str) -> Path:
+        """Folder of what a cascade reads beside its data: its previous stage's segmentations of the training cases."""
+        return self.root / "preprocessed" / f"{configuration}-{network}"
+
+    def models(self) -> tuple[tuple[str, str], ...]:
+        """Configuration and network of every model with a fold that was begun, sorted."""
+        begun = {path.parent.parent.name for path in self.root.glob("models/*-*/fold_*/last.pt")}
+        names = (name.rpartition("-") for name in sorted(begun))
+        return tuple((configuration, network) for configuration, _, network in names)
+
     def model(self, configuration: str, network: str) -> Path:
         return self.root / "models" / f"{configuration}-{network}"
+
+    def crossval(self, configuration: str, network: str) -> Path:
+        """Scores of a model's held-out predictions."""
+        return self.model(configuration, network) / "crossval.json"
 
     def fold(self, configuration: str, network: str, fold: int) -> Path:
         return self.model(configuration, network) / f"fold_{fold}"

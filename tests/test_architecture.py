@@ -32,6 +32,7 @@ ORDER: list[set[str]] = [
     {"planning"},
     {"planner"},
     {"preprocess"},
+    {"cascade"},
     {"fold_log", "from_plan"},
     {"train"},
     {"model"},
@@ -49,7 +50,18 @@ ORDER: list[set[str]] = [
 ]
 STRANGERS = [{"data", "nn"}]  # of one row, and yet neither may import the other
 TORCH_AT_TOP = {"nn", "data.loader", "from_plan", "train", "model", "predict"}
-TORCH_NOWHERE = {"errors", "augmentation", "workspace", "processes", "records", "imaging", "plan", "planner", "phantom"}
+TORCH_NOWHERE = {
+    "errors",
+    "augmentation",
+    "workspace",
+    "processes",
+    "records",
+    "imaging",
+    "plan",
+    "planner",
+    "cascade",
+    "phantom",
+}
 
 SOURCES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text(encoding="utf-8")

@@ -332,7 +332,11 @@ def test_every_number_of_the_table_is_tested_here():
         rotation_degrees_3d rotation_degrees_2d rotation_degrees_2d_oblong scaling_range elastic_magnitude noise_std
         blur_sigma brightness_range contrast_range low_resolution_zoom gamma_range colour_hue colour_saturation
     """
-    tested = {*PROBABILITIES, *ranges.split()}
+    elsewhere = """
+        operation operation_per_label operation_radius removal removal_per_label removal_share
+        cutmix cutmix_share mixup mixup_share paste paste_window
+    """  # test_previous_stage.py; test_device_augment.py
+    tested = {*PROBABILITIES, *ranges.split(), *elsewhere.split()}
     assert {field.name for field in fields(Augmentation)} == tested
 
 
@@ -349,6 +353,24 @@ def test_steps_come_in_the_order_of_the_table():
         "SimulateLowResolutionTransform", "GammaTransform", "GammaTransform", "ColourJitter",
     ]  # fmt: skip
     assert [step.transform.invert_image for _, step in chain.steps[5:7]] == [True, False]
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 20), (2, 10, 12, 14), (2, 2, 16, 16)])
+@pytest.mark.parametrize("strength", AUGMENTATIONS)
+def test_several_label_maps_are_moved_alike(shape, strength):
+    """The first is treated as it is alone; a second one that equals it stays equal."""
+    target = generator(1).integers(-1, 4, shape[1:]).astype(np.int8)
+    settings = {"mirror_axes": range(len(shape) - 1), "masked_channels": (1,)}
+    for seed in range(12):
+        image, labels = run(AUGMENTATIONS[strength], an_image(*shape), target, generator(seed), **settings)
+        twice = np.stack([target, target])
+        same, both = run(AUGMENTATIONS[strength], an_image(*shape), twice, generator(seed), **settings)
+        np.testing.assert_array_equal(same, image)
+        np.testing.assert_array_equal(both, np.stack([labels, labels]))
+        other = np.stack([target, np.zeros_like(target)])  # masked by the target, not by what comes with it
+        np.testing.assert_array_equal(
+            run(AUGMENTATIONS[strength], an_image(*shape), other, generator(seed), **settings)[0], image
+        )
 
 
 def test_masked_channels_are_zero_outside_the_body_again():

@@ -4,13 +4,16 @@ import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hostile import nifti
 from phantom import tiny_dataset
 from synthetic_fingerprints import label_set, uniform
+from synthetic_memory import ElementMemory
 
 from autoseg import __version__, cli, demo, pipeline, status
 from autoseg.cli import build_parser, duration, main, parse_folds, positive, share
@@ -23,7 +26,7 @@ from autoseg.records import save
 from autoseg.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("demo", "check", "plan", "train", "evaluate", "predict", "status", "env")
+COMMANDS = ("demo", "check", "plan", "train", "evaluate", "predict", "status", "calibrate", "env")
 
 
 def run(*arguments: object) -> int:
@@ -104,12 +107,12 @@ def called(monkeypatch) -> list:
 
 def test_train_passes_everything_on(called):
     assert run(
-        "train", "-w", "w", "-f", "0..1", "4", "-c", "2d", "--time-budget", "1h30m", "--device", "cuda:1",
-        "--restart", "--set", "training.seed=1", "--set", "training.loss=dice_ce",
+        "train", "-w", "w", "-f", "0..1", "4", "-c", "2d", "--network", "swin_unet", "--time-budget", "1h30m",
+        "--device", "cuda:1", "--restart", "--set", "training.seed=1", "--set", "training.loss=dice_ce",
     ) == 0  # fmt: skip
     options = TrainOptions(
-        folds=(0, 1, 4), configuration="2d", epochs=None, time_budget_seconds=5400, device="cuda:1", restart=True,
-        settings=("training.seed=1", "training.loss=dice_ce"),
+        folds=(0, 1, 4), configuration="2d", network="swin_unet", epochs=None, time_budget_seconds=5400,
+        device="cuda:1", restart=True, settings=("training.seed=1", "training.loss=dice_ce"),
     )  # fmt: skip
     assert called == [("train_folds", (Workspace(Path("w")), options), {})]
 
@@ -151,16 +154,33 @@ def test_predict_passes_everything_on(called):
     assert run(
         "predict", "-i", "a", "-o", "out", "-c", "2d", "-f", "0,2", "--device", "cpu", "--step", 0.25, "--no-mirroring"
     ) == 0  # fmt: skip
-    usual = {"configuration": None, "folds": None, "device": "auto", "step": 0.5, "mirroring": None}
+    usual = {
+        "configuration": None,
+        "network": None,
+        "models": (),
+        "folds": None,
+        "device": "auto",
+        "step": 0.5,
+        "mirroring": None,
+    }
     assert called[0] == ("predict_images", (Workspace(Path("w")), [Path("a"), Path("b")], Path("out")), usual)
-    assert called[1][2] == {"configuration": "2d", "folds": (0, 2), "device": "cpu", "step": 0.25, "mirroring": False}
+    told = {"configuration": "2d", "folds": (0, 2), "device": "cpu", "step": 0.25, "mirroring": False}
+    assert called[1][2] == usual | told
+    assert run("predict", "-i", "a", "-o", "out", "-m", "3d_fullres-unet", "2d-swin_unet") == 0
+    assert called[2][2] == usual | {"models": ("3d_fullres-unet", "2d-swin_unet")}
+    assert run("predict", "-i", "a", "-o", "out", "--network", "swin_unet") == 0
+    assert called[3][2] == usual | {"network": "swin_unet"}
 
 
 def test_evaluate_has_two_tasks(called):
-    assert run("evaluate", "-w", "w", "-c", "2d", "--csv", "s.csv", "--workers", 2) == 0
+    assert run("evaluate", "-w", "w", "-c", "2d", "--network", "swin_unet", "--csv", "s.csv", "--workers", 2) == 0
     assert run("evaluate", "--predictions", "p", "--references", "r", "--labels", "liver=1") == 0
     assert called == [
-        ("cross_validate", (Workspace(Path("w")), "2d"), {"csv": Path("s.csv"), "workers": 2}),
+        (
+            "cross_validate",
+            (Workspace(Path("w")), "2d"),
+            {"network": "swin_unet", "csv": Path("s.csv"), "workers": 2},
+        ),
         (
             "evaluate_folders",
             (Path("p"), Path("r"), Workspace(Path("autoseg_workspace"))),
@@ -213,7 +233,7 @@ def planned(folder: Path) -> Path:
     workspace = Workspace(folder / "planned")
     labels = label_set(3)
     found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 4, labels)
-    made = make_plan(dataset="tiny", channels=("MR",), labels=labels, fingerprint=found)
+    made = make_plan(dataset="tiny", channels=("MR",), labels=labels, fingerprint=found, memory=ElementMemory())
     save(workspace.plan, made)
     folds = tuple(Split(fold, tuple("abcd".replace("abcd"[fold], "")), ("abcd"[fold],)) for fold in range(4))
     save(workspace.splits, Splits(1, 1234, folds, (), ()))
@@ -382,7 +402,7 @@ def test_status_says_where_a_workspace_stands(tmp_path, capsys):
         (folder / "history.jsonl").write_text('{"epoch": 2, "step": 10, "pseudo_dice": [null, null]}\n')
         (folder / "validation" / "a.nii.gz").touch()
     assert status.status(workspace).splitlines()[-1] == f"next: autoseg evaluate -w {root}"
-    workspace.crossval.write_text("{}")
+    workspace.crossval("3d_fullres", "unet").write_text("{}")
     assert "next: autoseg predict" in status.status(workspace).splitlines()[-1]
 
 
@@ -430,3 +450,19 @@ def test_the_python_interface_is_the_pipeline_loaded_late():
         autoseg.plan_datasets  # noqa: B018
     code = "import sys, autoseg, autoseg.nn.unet; sys.exit('autoseg.pipeline' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_calibrate_measures_is_what_later_plans_count_on(monkeypatch, tmp_path, capsys):
+    from autoseg.nn import calibration
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not calibration.load_terms("cpu").measured
+    name = calibration.device_name(torch.device("cpu"))
+    terms = replace(calibration.DEFAULT_TERMS, device=name, measured=True, workspace_bytes=123, flops_per_second=1e9)
+    monkeypatch.setattr(calibration, "calibrate", lambda device, say: terms)
+    assert run("calibrate", "--device", "cpu") == 0
+    assert str(tmp_path / "autoseg" / "calibration.json") in capsys.readouterr().out
+    assert calibration.load_terms("cpu") == terms
+    monkeypatch.setattr(calibration, "TRIALS", {"cuda": ()})
+    assert run("calibrate", "--device", "cpu") == 2
+    assert "--vram" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The stream of batches: the same for any number of workers, resumable, and true to the stored cases."""
 
+import hashlib
 import itertools
 import os
 import pickle
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +77,77 @@ def test_a_batch(store):
         assert len(batch["cases"]) == 2
         assert set(batch["cases"]) <= set(CASES)
     assert {case for batch in batches for case in batch["cases"]} == set(CASES)
+
+
+def digest(batches) -> str:
+    total = hashlib.sha256()
+    for batch in batches:
+        total.update(batch["image"].numpy().tobytes() + batch["target"].numpy().tobytes())
+        total.update(" ".join(batch["cases"]).encode())
+    return total.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("patch", "mirrored", "deformed"),
+    [
+        ((6, 10, 8), "b1b3766caeb88077", "4f29dc3f8d0242f8"),
+        ((2, 10, 9), "7e35670691c4daa7", "41749fdeb81b0ac3"),
+        ((10, 8), "b5bcb9fa8be08c5f", "04b5e8569b4605d5"),
+    ],
+)
+def test_batches_without_a_previous_stage_are_what_they_always_were(store, patch, mirrored, deformed):
+    """Bit by bit, against batches of the version before cascades. Gamma is off: machines differ in how they raise to
+    powers."""
+    settings = {"patch_size": patch, "mirror_axes": range(len(patch)), "masked_channels": (1,)}
+    assert digest(stream(store, "mirror", **settings)) == mirrored
+    without_powers = replace(AUGMENTATIONS["default"], gamma=0, gamma_inverted=0)
+    assert digest(stream(store, augmentation=without_powers, **settings)) == deformed
+
+
+@pytest.fixture(scope="module")
+def previous(store, tmp_path_factory) -> Path:
+    """A previous stage that made no mistake: its segmentations are the targets."""
+    folder = tmp_path_factory.mktemp("previous")
+    for case in CASES:
+        np.save(folder / f"{case}.npy", store.open(case).target)
+    return folder
+
+
+def one_hot(target: torch.Tensor) -> torch.Tensor:
+    return torch.stack([target == label for label in (1, 2)], dim=1).float()
+
+
+@pytest.mark.parametrize("patch", [(6, 10, 8), (2, 10, 9), (20, 20, 20), (10, 8)])
+@pytest.mark.parametrize("strength", ["none", "mirror", "default"])
+def test_the_previous_stage_follows_the_target(store, previous, patch, strength):
+    """Undamaged, a segmentation that equals the target goes on to equal it, wherever the patch is cut and however it is
+    turned; image and target are those of a training without it."""
+    table = replace(AUGMENTATIONS[strength], operation=0, removal=0)
+    settings = {"patch_size": patch, "mirror_axes": range(len(patch)), "augmentation": table}
+    alone = list(stream(store, **settings))
+    batches = list(stream(store, previous=previous, num_labels=2, **settings))
+    for batch, before in zip(batches, alone, strict=True):
+        assert batch["image"].shape == (2, 4, *patch)
+        assert batch["image"].dtype == torch.float32
+        assert torch.equal(batch["image"][:, :2], before["image"])
+        assert torch.equal(batch["target"], before["target"])
+        assert torch.equal(batch["image"][:, 2:], one_hot(batch["target"]))
+    assert any(batch["image"][:, 2:].any() for batch in batches)
+
+
+def test_the_previous_stage_is_damaged_in_training(store, previous):
+    """Labels of single voxels: whatever is damaged shows. Image and target stay what they are."""
+    settings = {"previous": previous, "num_labels": 2, "stop_step": 30}
+    batches = list(stream(store, **settings))
+    for batch, before in zip(batches, stream(store, stop_step=30), strict=True):
+        assert torch.equal(batch["image"][:, :2], before["image"])
+        assert torch.equal(batch["target"], before["target"])
+        assert set(batch["image"][:, 2:].unique().tolist()) <= {0.0, 1.0}
+    unlike = [(b["image"][i, 2:] != one_hot(b["target"])[i]).any().item() for b in batches for i in range(2)]
+    assert np.mean(unlike) == pytest.approx(1 - (1 - 0.4 * 0.75) * (1 - 0.2 * 0.75), abs=0.16)  # 0.4
+    assert_same(stream(store, worker_count=1, **settings), batches)
+    assert_same(stream(store, memory_limit=0, **settings), batches)
+    assert_same(stream(store, start_step=20, **settings), batches[20:])
 
 
 def test_workers_change_nothing(store):

@@ -19,16 +19,19 @@ from hypothesis import strategies as st
 from phantom import sphere
 from PIL import Image
 from synthetic_fingerprints import uniform
+from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 
+from autoseg import predict as module
 from autoseg.dataset import Case, load_case
-from autoseg.errors import DataError, UsageError
+from autoseg.errors import DataError, StateError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import read_image, read_labels
 from autoseg.model import Model
 from autoseg.plan import ChannelNormalization, Plan
 from autoseg.planner import make_plan
-from autoseg.predict import PredictOptions, output_ending, predict_cases, segment, window_runner
+from autoseg.predict import PredictOptions, member_of, output_ending, predict_cases, segment, window_runner
+from autoseg.preprocess import prepare
 
 ORGAN = LabelSet({"organ": 7})
 THRESHOLD = 100.0
@@ -44,7 +47,7 @@ class Bright(nn.Module):
 
 def plan_of(labels=ORGAN, channels=("MR",), **changes) -> Plan:
     found = uniform((1.0, 1.0, 1.0), (20, 24, 28), 5, labels, channels=channels)
-    made = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found)
+    made = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
     return replace(made, normalization=(ChannelNormalization("none"),) * len(channels), **changes)
 
 
@@ -108,7 +111,7 @@ def test_a_segmentation_lies_on_its_image(
     image = picture((11, 13, 17))
     path = nifti(folder / "image.nii", image, turned(permutation, flips, angle, (0.5, 0.5, 0.5)))
     model = model_of((0.5,) * dims, plan=plan_of(axis_order=tuple(axis_order), orientation=orientation))
-    (made,) = predict_cases(model, [case_of(path)], folder / "out", PredictOptions(mirroring=mirroring))
+    (made,) = predict_cases([model], [case_of(path)], folder / "out", PredictOptions(mirroring=mirroring))
     assert (made.case, made.path) == ("some.case", folder / "out" / "some.case.nii")
     source, result = nib.load(path), nib.load(made.path)
     np.testing.assert_array_equal(np.asarray(result.dataobj).T, np.where(image > THRESHOLD, 7, 0))
@@ -146,7 +149,7 @@ def test_resampling_there_and_back_moves_nothing(tmp_path, order, spacing):
         target[order.index(0)] = 3.0  # thick slices: resampled on their own, by whole slices
     plan = plan_of(axis_order=order)
     model = model_of(tuple(target), plan=replace(plan, resampling=replace(plan.resampling, image_order=1)))
-    (made,) = predict_cases(model, [case_of(path)], tmp_path)
+    (made,) = predict_cases([model], [case_of(path)], tmp_path)
     found = read_labels(made.path).array == 7
     exact = image > THRESHOLD
     tolerance = 0.5 * max(*spacing, *target) if spacing[0] == 4.0 else 0.3
@@ -163,7 +166,7 @@ def test_slices_keep_their_distance(tmp_path):
     image[::2, mask] = 150
     path = nifti(tmp_path / "image.nii", image, np.diag([-1, -1, 3.7, 1]))
     model = model_of((2.0, 0.5), plan=plan_of(), patch=(1, 16, 32))
-    (made,) = predict_cases(model, [case_of(path)], tmp_path / "out")
+    (made,) = predict_cases([model], [case_of(path)], tmp_path / "out")
     found = read_labels(made.path).array > 0
     assert not found[1::2].any()
     for z in range(0, 9, 2):
@@ -179,7 +182,7 @@ def test_regions_are_decided_after_resampling_and_in_their_order(tmp_path):
     image = np.random.default_rng(0).choice([50, 100, 150], (9, 10, 11)).astype(np.int16)
     path = nifti(tmp_path / "image.nii", image, np.diag([1, -1, 1, 1]))
     model = model_of((1.0, 1.0, 1.0), plan=plan_of(labels), network=Two())
-    (made,) = predict_cases(model, [case_of(path)], tmp_path / "out")
+    (made,) = predict_cases([model], [case_of(path)], tmp_path / "out")
     np.testing.assert_array_equal(read_labels(made.path).array, np.select([image > 125, image > 75], [5, 2], 0))
 
 
@@ -254,9 +257,111 @@ def test_an_empty_image_has_an_empty_segmentation(tmp_path):
     path = nifti(tmp_path / "image.nii", np.zeros((5, 6, 7), np.int16))
     loaded = load_case(case_of(path), None)
     model = model_of(loaded.spacing)
-    indices = segment(model, loaded, window_runner(model, PredictOptions()))
+    indices = segment([member_of(model, PredictOptions())], loaded)
     assert indices.shape == (5, 6, 7)
     assert not indices.any()
+
+
+# ---- several models, and cascades
+
+
+class Slope(nn.Module):
+    """Probability of the organ: a sigmoid of the brightness about a threshold, steep or flat."""
+
+    def __init__(self, threshold: float, width: float) -> None:
+        super().__init__()
+        self.threshold, self.width = threshold, width
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        above = (image[:, -1:] - self.threshold) / self.width
+        return [torch.cat([torch.zeros_like(above), above], dim=1)]
+
+
+def test_models_average_their_probabilities_on_the_grid_of_the_image(tmp_path):
+    """A steep network with a threshold of 60, a flat one with 120, and one in slices: the mean probability decides."""
+    image = np.random.default_rng(0).integers(30, 150, (9, 10, 11)).astype(np.int16)
+    path = nifti(tmp_path / "image.nii", np.pad(image, ((1, 0), (0, 2), (0, 0))), np.eye(4))
+    slopes = ((60.0, 40.0), (120.0, 5.0), (90.0, 20.0))
+    models = [
+        model_of((1.0,) * dims, network=Slope(*slope)) for dims, slope in zip((3, 3, 2), slopes, strict=True)
+    ]  # fmt: skip
+    (made,) = predict_cases(models, [case_of(path)], tmp_path / "out")
+    probabilities = [1 / (1 + np.exp(-(image - threshold) / width)) for threshold, width in slopes]
+    expected = np.mean(probabilities, axis=0) > 0.5
+    assert (expected != (np.mean([(image - t) / w for t, w in slopes], axis=0) > 0)).any()  # not the mean of logits
+    found = read_labels(made.path).array
+    np.testing.assert_array_equal(found[1:, :-2], np.where(expected, 7, 0))
+    assert not found[0].any()
+    assert not found[:, -2:].any()
+
+
+def test_models_that_see_an_image_alike_share_its_preparation(tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(
+        module, "prepare", lambda *a: prepared.append(module.spacing_for(a[4], a[2])) or prepare(*a)
+    )  # fmt: skip
+    path = nifti(tmp_path / "image.nii", picture((8, 9, 10)), np.eye(4))
+    models = [model_of(spacing) for spacing in ((1.0,) * 3, (2.0,) * 3, (1.0,) * 3, (1.0,) * 2)]
+    for out in ("first", "second"):
+        predict_cases(models, [case_of(path)], tmp_path / out)
+    assert prepared == [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"channels": ("CT",)}, r"channels: \('MR',\) and \('CT',\)"),
+        ({"labels": LabelSet({"organ": 8})}, "labels: .*7.* and .*8"),
+        ({"orientation": "as_stored"}, "orientation: canonical and as_stored"),
+        ({"axis_order": (2, 1, 0)}, r"axis order: \(0, 1, 2\) and \(2, 1, 0\)"),
+        ({"training": replace(plan_of().training, loss="dice_bce")}, "loss, and so heads: dice_ce and dice_bce"),
+    ],
+)
+def test_models_of_different_kinds_do_not_vote_together(changes, what, tmp_path):
+    path = nifti(tmp_path / "image.nii", picture((8, 9, 10)), np.eye(4))
+    models = [model_of((1.0,) * 3), model_of((1.0,) * 2, plan=replace(plan_of(), **changes))]
+    with pytest.raises(StateError, match=f"3d_fullres-unet and 2d-unet .* {what}"):
+        predict_cases(models, [case_of(path)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Follower(nn.Module):
+    """Sees an image channel and two of a previous stage, whose labels it swaps where the image is not 0."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        assert image.shape[1] == 3
+        body = (image[:, :1] != 0).float()
+        return [10 * torch.cat([0.5 * torch.ones_like(body), body * image[:, 2:], body * image[:, 1:2]], dim=1)]
+
+
+class Bands(nn.Module):
+    """Label 1 above 75, label 2 above 125."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [torch.cat([75 - image, (image - 75).minimum(125 - image), image - 125], dim=1)]
+
+
+def cascade_of(spacing: tuple[float, ...], previous: Model) -> Model:
+    model = model_of(spacing, plan=previous.plan, network=Follower())
+    made = replace(model.configuration, cascade_from="3d_fullres")
+    plan = replace(model.plan, configurations=model.plan.configurations | {"3d_cascade": made})
+    return replace(model, plan=plan, configuration_name="3d_cascade", previous=previous)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 1.0, 1.0)])
+def test_a_cascade_sees_what_the_stage_before_it_decided(tmp_path, spacing):
+    """Whatever the grid of the cascade: the labels come there and back, and the crop lies where it lay."""
+    labels = LabelSet({"oedema": 2, "core": 5})
+    blocks = np.random.default_rng(0).choice([50, 100, 150], (4, 5, 6))
+    image = np.pad(np.kron(blocks, np.ones((2, 2, 2))), ((1, 2), (0, 3), (4, 0))).astype(np.int16)
+    path = nifti(tmp_path / "image.nii.gz", image, np.diag([-1, 1, -1, 1]))
+    previous = model_of((1.0, 1.0, 1.0), plan=plan_of(labels), network=Bands())
+    cascade = cascade_of(spacing, previous)
+    (made,) = predict_cases([cascade], [case_of(path)], tmp_path / "cascade")
+    np.testing.assert_array_equal(read_labels(made.path).array, np.select([image > 125, image > 75], [2, 5], 0))
+    # as a member of an ensemble, against two votes of the stage before
+    (made,) = predict_cases([cascade, previous, previous], [case_of(path)], tmp_path / "both")
+    np.testing.assert_array_equal(read_labels(made.path).array, np.select([image > 125, image > 75], [5, 2], 0))
 
 
 # ---- files
@@ -268,7 +373,7 @@ def test_pictures_come_back_as_pictures(tmp_path, ending):
     blocks = np.random.default_rng(1).choice([40, 160], (6, 9))
     path = tmp_path / f"image{ending}"
     Image.fromarray(np.kron(blocks, np.ones((4, 4))).astype(np.uint8)).save(path)
-    (made,) = predict_cases(model_of((1.0, 1.0), patch=(1, 16, 16)), [case_of(path)], tmp_path / "out")
+    (made,) = predict_cases([model_of((1.0, 1.0), patch=(1, 16, 16))], [case_of(path)], tmp_path / "out")
     assert made.path.suffix == (".png" if ending == ".jpg" else ending)
     read = read_image(path).array[0]
     assert (read > THRESHOLD).any()
@@ -286,7 +391,7 @@ def test_volumes_come_back_in_their_format(tmp_path, ending):
     else:
         itk_image(path, image)
     loaded = load_case(case_of(path), None)
-    (made,) = predict_cases(model_of(loaded.spacing), [case_of(path)], tmp_path / "out")
+    (made,) = predict_cases([model_of(loaded.spacing)], [case_of(path)], tmp_path / "out")
     assert made.path.name == f"some.case{ending}"
     result = read_labels(made.path)
     np.testing.assert_array_equal(result.array, np.where(image > THRESHOLD, 7, 0))
@@ -311,7 +416,7 @@ def test_channels_come_from_several_files_or_from_one(tmp_path):
     both = nifti(tmp_path / "both.nii", np.stack([np.ones_like(image), image]), affine)
     model = model_of((1.0,) * 3, plan=plan_of(channels=("T1", "T2")))
     for files in ((other, bright), (both,)):
-        (made,) = predict_cases(model, [case_of(*files)], tmp_path / files[0].stem)
+        (made,) = predict_cases([model], [case_of(*files)], tmp_path / files[0].stem)
         assert made.path.name == "some.case.nii"
         np.testing.assert_array_equal(read_labels(made.path).array, np.where(image > THRESHOLD, 7, 0))
 
@@ -321,7 +426,7 @@ def test_another_number_of_channels_is_refused(tmp_path, count):
     path = nifti(tmp_path / "image.nii", np.ones((count, 4, 5, 6), np.int16))
     model = model_of((1.0,) * 3, plan=plan_of(channels=("T1", "T2")))
     with pytest.raises(DataError, match=rf"image\.nii.* {count} channels.*2: T1, T2"):
-        predict_cases(model, [case_of(path)], tmp_path / "out")
+        predict_cases([model], [case_of(path)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -332,7 +437,7 @@ def test_an_image_is_never_overwritten_by_its_segmentation(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     for out in (tmp_path, tmp_path / "." / "x" / "..", tmp_path / "link"):
         with pytest.raises(UsageError, match=r"some\.case\.nii .*image"):
-            predict_cases(model_of((1.0,) * 3), [case_of(path)], out)
+            predict_cases([model_of((1.0,) * 3)], [case_of(path)], out)
     assert path.read_bytes() == before
 
 
@@ -342,5 +447,5 @@ def test_a_damaged_image_is_named_and_those_before_are_kept(tmp_path):
     bad.write_bytes(good.read_bytes()[:500])
     cases = [Case("a", "a", (str(good),), None), Case("b", "b", (str(bad),), None)]
     with pytest.raises(DataError, match=r"bad\.nii"):
-        predict_cases(model_of((1.0,) * 3), cases, tmp_path / "out")
+        predict_cases([model_of((1.0,) * 3)], cases, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.nii"]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantom import sphere, tiny_dataset
 from synthetic_fingerprints import label_set, uniform
+from synthetic_memory import ElementMemory
 
 from autoseg import preprocess as module
 from autoseg.data.store import CaseStore
@@ -28,7 +29,10 @@ LINEAR = Resampling(image_order=1, antialias_factor=1e9)
 
 def plan_of(spacing=(2.0, 1.0, 1.0), shape=(12, 20, 24), channels=("MR",), **changes) -> Plan:
     found = uniform(spacing, shape, 5, LABELS, channels=channels)
-    return replace(make_plan(dataset="test", channels=channels, labels=LABELS, fingerprint=found), **changes)
+    return replace(
+        make_plan(dataset="test", channels=channels, labels=LABELS, fingerprint=found, memory=ElementMemory()),
+        **changes,
+    )
 
 
 def at(plan: Plan, spacing: tuple[float, ...], name: str = "3d_fullres") -> Configuration:
@@ -212,7 +216,9 @@ def made(monkeypatch) -> list[str]:
 
 def plan_for(dataset: Dataset, **changes) -> Plan:
     found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 4, dataset.labels, channels=dataset.channels)
-    made = make_plan(dataset="test", channels=dataset.channels, labels=dataset.labels, fingerprint=found)
+    made = make_plan(
+        dataset="test", channels=dataset.channels, labels=dataset.labels, fingerprint=found, memory=ElementMemory()
+    )
     return replace(made, **changes)
 
 

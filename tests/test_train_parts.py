@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_fingerprints import label_set, uniform
+from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -47,7 +48,7 @@ LABELS = label_set(3)
 
 def plan_of(spacing=(2.0, 1.0, 1.0), shape=(12, 20, 24), channels=("MR",), labels=LABELS, **training) -> Plan:
     found = uniform(spacing, shape, 5, labels, channels=channels)
-    made = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found)
+    made = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
     return replace(made, training=replace(made.training, **training))
 
 
@@ -358,23 +359,32 @@ def test_validation_seconds(name, patch, axes, mirroring, passes):
 
 def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
     plan = plan_of()
-    trained = to_plain(plan)
-    _require_same_plan(trained, plan, tmp_path)
-    _require_same_plan(trained, replace(plan, decisions=()), tmp_path)  # why is not what
-    _require_same_plan(trained, replace(plan, training=replace(plan.training, workers=7)), tmp_path)
+    trained, name = to_plain(plan), "3d_fullres"
+    other = replace(plan.configurations["2d"], batch_size=99)
+    cheaper = replace(plan.configurations[name], cost=None)
+    for indifferent in (
+        plan,
+        replace(plan, decisions=()),  # why is not what
+        replace(plan, training=replace(plan.training, workers=7)),
+        replace(plan, recommended="2d", vram_gb=3.0),
+        replace(plan, configurations=plan.configurations | {"2d": other, name: cheaper}),
+    ):
+        _require_same_plan(trained, indifferent, name, tmp_path)
+    larger = replace(plan.configurations[name], batch_size=99)
     for changes, named in (
         ({"training": replace(plan.training, seed=5)}, "training differ"),
         (
             {"normalization": (ChannelNormalization("none"),), "axis_order": (1, 0, 2)},
             "axis_order, normalization differ",
         ),
+        ({"configurations": plan.configurations | {name: larger}}, "configurations.3d_fullres differ"),
     ):
         with pytest.raises(StateError, match=f"{tmp_path} was trained under another plan: {named}") as caught:
-            _require_same_plan(trained, replace(plan, **changes), tmp_path)
+            _require_same_plan(trained, replace(plan, **changes), name, tmp_path)
         assert "--restart" in caught.value.remedy
     older = {key: value for key, value in trained.items() if key != "vram_gb"} | {"orientation": "as_stored"}
     with pytest.raises(StateError, match="orientation differ"):
-        _require_same_plan(older, plan, tmp_path)
+        _require_same_plan(older, plan, name, tmp_path)
 
 
 # ---- networks of plans
@@ -394,12 +404,19 @@ def test_every_plan_describes_a_network_that_runs(spacing, shape, entries, chann
     names = tuple(f"MR{i}" for i in range(channels))
     found = uniform(spacing, shape, 5, labels, channels=names)
     plan = make_plan(
-        dataset="any", channels=names, labels=labels, fingerprint=found, rules=rules, device="cpu", vram_gb=vram
+        dataset="any",
+        channels=names,
+        labels=labels,
+        fingerprint=found,
+        rules=rules,
+        device="cpu",
+        vram_gb=vram,
+        memory=ElementMemory(),
     )
     for configuration in plan.configurations.values():
         with FakeTensorMode():
             network = build_plan_network(plan, configuration)
-            logits = network(torch.zeros(1, channels, *configuration.patch_size))
+            logits = network(torch.zeros(1, plan.input_channels(configuration), *configuration.patch_size))
         strides = np.cumprod(configuration.network.strides, axis=0)
         assert strides.shape[1] == configuration.dims == len(configuration.patch_size)
         assert len(logits) == len(strides) - 1

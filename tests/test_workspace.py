@@ -30,21 +30,37 @@ def test_every_path_is_where_the_documentation_says():
             workspace.fingerprint,
             workspace.plan,
             workspace.splits,
-            workspace.crossval,
+            workspace.test,
+            workspace.plan_for("swin_unet"),
             workspace.preprocessed("1mm"),
+            workspace.previous_stage("3d_cascade", "unet"),
             workspace.model("3d_fullres", "unet"),
             workspace.fold("3d_fullres", "unet", 3),
+            workspace.crossval("3d_fullres", "unet"),
         )
     ] == [
         "w/dataset.json",
         "w/fingerprint.json",
         "w/plan.json",
         "w/splits.json",
-        "w/crossval.json",
+        "w/test.json",
+        "w/plan-swin_unet.json",
         "w/preprocessed/1mm",
+        "w/preprocessed/3d_cascade-unet",
         "w/models/3d_fullres-unet",
         "w/models/3d_fullres-unet/fold_3",
+        "w/models/3d_fullres-unet/crossval.json",
     ]
+
+
+def test_models_are_the_folders_with_a_fold_that_was_begun(tmp_path):
+    workspace = Workspace(tmp_path)
+    assert workspace.models() == ()
+    for name, network, fold in (("3d_fullres", "unet", 1), ("3d_fullres", "unet", 0), ("2d", "attention_unet", 4)):
+        write_text(workspace.fold(name, network, fold) / "last.pt", "")
+    (workspace.fold("3d_lowres", "unet", 0)).mkdir(parents=True)  # without a checkpoint
+    write_text(tmp_path / "models" / "notes.txt", "")
+    assert workspace.models() == (("2d", "attention_unet"), ("3d_fullres", "unet"))
 
 
 # Writing

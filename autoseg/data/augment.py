@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from batchgenerators.augmentations.utils import (
@@ -107,12 +108,14 @@ class HostChain:
 
         Args:
             image: (C, *size) float16 or float32: the patch, with as many voxels more before as after it on each axis.
-            target: (*size) integer class indices, OUTSIDE = -1.
+            target: (*size) integer class indices, OUTSIDE = -1; or several label maps (n, *size), which are moved
+                alike, the target first.
             rng: source of all draws.
             deformation: from `draw`; drawn here if None. Where the margin is too small for it, the image is padded.
 
         Returns:
-            Image (C, *patch_size) float32 and target (*patch_size), of the dtype that came, OUTSIDE turned into 0.
+            Image (C, *patch_size) float32 and target (*patch_size) or (n, *patch_size), of the dtype that came, OUTSIDE
+            turned into 0.
         """
         deformation = self.draw(rng) if deformation is None else deformation
         image, target = fit(image, target, self.patch_size, deformation.margin, self.border)
@@ -125,10 +128,10 @@ class HostChain:
                 step(image, rng)
         flips = [axis for axis in self.mirror_axes if rng.random() < self.augmentation.mirroring]
         if flips:
-            image = np.ascontiguousarray(np.flip(image, tuple(axis + 1 for axis in flips)))
-            target = np.ascontiguousarray(np.flip(target, tuple(flips)))
+            axes = tuple(axis - len(self.patch_size) for axis in flips)
+            image, target = (np.ascontiguousarray(np.flip(array, axes)) for array in (image, target))
         if self.masked_channels:
-            image[np.ix_(self.masked_channels)] *= target >= 0
+            image[np.ix_(self.masked_channels)] *= target.reshape(-1, *self.patch_size)[0] >= 0
         return image, np.maximum(target, 0)
 
     def _largest_angle(self) -> float:
@@ -257,18 +260,18 @@ def elastic_field(shape: tuple[int, ...], magnitude: float, rng: np.random.Gener
 def fit(
     image: np.ndarray, target: np.ndarray, patch_size: Sequence[int], margin: Sequence[int], border: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crop or pad image (C, *size) and target (*size) about their centre to the patch with `margin` on both sides."""
+    """Crop or pad image (C, *size) and target (..., *size) about their centre to the patch, `margin` on both sides."""
     missing = []
-    for length, patch, m in zip(target.shape, patch_size, margin, strict=True):
-        assert (length - patch) % 2 == 0, f"{target.shape} and {tuple(patch_size)} have no common centre"
+    for length, patch, m in zip(image.shape[1:], patch_size, margin, strict=True):
+        assert (length - patch) % 2 == 0, f"{image.shape[1:]} and {tuple(patch_size)} have no common centre"
         missing.append((patch - length) // 2 + m)
     if any(missing):
-        inside = tuple(slice(-m, m or None) if m < 0 else slice(None) for m in missing)
-        image, target = image[(slice(None), *inside)], target[inside]
+        inside: tuple[Any, ...] = (..., *(slice(-m, m) if m < 0 else slice(None) for m in missing))
+        image, target = image[inside], target[inside]
         pads = [(max(m, 0), max(m, 0)) for m in missing]
         if any(before for before, _ in pads):
             image = np.pad(image, [(0, 0), *pads], constant_values=border)
-            target = np.pad(target, pads, constant_values=OUTSIDE)
+            target = np.pad(target, [(0, 0)] * (target.ndim - len(pads)) + pads, constant_values=OUTSIDE)
     return image, target
 
 
@@ -280,15 +283,15 @@ def resample(image: np.ndarray, target: np.ndarray, coordinates: np.ndarray) -> 
 
     Args:
         image: (C, *size) float32.
-        target: (*size) integer.
+        target: (*size) integer, or several label maps (n, *size).
         coordinates: (d, *shape) float32, d = 2 or 3. With d = 2 and three spatial axes, every slice is treated alike.
             Coordinates outside take the value at the border of the array.
 
     Returns:
-        Image (C, *shape) and target (*shape), with the slice axis in front of `shape` where there is one.
+        Image (C, *shape) and target (*shape) or (n, *shape), with the slice axis before `shape` where there is one.
     """
     dims, shape = len(coordinates), coordinates.shape[1:]
-    size, slices = target.shape[-dims:], target.shape[:-dims]
+    size = target.shape[-dims:]
     rows = np.ascontiguousarray(image).reshape(-1, math.prod(size))
     label_rows = np.ascontiguousarray(target).reshape(-1, math.prod(size))
     border_rows = _label_borders(target, dims).reshape(label_rows.shape)
@@ -307,7 +310,7 @@ def resample(image: np.ndarray, target: np.ndarray, coordinates: np.ndarray) -> 
             if len(open_points := np.flatnonzero(borders.take(first))):
                 labels[open_points] = _vote(row, first[open_points], offsets, weights[:, open_points])
             out[part] = labels
-    return image_out.reshape(len(image), *slices, *shape), target_out.reshape(*slices, *shape)
+    return image_out.reshape(*image.shape[:-dims], *shape), target_out.reshape(*target.shape[:-dims], *shape)
 
 
 def _corners(points: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, list[int], np.ndarray]:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from autoseg.augmentation import Augmentation
 from autoseg.data.augment import HostChain, build_chain
+from autoseg.data.previous_stage import PreviousStage
 from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
 from autoseg.data.store import CaseStore, StoredCase
 from autoseg.imaging.labels import OUTSIDE
@@ -37,20 +38,33 @@ class PatchDataset(Dataset):
         store: the preprocessed cases.
         sampler: chooses case and place; its cases must be in the store.
         chain: augments; of the same patch size.
+        previous: the segmentations that a cascade sees beside the image, or None.
         in_memory: read all cases now and keep them. Processes forked from this one share the memory.
     """
 
-    def __init__(self, store: CaseStore, sampler: PatchSampler, chain: HostChain, *, in_memory: bool) -> None:
+    def __init__(
+        self,
+        store: CaseStore,
+        sampler: PatchSampler,
+        chain: HostChain,
+        previous: PreviousStage | None = None,
+        *,
+        in_memory: bool,
+    ) -> None:
         self.store = store
         self.sampler = sampler
         self.chain = chain
+        self.previous = previous
         self.in_memory = in_memory
         self.cases: dict[str, StoredCase] = {}
         if in_memory:
             self.cases = {case: store.open(case).in_memory() for case in sampler.cases}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Image (C, *patch) float32, target (*patch) uint8 or int16 without OUTSIDE, and the case's id."""
+        """Image (C, *patch) float32, target (*patch) uint8 or int16 without OUTSIDE, and the case's id.
+
+        In a cascade, the channels of the image are followed by one per label of the previous stage.
+        """
         rng = sample_generator(self.sampler.seed, index)
         case = self._open(self.sampler.case_of(index))
         lower = self.sampler.choose(index, case, rng).lower
@@ -60,7 +74,12 @@ class PatchDataset(Dataset):
         lower = tuple(first - m for first, m in zip(lower, (0, *margin)[-3:], strict=True))  # type: ignore[assignment]
         image = cut_patch(case.image, lower, size, self.chain.border)
         target = cut_patch(case.target, lower, size, OUTSIDE)
-        image, target = self.chain(image, target, rng, deformation)
+        if self.previous is None:
+            image, target = self.chain(image, target, rng, deformation)
+        else:  # the chain moves both label maps alike, and makes 0 of OUTSIDE
+            before = cut_patch(self.previous.open(case.info.id), lower, size, OUTSIDE)
+            image, (target, before) = self.chain(image, np.stack([target, before]), rng, deformation)
+            image = np.concatenate([image, self.previous.channels(before, rng)])
         target = target.astype(np.uint8 if target.dtype == np.int8 else np.int16, copy=False)
         return {"image": torch.from_numpy(image), "target": torch.from_numpy(target), "case": case.info.id}
 
@@ -107,6 +126,8 @@ def make_loader(
     rgb: bool = False,
     anisotropic: bool | None = None,
     border: float = 0.0,
+    previous: Path | None = None,
+    num_labels: int = 0,
     foreground_fraction: float,
     case_sampling: Literal["uniform", "presence"] = "uniform",
     class_sampling: Literal["uniform", "inverse_frequency"] = "uniform",
@@ -126,6 +147,8 @@ def make_loader(
         labels: what foreground patches are aimed at, as class indices; see `PatchSampler`, also for
             foreground_fraction, case_sampling and class_sampling.
         augmentation: the table; see `build_chain`, also for mirror_axes, masked_channels, rgb, anisotropic and border.
+        previous, num_labels: a folder with the segmentation of a previous stage of every case, on the grid of the
+            store (<case>.npy, class indices), and the number of its labels: they become further channels.
         seed: not negative. Give validation patches another seed than training.
         start_step, stop_step: the first step to deliver, and the one after the last; None: a stream without end.
         worker_count: processes that prepare batches; 0 prepares them here.
@@ -133,7 +156,8 @@ def make_loader(
         memory_limit: bytes the cases may occupy in memory (0: never held); None: a quarter of what is free.
 
     Returns:
-        Iterable of {"image": float32 (B, C, *patch), "target": uint8 or int16 (B, *patch), "cases": list of ids}.
+        Iterable of {"image": float32 (B, C, *patch), "target": uint8 or int16 (B, *patch), "cases": list of ids}, with
+        C + num_labels channels in a cascade.
     """
     sampler = PatchSampler(
         {case: store.info(case) for case in cases}, patch_size=patch_size, labels=labels, seed=seed,
@@ -143,10 +167,11 @@ def make_loader(
         augmentation, patch_size=patch_size, mirror_axes=mirror_axes, anisotropic=anisotropic,
         masked_channels=masked_channels, rgb=rgb, border=border,
     )  # fmt: skip
+    stage = PreviousStage(previous, num_labels, augmentation) if previous else None
     limit = int(free_memory() * MEMORY_SHARE) if memory_limit is None else memory_limit
     in_memory = (FORKS or not worker_count) and sum(map(store.nbytes, cases)) <= limit
     return DataLoader(
-        PatchDataset(store, sampler, chain, in_memory=in_memory),
+        PatchDataset(store, sampler, chain, stage, in_memory=in_memory),
         batch_sampler=Steps(batch_size, start_step, stop_step),
         collate_fn=_collate,
         pin_memory=pin_memory,

@@ -1,0 +1,44 @@
+"""The arithmetic of one training step, in pieces that ask no value of the device.
+
+`train.training_step` puts them together and looks at the loss between them; `memory` runs the same pieces on tensors
+without content, which have no values to look at. So what is predicted is what is trained.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from autoseg.nn.precision import autocast
+
+
+def loss_of(network: nn.Module, criterion: nn.Module, image: Tensor, target: Tensor, dtype: str) -> Tensor:
+    """Loss of a batch: the network under autocast, the criterion in float32.
+
+    Args:
+        image: (B, C, *patch) float32.
+        target: (B, *patch) class indices.
+        dtype: of the convolutions, a key of `precision.DTYPES`.
+
+    Logits that the backward pass does not need are freed on return.
+    """
+    with autocast(image.device, dtype):
+        logits = network(image)
+    return criterion(logits, target)
+
+
+def clipped_gradients(
+    loss: Tensor,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    gradient_clip: float,
+) -> Tensor:
+    """Fill the gradients of `network`, no longer than `gradient_clip` together, and return their length before."""
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    return nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
+
+
+def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Move the weights along their gradients; a scaler in use skips gradients that are not finite."""
+    scaler.step(optimizer)
+    scaler.update()
