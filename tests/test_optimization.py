@@ -1,14 +1,24 @@
 """Learning-rate schedules, optimiser steps and weight averages, worked out by hand."""
 
 import math
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from autoseg.nn.optimization import LOWEST_FACTOR, OPTIMIZERS, SCHEDULES, WeightAverage, set_learning_rate
+from autoseg.nn.optimization import (
+    LOWEST_FACTOR,
+    OPTIMIZERS,
+    SCHEDULES,
+    Plateau,
+    WeightAverage,
+    cool_down,
+    set_learning_rate,
+)
 
 
 def network_of(*values):
@@ -48,6 +58,11 @@ def fill(network, *values):
         ("one_cycle", 0.55, 0.5),  # half of the fall
         ("one_cycle", 0.325, 0.853553),  # a quarter of it
         ("one_cycle", 1, 0),
+        ("reduce_on_plateau", 0, 1),
+        ("reduce_on_plateau", 0.9, 1),
+        ("reduce_on_plateau", 0.925, 0.5),  # a quarter of the cool-down: 1 - sqrt(1/4)
+        ("reduce_on_plateau", 0.964, 0.2),  # 1 - sqrt(0.64)
+        ("reduce_on_plateau", 1, 0),
     ],
 )
 def test_schedules_by_hand(schedule, progress, factor):
@@ -83,6 +98,91 @@ def test_progress_beyond_the_ends_counts_as_the_ends():
         assert set_learning_rate(optimizer, 1.0, schedule, -0.2) == set_learning_rate(optimizer, 1.0, schedule, 0.0)
 
 
+def test_a_factor_reduces_any_schedule_but_not_to_nothing():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    assert set_learning_rate(optimizer, 0.02, "cosine", 0.5, factor=0.2) == pytest.approx(0.02 * 0.5 * 0.2)
+    assert set_learning_rate(optimizer, 0.02, "poly", 0.0, factor=1e-9) == pytest.approx(2e-5)
+
+
+@pytest.mark.parametrize(
+    ("since", "length", "factor"),
+    [(0, 8, 1), (2, 8, 0.5), (4.5, 8, 0.25), (8, 8, 0), (9, 8, 0), (-1, 8, 1), (0.02, 0.08, 0.5), (0, 0, 0)],
+)
+def test_cool_down_by_hand(since, length, factor):
+    assert cool_down(since, length) == pytest.approx(factor, abs=1e-6)
+
+
+# ---- plateaus ----
+
+
+def found_at(plateau, values):
+    """Numbers (from 1) of the updates that found a plateau."""
+    return [number for number, value in enumerate(values, start=1) if plateau.update(value)]
+
+
+def test_a_plateau_is_found_on_time_and_again_after_as_long():
+    falling = [1.0, 0.8, 0.6, 0.5]
+    assert found_at(Plateau(patience=3, smoothing=0), falling + [0.5] * 7) == [7, 10]
+    assert found_at(Plateau(patience=15, smoothing=0), falling + [0.5] * 14) == []
+    assert found_at(Plateau(smoothing=0), falling + [0.5] * 15) == [19]
+
+
+def test_rising_is_no_improvement_and_neither_is_nan():
+    assert found_at(Plateau(patience=3, smoothing=0), [0.5, 0.6, 0.7, 0.8]) == [4]
+    plateau = Plateau(patience=3)
+    assert found_at(plateau, [0.5, math.nan, 0.5, math.inf]) == [4]
+    assert plateau.average == 0.5
+    assert found_at(Plateau(patience=2), [math.nan, math.nan]) == [2]
+
+
+def test_an_improvement_starts_the_wait_anew():
+    values = [0.5, 0.5, 0.5, 0.4, 0.4, 0.4, 0.4]
+    assert found_at(Plateau(patience=3, smoothing=0), values) == [7]
+    assert found_at(Plateau(patience=3, smoothing=0, tolerance=0.2), values) == [4, 7]  # too little to count
+    assert found_at(Plateau(patience=3, smoothing=0, tolerance=0.15), [0.5, 0.4, 0.3, 0.3, 0.3, 0.3]) == [6]  # in sum
+
+
+def test_the_average_by_hand_and_how_far_it_lags():
+    plateau = Plateau(smoothing=0.9)
+    averages = [plateau.average for value in (1.0, 0.5, 0.0) if not plateau.update(value)]
+    assert averages == pytest.approx([1.0, 0.95, 0.855])
+    # of a fall by 0.1, 0.1 * 0.9^n is still to come after n updates: 0.02 below the last best it is at n = 3 (0.0729),
+    # 7 (0.0478), 13 (0.0254) and 28 (0.0052), and never again
+    fall = [0.1] + [0.0] * 60
+    assert found_at(Plateau(patience=15, tolerance=0.02), fall) == [1 + 28 + 15, 1 + 28 + 30]
+    assert found_at(Plateau(patience=5, tolerance=0.02), fall)[0] == 1 + 7 + 5
+
+
+def test_noise_on_a_falling_loss_finds_no_plateau():
+    rng = np.random.default_rng(0)
+    falling = 0.5 - 0.002 * np.arange(200)
+    noisy = falling + rng.normal(0, 0.02, 200)
+    assert found_at(Plateau(), noisy) == []
+    assert found_at(Plateau(smoothing=0), noisy) != []  # as it would without the average
+    flat = np.concatenate([noisy, np.full(150, falling[-1]) + rng.normal(0, 0.02, 150)])
+    first = found_at(Plateau(), flat)[0]
+    assert 215 <= first <= 270
+
+
+@given(st.lists(st.floats(-1, 1), max_size=40), st.integers(0, 40))
+def test_a_plateau_goes_on_from_plain_data(values, cut):
+    whole = Plateau(patience=3, smoothing=0.5)
+    expected = [whole.update(value) for value in values]
+    first = Plateau(patience=3, smoothing=0.5)
+    seen = [first.update(value) for value in values[:cut]]
+    plain = asdict(first)
+    assert all(value is None or type(value) in (int, float) for value in plain.values())
+    second = Plateau(**plain)
+    assert seen + [second.update(value) for value in values[cut:]] == expected
+    assert second == whole
+
+
+def test_the_rate_is_divided_by_five_at_every_plateau():
+    plateau = Plateau(patience=2, smoothing=0)
+    factors = [plateau.factor for _ in range(5) if plateau.update(1.0) or True]
+    assert factors == pytest.approx([1, 1, 0.2, 0.2, 0.04])
+
+
 # ---- optimisers ----
 
 
@@ -115,6 +215,26 @@ def test_adamw_decays_weights_apart_from_the_gradient():
     mean = (0.1 * 0.9 * 2 - 0.1 * 1) / (1 - 0.9**2)
     square = (0.01 * 0.99 * 4 + 0.01 * 1) / (1 - 0.99**2)
     assert values_of(network) == pytest.approx([first * (1 - 0.05) - 0.1 * mean / math.sqrt(square)])
+
+
+def test_momentum_of_sgd():
+    network = network_of(1.0)
+    optimizer = OPTIMIZERS["sgd"](network.parameters(), 0.1, 0.0, 0.5)
+    step(network, optimizer, 2.0)
+    assert values_of(network) == pytest.approx([1 - 0.1 * 2 * 1.5])
+    without = network_of(1.0)
+    step(without, OPTIMIZERS["sgd"](without.parameters(), 0.1, 0.0, 0.0), 2.0)
+    assert values_of(without) == pytest.approx([0.8])
+
+
+def test_momentum_of_adamw_is_its_first_beta():
+    network = network_of(1.0)
+    optimizer = OPTIMIZERS["adamw"](network.parameters(), 0.1, 0.0, 0.5)
+    step(network, optimizer, 2.0)
+    step(network, optimizer, -1.0)
+    mean = (0.5 * 0.5 * 2 - 0.5 * 1) / (1 - 0.5**2)  # 0: the first pulls half as much as the second
+    assert mean == 0
+    assert values_of(network) == pytest.approx([1 - 0.1])
 
 
 # ---- average ----

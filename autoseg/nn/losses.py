@@ -1,124 +1,182 @@
-"""Losses: soft Dice plus cross-entropy, over softmax labels or sigmoid regions, with deep supervision.
+"""Losses: an overlap of each structure, an entropy of each voxel, a boundary term; with deep supervision.
+
+    dice_ce, dice_bce   soft Dice + cross-entropy, of softmax labels or of sigmoid regions
+    dice_focal          soft Dice + focal loss: voxels that are right already weigh little
+    dice_topk           soft Dice + cross-entropy of the hardest voxels
+    tversky             Tversky index alone: missed and wrong voxels weigh differently
+
+Heads are sigmoid where there are regions and softmax otherwise; dice_ce and dice_bce are one of the two by name. A
+boundary term may be added to any of them.
 
 Targets are class indices (B, *spatial): 0 background, 1..n labels, `ignore_index` (n + 1) where nobody annotated. All
-arithmetic is float32. A loss near -1 is a perfect segmentation: the Dice term is -Dice, the cross-entropy tends to 0.
+arithmetic is float32. A loss near -1 is a perfect segmentation: the overlap term is -Dice, the entropy tends to 0.
 
-Source: nnU-Net v2 (soft Dice without background, smoothing 1e-5, plus cross-entropy, weighted 1 : 1; stage weights
-1, 1/2, 1/4 ..., none for the coarsest).
+Sources: nnU-Net v2 (soft Dice without background, smoothing 1e-5, plus cross-entropy, weighted 1 : 1; stage weights 1,
+1/2, 1/4 ..., none for the coarsest); focal loss: Lin et al., ICCV 2017; hardest voxels: Wu et al., arXiv 1605.06885;
+Tversky: Salehi et al., MLMI 2017.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from autoseg.nn.boundary import boundary_term
+from autoseg.nn.heads import SigmoidHeads, SoftmaxHeads, Terms
 
 SMOOTH = 1e-5
 
 
-class DiceCE(nn.Module):
-    """Soft Dice of the foreground labels plus cross-entropy, for softmax heads.
+def dice_ce(**common: Any) -> nn.Module:
+    """Soft Dice of the foreground labels plus cross-entropy, for softmax heads. Options: `SegmentationLoss`."""
+    return SegmentationLoss(weighted_mean, **common | {"regions": ()})
 
-    Args:
-        ignore_index: class index without loss, or None.
-        class_weights: weight of each head (K) in the cross-entropy, or None.
-        batch_dice: sum over the batch before dividing, instead of one Dice per sample.
 
-    Maps logits (B, K, *s) and target (B, *s) to a scalar.
+def dice_bce(*, regions: Sequence[Sequence[int]], **common: Any) -> nn.Module:
+    """Soft Dice plus binary cross-entropy of every region, for sigmoid heads. Options: `SegmentationLoss`."""
+    assert regions, "sigmoid heads are made of regions"
+    return SegmentationLoss(weighted_mean, regions=regions, **common)
+
+
+def dice_focal(*, focal_gamma: float = 2.0, **common: Any) -> nn.Module:
+    """Soft Dice plus focal loss; gamma 0 is the cross-entropy. Options: `SegmentationLoss`."""
+    return SegmentationLoss(partial(focal_mean, gamma=focal_gamma), **common)
+
+
+def dice_topk(*, topk_share: float = 0.1, **common: Any) -> nn.Module:
+    """Soft Dice plus cross-entropy of the hardest share (0, 1] of a batch's voxels. Options: `SegmentationLoss`."""
+    return SegmentationLoss(partial(hardest_mean, share=topk_share), **common)
+
+
+def tversky(*, tversky_alpha: float = 0.3, tversky_beta: float = 0.7, **common: Any) -> nn.Module:
+    """Tversky index, with alpha for false positives and beta for false negatives; 0.5 and 0.5 make it the Dice.
+
+    It has no entropy, so that class weights and voxel weights mean nothing to it. Options: `SegmentationLoss`.
     """
-
-    def __init__(
-        self, *, ignore_index: int | None, class_weights: Sequence[float] | None, batch_dice: bool, **_: object
-    ) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
-        self.batch_dice = batch_dice
-        self.weights: Tensor | None
-        self.register_buffer("weights", None if class_weights is None else torch.tensor(class_weights))
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        log_probabilities = F.log_softmax(logits.float(), dim=1)
-        target = target.long()
-        annotated = None if self.ignore_index is None else target != self.ignore_index
-        if annotated is not None:
-            target = target.where(annotated, 0)
-        nll = -log_probabilities.gather(1, target[:, None])[:, 0]
-        weight = torch.ones_like(nll) if self.weights is None else self.weights[target]
-        if annotated is not None:
-            weight = weight * annotated
-        cross_entropy = (nll * weight).sum() / weight.sum().clamp_min(1e-8)
-        heads = torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * (target.ndim - 1))
-        one_hot = target[:, None] == heads
-        return cross_entropy - _mean_dice(log_probabilities[:, 1:].exp(), one_hot, annotated, self.batch_dice)
+    return SegmentationLoss(None, alpha=tversky_alpha, beta=tversky_beta, **common)
 
 
-class DiceBCE(nn.Module):
-    """Soft Dice plus binary cross-entropy of every region, for sigmoid heads (B, R, *s).
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "dice_ce": dice_ce,
+    "dice_bce": dice_bce,
+    "dice_focal": dice_focal,
+    "dice_topk": dice_topk,
+    "tversky": tversky,
+}
+DiceCE, DiceBCE = dice_ce, dice_bce  # the two by their class-like names
+
+
+class SegmentationLoss(nn.Module):
+    """Mean entropy of the voxels minus mean overlap of the structures, plus a boundary term.
 
     Args:
-        regions: for each head the class indices it unites.
-        class_weights: weight of each head (R) in the cross-entropy, or None.
-        ignore_index, batch_dice: as in `DiceCE`.
+        voxel_term: mean of an entropy map under weights, such as `weighted_mean`; None: overlap alone.
+        ignore_index: class index without loss, or None.
+        class_weights: weight of each head in the entropy, or None.
+        batch_dice: overlap over the batch as a whole, instead of one per sample.
+        regions: for each sigmoid head the class indices it unites; empty for softmax heads.
+        alpha, beta: weights of false positives and false negatives in the overlap; both 0.5 make it the Dice.
+        boundary_weight: of the boundary term (see `boundary`); 0 leaves it out.
+        Options of other losses are not looked at: all losses are built from the same arguments.
+
+    Maps logits (B, K, *s), target (B, *s) and, optionally, weights of the voxels in the entropy (B, *s) to a scalar.
     """
 
     def __init__(
         self,
+        voxel_term: Callable[[Tensor, Tensor | None], Tensor] | None,
         *,
-        regions: Sequence[Sequence[int]],
         ignore_index: int | None,
         class_weights: Sequence[float] | None,
         batch_dice: bool,
+        regions: Sequence[Sequence[int]] = (),
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        boundary_weight: float = 0.0,
+        **_: object,
     ) -> None:
         super().__init__()
-        highest = max(index for union in regions for index in union)
-        # the last row stands for every index above: labels that belong to no region, and the ignore label
-        table = torch.zeros(highest + 2, len(regions), dtype=torch.bool)
-        for head, union in enumerate(regions):
-            table[list(union), head] = True
-        self.table: Tensor
-        self.register_buffer("table", table)
+        self.voxel_term = voxel_term
+        self.heads = SigmoidHeads(regions, class_weights) if regions else SoftmaxHeads(class_weights)
         self.ignore_index = ignore_index
         self.batch_dice = batch_dice
-        self.weights: Tensor | None
-        self.register_buffer("weights", None if class_weights is None else torch.tensor(class_weights))
+        self.alpha, self.beta = alpha, beta
+        self.boundary_weight = boundary_weight
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits = logits.float()
-        target = target.long()
+    def forward(self, logits: Tensor, target: Tensor, voxel_weights: Tensor | None = None) -> Tensor:
         annotated = None if self.ignore_index is None else target != self.ignore_index
-        masks = self.table[target.clamp_max(len(self.table) - 1)].movedim(-1, 1)
-        entropy = F.binary_cross_entropy_with_logits(logits, masks.float(), reduction="none")
-        weight = torch.ones_like(entropy)
-        if self.weights is not None:
-            weight = weight * self.weights.view(1, -1, *[1] * (target.ndim - 1))
         if annotated is not None:
-            weight = weight * annotated[:, None]
-        cross_entropy = (entropy * weight).sum() / weight.sum().clamp_min(1e-8)
-        return cross_entropy - _mean_dice(logits.sigmoid(), masks, annotated, self.batch_dice)
+            target = target.where(annotated, 0)
+        terms = self.heads.terms(logits, target, annotated)
+        loss = -self._overlap(terms)
+        if self.voxel_term:
+            maps = (self.heads.entropy_weights(target), *(_with_heads(m) for m in (annotated, voxel_weights)))
+            loss = loss + self.voxel_term(terms.entropy, _product(maps))
+        if self.boundary_weight:
+            masks = self.heads.masks(logits, target)
+            loss = loss + self.boundary_weight * boundary_term(self.heads.probabilities(logits), masks, annotated)
+        return loss
+
+    def _overlap(self, terms: Terms) -> Tensor:
+        """Smoothed Tversky index TP / (TP + alpha FP + beta FN), averaged over heads (and samples)."""
+        common, predicted, present = (s.sum(0) if self.batch_dice else s for s in terms[1:])
+        counted = 2 * (self.alpha * predicted + self.beta * present + (1 - self.alpha - self.beta) * common)
+        return ((2 * common + SMOOTH) / (counted + SMOOTH).clamp_min(1e-8)).mean()
 
 
-LOSSES: dict[str, type[nn.Module]] = {
-    "dice_ce": DiceCE,
-    "dice_bce": DiceBCE,
-}
+def weighted_mean(entropy: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of a map (B, H, *s) under a weight that broadcasts to it; 0 where nothing weighs. None: all weigh alike."""
+    if weight is None:
+        return entropy.mean()
+    return (entropy * weight).sum() / weight.expand_as(entropy).sum(dtype=torch.float32).clamp_min(1e-8)
+
+
+def focal_mean(entropy: Tensor, weight: Tensor | None, gamma: float) -> Tensor:
+    """Mean of (1 - p)^gamma x entropy, with p the probability of what is there."""
+    wrong = (-torch.expm1(-entropy)).clamp_min(1e-8)  # a power below 1 has no finite slope at 0
+    return weighted_mean(entropy * wrong**gamma, weight)
+
+
+def hardest_mean(entropy: Tensor, weight: Tensor | None, share: float) -> Tensor:
+    """Mean over the given share of those values of the map that weigh anything: the largest, at least one."""
+    values = entropy.detach()
+    counted = torch.ones_like(values, dtype=torch.bool) if weight is None else (weight > 0).expand_as(values)
+    ordered = values.masked_fill(~counted, -1).flatten().sort(descending=True).values
+    last = (share * counted.sum()).ceil().long().clamp(1, values.numel()) - 1
+    hardest = counted & (values >= ordered.gather(0, last[None]))
+    return weighted_mean(entropy, hardest if weight is None else hardest * weight)
+
+
+def _with_heads(voxels: Tensor | None) -> Tensor | None:
+    return None if voxels is None else voxels[:, None]
+
+
+def _product(factors: Iterable[Tensor | None]) -> Tensor | None:
+    """Of those that are there; None of none."""
+    there = [factor for factor in factors if factor is not None]
+    return reduce(operator.mul, there) if there else None
 
 
 class DeepSupervision(nn.Module):
     """Weighted sum of one loss over all stages; targets are taken at the centre voxel of each coarse one.
 
-    Maps a list of logits, finest first, and the finest target (B, *patch) to a scalar. Stage i weighs 2^-i; the
-    coarsest of several weighs 0; the weights sum to 1.
+    Maps a list of logits, finest first, the finest target (B, *patch) and, optionally, the weights of its voxels to a
+    scalar. Stage i weighs 2^-i; the coarsest of several weighs 0; the weights sum to 1.
     """
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
 
-    def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+    def forward(self, logits: Sequence[Tensor], target: Tensor, voxel_weights: Tensor | None = None) -> Tensor:
+        maps = [target] if voxel_weights is None else [target, voxel_weights]
         total = torch.zeros((), device=target.device)
         for stage, weight in zip(logits, stage_weights(len(logits)), strict=True):
             if weight > 0:
-                total = total + weight * self.loss(stage, _shrink(target, stage.shape[2:]))
+                total = total + weight * self.loss(stage, *(_shrink(m, stage.shape[2:]) for m in maps))
         return total
 
 
@@ -142,14 +200,3 @@ def _shrink(target: Tensor, shape: Sequence[int]) -> Tensor:
             centres = torch.arange(step // 2, coarse * step, step, device=target.device).clamp_max(edge - 1)
             target = target.index_select(axis, centres)
     return target
-
-
-def _mean_dice(probabilities: Tensor, masks: Tensor, annotated: Tensor | None, batch_dice: bool) -> Tensor:
-    """Soft Dice (2 TP + s) / (P + G + s) averaged over heads (and samples). Both inputs (B, H, *s)."""
-    if annotated is not None:
-        probabilities = probabilities * annotated[:, None]
-        masks = masks & annotated[:, None]
-    axes = ([0] if batch_dice else []) + list(range(2, probabilities.ndim))
-    true_positive = (probabilities * masks).sum(axes)
-    size = probabilities.sum(axes) + masks.sum(axes)
-    return ((2 * true_positive + SMOOTH) / (size + SMOOTH).clamp_min(1e-8)).mean()

@@ -1,26 +1,38 @@
 """Optimisers, learning-rate schedules and the moving average of the weights. One literal table each.
 
 A schedule maps progress in [0, 1], the share of the training that is done, to a factor of the learning rate. Progress
-may be steps over all steps or seconds over the time budget, so that the schedule always spans what was asked for.
+may be steps over all steps or seconds over the time budget, so that the schedule always spans what was asked for. What
+depends on validation is a further factor: `Plateau` tells when to reduce, or to end with a `cool_down`.
 """
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 
-def _sgd(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """nnU-Net's optimiser: Nesterov momentum 0.99."""
-    return torch.optim.SGD(parameters, learning_rate, momentum=0.99, nesterov=True, weight_decay=weight_decay)
+def _sgd(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, momentum: float | None = None
+) -> torch.optim.Optimizer:
+    """nnU-Net's optimiser: Nesterov momentum, 0.99."""
+    momentum = 0.99 if momentum is None else momentum
+    return torch.optim.SGD(
+        parameters, learning_rate, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
+    )
 
 
-def _adamw(parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+def _adamw(
+    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, momentum: float | None = None
+) -> torch.optim.Optimizer:
+    """AdamW; its momentum is beta 1, 0.9."""
+    betas = 0.9 if momentum is None else momentum, 0.99
+    return torch.optim.AdamW(parameters, learning_rate, betas=betas, weight_decay=weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], float, float], torch.optim.Optimizer]] = {
+# momentum: share of the mean gradient that is kept at each step; None: what is usual for the optimiser
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adamw": _adamw,
 }
@@ -34,20 +46,84 @@ def _one_cycle(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
+COOL_DOWN = 0.1  # share of a training
+
+
+def cool_down(since: float, length: float) -> float:
+    """Factor that takes a learning rate from where it is to 0.
+
+    Args:
+        since, length: what has passed of the cool-down and what it takes, in any one unit. Past the end it is 0.
+
+    It falls fast at first: 1 - sqrt(share), Haegele et al., NeurIPS 2024, who find 10 to 20 % of a training enough.
+    """
+    return 1 - math.sqrt(min(max(since, 0.0) / length, 1.0)) if length > 0 else 0.0
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "poly": lambda progress: (1 - progress) ** 0.9,  # nnU-Net
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "one_cycle": _one_cycle,  # linear rise, cosine fall
+    # falls by `Plateau.factor` alone; the weights of the last step predict, so that it, too, ends low
+    "reduce_on_plateau": lambda progress: cool_down(progress - (1 - COOL_DOWN), COOL_DOWN),
 }
 LOWEST_FACTOR = 1e-3  # no step is wasted on a learning rate of zero
+REDUCTION = 0.2  # of the learning rate at a plateau
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, schedule: str, progress: float) -> float:
-    """Set and return the learning rate due at `progress` in [0, 1]."""
-    rate = learning_rate * max(SCHEDULES[schedule](min(max(progress, 0.0), 1.0)), LOWEST_FACTOR)
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, learning_rate: float, schedule: str, progress: float, factor: float = 1.0
+) -> float:
+    """Set and return the learning rate due at `progress` in [0, 1].
+
+    `factor` is what validation makes of the schedule: `Plateau.factor`, or a `cool_down` begun before its end.
+    """
+    rate = learning_rate * max(factor * SCHEDULES[schedule](min(max(progress, 0.0), 1.0)), LOWEST_FACTOR)
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
+
+
+@dataclass
+class Plateau:
+    """Tells when a value that ought to fall, such as the validation loss, has stopped falling.
+
+    The value is smoothed by an exponential moving average, which begins with the first one. A plateau is found when the
+    average has not come `tolerance` below the best it was, `patience` updates in a row; then the wait starts anew. All
+    fields are plain data: `Plateau(**asdict(plateau))` goes on where `plateau` stood.
+
+    The average lags behind: at the default smoothing, a fall by 0.1 delays the wait by some 40 updates (the share 0.9^n
+    of it that is still to come after n updates must be less than the tolerance).
+
+    Source: the first nnU-Net (Isensee et al., 2018): patience 30, tolerance 5e-3, learning rate / 5.
+    """
+
+    patience: int = 15  # updates
+    tolerance: float = 1e-3
+    smoothing: float = 0.9  # of the average; 0 takes values as they come
+    average: float | None = None
+    best: float | None = None
+    waited: int = 0  # updates since the best, or since the last plateau
+    found: int = 0  # plateaus so far
+
+    def update(self, value: float) -> bool:
+        """Take in one more value; whether a plateau is found. A value that is not finite is no improvement."""
+        if math.isfinite(value):
+            self.average = value if self.average is None else value + self.smoothing * (self.average - value)
+        if self.average is not None and (self.best is None or self.average < self.best - self.tolerance):
+            self.best, self.waited = self.average, 0
+            return False
+        self.waited += 1
+        if self.waited < self.patience:
+            return False
+        self.waited = 0
+        self.found += 1
+        return True
+
+    @property
+    def factor(self) -> float:
+        """Of the learning rate under reduce_on_plateau: divided by 5 at every plateau."""
+        return REDUCTION**self.found
 
 
 class WeightAverage:
