@@ -1,6 +1,6 @@
 """The memory model against a CUDA device: predicted bytes and the bytes that torch's allocator reserved.
 
-    python benchmarks/gpu_memory.py [--device cuda] [--out gpu_memory.md] [--minutes 8]
+    python benchmarks/gpu_memory.py [--device cuda] [--out gpu_memory.md] [--minutes 7]
 
 Calibrates the device on its own five configurations (`autoseg.nn.calibration.TRIALS`), predicts those of
 benchmarks/memory.py at the size they have on a GPU, takes a few steps of each and prints the table. `held` is
@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from memory import avoid_amx, cpu_trials, describe, gpu_trials  # beside this file
+from memory import cpu_trials, describe, gpu_trials  # beside this file
 
 from autoseg.nn.calibration import TRIALS, Trial, calibrate, observe, trained_dtype
 from autoseg.nn.memory import DEFAULT_TERMS, DeviceTerms
@@ -65,7 +65,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("gpu_memory.md"))
     parser.add_argument("--minutes", type=float, default=7, help="begin no further configuration after so long")
     options = parser.parse_args()
-    avoid_amx()
     began = time.perf_counter()
     device = torch.device(options.device)
     lines: list[str] = []

@@ -14,7 +14,6 @@ more than 1 %, or a planted error passes.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -146,15 +145,6 @@ def _scratch(blocks: list[tuple[int, int, int, tuple | None]]) -> set[int]:
     return found
 
 
-def avoid_amx() -> None:
-    """Keep oneDNN from AMX, in this process and those it starts.
-
-    For convolutions one slice thick its bfloat16 gradients of weights (brgconv_bwd_w in 3.12) write past their memory
-    at some sizes, such as 16 channels of 4 x 128 x 128. What torch's allocator hands out does not depend on it.
-    """
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-
-
 def describe(trial: Trial, dtype: str) -> str:
     """A row's first cells: network, dimensions, classes, patch, batch, options."""
     patch = "x".join(map(str, trial.patch_size))
@@ -236,7 +226,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the table here, too")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    avoid_amx()
     if options.one is not None:
         print(json.dumps(measure(options.one)))
         return 0

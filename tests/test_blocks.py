@@ -1,5 +1,10 @@
 """Parts that networks share: stages, convolutions of any size, residual blocks, fitting, float32 normalisation."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +20,7 @@ from autoseg.nn.blocks import (
     Stage,
     conv_stage,
     fit_to,
+    follow_device,
     residual_stage,
     resize_linearly,
     same_convolution,
@@ -150,7 +156,7 @@ def test_what_a_residual_block_learns_is_added():
 def test_only_the_first_block_of_a_stage_has_stride_and_projection():
     stage = residual_stage(3, 2, 4, (1, 3, 3), (1, 2, 2), 3, (1, 2, 2))
     assert [[type(m).__name__ for m in block.skip] for block in stage] == [
-        ["AveragePool", "Conv3d", "InstanceNorm"],
+        ["AveragePool", "Convolution3d", "InstanceNorm"],
         [],
         [],
     ]
@@ -198,7 +204,8 @@ def test_linear_interpolation_covers_the_same_box():
 
 
 def test_the_table_of_convolutions_knows_two_and_three_dimensions():
-    assert {dims: kind.__name__ for dims, kind in CONVOLUTIONS.items()} == {2: "Conv2d", 3: "Conv3d"}
+    bases = {dims: kind if kind in (nn.Conv2d, nn.Conv3d) else kind.__bases__[0] for dims, kind in CONVOLUTIONS.items()}
+    assert bases == {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def test_conv_block_is_convolution_normalisation_leaky_relu():
@@ -283,3 +290,74 @@ def test_instance_norm_is_the_same_on_cuda(dtype, shape):
     assert result.dtype == dtype
     assert result.detach().double().cpu().numpy() == pytest.approx(expected, rel=2**-7, abs=2e-3)
     assert torch.isfinite(on_device.grad).all()
+
+
+# ---- kernels one slice thick
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "groups"),
+    [
+        ((1, 1, 1), (1, 1, 1), (0, 0, 0), 1),
+        ((1, 3, 3), (1, 1, 1), (0, 1, 1), 1),
+        ((1, 3, 3), (1, 2, 2), (0, 1, 1), 2),
+        ((1, 1, 1), (2, 2, 2), (0, 0, 0), 1),
+        ((1, 2, 3), (3, 1, 2), (0, 0, 1), 1),
+    ],
+)
+def test_kernels_one_slice_thick_give_the_same_by_slices(kernel, stride, padding, groups):
+    torch.manual_seed(0)
+    layer = CONVOLUTIONS[3](4, 6, kernel, stride, padding, groups=groups)
+    images = [torch.randn(2, 4, 5, 9, 8, requires_grad=True)]
+    images.append(images[0].detach().clone().requires_grad_())
+    gradients = []
+    for image, by_slices in zip(images, (True, False), strict=True):
+        layer.by_slices = by_slices
+        layer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = layer(image)
+        assert result.dtype == torch.bfloat16
+        assert result.is_contiguous()
+        result.float().pow(2).sum().backward()
+        gradients.append([result, image.grad, layer.weight.grad, layer.bias.grad])
+    for here, there in zip(*gradients, strict=True):
+        assert here.shape == there.shape
+        torch.testing.assert_close(here, there, rtol=0.02, atol=0.02 * float(there.detach().float().std()))
+
+
+def test_only_kernels_one_slice_thick_in_half_precision_on_a_cpu_run_by_slices(monkeypatch):
+    called = []
+    monkeypatch.setattr(F, "conv2d", lambda *a, **k: called.append(1) or torch.conv2d(*a, **k))
+    x = torch.randn(1, 4, 4, 8, 8)
+    thin, thick = CONVOLUTIONS[3](4, 4, (1, 3, 3), 1, (0, 1, 1)), CONVOLUTIONS[3](4, 4, 3, 1, 1)
+    thin(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        thick(x)
+        assert not called
+        follow_device(thin, "cuda")
+        thin(x)
+        assert not called
+        follow_device(thin, "cpu")
+        thin(x)
+    assert called
+
+
+DEBUGGING_ALLOCATOR = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
+
+
+@pytest.mark.skipif(not DEBUGGING_ALLOCATOR.exists(), reason="needs glibc's debugging allocator")
+@pytest.mark.parametrize(("kernel", "shape"), [((1, 3, 3), (2, 16, 8, 96, 96)), ((1, 1, 1), (2, 16, 4, 128, 128))])
+def test_gradients_of_thin_kernels_stay_within_their_memory(kernel, shape):
+    """nn.Conv3d dies here on CPUs with AMX: the sizes are those at which the fault was seen."""
+    code = f"""
+import torch
+from autoseg.nn.blocks import CONVOLUTIONS
+layer = CONVOLUTIONS[3](16, 16, {kernel}, 1, {tuple(k // 2 for k in kernel)})
+for _ in range(4):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = layer(torch.randn({shape}, requires_grad=True))
+    result.float().square().mean().backward()
+"""
+    environment = os.environ | {"LD_PRELOAD": str(DEBUGGING_ALLOCATOR), "MALLOC_CHECK_": "3"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,7 @@ from autoseg import predict, train
 from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.data.splits import Splits
+from autoseg.dataset import Dataset
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.plan import Plan
 from autoseg.records import load, save
@@ -413,6 +415,7 @@ def test_results_of_models_stand_side_by_side(cascaded, capsys):
     assert "\n3d_lowres, unet: mean Dice 0." in shown
     assert ", 6 cases in 5 folds" in shown
     assert "\n3d_cascade, unet: mean Dice 0." in shown
+    assert "\n3d_fullres, unet: mean Dice" not in shown  # its tables are above
     for name, cases in (("3d_fullres", 2), ("3d_lowres", 6), ("3d_cascade", 2)):
         assert len(load(CrossValidation, workspace.crossval(name, "unet")).cases) == cases
     workspace.crossval("3d_cascade", "unet").unlink()
@@ -420,3 +423,42 @@ def test_results_of_models_stand_side_by_side(cascaded, capsys):
     assert "3d_cascade, unet: not evaluated (autoseg evaluate -c 3d_cascade --network unet)" in capsys.readouterr().out
     run("evaluate", "-c", "3d_fullres", "-w", workspace.root)
     assert "3d_lowres" not in capsys.readouterr().out
+
+
+def test_a_cascade_is_scored_on_test_cases(cascaded, tmp_path, capsys):
+    _, source = cascaded
+    workspace = copy_of(source, tmp_path / "w")
+    dataset = load(Dataset, workspace.dataset)
+    save(workspace.dataset, replace(dataset, test_cases=dataset.cases[:2]))
+    assert main(["evaluate", "--test", "-c", "3d_cascade", "-w", str(workspace.root)]) == 4
+    assert "fold 2 of" in capsys.readouterr().err
+    run("train", "-c", "3d_cascade", "--epochs", 1, "-f", "2..4", "-w", workspace.root, *SHORT)
+    run("evaluate", "--test", "-c", "3d_cascade", "-w", workspace.root)
+    result = load(HeldOutScores, workspace.test)
+    assert (result.configuration, [score.case for score in result.cases]) == ("3d_cascade", ["case_00", "case_01"])
+    assert max(score.scores["organ_1"]["dice"] for score in result.cases) > 0.5
+
+
+def test_networks_stand_side_by_side(trained, tmp_path, capsys):
+    """Another network is planned from the same data, trained beside the first, and votes with it."""
+    dataset, source = trained
+    workspace = copy_of(source, tmp_path / "w")
+    before = workspace.plan.read_bytes()
+    run("train", "--network", "residual_unet", "-f", 0, "--epochs", 2, "-w", workspace.root, *SHORT)
+    assert "plan for residual_unet" in capsys.readouterr().out
+    assert workspace.plan.read_bytes() == before
+    assert workspace.models() == (("3d_fullres", "residual_unet"), ("3d_fullres", "unet"))
+    run("evaluate", "-w", workspace.root)
+    run("evaluate", "--network", "residual_unet", "-w", workspace.root)
+    for network, cases in (("unet", 2), ("residual_unet", 1)):
+        result = load(CrossValidation, workspace.crossval("3d_fullres", network))
+        assert (result.network, len(result.cases)) == (network, cases)
+    assert "plan for" not in capsys.readouterr().out  # made once
+    run("status", "-w", workspace.root)
+    assert "\n3d_fullres-residual_unet\n  fold 0: epoch 2" in capsys.readouterr().out
+    run("predict", "--network", "residual_unet", "-i", dataset / "imagesTr", "-o", tmp_path / "a", "-w", workspace.root)
+    both = ("-m", "3d_fullres-unet", "3d_fullres-residual_unet")
+    run("predict", *both, "-i", dataset / "imagesTr", "-o", tmp_path / "b", "-w", workspace.root)
+    assert dice_of(tmp_path / "b", dataset) > 0.6
+    assert main(["train", "--network", "paintbrush", "-w", str(workspace.root)]) == 2
+    assert "residual_unet" in capsys.readouterr().err

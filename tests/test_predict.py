@@ -295,6 +295,25 @@ def test_models_average_their_probabilities_on_the_grid_of_the_image(tmp_path):
     assert not found[:, -2:].any()
 
 
+def test_models_average_the_probabilities_of_regions(tmp_path):
+    """Each region is decided at one half of the mean: 0.4 and 0.3 are no region, 0.9 and 0.3 are one."""
+
+    class Region(nn.Module):
+        def __init__(self, bright: float, dark: float) -> None:
+            super().__init__()
+            self.bright, self.dark = torch.logit(torch.tensor(bright)), torch.logit(torch.tensor(dark))
+
+        def forward(self, image: Tensor) -> list[Tensor]:
+            return [torch.where(image > THRESHOLD, self.bright, self.dark)]
+
+    image = np.random.default_rng(0).choice([50, 150], (9, 10, 11)).astype(np.int16)
+    path = nifti(tmp_path / "image.nii", image, np.eye(4))
+    plan = plan_of(LabelSet({"organ": 7}, {"organ": (7,)}, (7,)))
+    models = [model_of((1.0,) * 3, plan=plan, network=Region(*p)) for p in ((0.9, 0.4), (0.3, 0.3))]
+    (made,) = predict_cases(models, [case_of(path)], tmp_path / "out")
+    np.testing.assert_array_equal(read_labels(made.path).array, np.where(image > THRESHOLD, 7, 0))
+
+
 def test_models_that_see_an_image_alike_share_its_preparation(tmp_path, monkeypatch):
     prepared = []
     monkeypatch.setattr(

@@ -16,7 +16,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+class Convolution3d(nn.Conv3d):
+    """A 3-D convolution that keeps clear of a fault on CPUs: kernels one slice thick run as 2-D convolutions there.
+
+    With AMX instructions, oneDNN 3.12 (torch 2.13) computes the weight gradients of such kernels in bfloat16 by code
+    that writes past its memory at some sizes; the process dies, or worse, does not. Its 2-D code has shown no such
+    fault, and turning AMX off would make a step two to three times as slow.
+    """
+
+    by_slices = True  # on a CPU in half precision; off where a trace follows another device
+
+    def forward(self, x: Tensor) -> Tensor:
+        thick = self.kernel_size[0] > 1
+        if thick or not self.by_slices or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        weight = self.weight.squeeze(2)
+        if set(self.kernel_size) == set(self.stride) == {1}:  # any plane will do: no copy
+            return F.conv2d(x.flatten(3), weight, self.bias, groups=self.groups).unflatten(3, x.shape[3:])
+        slices = x[:, :, :: self.stride[0]].transpose(1, 2)
+        stride, padding, dilation = self.stride[1:], self.padding[1:], self.dilation[1:]
+        convolved = F.conv2d(slices.flatten(0, 1), weight, self.bias, stride, padding, dilation, self.groups)
+        return convolved.unflatten(0, slices.shape[:2]).transpose(1, 2).contiguous()
+
+
+CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: Convolution3d}
 TRANSPOSED_CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 LINEAR_MODES = {2: "bilinear", 3: "trilinear"}
 NEGATIVE_SLOPE = 0.01
@@ -136,6 +160,13 @@ class Stage(nn.Sequential):
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(super().forward, x, use_reentrant=False)
         return super().forward(x)
+
+
+def follow_device(network: nn.Module, device: str) -> None:
+    """Let a network that is traced on a CPU do what it would do on `device` (cuda or cpu)."""
+    for module in network.modules():
+        if isinstance(module, Convolution3d):
+            module.by_slices = device == "cpu"
 
 
 def set_checkpointing(network: nn.Module, on: bool) -> None:

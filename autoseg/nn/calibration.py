@@ -40,7 +40,7 @@ CACHE_VERSION = 1
 UNDERESTIMATE = 10.0  # weight of an underestimate in the fit; an overestimate weighs 1
 LARGEST_CONTEXT = 2 * 2**30  # memory beyond is held by other processes
 SHARE_OF_FREE = 0.6  # of a GPU's free memory, that the largest trial may take
-STEPS = 4  # per trial: the first allocates and warms up, the fastest of the others counts
+STEPS = 3  # per trial: the first allocates and warms up, the fastest of the others counts
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ TRIALS: dict[str, tuple[Trial, ...]] = {
         Trial("unet", (32, 64, 128, 256), 2, (128, 128), 4),
         Trial("unet", (16, 32, 64, 128), 3, (32, 32, 32), 4),
         Trial("unet", (16, 32, 64), 20, (48, 48, 48), 1),
-        Trial("residual_unet", (32, 64, 128, 256), 3, (256, 256), 4),
+        Trial("residual_unet", (32, 64, 128, 256), 3, (192, 192), 4),
         Trial("unet", (16, 32, 64, 128), 3, (64, 64, 64), 1),
     ),
 }

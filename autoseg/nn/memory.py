@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoseg.nn.blocks import set_checkpointing
+from autoseg.nn.blocks import follow_device, set_checkpointing
 from autoseg.nn.live_bytes import LiveBytes, Timeline
 from autoseg.nn.optimization import OPTIMIZERS, WeightAverage
 from autoseg.nn.precision import autocast
@@ -99,6 +99,7 @@ class TracedStep:
             self.network = build()
             self.network.deep_supervision = deep_supervision  # type: ignore[assignment]
             set_checkpointing(self.network, checkpointing)
+            follow_device(self.network, rules)
             self.optimizer = OPTIMIZERS[optimizer](self.network.parameters(), 1e-2, 1e-5)
             for group in self.optimizer.param_groups:
                 group["foreach"] = RULES[rules].foreach
@@ -158,20 +159,16 @@ def trace_forward(
     dtype: str = "bfloat16",
     rules: str = "cuda",
 ) -> StepCost:
-    """What a batch of tiles takes in prediction, as `sliding_window` runs one network: its finest logits, in float32."""
+    """What a batch of tiles takes in prediction, as `sliding_window` runs one network: finest logits, in float32."""
     with FakeTensorMode(), LiveBytes(RULES[rules].block) as watched, torch.no_grad():
         network = build().eval()
         network.deep_supervision = False  # type: ignore[assignment]
-        kept = None
-        for _ in range(2):  # the logits of a batch are kept until those of the next one are written down
-            tiles = torch.empty(batch_size, in_channels, *patch_size)
-            watched.start()
-            with autocast(tiles.device, dtype):
-                logits = network(tiles)[0].float()
-            logits = logits / 1  # a mean over networks
-            kept = logits
+        tiles = torch.empty(batch_size, in_channels, *patch_size)
+        watched.start()
+        with autocast(tiles.device, dtype):
+            logits = network(tiles)[0].float()
+        logits = logits / 1  # a mean over networks
         timeline = watched.read()
-        del kept
     return StepCost(int(timeline.live.max()), sum(p.numel() for p in network.parameters()), timeline.flops)
 
 
