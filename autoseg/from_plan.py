@@ -58,6 +58,7 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
         ignore_index=heads.ignore_index,
         class_weights=weights,
         batch_dice=configuration.batch_dice,
+        **plan.training.loss_options,
     )
     return DeepSupervision(loss)
 

@@ -5,6 +5,7 @@ coarsest (or the singleton) axis first. Spacings, patches and shapes below are i
 configuration have two entries, (Y, X).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +13,15 @@ from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 
 VERSION = 2
+LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "momentum": (lambda value: 0 <= value < 1, "0 to 1, less than 1"),
+    "focal_gamma": (lambda value: value >= 0, "0 or more"),
+    "topk_share": (lambda value: 0 < value <= 1, "more than 0, at most 1"),
+    "tversky_alpha": (lambda value: value >= 0, "0 or more"),
+    "tversky_beta": (lambda value: value > 0, "more than 0"),
+    "boundary_weight": (lambda value: value >= 0, "0 or more"),
+}
 
 
 @dataclass(frozen=True)
@@ -98,12 +108,18 @@ class Training:
     iterations_per_epoch: int = 250
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.01
+    momentum: float | None = None  # of SGD, or beta 1 of AdamW; None: 0.99 or 0.9
     weight_decay: float = 3e-5
     schedule: Literal["poly", "cosine", "one_cycle"] = "poly"
     weight_average: float = 0.0  # decay of the exponential moving average of the weights; 0 is off
     gradient_clip: float = 12.0
-    loss: Literal["dice_ce", "dice_bce"] = "dice_ce"
+    loss: Literal["dice_ce", "dice_bce", "dice_focal", "dice_topk", "tversky"] = "dice_ce"
     class_weights: tuple[float, ...] | None = None  # of the cross-entropy, one per head; None weighs all alike
+    focal_gamma: float = 2.0  # of dice_focal: how much less voxels weigh that are right already
+    topk_share: float = 0.1  # of dice_topk: the hardest voxels of a batch, which alone count
+    tversky_alpha: float = 0.3  # of tversky: weight of false positives
+    tversky_beta: float = 0.7  # and of false negatives
+    boundary_weight: float = 0.0  # of a boundary term beside any loss
     deep_supervision: bool = True
     foreground_fraction: float = 0.33  # share of a batch's patches centred on foreground
     case_sampling: Literal["uniform", "presence"] = "uniform"  # presence: cases of rare labels are drawn more often
@@ -114,6 +130,17 @@ class Training:
     autocast: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: measured at start-up
     workers: int | None = None  # None: chosen from the cores at hand
     seed: int = 1234
+
+    def __post_init__(self) -> None:
+        for name, (fits, expected) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise StateError(f"{name} is {value}, expected {expected}", remedy=f"--set training.{name}=...")
+
+    @property
+    def loss_options(self) -> dict[str, float]:
+        """What the losses can be told; each takes what it knows."""
+        return {name: getattr(self, name) for name in LOSS_OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -172,11 +199,16 @@ class Plan:
 
 
 def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 names the proxy of memory, and adds the cascade, checkpointing, costs, rules and presets."""
+    """Version 2 names the proxy of memory, and adds the cascade, checkpointing, costs, rules, presets and losses."""
     added = {"cascade_from": None, "checkpointing": False, "cost": None}
     configurations = {}
     for name, configuration in plain["configurations"].items():
         kept = {key: value for key, value in configuration.items() if key != "memory_estimate"}
         configurations[name] = kept | {"elements": configuration["memory_estimate"]} | added
     preset = "s" if plain["device"] == "cpu" else None
-    return plain | {"version": 2, "configurations": configurations, "rules": "autoseg", "preset": preset}
+    training = Training()
+    training_options = training.loss_options | {"momentum": training.momentum} | plain["training"]
+    return plain | {
+        "version": 2, "configurations": configurations, "rules": "autoseg", "preset": preset,
+        "training": training_options,
+    }  # fmt: skip

@@ -108,7 +108,9 @@ def train_fold(
         network = build_plan_network(plan, configuration).to(device)
         network.deep_supervision = training.deep_supervision  # type: ignore[assignment]
         criterion = build_plan_loss(plan, configuration).to(device)
-        optimizer = OPTIMIZERS[training.optimizer](network.parameters(), training.learning_rate, training.weight_decay)
+        optimizer = OPTIMIZERS[training.optimizer](
+            network.parameters(), training.learning_rate, training.weight_decay, training.momentum
+        )
         average = WeightAverage(network, training.weight_average) if training.weight_average else None
         log = FoldLog(folder, split.fold, list(plan.labels.scored), state["history"] if state else [])
 

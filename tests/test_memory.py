@@ -247,6 +247,17 @@ def test_inferred_sizes_agree_with_traces(network, rules):
         assert (inferred.flops, inferred.parameters) == (traced.flops, traced.parameters)
 
 
+@pytest.mark.parametrize("patch", [(16, 16, 16), (13, 16, 18)])
+def test_batches_of_one_patch_take_two_traces(patch):
+    trial = replace(unet(20), patch_size=patch)
+    model = model_of(trial, rules="cpu")
+    for batch in (3, 1, 4, 9):
+        found = model(patch, batch)
+        traced = replace(trial, batch_size=batch).trace("bfloat16", "cpu")
+        assert (found.peak, found.flops) == (traced.peak, traced.flops)
+    assert model.traces == 2
+
+
 def test_a_later_peak_is_found_at_other_sizes():
     """With few voxels the peak is in the optimiser, with many in the loss: both lie on the timeline."""
     trial = Trial("unet", (32, 64, 128), 2, (8, 8), 1)

@@ -214,6 +214,11 @@ CHANGES = [
     "weight_average=0",
     "gradient_clip=0.001",
     "loss=dice_bce",
+    "loss=dice_focal",
+    "loss=dice_topk",
+    "loss=tversky",
+    "boundary_weight=0.5",
+    "momentum=0.5",
     "class_weights=[1,5,9]",
     "foreground_fraction=1",
     "augmentation=none",
@@ -242,6 +247,21 @@ def test_every_training_setting_changes_the_weights(trained, tmp_path):
     assert torch.equal(prepared_by_a_worker, base)
     found = {change: weights_after(source, tmp_path / str(n), change) for n, change in enumerate(CHANGES)}
     assert [change for change, weights in found.items() if torch.equal(weights, base)] == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "option"),
+    [
+        ("dice_focal", "focal_gamma=1"),
+        ("dice_topk", "topk_share=0.5"),
+        ("tversky", "tversky_alpha=0.6"),
+        ("tversky", "tversky_beta=0.4"),
+    ],
+)
+def test_every_option_of_a_loss_changes_the_weights(trained, tmp_path, loss, option):
+    _, source = trained
+    usual = weights_after(source, tmp_path / "usual", f"loss={loss}")
+    assert not torch.equal(usual, weights_after(source, tmp_path / "changed", f"loss={loss}", option))
 
 
 def test_deep_supervision_changes_the_weights(tmp_path):

@@ -348,3 +348,19 @@ def test_setting_that_does_not_fit_is_a_mistake_of_usage(setting, what, remedy):
 def test_setting_that_breaks_a_rule_is_a_mistake_of_usage():
     with pytest.raises(UsageError, match="low 5 is above high 2"):
         override(Checked(1, 2), ["low=5"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("momentum=1", "less than 1"),
+        ("focal_gamma=-1", "0 or more"),
+        ("topk_share=0", "more than 0"),
+        ("topk_share=1.5", "at most 1"),
+        ("tversky_beta=0", "more than 0"),
+        ("boundary_weight=-0.1", "0 or more"),
+    ],
+)
+def test_numbers_of_a_recipe_that_make_no_sense_are_refused(setting, expected):
+    with pytest.raises(UsageError, match=expected):
+        override(Training(), [setting], "training")

@@ -188,9 +188,10 @@ def inference_bytes(forward_peak: int, *, num_heads: int, channels: int, shape: 
 class StepMemory:
     """What training steps of one network take, for any patch and batch: `memory(patch_size, batch_size)`.
 
-    The first size is traced. The second asks for three more traces: two neighbours of the first, which give the
-    timeline as a + b * batch + c * batch * voxels, point by point, and a third that must agree. From then on a size
-    whose patch the strides divide costs nothing; any other, and every size of a network that does not agree, is traced.
+    The first size is traced. Another batch of the same patch asks for one more trace, after which all its batches lie
+    on a line, point by point of the timeline. Another patch asks for two more: with a neighbour of the first they give
+    the timeline as a + b * batch + c * batch * voxels, and the last of them must agree. From then on a size whose patch
+    the strides divide costs nothing; any other patch, and every patch of a network that does not agree, is traced.
 
     Args:
         strides: of the network's stages.
@@ -204,6 +205,7 @@ class StepMemory:
         self._step = TracedStep(build, criterion, **options)
         self._unit = np.prod(np.asarray(strides), axis=0)
         self._known: dict[Size, StepCost] = {}
+        self._traced: dict[tuple[int, ...], dict[int, Timeline]] = {}  # patch -> batch -> what was seen
         self._base: tuple[Size, Timeline] | None = None  # the first trace whose patch the strides divide
         self._fit: _AffineTimeline | None = None
         self._disagrees = False
@@ -215,6 +217,8 @@ class StepMemory:
         return self._known[size]
 
     def _timeline(self, size: Size) -> Timeline:
+        if self._fit is None and size[0] in self._traced:
+            return self._along_batch(*size)
         if self._disagrees or np.any(size[0] % self._unit):
             return self._trace(size)
         if self._base is None:
@@ -227,9 +231,22 @@ class StepMemory:
             return self._trace(size)
         return self._fit(size)
 
+    def _along_batch(self, patch: tuple[int, ...], batch: int) -> Timeline:
+        """Any batch of a patch that was traced with one, or with two."""
+        first = min(self._traced[patch])
+        one, two = self._traced[patch][first], self._trace((patch, first + 1))
+        if len(one.live) != len(two.live):
+            return self._trace((patch, batch))
+        more = batch - first
+        return Timeline(one.live + more * (two.live - one.live), one.flops + more * (two.flops - one.flops))
+
     def _trace(self, size: Size) -> Timeline:
-        self.traces += 1
-        return self._step(*size)
+        patch, batch = size
+        timelines = self._traced.setdefault(patch, {})
+        if batch not in timelines:
+            self.traces += 1
+            timelines[batch] = self._step(patch, batch)
+        return timelines[batch]
 
     def _learn(self, base: Size, seen: Timeline) -> "_AffineTimeline | None":
         """Fit the timelines about `base`; None where a further trace disagrees."""

@@ -126,8 +126,9 @@ class TracedMemory:
 
         labels = self.labels
         loss = LOSSES[self.training.loss](
-            regions=labels.regions_as_indices, ignore_index=labels.ignore_index, class_weights=None, batch_dice=False
-        )
+            regions=labels.regions_as_indices, ignore_index=labels.ignore_index, class_weights=None, batch_dice=False,
+            **self.training.loss_options,
+        )  # fmt: skip
         return DeepSupervision(loss)
 
 
