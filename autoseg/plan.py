@@ -71,6 +71,7 @@ class Cost:
     parameters: int  # learnt values of the network
     train_bytes: int  # of the device's memory: the peak of one training step
     predict_bytes: int  # of the device's memory: segmenting an image of the median shape
+    tile_batch: int  # tiles that are segmented at a time, as many as the device holds
     host_bytes: int  # of main memory: processes and batches in waiting; cases are held besides where there is room
     disk_bytes: int  # of the preprocessed copy
     flops: int  # floating-point operations of one training step

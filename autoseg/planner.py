@@ -353,10 +353,10 @@ def _recommend(asked: Request, space: Space) -> str:
 
 def _say_what_would_change(asked: Request, configurations: dict[str, Configuration]) -> None:
     if asked.device == "cpu":
-        asked.change("device", "--vram GB, or --preset m, l, xl", "plans for a GPU: larger patches, larger networks")
+        asked.change("device", "--vram GB, or --preset m, l, xl", "plan for a GPU: larger patches, larger networks")
     if not any(c.cost is not None and c.cost.seconds_per_step is not None for c in configurations.values()):
         asked.change(
-            "device", "autoseg calibrate", "measures this machine: memory on the safe side becomes memory known"
+            "device", "autoseg calibrate", "measures this machine, and turns memory on the safe side into memory known"
         )
     if "3d_lowres" in configurations:
         asked.change(

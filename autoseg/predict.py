@@ -37,7 +37,7 @@ class PredictOptions:
 
     step: float = 0.5  # distance of neighbouring tiles as a share of the tile
     mirroring: bool | None = None  # average over flips; None: as the plan says
-    tile_batch: int | None = None  # tiles per forward pass; None: 1 on a CPU, 4 elsewhere
+    tile_batch: int | None = None  # tiles per forward pass; None: 1 on a CPU, elsewhere as planned
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
@@ -113,7 +113,8 @@ def window_runner(model: Model, options: PredictOptions) -> Callable[[np.ndarray
     use_mirroring = model.plan.training.test_time_mirroring if options.mirroring is None else options.mirroring
     axes = configuration_mirror_axes(model.plan, configuration) if use_mirroring else ()
     networks = [mirrored(_finest(network, model), axes) for network in model.networks]
-    tile_batch = options.tile_batch or (1 if model.device.type == "cpu" else 4)
+    planned = configuration.cost.tile_batch if configuration.cost else 4
+    tile_batch = options.tile_batch or (1 if model.device.type == "cpu" else planned)
 
     def run(image: np.ndarray) -> Tensor:
         return predict_logits(

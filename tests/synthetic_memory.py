@@ -26,4 +26,4 @@ class ElementMemory:
         return Figures(int(used), parameters=1, flops=elements, seconds=None)
 
     def predict_bytes(self, step: Step, tile_batch: int, shape: Sequence[int]) -> int:
-        return int(CONTEXT)
+        return int(CONTEXT + tile_batch * 1e9)

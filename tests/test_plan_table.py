@@ -11,7 +11,7 @@ from autoseg.planner import make_plan
 from autoseg.planning.table import summary
 
 COST = Cost(
-    parameters=31_200_000, train_bytes=7_250_000_000, predict_bytes=2_000_000_000, host_bytes=900_000_000,
+    parameters=31_200_000, train_bytes=7_250_000_000, predict_bytes=2_000_000_000, tile_batch=2, host_bytes=900_000_000,
     disk_bytes=12_300_000_000, flops=10**12, seconds_per_step=0.25,
 )  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_a_time_budget_is_the_time_it_takes():
 @pytest.mark.parametrize(
     ("shape", "options", "said"),
     [
-        ((64, 64, 64), {"vram_gb": 8}, "no GPU: gives it a larger patch: it holds whole images"),
+        ((64, 64, 64), {"vram_gb": 8}, "3d_fullres: no GPU gives it a larger patch: it holds whole images"),
         ((500, 500, 500), {"vram_gb": 8}, "allows the next larger patch"),
         ((500, 500, 500), {"vram_gb": 8}, "-c 3d_cascade"),
         ((64, 64, 64), {}, "--preset m, l, xl"),

@@ -514,7 +514,8 @@ def test_a_plan_keeps_to_its_memory_and_no_neighbour_would(shape, spacing, cases
         if more <= limit:
             assert re.search("fill|at most", decided(made, f"3.5 batch ({name})")[1])
         larger = re.search(r"patch ([0-9 ×]+) ([0-9.]+) GB$", reason)
-        assert (larger is None) == reason.endswith("a larger patch would exceed the images")
+        no_larger = ("a larger patch would exceed the images", "that of the configuration it continues")
+        assert (larger is None) == reason.endswith(no_larger)
         if larger:
             assert math.prod(map(int, larger[1].split(" × "))) > math.prod(found.patch_size)
             assert float(larger[2]) > 0.99 * limit / 1e9
@@ -533,6 +534,15 @@ def test_checkpointing_pays_for_a_patch_that_covers_what_it_must():
     assert not plan(found, labels, vram_gb=40).configurations["3d_fullres"].checkpointing
     beyond = uniform(ONE, (600, 600, 600), 20, labels, {"label1": boxes(1, (300, 300, 300), ONE)})
     assert not plan(beyond, labels, vram_gb=8).configurations["3d_fullres"].checkpointing
+
+
+@pytest.mark.parametrize(("vram_gb", "tiles"), [(8, 4), (4, 2), (2.5, 1), (None, 1)])
+def test_as_many_tiles_are_predicted_at_a_time_as_fit(vram_gb, tiles):
+    labels = label_set(2)  # a gigabyte, and another for each tile
+    made = plan(uniform(ONE, (60, 60, 60), 5, labels), labels, vram_gb=vram_gb)
+    for found in made.configurations.values():
+        assert found.cost.tile_batch == tiles
+        assert found.cost.predict_bytes == 1e9 * (1 + tiles)
 
 
 def test_a_gpu_too_small_for_any_plan_is_refused():

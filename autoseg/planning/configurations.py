@@ -189,12 +189,13 @@ def plan_configuration(
     )
     checkpointing = isinstance(sizing, ByteSizing) and sizing.checkpointing
     step = Step(network, channels, chosen.patch_size, batch, checkpointing)
+    limit = (asked.budget.gigabytes or math.inf) * GIGA * HEADROOM
     cost = cost_of(
-        asked.memory, step, device=asked.device, shape=space.median_shape.tolist(),
+        asked.memory, step, device=asked.device, limit=limit, shape=space.median_shape.tolist(),
         shapes=_stored_shapes(space, dims).tolist(), channels=len(asked.channels),
     )  # fmt: skip
     if isinstance(sizing, ByteSizing):
-        _explain_memory(asked, sizing, fit, batch)
+        _explain_memory(asked, sizing, fit, batch, start)
     if asked.ours:
         _compare_with_nnunet(asked, view, chosen, batch)
     return Configuration(
@@ -317,12 +318,14 @@ def _plan_batch_dice(asked: Request, view: View, chosen: Topology) -> bool:
     return batch_dice
 
 
-def _explain_memory(asked: Request, sizing: ByteSizing, fit: Fit, batch: int) -> None:
+def _explain_memory(asked: Request, sizing: ByteSizing, fit: Fit, batch: int, start: Sequence[int] | None) -> None:
     """Rule 3.8: what is predicted, and that nothing larger fits."""
     name = sizing.view.name
     used, more = (sizing.bytes_of(fit.topology, count) / GIGA for count in (batch, batch + 1))
     held = "" if more * GIGA > sizing.limit else ", which would fit but is held back (3.5)"
-    if fit.larger is None:
+    if fit.larger is None and start is not None:
+        larger = "the patch is that of the configuration it continues"
+    elif fit.larger is None:
         larger = "a larger patch would exceed the images"
         asked.change(name, "no GPU", f"gives it a larger patch: it holds whole images, and takes {used:.3g} GB")
     else:

@@ -23,7 +23,7 @@ HOST_PROCESS_BYTES = 600 * 2**20  # the training process with its libraries, bef
 HOST_WORKER_BYTES = 120 * 2**20  # of its own, of one process that prepares batches
 BATCHES_IN_WAITING = 4  # per worker
 WORKERS = {"gpu": 12, "cpu": 1}
-TILE_BATCH = {"gpu": 4, "cpu": 1}
+TILE_BATCHES = {"gpu": (4, 2, 1), "cpu": (1,)}  # from the fastest to the smallest
 STORED_BYTES = {"image": 2, "target": 1}  # per voxel; images are kept in half precision where that is exact enough
 TRAINED_DTYPE = "bfloat16"  # or float16, which takes as much
 
@@ -133,11 +133,19 @@ class TracedMemory:
 
 
 def cost_of(
-    memory: Memory, step: Step, *, device: str, shape: Sequence[int], shapes: Sequence[Sequence[int]], channels: int
+    memory: Memory,
+    step: Step,
+    *,
+    device: str,
+    limit: float,
+    shape: Sequence[int],
+    shapes: Sequence[Sequence[int]],
+    channels: int,
 ) -> Cost:
     """Everything a configuration is predicted to need.
 
     Args:
+        limit: bytes of the device that prediction should keep to.
         shape: (Z, Y, X) of the median image, after resampling.
         shapes: of all images, after resampling.
         channels: of the images.
@@ -147,10 +155,16 @@ def cost_of(
     disk = int(sum(math.prod(map(int, s)) for s in shapes) * voxel)
     batch = step.batch_size * math.prod(step.patch_size) * (4 * step.in_channels + 2)
     workers = WORKERS[device]
+    edges = [math.ceil(extent) for extent in shape]
+    for tile_batch in TILE_BATCHES[device]:
+        predict_bytes = memory.predict_bytes(step, tile_batch, edges)
+        if predict_bytes <= limit:
+            break
     return Cost(
         parameters=figures.parameters,
         train_bytes=figures.device_bytes,
-        predict_bytes=memory.predict_bytes(step, TILE_BATCH[device], [math.ceil(extent) for extent in shape]),
+        predict_bytes=predict_bytes,
+        tile_batch=tile_batch,
         host_bytes=HOST_PROCESS_BYTES + workers * (HOST_WORKER_BYTES + BATCHES_IN_WAITING * batch),
         disk_bytes=disk,
         flops=figures.flops,

@@ -12,7 +12,7 @@ def summary(plan: Plan) -> str:
     """One row per configuration, and below it what would change the choice."""
     rows = [_row(plan, name, configuration) for name, configuration in plan.configurations.items()]
     lines = _align([_header(plan), *rows])
-    changes = [f"- {d.value}: {d.reason}" for d in plan.decisions if d.step.startswith("6.")]
+    changes = [f"- {d.step.split()[1]}: {d.value} {d.reason}" for d in plan.decisions if d.step.startswith("6.")]
     return "\n".join(
         [*lines, f"* {plan.recommended} is used unless -c names another", "what would change it:", *changes]
     )
