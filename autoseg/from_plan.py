@@ -13,6 +13,7 @@ from autoseg.augmentation import AUGMENTATIONS
 from autoseg.data.loader import make_loader
 from autoseg.data.store import CaseStore
 from autoseg.errors import UsageError
+from autoseg.nn.blocks import set_checkpointing
 from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.networks import build_network
 from autoseg.plan import Configuration, Plan
@@ -23,7 +24,7 @@ VALIDATION_SEED_OFFSET = 1_000_000  # validation patches are drawn with another 
 def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
     """The network a configuration describes, with fresh weights."""
     spec = configuration.network
-    return build_network(
+    network = build_network(
         spec.name,
         in_channels=plan.input_channels(configuration),
         num_heads=plan.heads.num_heads,
@@ -34,6 +35,8 @@ def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
         decoder_blocks=spec.decoder_blocks,
         options=spec.options,
     )
+    set_checkpointing(network, configuration.checkpointing)
+    return network
 
 
 def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:

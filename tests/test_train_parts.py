@@ -26,6 +26,7 @@ from autoseg.from_plan import (
     patch_stream,
 )
 from autoseg.imaging.labels import LabelSet
+from autoseg.nn.blocks import Stage
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.plan import ChannelNormalization, Configuration, Plan
 from autoseg.planner import make_plan
@@ -388,6 +389,16 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
 
 
 # ---- networks of plans
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_plan_says_whether_feature_maps_are_kept(checkpointing):
+    plan = plan_of()
+    configuration = replace(plan.configurations["3d_fullres"], checkpointing=checkpointing)
+    stages = [m for m in build_plan_network(plan, configuration).modules() if isinstance(m, Stage)]
+    assert stages
+    assert {stage.checkpointing for stage in stages} == {checkpointing}
+
 
 spacings = st.tuples(*[st.floats(0.3, 8.0)] * 3)
 shapes = st.tuples(*[st.integers(1, 600)] * 3)
