@@ -7,6 +7,10 @@ is drawn uniformly unless a comment says otherwise. `two_sided` ranges draw belo
 
 from dataclasses import dataclass
 
+ANISOTROPIC = 3  # longest over first axis of a patch beyond which nothing is rotated, scaled or deformed across slices
+OBLONG = 1.5  # longest over shortest axis of a 2-D patch beyond which it is rotated by small angles only
+ELASTIC_INTERVALS = 4  # distances between control points along the longest axis of the patch
+
 
 @dataclass(frozen=True)
 class Augmentation:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from autoseg.nn import memory
 from autoseg.nn.calibration import Trial
 from autoseg.nn.live_bytes import LiveBytes
-from autoseg.nn.losses import DeepSupervision, DiceCE
+from autoseg.nn.losses import DeepSupervision, dice_ce
 from autoseg.nn.memory import (
     DEFAULT_TERMS,
     DeviceTerms,
@@ -37,7 +37,7 @@ specification.loader.exec_module(benchmark)
 
 FEATURES = (8, 16, 32)
 STRIDES = [(1, 1, 1), (2, 2, 2), (2, 2, 2)]
-CRITERION = DeepSupervision(DiceCE(ignore_index=None, class_weights=None, batch_dice=False))
+CRITERION = DeepSupervision(dice_ce(ignore_index=None, class_weights=None, batch_dice=False))
 
 
 def unet(num_heads=3, **options) -> Trial:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autoseg.nn.blocks import ConvBlock, InstanceNorm, ResidualBlock, Stage, set_checkpointing
-from autoseg.nn.losses import DeepSupervision, DiceCE
+from autoseg.nn.losses import DeepSupervision, dice_ce
 from autoseg.nn.networks import NETWORKS, build_network
 
 SINGLE_MAP = {"deeplab", "fcn", "segformer"}  # the architecture has no coarser logits to supervise
@@ -49,7 +49,7 @@ def stage_shapes(shape, strides):
 
 
 def criterion():
-    return DeepSupervision(DiceCE(ignore_index=None, class_weights=None, batch_dice=True))
+    return DeepSupervision(dice_ce(ignore_index=None, class_weights=None, batch_dice=True))
 
 
 def gradients(network, image, target):

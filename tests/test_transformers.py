@@ -20,7 +20,7 @@ from autoseg.nn.attention import (
     transformer_stage,
 )
 from autoseg.nn.blocks import ConvBlock, InstanceNorm, Stage, set_checkpointing
-from autoseg.nn.losses import DeepSupervision, DiceCE
+from autoseg.nn.losses import DeepSupervision, dice_ce
 from autoseg.nn.segformer import MixFeedForward, ReducedAttention, SegFormer, embedding_stage
 from autoseg.nn.swin_unet import (
     PatchMerging,
@@ -659,7 +659,7 @@ def two_cases(dims, edge):
 def test_it_learns_two_cases_by_heart(network, dims, edge):
     image, target = two_cases(dims, edge)
     built = build(network, dims, (8, 16, 16))
-    criterion = DeepSupervision(DiceCE(ignore_index=None, class_weights=None, batch_dice=True))
+    criterion = DeepSupervision(dice_ce(ignore_index=None, class_weights=None, batch_dice=True))
     optimizer = torch.optim.AdamW(built.parameters(), 0.005)
     for _ in range(60):
         optimizer.zero_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from autoseg.nn.blocks import InstanceNorm
-from autoseg.nn.losses import DeepSupervision, DiceCE
+from autoseg.nn.losses import DeepSupervision, dice_ce
 from autoseg.nn.networks import build_network
 
 
@@ -126,7 +126,7 @@ def test_a_bottleneck_of_a_single_voxel_works():
     image = torch.randn(2, 1, 4, 4, 4)
     logits = network(image)
     assert [tuple(stage.shape[2:]) for stage in logits] == [(4, 4, 4), (2, 2, 2)]
-    DeepSupervision(DiceCE(ignore_index=None, class_weights=None, batch_dice=True))(
+    DeepSupervision(dice_ce(ignore_index=None, class_weights=None, batch_dice=True))(
         logits, torch.randint(0, 2, (2, 4, 4, 4))
     ).backward()
     for name, parameter in network.named_parameters():

@@ -34,12 +34,9 @@ from batchgenerators.transforms.color_transforms import ContrastAugmentationTran
 from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
 from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 
-from autoseg.augmentation import Augmentation
+from autoseg.augmentation import ANISOTROPIC, ELASTIC_INTERVALS, OBLONG, Augmentation
 from autoseg.imaging.labels import OUTSIDE
 
-ANISOTROPIC = 3  # longest over first axis of a patch beyond which nothing is rotated, scaled or deformed across slices
-OBLONG = 1.5  # longest over shortest axis of a 2-D patch beyond which it is rotated by small angles only
-ELASTIC_INTERVALS = 4  # distances between control points along the longest axis of the patch
 ROTATIONS_3D = (create_matrix_rotation_x_3d, create_matrix_rotation_y_3d, create_matrix_rotation_z_3d)
 POINTS_AT_ONCE = 2**15  # resampled together, so that corners and weights stay in the cache
 

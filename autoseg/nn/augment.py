@@ -27,13 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.augmentation import Augmentation
+from autoseg.augmentation import ANISOTROPIC, OBLONG, Augmentation
 from autoseg.nn import deform
 from autoseg.nn.deform import Deformation, draw_control, place
 from autoseg.nn.mixing import Mixing, draw_mixing, mix
 
-ANISOTROPIC = 3  # longest over first axis of a patch beyond which nothing is rotated, scaled or deformed across slices
-OBLONG = 1.5  # longest over shortest axis of a 2-D patch beyond which it is rotated by small angles only
 BLUR_REACH = 4.0  # standard deviations after which a blur's kernel ends
 
 Step = Callable[..., None]  # changes channels (n, *patch) in place, by parameters of n rows

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autoseg.augmentation import ELASTIC_INTERVALS
+
 OUTSIDE = -1  # the label of background voxels outside the imaged body
-ELASTIC_INTERVALS = 4  # distances between control points along the longest axis of the patch
 POINTS_AT_ONCE = 2**16  # sampled together on a CPU, so that corners and weights stay in its cache
 
 

@@ -66,7 +66,6 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "dice_topk": dice_topk,
     "tversky": tversky,
 }
-DiceCE, DiceBCE = dice_ce, dice_bce  # the two by their class-like names
 
 
 class SegmentationLoss(nn.Module):
