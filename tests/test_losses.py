@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from autoseg.imaging.labels import LabelSet
-from autoseg.nn.losses import LOSSES, SMOOTH, DeepSupervision
+from autoseg.nn.losses import LOSSES, SMOOTH, DeepSupervision, _least_of_largest
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -155,6 +155,13 @@ def test_the_focal_loss_of_a_certain_voxel_has_a_finite_slope(gamma):
     loss_named("dice_focal", focal_gamma=gamma)(logits, torch.tensor([[1, 0]])).backward()
     assert torch.isfinite(logits.grad).all()
     assert logits.grad[0, 0, 1] < 0
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 5, 7, 8, 40])
+def test_the_least_of_the_largest_is_found_by_sorting(wanted):
+    values = torch.tensor([[3.0, 1e-40, 0.5], [-1.0, 3.0, 7e5], [0.0, 1.0, torch.inf], [-1.0, 0.5, -0.0]])
+    sorted_down = sorted(values.clamp_min(0).flatten().tolist(), reverse=True)  # inf, 7e5, 3, 3, 1, .5, .5, 1e-40, 0
+    assert _least_of_largest(values, torch.tensor(wanted)).item() == (sorted_down + [0.0] * 40)[wanted - 1]
 
 
 def test_the_hardest_of_four_voxels():

@@ -2,7 +2,7 @@
 
 A block never guesses its number of dimensions: `dims` picks the layer from one table. A strided block maps an edge s to
 ceil(s / stride), so that any image size works; `fit_to` takes away what upsampling then has too much. `Stage` bounds
-what is recomputed when activations are not kept.
+what is recomputed when activations are not kept, and what is left out at random.
 
 Normalisation is computed in float32 whatever autocast chooses for the convolutions, because the CPU's autocast would
 leave it in bfloat16 where CUDA's would not; its result returns to the dtype of its input, so that memory traffic stays
@@ -42,6 +42,7 @@ class Convolution3d(nn.Conv3d):
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: Convolution3d}
 TRANSPOSED_CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+FEATURE_DROPOUTS = {2: F.dropout2d, 3: F.dropout3d}
 LINEAR_MODES = {2: "bilinear", 3: "trilinear"}
 NEGATIVE_SLOPE = 0.01
 
@@ -148,18 +149,27 @@ class AveragePool(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Blocks of one resolution, the unit of activation checkpointing.
+    """Blocks of one resolution, the unit of activation checkpointing and of dropout; maps (B, C, *s) to (B, C', *s').
 
     While `checkpointing` is on and gradients are wanted, only the stage's input is kept, and its blocks run a second
     time in the backward pass. Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
+
+    While it trains, each of its feature maps is left out with probability `dropout`, in each sample for itself, and the
+    others are scaled up to the same mean: voxels beside each other are too alike to be left out singly. Source: Tompson
+    et al. 2015, "Efficient Object Localization Using Convolutional Networks".
     """
 
     checkpointing: bool = False
+    dropout: float = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(super().forward, x, use_reentrant=False)
-        return super().forward(x)
+            result = checkpoint(super().forward, x, use_reentrant=False)
+        else:
+            result = super().forward(x)
+        if self.training and self.dropout > 0:  # outside of what runs twice: one draw serves both passes
+            result = FEATURE_DROPOUTS[result.ndim - 2](result, self.dropout)
+        return result
 
 
 def follow_device(network: nn.Module, device: str) -> None:
@@ -174,6 +184,16 @@ def set_checkpointing(network: nn.Module, on: bool) -> None:
     for module in network.modules():
         if isinstance(module, Stage):
             module.checkpointing = on
+
+
+def set_dropout(network: nn.Module, probability: float) -> None:
+    """Let every `Stage` inside `network` leave out feature maps with this probability, [0, 1), while it trains.
+
+    It draws from torch's generator of the device. In evaluation, and at 0, nothing is drawn and nothing changes.
+    """
+    for module in network.modules():
+        if isinstance(module, Stage):
+            module.dropout = probability
 
 
 def same_convolution(

@@ -9,6 +9,8 @@ Felzenszwalb and Huttenlocher, "Distance transforms of sampled functions", Theor
 import torch
 from torch import Tensor
 
+from autoseg.nn.ranks import mean_over_ranks, sum_over_ranks
+
 RADIUS = 10  # voxels; what is farther counts as so far. Squares of it and their sums fit uint8
 
 
@@ -21,9 +23,9 @@ def boundary_term(probabilities: Tensor, masks: Tensor, annotated: Tensor | None
     """
     weighted = probabilities * signed_distances(masks, annotated)
     if annotated is None:
-        return weighted.mean()
-    voxels = annotated.sum() * masks.shape[1]
-    return weighted.masked_fill(~annotated[:, None], 0).sum() / voxels.clamp_min(1)
+        return mean_over_ranks(weighted.mean())
+    voxels = sum_over_ranks(annotated.sum() * masks.shape[1])
+    return sum_over_ranks(weighted.masked_fill(~annotated[:, None], 0).sum()) / voxels.clamp_min(1)
 
 
 def signed_distances(masks: Tensor, annotated: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ boundary term may be added to any of them.
 
 Targets are class indices (B, *spatial): 0 background, 1..n labels, `ignore_index` (n + 1) where nobody annotated. All
 arithmetic is float32. A loss near -1 is a perfect segmentation: the overlap term is -Dice, the entropy tends to 0.
+Where several ranks train together, each computes the loss of the whole batch (see `ranks`).
 
 Sources: nnU-Net v2 (soft Dice without background, smoothing 1e-5, plus cross-entropy, weighted 1 : 1; stage weights 1,
 1/2, 1/4 ..., none for the coarsest); focal loss: Lin et al., ICCV 2017; hardest voxels: Wu et al., arXiv 1605.06885;
@@ -25,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.nn.boundary import boundary_term
-from autoseg.nn.heads import SigmoidHeads, SoftmaxHeads, Terms
+from autoseg.nn.heads import SigmoidHeads, SoftmaxHeads, Terms, stage_weights
+from autoseg.nn.ranks import mean_over_ranks, sum_over_ranks
 
 SMOOTH = 1e-5
 
@@ -121,16 +123,24 @@ class SegmentationLoss(nn.Module):
 
     def _overlap(self, terms: Terms) -> Tensor:
         """Smoothed Tversky index TP / (TP + alpha FP + beta FN), averaged over heads (and samples)."""
-        common, predicted, present = (s.sum(0) if self.batch_dice else s for s in terms[1:])
+        if self.batch_dice:
+            return self._index(*sum_over_ranks(torch.stack([s.sum(0) for s in terms[1:]])))
+        return mean_over_ranks(self._index(*terms[1:]))
+
+    def _index(self, common: Tensor, predicted: Tensor, present: Tensor) -> Tensor:
         counted = 2 * (self.alpha * predicted + self.beta * present + (1 - self.alpha - self.beta) * common)
         return ((2 * common + SMOOTH) / (counted + SMOOTH).clamp_min(1e-8)).mean()
 
 
 def weighted_mean(entropy: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of a map (B, H, *s) under a weight that broadcasts to it; 0 where nothing weighs. None: all weigh alike."""
+    """Mean of a map (B, H, *s) under a weight that broadcasts to it; 0 where nothing weighs. None: all weigh alike.
+
+    Ranks may hold unequal weights: the mean is over the weights of all.
+    """
     if weight is None:
-        return entropy.mean()
-    return (entropy * weight).sum() / weight.expand_as(entropy).sum(dtype=torch.float32).clamp_min(1e-8)
+        return mean_over_ranks(entropy.mean())
+    total = sum_over_ranks(weight.expand_as(entropy).sum(dtype=torch.float32))
+    return sum_over_ranks((entropy * weight).sum()) / total.clamp_min(1e-8)
 
 
 def focal_mean(entropy: Tensor, weight: Tensor | None, gamma: float) -> Tensor:
@@ -140,13 +150,29 @@ def focal_mean(entropy: Tensor, weight: Tensor | None, gamma: float) -> Tensor:
 
 
 def hardest_mean(entropy: Tensor, weight: Tensor | None, share: float) -> Tensor:
-    """Mean over the given share of those values of the map that weigh anything: the largest, at least one."""
+    """Mean over the given share of those values of the map that weigh anything: the largest, at least one.
+
+    With several ranks the share is of all their values together, exactly.
+    """
     values = entropy.detach()
     counted = torch.ones_like(values, dtype=torch.bool) if weight is None else (weight > 0).expand_as(values)
-    ordered = values.masked_fill(~counted, -1).flatten().sort(descending=True).values
-    last = (share * counted.sum()).ceil().long().clamp(1, values.numel()) - 1
-    hardest = counted & (values >= ordered.gather(0, last[None]))
+    wanted = (share * sum_over_ranks(counted.sum())).ceil().clamp_min(1)
+    hardest = counted & (values >= _least_of_largest(values.masked_fill(~counted, -1), wanted))
     return weighted_mean(entropy, hardest if weight is None else hardest * weight)
+
+
+def _least_of_largest(values: Tensor, wanted: Tensor) -> Tensor:
+    """The last of the `wanted` largest values, float32, over all ranks; 0 where fewer are positive.
+
+    Found bit by bit from the highest: as integers, the bits of positive numbers have their order, and those of negative
+    ones are below all. It takes 31 counts, each of which the ranks add up; to sort would need all values in one place.
+    """
+    bits = values.view(torch.int32)
+    least = torch.zeros((), dtype=torch.int32, device=values.device)
+    for place in reversed(range(31)):
+        raised = least | (1 << place)
+        least = raised.where(sum_over_ranks((bits >= raised).sum()) >= wanted, least)
+    return least.view(torch.float32)
 
 
 def _with_heads(voxels: Tensor | None) -> Tensor | None:
@@ -177,14 +203,6 @@ class DeepSupervision(nn.Module):
             if weight > 0:
                 total = total + weight * self.loss(stage, *(_shrink(m, stage.shape[2:]) for m in maps))
         return total
-
-
-def stage_weights(stages: int) -> list[float]:
-    """Weights of the stages, finest first: 1, 1/2, ..., the coarsest of several 0, normalised to sum 1."""
-    raw = [2.0**-i for i in range(stages)]
-    if stages > 1:
-        raw[-1] = 0.0
-    return [w / sum(raw) for w in raw]
 
 
 def _shrink(target: Tensor, shape: Sequence[int]) -> Tensor:
