@@ -3,17 +3,18 @@
 `data` and `nn` take flat arguments and never see a plan; this is the one place where a plan is unpacked for them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from autoseg.augmentation import AUGMENTATIONS
-from autoseg.data.loader import make_loader
+from autoseg.data.loader import BatchStream, ChainName, make_stream
 from autoseg.data.store import CaseStore
 from autoseg.errors import UsageError
-from autoseg.nn.blocks import set_checkpointing
+from autoseg.nn.augment import DeviceChain
+from autoseg.nn.blocks import set_checkpointing, set_dropout
 from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.networks import build_network
 from autoseg.plan import Configuration, Plan
@@ -36,6 +37,7 @@ def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
         options=spec.options,
     )
     set_checkpointing(network, configuration.checkpointing)
+    set_dropout(network, plan.training.dropout)
     return network
 
 
@@ -74,40 +76,66 @@ def patch_stream(
     *,
     previous: Path | None = None,
     augment: bool = True,
+    chain: ChainName = "host",
+    seed: int | None = None,
     start_step: int = 0,
     steps: int | None = None,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader:
+    rank: int = 0,
+    ranks: int = 1,
+    say: Callable[[str], None] = print,
+) -> BatchStream:
     """Batches of patches as the plan wants them: the one place where a plan is unpacked for `data`.
 
     Args:
         previous: for a cascade, the folder of the previous stage's segmentations (see `cascade.open_previous`).
-        augment: False gives fixed patches for validation: not augmented, drawn with another seed.
+        augment: False gives fixed patches for validation: not augmented, drawn with another seed, without weights.
+        chain: what augments, and where: the host chain, or the device chain in the workers or on the device.
+        seed: None takes the plan's.
         steps: batches in all, or None for a stream without end.
+        rank, ranks: of several processes that train together, which must divide the batch.
+        say: told what happens to workers.
     """
     assert (previous is None) == (configuration.cascade_from is None)
     training = plan.training
-    return make_loader(
+    seed = training.seed if seed is None else seed
+    settings: dict[str, Any] = {  # of both chains
+        "patch_size": configuration.patch_size,
+        "mirror_axes": configuration_mirror_axes(plan, configuration),
+        "masked_channels": [i for i, n in enumerate(plan.normalization) if n.inside_mask],
+        "rgb": len(plan.channels) == 3 and all(n.scheme == "rgb_to_0_1" for n in plan.normalization),
+    }
+    table = AUGMENTATIONS[training.augmentation if augment else "none"]
+    ignore_index = plan.labels.ignore_index
+    chain = chain if augment else "host"
+    device_chain = None
+    if chain != "host":
+        device_chain = DeviceChain(table, channels=len(plan.channels), ignore_index=ignore_index, **settings)
+    return make_stream(
         store,
         cases,
-        patch_size=configuration.patch_size,
         batch_size=configuration.batch_size,
         labels=list(plan.labels.scored.values()),
-        augmentation=AUGMENTATIONS[training.augmentation if augment else "none"],
-        mirror_axes=configuration_mirror_axes(plan, configuration),
-        masked_channels=[i for i, n in enumerate(plan.normalization) if n.inside_mask],
-        rgb=len(plan.channels) == 3 and all(n.scheme == "rgb_to_0_1" for n in plan.normalization),
+        augmentation=table,
+        chain=chain,
+        device_chain=device_chain,
         previous=previous,
-        num_labels=plan.labels.num_labels,
+        num_labels=plan.labels.num_labels if previous else 0,
+        component_weight=training.component_weight if augment else 0.0,
+        ignore_index=ignore_index,
         foreground_fraction=training.foreground_fraction,
         case_sampling=training.case_sampling,
         class_sampling=training.class_sampling,
-        seed=training.seed if augment else training.seed + VALIDATION_SEED_OFFSET,
+        seed=seed if augment else seed + VALIDATION_SEED_OFFSET,
         start_step=start_step,
         stop_step=None if steps is None else start_step + steps,
+        rank=rank,
+        ranks=ranks,
         worker_count=workers,
         pin_memory=pin_memory,
+        say=say,
+        **settings,
     )
 
 

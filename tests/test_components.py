@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from autoseg.imaging.components import bounding_box, component_sizes, components, nonzero_mask
+from autoseg.imaging.components import bounding_box, component_sizes, component_weights, components, nonzero_mask
 
 MASKS = hnp.arrays(bool, st.tuples(*[st.integers(1, 7)] * 3), elements=st.booleans())
 
@@ -141,3 +141,56 @@ def test_bounding_box_is_tight(mask):
     where = np.argwhere(mask)
     if len(where):
         assert bounding_box(mask) == tuple(zip(where.min(axis=0), where.max(axis=0) + 1, strict=True))
+
+
+# Weights ------------------------------------------------------------------------------------------
+
+
+def test_weights_of_components_by_hand():
+    """Label 1: components of 4, 1 and 1 voxels, 2 on average. Label 2: one. Label 3 is ignored."""
+    target = np.array(
+        [
+            [1, 1, 0, 0, 1, 3],
+            [1, 1, 0, 2, 0, 3],
+            [0, 0, 0, 0, 2, 0],  # touches at a corner
+            [1, 0, 3, 0, 0, 0],
+        ],
+        np.uint8,
+    )
+    expected = np.ones((4, 6))
+    expected[:2, :2] = 0.5
+    expected[0, 4] = expected[3, 0] = 2.0
+    weights = component_weights(target, 1.0, ignore_index=3)
+    assert weights.dtype == np.float32
+    np.testing.assert_array_equal(weights, expected)
+    np.testing.assert_allclose(component_weights(target, 0.5, 3), np.sqrt(expected), rtol=1e-6)
+    np.testing.assert_array_equal(component_weights(target.astype(np.int16), 1.0, 3), expected)
+    alone = component_weights(target, 1.0)  # 2 and 1 voxels of label 3
+    np.testing.assert_array_equal(alone[target == 3], [0.75, 0.75, 1.5])
+    assert (component_weights(target, 0.0, 3) == 1).all()
+
+
+def test_corners_of_three_axes_touch_and_weights_have_bounds():
+    target = np.zeros((9, 30, 30), np.int16)
+    target[0, 0, 0] = target[1, 1, 1] = 5  # 2 voxels
+    target[3:] = 5  # 5400, on average 2701
+    weights = component_weights(target, 1.0)
+    assert weights[0, 0, 0] == weights[1, 1, 1] == np.float32(20.0)
+    assert weights[5, 0, 0] == np.float32(2701 / 5400)
+    assert (component_weights(target, 4.0)[3:] == np.float32((2701 / 5400) ** 4)).all()
+    assert (component_weights(target, 5.0)[3:] == np.float32(0.05)).all()
+    assert (component_weights(np.zeros((2, 3), np.uint8), 1.0) == 1).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(np.uint8, st.tuples(*[st.integers(1, 7)] * 3), elements=st.integers(0, 3)))
+def test_with_a_power_of_one_all_components_of_a_label_weigh_the_same(target):
+    """Those that the bounds do not touch: nothing here is 20 times the mean."""
+    weights = component_weights(target, 1.0)
+    assert (weights[target == 0] == 1).all()
+    for label in (1, 2, 3):
+        labelled, count = ndimage.label(target == label, structure=np.ones((3, 3, 3)))
+        totals = ndimage.sum_labels(weights, labelled, range(1, count + 1))
+        free = ndimage.maximum(weights, labelled, range(1, count + 1)) < 20
+        if count:
+            np.testing.assert_allclose(np.array(totals)[np.array(free)], (target == label).sum() / count, rtol=1e-5)

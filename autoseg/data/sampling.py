@@ -7,8 +7,8 @@ nnU-Net v2's scheme, with five changes:
   random order; with equal weights, exactly once. Same expectation as drawing with replacement, less variance.
 - Foreground patches are spread evenly over the samples, so that their share is exact (nnU-Net v2: a rounded number per
   batch, 50 % instead of 33 % for a batch of 2), and their cases are drawn among those that have foreground.
-- The voxel a foreground patch is aimed at lies anywhere in the central half of the patch, not always at its centre: the
-  network must find small objects wherever they lie, and half of the patch size remains as context around it.
+- The voxel a foreground patch is aimed at lies anywhere in the patch, not always at its centre: the network must find
+  small objects wherever they lie, also where the border cuts them.
 - Patches never run past the border, unless the image is smaller than the patch; then the image lies in their middle.
 """
 
@@ -174,13 +174,10 @@ def _row(rows: np.ndarray, rng: np.random.Generator) -> Axes3:
 
 
 def _aim(rng: np.random.Generator, voxel: Axes3, shape: Axes3, patch_size: Axes3) -> Axes3:
-    """Lower corner of a patch that has the voxel at a random place of its central half, kept inside the image.
-
-    Along an axis of P voxels the place is P//4 ... P - 1 - P//4, each with equal probability.
-    """
+    """Lower corner of a patch that has the voxel at any of its places alike, kept inside the image."""
     lower = []
     for v, s, p in zip(voxel, shape, patch_size, strict=True):
-        corner = v - int(rng.integers(p // 4, p - p // 4))
+        corner = v - int(rng.integers(p))
         lower.append(min(max(corner, 0), s - p) if s >= p else _centred(s, p))
     return lower[0], lower[1], lower[2]
 

@@ -11,6 +11,8 @@ from scipy import ndimage
 
 from autoseg.imaging.geometry import Box
 
+LIGHTEST, HEAVIEST = 0.05, 20.0  # weights of components: none is forgotten, and a single voxel is not all that matters
+
 
 @dataclass(frozen=True)
 class Components:
@@ -34,6 +36,30 @@ def components(mask: np.ndarray) -> Components:
 def component_sizes(mask: np.ndarray) -> np.ndarray:
     """Voxel counts (n,) int64 of the 26-connected components of a mask (Z, Y, X), largest first."""
     return components(mask).sizes
+
+
+def component_weights(target: np.ndarray, power: float, ignore_index: int | None = None) -> np.ndarray:
+    """Weights float32 (*s) of voxels by the size of the component they belong to, so that small ones count.
+
+    A component of a label weighs (mean size of the label's components / its own size) ** power, at least LIGHTEST and
+    at most HEAVIEST. With a power of 1, all components of a label weigh the same together, whatever their sizes.
+
+    Args:
+        target: (*s) class indices of 2 or 3 axes, none negative. Background and ignored voxels weigh 1. Components
+            hang together over faces, edges or corners, and end where the array ends.
+        power: 0 weighs all voxels alike.
+        ignore_index: class index of voxels that nobody annotated, or None.
+    """
+    weights = np.ones(target.shape, dtype=np.float32)
+    for label, box in enumerate(ndimage.find_objects(target), start=1):
+        if box is None or label == ignore_index:
+            continue
+        mask = target[box] == label
+        labelled, _ = ndimage.label(mask, structure=np.ones((3,) * target.ndim, dtype=bool))
+        sizes = np.bincount(labelled[mask])[1:]
+        of_components = np.clip((sizes.mean() / sizes) ** power, LIGHTEST, HEAVIEST)
+        weights[box][mask] = of_components[labelled[mask] - 1]
+    return weights
 
 
 def nonzero_mask(array: np.ndarray) -> np.ndarray:

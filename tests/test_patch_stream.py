@@ -1,0 +1,140 @@
+"""How a plan is unpacked for the stream of patches: what it says reaches the chains and the samples."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from synthetic_fingerprints import label_set, uniform
+from synthetic_memory import ElementMemory
+
+from autoseg.augmentation import AUGMENTATIONS
+from autoseg.data.batches import HostBatches
+from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.from_plan import patch_stream
+from autoseg.imaging.components import component_weights
+from autoseg.imaging.labels import LabelSet
+from autoseg.plan import ChannelNormalization, Configuration, Plan
+from autoseg.planner import make_plan
+
+CPU = torch.device("cpu")
+CASES = tuple(f"case{i}" for i in range(4))
+PATCH = (6, 10, 8)
+CHAINS = ("host", "worker", "device")
+LABELS = label_set(3)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> CaseStore:
+    """Three channels that say where a voxel lies (z, y, x), and a chequered corner of labels."""
+    store = CaseStore(tmp_path_factory.mktemp("store"))
+    for number in range(4):
+        shape = (12 + number, 20, 24 - number)
+        image = np.indices(shape).astype(np.float32)
+        z, y, x = image.astype(int)
+        target = np.where((z > 8) & (y > 16) & (x > 12), 1 + (x + y) % 2, 0).astype(np.int16)
+        box = tuple((0, n) for n in shape)
+        store.commit(f"case{number}", image, target, CaseInfo(f"case{number}", "k", (2, 1, 1), box, shape, shape, 3))
+    return store
+
+
+def plan_of(labels: LabelSet = LABELS, **training) -> tuple[Plan, Configuration]:
+    channels = ("MR", "T1", "T2")
+    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, labels, channels=channels)
+    plan = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
+    configuration = replace(plan.configurations["3d_fullres"], patch_size=PATCH, batch_size=4)
+    plan = replace(plan, training=replace(plan.training, **training))
+    return replace(plan, normalization=(ChannelNormalization("none"),) * 3), configuration
+
+
+def digest(batches) -> str:
+    total = hashlib.sha256()
+    for batch in batches:
+        total.update(batch["image"].numpy().tobytes() + batch["target"].numpy().tobytes())
+        total.update(" ".join(batch["cases"]).encode())
+    return total.hexdigest()[:16]
+
+
+def finished(store, plan, configuration, **settings) -> list[dict]:
+    stream = patch_stream(store, CASES, plan, configuration, **({"steps": 6} | settings))
+    return [stream.finish(batch, CPU) for batch in stream]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_validation_patches_are_what_they_always_were(store, chain):
+    """Bit by bit; no chain and no weight changes them."""
+    plan, configuration = plan_of(component_weight=0.5)
+    configuration = replace(configuration, batch_size=3)
+    fixed = finished(store, plan, configuration, augment=False, chain=chain, steps=4)
+    assert digest(fixed) == "a4aa76877b72c72d"
+    assert all(set(batch) == {"image", "target", "cases"} for batch in fixed)
+    assert isinstance(patch_stream(store, CASES, plan, configuration, augment=False, chain=chain).batches, HostBatches)
+
+
+@pytest.mark.parametrize("chain", ["worker", "device"])
+def test_the_device_chain_is_made_of_the_plan(store, chain):
+    labels = LabelSet({"organ": 1, "lesion": 2}, ignore=255)
+    plan, configuration = plan_of(labels, augmentation="nnunet", mirror_axes=(1, 2))
+    plan = replace(plan, normalization=(ChannelNormalization("none"), *[ChannelNormalization("zscore", True)] * 2))
+    made = patch_stream(store, CASES, plan, configuration, chain=chain).batches.chain
+    assert made.augmentation == AUGMENTATIONS["nnunet"]
+    assert (made.channels, made.patch_size, made.border) == (3, PATCH, 0.0)
+    assert (made.mirror_axes, made.masked_channels, made.ignore_index) == ((1, 2), (1, 2), 3)
+    assert made.colour == 0
+    flat = replace(configuration, patch_size=(10, 8))
+    assert patch_stream(store, CASES, plan, flat, chain=chain).batches.chain.mirror_axes == (0, 1)
+    rgb = replace(plan, normalization=(ChannelNormalization("rgb_to_0_1"),) * 3)
+    coloured = replace(rgb, training=replace(rgb.training, augmentation="default"))
+    assert patch_stream(store, CASES, coloured, flat, chain=chain).batches.chain.colour == 0.3
+
+
+def test_the_device_chain_of_a_cascade_sees_the_images_alone(store, tmp_path):
+    for case in CASES:
+        np.save(tmp_path / f"{case}.npy", store.open(case).target)
+    plan, configuration = plan_of()
+    cascade = replace(configuration, cascade_from="3d_lowres")
+    for chain in ("worker", "device"):
+        stream = patch_stream(store, CASES, plan, cascade, previous=tmp_path, chain=chain)
+        assert stream.batches.chain.channels == 3
+        assert stream.finish(next(stream), CPU)["image"].shape == (4, 3 + 2, *PATCH)
+
+
+def test_seed_rank_and_start(store):
+    plan, configuration = plan_of(seed=7)
+    for chain in CHAINS:
+        reference = finished(store, plan, configuration, chain=chain)
+        assert digest(finished(store, plan, configuration, chain=chain, seed=7)) == digest(reference)
+        assert digest(finished(store, plan, configuration, chain=chain, seed=8)) != digest(reference)
+        assert digest(finished(store, plan, configuration, chain=chain, start_step=2, steps=4)) == digest(reference[2:])
+        second = finished(store, plan, configuration, chain=chain, rank=1, ranks=2)
+        for part, whole in zip(second, reference, strict=True):
+            assert part["cases"] == whole["cases"][2:]
+            assert torch.equal(part["image"], whole["image"][2:])
+    fixed = [finished(store, plan, configuration, augment=False, seed=seed) for seed in (None, 7, 8)]
+    assert digest(fixed[0]) == digest(fixed[1]) != digest(fixed[2])
+
+
+@pytest.mark.parametrize("chain", ["host", "worker"])
+def test_weights_of_components(store, chain):
+    labels = LabelSet({"organ": 1, "lesion": 2}, ignore=255)
+    for made, ignore_index in ((plan_of(component_weight=0.5), None), (plan_of(labels, component_weight=0.5), 3)):
+        stream = patch_stream(store, CASES, *made, chain=chain)
+        assert stream.batches.weigh.keywords == {"power": 0.5, "ignore_index": ignore_index}
+        for batch in finished(store, *made, chain=chain, workers=1):
+            expected = [component_weights(target, 0.5, ignore_index) for target in batch["target"].numpy()]
+            np.testing.assert_array_equal(batch["weights"], np.stack(expected))
+    assert all("weights" not in batch for batch in finished(store, *plan_of(component_weight=0.0), chain=chain))
+
+
+def test_what_happens_to_workers_is_told(store):
+    plan, configuration = plan_of()
+    said = []
+    stream = patch_stream(store, CASES, plan, configuration, workers=1, say=said.append)
+    next(stream)
+    process = stream.workers.workers[0].process
+    process.kill()
+    process.join()
+    next(stream)
+    stream.close()
+    assert len(said) == 1
