@@ -1,21 +1,33 @@
-"""How a fold's training is timed and told: the clock of its schedule, the bar, the lines, the history.
+"""How a fold's training is timed and told: the clock of its schedule, the bar, the lines, the history, the warnings.
 
-`history.jsonl` is the truth, one JSON object per epoch; the lines on screen and in `log.txt` say the same in short.
+`history.jsonl` is the truth, one JSON object per epoch. All else says the same in another form: the lines on screen and
+in `log.txt`, `progress.png`, the curves in `tensorboard/` where TensorBoard is installed. What is not the truth may
+fail (a full disk, a broken installation): that is said once and ends no training.
 """
 
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from autoseg.diagnosis import Finding, diagnose, ever_found
+from autoseg.errors import Stopped
+from autoseg.progress_picture import draw_progress
 from autoseg.workspace import write_text
 
-EPOCHS_OF_A_BUDGET = 20
+if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
+    from torch.utils.tensorboard import SummaryWriter
+
+SHORT_EPOCHS = 20  # a short time budget, or a short length in steps, is cut into so many epochs to watch
+PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png, which take a second or two
+DECIMALS = {"seconds": 2, "loss": 5, "validation_loss": 5, "training_dice": 4, "pseudo_dice": 4, "progress": 4}
 
 
 @dataclass(frozen=True)
@@ -27,22 +39,32 @@ class Position:
     seconds: float = 0.0  # wall time spent so far
 
 
+def epoch_steps(length: int | None, iterations_per_epoch: int) -> int:
+    """Steps of an epoch: as asked for; in a training of a short length in steps fewer, for SHORT_EPOCHS epochs.
+
+    Args:
+        length: of the training in steps, or None when it is given in epochs or in seconds.
+    """
+    return iterations_per_epoch if length is None else min(iterations_per_epoch, math.ceil(length / SHORT_EPOCHS))
+
+
 class Clock:
     """Progress of a training whose length is given in steps or in seconds.
 
     Args:
         spent: seconds spent before this process took over.
-        epochs: length in epochs of `iterations_per_epoch` steps, or None when a time budget rules.
+        total_steps: length in steps, or None when a time budget rules.
+        iterations_per_epoch: steps of an epoch (see `epoch_steps`).
         budget_seconds: wall time for everything, validation included, or None.
     """
 
     def __init__(
-        self, *, spent: float, epochs: int | None, iterations_per_epoch: int, budget_seconds: float | None
+        self, *, spent: float, total_steps: int | None, iterations_per_epoch: int, budget_seconds: float | None
     ) -> None:
-        assert (epochs is None) != (budget_seconds is None)
+        assert (total_steps is None) != (budget_seconds is None)
         self.begin = time.perf_counter() - spent
         self.iterations_per_epoch = iterations_per_epoch
-        self.total_steps = None if epochs is None else epochs * iterations_per_epoch
+        self.total_steps = total_steps
         self.budget_seconds = budget_seconds
         self.reserve_seconds = 0.0  # kept back for the validation after the last step
 
@@ -60,28 +82,50 @@ class Clock:
         """Whether an epoch of so many steps, begun so many seconds ago, is at its end.
 
         Epochs have `iterations_per_epoch` steps; under a short time budget they end sooner, so that there are about
-        EPOCHS_OF_A_BUDGET of them to watch. What would be left for less than half an epoch joins the one before.
+        SHORT_EPOCHS of them to watch. What would be left for less than half an epoch joins the one before.
         """
         if self.budget_seconds is None:
             return steps >= self.iterations_per_epoch
-        share = self.budget_seconds / EPOCHS_OF_A_BUDGET
+        share = self.budget_seconds / SHORT_EPOCHS
         left = self.budget_seconds - self.reserve_seconds - self.elapsed()
         return (steps >= self.iterations_per_epoch or seconds >= share) and left >= share / 2
 
 
 class FoldLog:
-    """Writes a fold's log; shows a bar on a terminal and one line per epoch everywhere."""
+    """Writes a fold's log; shows a bar on a terminal and one line per epoch everywhere.
+
+    Args:
+        folder: of the fold; made when the first line is written.
+        label_names: of the entries of `training_dice` and `pseudo_dice`.
+        history: rows of the epochs before, of a fold that is resumed. What could be found in them counts as told.
+        quiet: write nothing and show nothing, for all processes of a training but one.
+
+    `history` and `findings` hold all rows, and what they show as of the last one.
+    """
 
     def __init__(
-        self, folder: Path, fold: int, label_names: Sequence[str], history: Sequence[Mapping[str, Any]]
+        self,
+        folder: Path,
+        fold: int,
+        label_names: Sequence[str],
+        history: Sequence[Mapping[str, Any]],
+        *,
+        quiet: bool = False,
     ) -> None:
         self.folder = folder
         self.fold = fold
         self.label_names = tuple(label_names)
+        self.quiet = quiet
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
+        self.findings = diagnose(self.history, self.label_names)
+        self._told = ever_found(self.history, self.label_names)
+        self._curves = _Curves(folder / "tensorboard", self.label_names)
+        self._failed: set[str] = set()  # what was said to have failed
+        self._pictured = len(self.history)  # epochs that need no new picture
+        self._pictured_at = time.perf_counter()
         self.bar = tqdm(
-            total=1000, disable=None, leave=False, desc=f"fold {fold}",
-            bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}",
+            total=1000, initial=_thousandths(self.history), disable=True if quiet else None, leave=False,
+            desc=f"fold {fold}", bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}",
         )  # fmt: skip
 
     def __enter__(self) -> "FoldLog":
@@ -90,10 +134,21 @@ class FoldLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away and draw what has not been drawn yet."""
         self.bar.close()
+        if self.quiet:
+            return
+        if self._pictured != len(self.history):
+            self._attempt("progress.png", self._draw)
+        self._attempt("tensorboard", self._curves.close)
 
     def say(self, text: str) -> None:
         """Show a line and keep it in log.txt."""
+        if self.quiet:
+            return
         tqdm.write(text)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
@@ -106,34 +161,136 @@ class FoldLog:
         )
         self.bar.update(int(progress * 1000) - self.bar.n)
 
-    def epoch(
-        self, position: Position, *, loss: float, validation_loss: float, pseudo_dice: Sequence[float | None],
-        learning_rate: float, progress: float,
-    ) -> None:  # fmt: skip
-        """Append one epoch to the history, write it down and show it."""
-        row = {
-            "epoch": position.epoch,
-            "step": position.step,
-            "seconds": round(position.seconds, 2),
-            "loss": round(loss, 5),
-            "validation_loss": round(validation_loss, 5),
-            "pseudo_dice": [None if d is None else round(d, 4) for d in pseudo_dice],
-            "learning_rate": learning_rate,
-        }
-        self.history.append(row)
+    def epoch(self, row: Mapping[str, Any], progress: float) -> None:
+        """Append one epoch to the history, write it down, show it, and name what has gone wrong since the last one.
+
+        Args:
+            row: of `history.jsonl`: epoch, step, seconds, loss, validation_loss, training_dice, pseudo_dice,
+                learning_rate, skipped. Figures are rounded, those that are not finite become None.
+            progress: share of the training that is done; it joins the row.
+        """
+        self.history.append(
+            {key: _plain(value, DECIMALS.get(key)) for key, value in {**row, "progress": progress}.items()}
+        )
+        self.findings = diagnose(self.history, self.label_names)
+        news = [f for f in self.findings if not {(f.kind, f.label), (f.kind, None)} & self._told]
+        self._told |= {(f.kind, f.label) for f in news}
+        if self.quiet:
+            return
         write_text(self.folder / "history.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
-        remaining = position.seconds * (1 - progress) / max(progress, 1e-9)
-        self.say(
-            f"fold {self.fold}  epoch {position.epoch:3d}  step {position.step:5d}  loss {loss:+.3f} / "
-            f"{validation_loss:+.3f}{self._dice(row)}  {_duration(position.seconds)}, {_duration(remaining)} to go"
+        self.say(self._line(self.history[-1]))
+        for finding in news:
+            self.say(self._warning(finding))
+        self._attempt("tensorboard", lambda: self._curves.add(self.history))
+        if time.perf_counter() - self._pictured_at >= PICTURE_SECONDS:
+            self._attempt("progress.png", self._draw)
+
+    def summary(self) -> list[str]:
+        """What the fold came to, and what is wrong with it as it stands: lines for the end of a training."""
+        if not self.history:
+            return []
+        row = self.history[-1]
+        came_to = f"fold {self.fold}  {row['step']} steps in {_duration(row['seconds'])}{self._dice(row)}"
+        return [came_to, *map(self._warning, self.findings)]
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        skipped = f"  {row['skipped']} steps skipped" if row.get("skipped") else ""
+        remaining = row["seconds"] * (1 - row["progress"]) / max(row["progress"], 1e-9)
+        return (
+            f"fold {self.fold}  epoch {row['epoch']:3d}  step {row['step']:5d}  loss {_shown(row['loss'], '+.3f')} / "
+            f"{_shown(row['validation_loss'], '+.3f')}{self._dice(row)}{skipped}  "
+            f"{_duration(row['seconds'])}, {_duration(remaining)} to go"
         )
 
     def _dice(self, row: Mapping[str, Any]) -> str:
-        shown = (
-            f"{name} {'  - ' if dice is None else f'{dice:.3f}'}"
-            for name, dice in zip(self.label_names, row["pseudo_dice"], strict=True)
-        )
-        return "  pseudo Dice " + "  ".join(shown)
+        """Pseudo Dice of every label, and how much more the mean is on training patches, where both are known."""
+        pseudo = row["pseudo_dice"]
+        shown = "  ".join(f"{n} {_shown(d, '.3f')}" for n, d in zip(self.label_names, pseudo, strict=True))
+        pairs = zip(row.get("training_dice") or [None] * len(pseudo), pseudo, strict=True)
+        gaps = [training - dice for training, dice in pairs if training is not None and dice is not None]
+        return f"  pseudo Dice {shown}" + (f" (training {sum(gaps) / len(gaps):+.3f})" if gaps else "")
+
+    def _warning(self, finding: Finding) -> str:
+        return f"fold {self.fold}  {finding.kind}s: {finding.what}\n  -> {finding.remedy}"
+
+    def _draw(self) -> None:
+        self._pictured, self._pictured_at = len(self.history), time.perf_counter()
+        draw_progress(self.folder / "progress.png", self.history, self.label_names, f"fold {self.fold}")
+
+    def _attempt(self, what: str, act: Callable[[], None]) -> None:
+        """Do what no training depends on; that it fails is said once."""
+        try:
+            act()
+        except Stopped:  # a signal that came meanwhile
+            raise
+        except Exception as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                self.say(
+                    f"fold {self.fold}  {what} cannot be written, training goes on: {type(error).__name__}: {error}"
+                )
+
+
+class _Curves:
+    """A fold's curves for TensorBoard, if that is installed, over optimiser steps."""
+
+    def __init__(self, folder: Path, label_names: Sequence[str]) -> None:
+        self.folder = folder
+        self.label_names = label_names
+        self.writer: SummaryWriter | None = None
+        self.step = 0  # of the last point
+
+    def add(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Draw the last epoch of a history; nothing where TensorBoard is missing."""
+        if find_spec("tensorboard") is None:
+            return
+        row = history[-1]
+        if self.writer is None or row["step"] <= self.step:
+            self._begin_after(history[-2]["step"] if len(history) > 1 else -1)
+        assert self.writer is not None
+        values = {
+            "loss/training": row["loss"],
+            "loss/validation": row["validation_loss"],
+            "learning_rate": row["learning_rate"],
+        }
+        for key in ("training_dice", "pseudo_dice"):
+            values |= {f"{key}/{name}": dice for name, dice in zip(self.label_names, row.get(key) or [], strict=False)}
+        for tag, value in values.items():
+            if value is not None:
+                self.writer.add_scalar(tag, value, row["step"])
+        self.writer.flush()
+        self.step = row["step"]
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def _begin_after(self, step: int) -> None:
+        """Open a new file in which all points after a step are forgotten: a fold that went back repeats them."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.close()
+        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
+
+
+def _plain(value: Any, decimals: int | None) -> Any:
+    """A figure of a row, or a list of them, as strict JSON can hold it: rounded, None where it is not finite."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, decimals) for entry in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return value if decimals is None else round(value, decimals)
+    return value
+
+
+def _thousandths(history: Sequence[Mapping[str, Any]]) -> int:
+    """Where the bar of a resumed fold begins."""
+    return int(1000 * history[-1].get("progress", 0)) if history else 0
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "  - " if value is None else f"{value:{form}}"
 
 
 def _duration(seconds: float) -> str:
