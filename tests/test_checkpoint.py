@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoseg.errors import StateError, StorageError
-from autoseg.nn.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.nn.checkpoint import load_checkpoint, load_newest, save_checkpoint, save_generation
 
 
 def state_of_a_fold(seed=0):
@@ -252,3 +254,126 @@ def test_a_new_checkpoint_replaces_the_old_one(tmp_path):
     for epoch in (1, 2):
         save_checkpoint(path, {"epoch": epoch})
         assert load_checkpoint(path) == {"epoch": epoch}
+
+
+# ---- generations ----
+
+
+def epoch_of(folder):
+    state, warning = load_newest(folder)
+    return None if state is None else state["epoch"], warning
+
+
+def test_the_newest_and_the_one_before_are_kept(tmp_path):
+    assert epoch_of(tmp_path) == (None, "")
+    for epoch in (1, 2, 3):
+        save_generation(tmp_path, {"epoch": epoch})
+        assert epoch_of(tmp_path) == (epoch, "")
+    assert load_checkpoint(tmp_path / "previous.pt") == {"epoch": 2}
+    assert names_in(tmp_path) == ["checkpoints.sha256", "last.pt", "previous.pt"]
+
+
+def test_the_digests_are_those_of_the_files(tmp_path):
+    for epoch in (1, 2):
+        save_generation(tmp_path, {"epoch": epoch})
+    expected = [
+        f"{hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}  {name}" for name in ("last.pt", "previous.pt")
+    ]
+    assert (tmp_path / "checkpoints.sha256").read_text().splitlines() == expected
+
+
+def test_a_damaged_newest_is_set_aside_and_the_one_before_used(tmp_path):
+    for epoch in (1, 2):
+        save_generation(tmp_path, {"epoch": epoch})
+    newest = tmp_path / "last.pt"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    epoch, warning = epoch_of(tmp_path)
+    assert epoch == 1
+    assert "last.pt cannot be read" in warning
+    assert "sha256" in warning
+    save_generation(tmp_path, {"epoch": 3})  # must not push the good one out
+    assert epoch_of(tmp_path) == (3, "")
+    assert load_checkpoint(tmp_path / "previous.pt") == {"epoch": 1}
+
+
+def test_a_whole_checkpoint_of_another_fold_is_not_taken_for_ours(tmp_path):
+    save_generation(tmp_path, {"epoch": 1})
+    save_checkpoint(tmp_path / "last.pt", {"epoch": 7})
+    with pytest.raises(StateError, match="sha256 is not among those"):
+        load_newest(tmp_path)
+
+
+def test_without_digests_the_archive_vouches_for_itself(tmp_path):
+    save_checkpoint(tmp_path / "last.pt", {"epoch": 4})  # as older versions wrote it
+    assert epoch_of(tmp_path) == (4, "")
+
+
+class Killed(BaseException):
+    """Nothing after this runs, as after SIGKILL."""
+
+
+@pytest.mark.parametrize("call", range(1, 20))
+def test_killed_between_any_two_steps_of_saving_one_checkpoint_is_whole(tmp_path, monkeypatch, call):
+    # every change of the folder goes through os.fsync or Path.replace: die just before the n-th of them
+    save_generation(tmp_path, {"epoch": 1})
+    save_generation(tmp_path, {"epoch": 2})
+    count = 0
+
+    def dying(function):
+        def run(*arguments):
+            nonlocal count
+            count += 1
+            if count == call:
+                raise Killed
+            return function(*arguments)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", dying(os.fsync))
+        patch.setattr(Path, "replace", dying(Path.replace))
+        with contextlib.suppress(Killed):
+            save_generation(tmp_path, {"epoch": 3})
+    died = count == call
+    epoch, warning = epoch_of(tmp_path)
+    assert epoch in ((2, 3) if died else (3,))
+    assert not warning
+    save_generation(tmp_path, {"epoch": 4})
+    assert epoch_of(tmp_path) == (4, "")
+    if not died:
+        assert count == 6  # two files written and renamed, two generations renamed: all of them were tried
+
+
+def test_without_links_the_generations_are_kept_all_the_same(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    for epoch in (1, 2, 3):
+        save_generation(tmp_path, {"epoch": epoch})
+    assert epoch_of(tmp_path) == (3, "")
+    assert load_checkpoint(tmp_path / "previous.pt") == {"epoch": 2}
+
+
+def test_a_reader_always_finds_a_newest(tmp_path, monkeypatch):
+    save_generation(tmp_path, {"epoch": 1})
+    real, seen = Path.replace, []
+
+    def look(source, target):
+        result = real(source, target)
+        seen.append(load_checkpoint(tmp_path / "last.pt")["epoch"])
+        return result
+
+    monkeypatch.setattr(Path, "replace", look)
+    save_generation(tmp_path, {"epoch": 2})
+    assert seen == [1, 1, 1, 2]
+
+
+def test_bytes_that_come_back_changed_are_noticed(tmp_path, monkeypatch):
+    save_generation(tmp_path, {"epoch": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr("autoseg.nn.checkpoint.sha256", lambda path: "0" * 64)
+        with pytest.raises(StorageError, match="reads back other bytes"):
+            save_generation(tmp_path, {"epoch": 2})
+    assert epoch_of(tmp_path) == (1, "")
+    assert names_in(tmp_path) == ["checkpoints.sha256", "last.pt"]

@@ -1,29 +1,94 @@
 """Checkpoints: plain data and tensors, written whole or not at all, loaded without executing anything.
 
+    FOLDER/ last.pt             the newest
+            previous.pt         the one before
+            checkpoints.sha256  the digests of both, in the format of `sha256sum -c`
+
 A checkpoint is a dict of tensors, scalars, strings, lists and dicts. `torch.load(weights_only=True)` is the only way
 in; there is no fallback.
+
+**What a killed process can leave.** A new checkpoint is written beside the others, read back, entered in the digests,
+and only then takes the name of the newest, whose file has got the name of the previous one before. Between any two of
+these steps at least one whole checkpoint stands under a name, and its digest is in the list: `load_newest` finds it.
 """
 
+import hashlib
 import io
+import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from autoseg.errors import StateError
-from autoseg.workspace import write_atomically
+from autoseg.errors import StateError, StorageError
+from autoseg.workspace import sha256, write_atomically, write_text
+
+NEWEST, PREVIOUS, DIGESTS = "last.pt", "previous.pt", "checkpoints.sha256"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` atomically: a reader sees the old checkpoint or the new one, never half of one."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    content = _bytes_of(state)
+    write_atomically(path, lambda file: file.write(content))
+
+
+def save_generation(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` as the newest checkpoint of a folder; the one that was it stays as the previous.
+
+    Raises:
+        StorageError: the disk is full or refuses, or gives back other bytes than were written; the checkpoints that
+            were there are untouched.
+    """
+    content = _bytes_of(state)
+    digest = hashlib.sha256(content).hexdigest()
+    newest, previous, coming = folder / NEWEST, folder / PREVIOUS, folder / f".{NEWEST}.new"
+    write_atomically(coming, lambda file: file.write(content))
+    if sha256(coming) != digest:
+        coming.unlink()
+        raise StorageError(f"{coming} reads back other bytes than were written", remedy="see to the disk")
+    known = _digests(folder)
+    kept = known.get(NEWEST if newest.exists() else PREVIOUS)
+    write_text(folder / DIGESTS, f"{digest}  {NEWEST}\n" + (f"{kept}  {PREVIOUS}\n" if kept else ""))
+    if newest.exists():
+        _keep(newest, previous)
+    coming.replace(newest)
+
+
+def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any] | None, str]:
+    """Read the newest checkpoint of a folder that is whole.
+
+    A damaged one is set aside under another name, so that nothing replaces the good one.
+
+    Returns:
+        The state, or None where there is no checkpoint; and what the user should know, or "".
+
+    Raises:
+        StateError: there are checkpoints, and all are damaged.
+    """
+    damaged: list[StateError] = []
+    for name in (NEWEST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            _require_known(path)
+            state = load_checkpoint(path, device)
+        except StateError as error:
+            damaged.append(error)
+            continue
+        if damaged:
+            (folder / NEWEST).replace(folder / f"{NEWEST}.damaged")
+            return state, f"{damaged[0].what}; it is set aside, and the checkpoint before it is used"
+        return state, ""
+    if damaged:
+        raise damaged[0]
+    return None, ""
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint onto `device`.
+    """Read one checkpoint file onto `device`.
 
     Raises:
         StateError: the file is missing, damaged, or holds more than plain data and tensors.
@@ -41,7 +106,43 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if type(error).__name__ == "UnpicklingError":  # torch's own words advise to load it all the same
             reason = "it holds more than plain data and tensors"
-        raise StateError(
-            f"{path} cannot be read as a checkpoint: {reason}",
-            remedy="delete it and train the fold again, or restore it from a copy",
-        ) from error
+        raise _damaged(path, reason) from error
+
+
+def _keep(newest: Path, previous: Path) -> None:
+    """Give the newest checkpoint the name of the previous one, too; who reads the newest at this moment, finds it."""
+    link = previous.with_name(f".{previous.name}.new")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(newest, link)
+        link.replace(previous)
+    except OSError:  # a file system without links
+        newest.replace(previous)
+
+
+def _bytes_of(state: dict[str, Any]) -> memoryview:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
+
+
+def _require_known(path: Path) -> None:
+    """Raise StateError for a file whose digest is in no line of the list; without a list the archive's own must do."""
+    known = set(_digests(path.parent).values())
+    if known and sha256(path) not in known:
+        raise _damaged(path, f"its sha256 is not among those in {DIGESTS}")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """File name -> sha256, as listed; empty if there is no list."""
+    with suppress(OSError):
+        lines = (folder / DIGESTS).read_text(encoding="utf-8").splitlines()
+        return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    return {}
+
+
+def _damaged(path: Path, reason: str) -> StateError:
+    return StateError(
+        f"{path} cannot be read as a checkpoint: {reason}",
+        remedy="delete it and train the fold again, or restore it from a copy",
+    )
