@@ -58,3 +58,9 @@ class Stopped(AutosegError):
     """Work was stopped from outside at a safe point and can be resumed."""
 
     exit_code = 75
+
+
+class Interrupted(Stopped):
+    """As Stopped, by Ctrl-C."""
+
+    exit_code = 130
