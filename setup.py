@@ -36,7 +36,7 @@ setup(
         "dicom": ["pydicom>=3.0.2", "highdicom"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "slurm": ["submitit"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn", "scikit-image"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn", "scikit-image", "tensorboard", "submitit"],
     },
     entry_points={"console_scripts": ["autoseg = autoseg.cli:main"]},
 )

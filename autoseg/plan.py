@@ -12,7 +12,7 @@ from typing import Any, Literal
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 
-VERSION = 2
+VERSION = 3
 LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "momentum": (lambda value: 0 <= value < 1, "0 to 1, less than 1"),
@@ -21,6 +21,9 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "tversky_alpha": (lambda value: value >= 0, "0 or more"),
     "tversky_beta": (lambda value: value > 0, "more than 0"),
     "boundary_weight": (lambda value: value >= 0, "0 or more"),
+    "component_weight": (lambda value: 0 <= value <= 2, "0 to 2"),
+    "dropout": (lambda value: 0 <= value < 1, "0 to 1, less than 1"),
+    "patience": (lambda value: value >= 0, "0 or more"),
 }
 
 
@@ -102,16 +105,18 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Training:
-    """The recipe of one fold. `epochs` and `time_budget_seconds`: the schedule spans the one that is given."""
+    """The recipe of one fold. `epochs`, `steps`, `time_budget_seconds`: the schedule spans the one that is given."""
 
     epochs: int | None = 1000
+    steps: int | None = None
     time_budget_seconds: float | None = None  # wall time per fold, validation included
     iterations_per_epoch: int = 250
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.01
     momentum: float | None = None  # of SGD, or beta 1 of AdamW; None: 0.99 or 0.9
     weight_decay: float = 3e-5
-    schedule: Literal["poly", "cosine", "one_cycle"] = "poly"
+    schedule: Literal["poly", "cosine", "one_cycle", "reduce_on_plateau"] = "poly"
+    patience: int = 15  # epochs without a better validation loss after which the training cools down and ends; 0: never
     weight_average: float = 0.0  # decay of the exponential moving average of the weights; 0 is off
     gradient_clip: float = 12.0
     loss: Literal["dice_ce", "dice_bce", "dice_focal", "dice_topk", "tversky"] = "dice_ce"
@@ -121,11 +126,16 @@ class Training:
     tversky_alpha: float = 0.3  # of tversky: weight of false positives
     tversky_beta: float = 0.7  # and of false negatives
     boundary_weight: float = 0.0  # of a boundary term beside any loss
+    component_weight: float = (
+        0.0  # of small connected components in the cross-entropy: (mean size / size) to this power
+    )
+    dropout: float = 0.0  # share of a stage's feature maps that are left out at random
     deep_supervision: bool = True
     foreground_fraction: float = 0.33  # share of a batch's patches centred on foreground
     case_sampling: Literal["uniform", "presence"] = "uniform"  # presence: cases of rare labels are drawn more often
     class_sampling: Literal["uniform", "inverse_frequency"] = "uniform"  # which label a foreground patch is centred on
     augmentation: str = "default"  # a key of autoseg.augmentation.AUGMENTATIONS
+    chain: Literal["auto", "host", "worker", "device"] = "auto"  # what augments, and where; auto: measured at start-up
     mirror_axes: tuple[int, ...] = (0, 1, 2)  # spatial axes of the patch, in permuted order
     test_time_mirroring: bool = True
     autocast: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: measured at start-up
@@ -137,6 +147,13 @@ class Training:
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise StateError(f"{name} is {value}, expected {expected}", remedy=f"--set training.{name}=...")
+
+    @property
+    def total_steps(self) -> int | None:
+        """Length in steps; None under a time budget."""
+        if self.time_budget_seconds is not None:
+            return None
+        return self.steps if self.steps is not None else (self.epochs or 0) * self.iterations_per_epoch
 
     @property
     def loss_options(self) -> dict[str, float]:
@@ -196,7 +213,10 @@ class Plan:
     @classmethod
     def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Plain data of an older version, as this version writes them."""
-        return _upgrade_from_1(plain) if plain.get("version") == 1 else plain
+        for version, upgrade in enumerate((_upgrade_from_1, _upgrade_from_2), start=1):
+            if plain.get("version") == version:
+                plain = upgrade(plain)
+        return plain
 
 
 def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
@@ -213,3 +233,12 @@ def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
         "version": 2, "configurations": configurations, "rules": "autoseg", "preset": preset,
         "training": training_options,
     }  # fmt: skip
+
+
+def _upgrade_from_2(plain: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 adds a length in steps, the end at a plateau, dropout, weights of components, the device chain.
+
+    Trainings go on as they were begun: without an end at a plateau, on the host chain.
+    """
+    added = {"steps": None, "patience": 0, "component_weight": 0.0, "dropout": 0.0, "chain": "host"}
+    return plain | {"version": 3, "training": added | plain["training"]}
