@@ -1,25 +1,36 @@
-"""Which dtype the convolutions should run in here: measured on the network itself, and checked against float32.
+"""How the convolutions should run here: in which dtype, in which memory layout, compiled or not.
 
 Half precision is faster on some machines and up to a hundred times slower on others, and some library versions compute
-it wrongly. So a few real steps decide: a dtype is chosen only if it is faster than float32 by a margin and its logits
-agree.
+it wrongly; channels that lie last in memory speed up one network and slow down the next. So a few real steps decide: a
+dtype is chosen only if it is faster than float32 by a margin and its logits agree (`measure`, `choose`). Another layout
+and compiled code are set beside the network as it is, on one of its stages or as a whole (`beside`), by the same rule.
 """
 
+import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from autoseg.nn.blocks import Stage
+
+Module = TypeVar("Module", bound=nn.Module)
+Result = TypeVar("Result")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MARGIN = 0.9  # a dtype must need less than this share of float32's time
 TOLERANCE = 0.2  # of the logits' standard deviation: root mean square difference to float32; eight stages give 0.1
+REPEATS = 3  # of two ways beside each other: the first warms up, and compiles; the fastest counts
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the axes of a convolution's weights
 
 
 @dataclass(frozen=True)
 class PrecisionTrial:
-    """What was measured for one dtype."""
+    """What was measured for one dtype, or for one way to run the network in it."""
 
     dtype: str
     seconds: float  # forward and backward of one batch
@@ -41,26 +52,39 @@ def measure(network: nn.Module, image: Tensor, dtypes: Sequence[str], repeats: i
         network: maps `image` (B, C, *patch) to a list of logits.
         dtypes: keys of DTYPES; the first must be float32, the reference.
     """
-    trials = []
+    trials: list[PrecisionTrial] = []
     reference: Tensor | None = None
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    for dtype in dtypes:
-        best, best_forward = float("inf"), float("inf")
-        for _ in range(repeats):
-            start = _now(image.device)
-            with autocast(image.device, dtype):
-                logits = network(image)
-            forward_done = _now(image.device)
-            loss = torch.stack([stage.float().square().mean() for stage in logits]).sum()
-            torch.autograd.grad(loss, parameters, allow_unused=True)  # leaves the .grad of the parameters alone
-            best = min(best, _now(image.device) - start)
-            best_forward = min(best_forward, forward_done - start)
-        finest = logits[0].detach().float()
-        if reference is None:
-            reference = finest
-        difference = float((finest - reference).square().mean().sqrt() / reference.std().clamp_min(1e-8))
-        trials.append(PrecisionTrial(dtype, best, best_forward, difference))
+    with _without_dropout(network):
+        for dtype in dtypes:
+            seconds = []
+            for _ in range(repeats):
+                finest, *taken = _one_pass(network, image, dtype)
+                seconds.append(taken)
+            if reference is None:
+                reference = finest
+            trials.append(_trial(dtype, seconds, finest, reference))
     return trials
+
+
+def beside(
+    one: nn.Module, other: nn.Module, image: Tensor, dtype: str, repeats: int = REPEATS
+) -> tuple[PrecisionTrial, PrecisionTrial]:
+    """Time two ways to run the same network, or one stage of it, in turns; both are compared with `one` in float32.
+
+    Args:
+        one, other: with equal weights; map `image` (B, C, *patch) to a list of logits or to one map.
+        dtype: of both.
+    """
+    seconds: tuple[list[list[float]], list[list[float]]] = ([], [])
+    with _without_dropout(one), _without_dropout(other):
+        with torch.no_grad():
+            reference = _finest(one(image))
+        for _ in range(repeats):
+            finest, *taken = _one_pass(one, image, dtype)
+            other_finest, *other_taken = _one_pass(other, image, dtype)
+            seconds[0].append(taken)
+            seconds[1].append(other_taken)
+    return _trial(dtype, seconds[0], finest, reference), _trial(dtype, seconds[1], other_finest, reference)
 
 
 def choose(trials: Sequence[PrecisionTrial]) -> PrecisionTrial:
@@ -73,6 +97,94 @@ def choose(trials: Sequence[PrecisionTrial]) -> PrecisionTrial:
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
     """Autocast context of that dtype; switched off for float32."""
     return torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32")
+
+
+def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """What `work` returns, and the seconds until the device has done it."""
+    began = _now(device)
+    result = work()
+    return result, _now(device) - began
+
+
+def channels_last(network: Module) -> Module:
+    """A copy of a network whose convolutions keep the channels last in memory; its maps follow the weights."""
+    return to_channels_last(copy.deepcopy(network))
+
+
+def to_channels_last(network: Module) -> Module:
+    """Let the convolutions of a network keep the channels last in memory, in place: its parameters stay who they are.
+
+    `nn.Module.to` would refuse a network that has weights of four axes beside those of five.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim in LAYOUTS:
+            parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[parameter.ndim])
+    return network
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """The network as compiled code, which is made when it first runs; the network itself stays as it is."""
+    return torch.compile(network, dynamic=False)  # type: ignore[return-value]
+
+
+def first_stage(network: nn.Module, image: Tensor) -> tuple[Stage, Tensor] | None:
+    """The first `Stage` that an image (B, C, *patch) comes to, and what it sees there; None if the network has none.
+
+    A stem of one convolution says little of the others: the first stage of two or more goes before it.
+    """
+    found: list[tuple[Stage, Tensor]] = []
+
+    def look(stage: nn.Module, seen: tuple[Tensor, ...]) -> None:
+        assert isinstance(stage, Stage)
+        if not found or (_convolutions(found[0][0]) < 2 <= _convolutions(stage)):
+            found[:] = [(stage, seen[0])]
+
+    hooks = [module.register_forward_pre_hook(look) for module in network.modules() if isinstance(module, Stage)]
+    try:
+        with torch.no_grad(), _without_dropout(network):
+            network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def _one_pass(network: nn.Module, image: Tensor, dtype: str) -> tuple[Tensor, float, float]:
+    """Go forward and backward once; the finest logits in float32, the seconds, those of the forward pass."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    start = _now(image.device)
+    with autocast(image.device, dtype):
+        logits = network(image)
+    forward_done = _now(image.device)
+    stages = logits if isinstance(logits, list) else [logits]
+    loss = torch.stack([stage.float().square().mean() for stage in stages]).sum()
+    torch.autograd.grad(loss, parameters, allow_unused=True)  # leaves the .grad of the parameters alone
+    return _finest(logits), _now(image.device) - start, forward_done - start
+
+
+def _trial(dtype: str, seconds: Sequence[Sequence[float]], finest: Tensor, reference: Tensor) -> PrecisionTrial:
+    difference = float((finest - reference).square().mean().sqrt() / reference.std().clamp_min(1e-8))
+    best, best_forward = (min(column) for column in zip(*seconds, strict=True))
+    return PrecisionTrial(dtype, best, best_forward, difference)
+
+
+def _finest(logits: Tensor | list[Tensor]) -> Tensor:
+    return (logits[0] if isinstance(logits, list) else logits).detach().float()
+
+
+def _convolutions(stage: nn.Module) -> int:
+    return sum(isinstance(module, (nn.Conv2d, nn.Conv3d)) for module in stage.modules())
+
+
+@contextmanager
+def _without_dropout(network: nn.Module) -> Iterator[None]:
+    """Let results be comparable, and the generator of the training be: nothing is left out at random."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
 
 
 def _now(device: torch.device) -> float:

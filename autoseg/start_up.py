@@ -1,0 +1,374 @@
+"""What is measured when a fold begins, and what is chosen by it: how the network runs, and what augments.
+
+Machines, libraries and networks differ too much for rules: half precision may be twice as fast or 88 times as slow,
+channels that lie last in memory 40 % faster or 24 % slower, and some versions compute wrongly. So a few real steps
+decide, and everything that is chosen must agree with float32 and be faster by a margin (`autoseg.nn.precision`):
+
+    dtype                   of the convolutions, on the whole network
+    memory layout           first on one stage of the network; what gains there is verified on the whole network
+    compiled code           likewise, where the training is long enough to win back what compiling costs
+    augmentation chain      by the seconds it takes for real batches, and what becomes of a step beside them
+
+The choices go into the checkpoint: a fold that goes on keeps those it began with. Besides: how many processes prepare
+batches, and the seconds that are needed after the last step.
+"""
+
+import importlib.util
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autoseg.augmentation import AUGMENTATIONS
+from autoseg.data.loader import BatchStream, ChainName
+from autoseg.data.splits import Split
+from autoseg.data.store import CaseStore
+from autoseg.errors import UsageError
+from autoseg.from_plan import configuration_mirror_axes
+from autoseg.nn import precision
+from autoseg.nn.blocks import Stage
+from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure, timed
+from autoseg.nn.sliding_window import tile_starts
+from autoseg.plan import Configuration, Plan, Training
+from autoseg.processes import available_cores
+from autoseg.pseudo_dice import SMALL, VALIDATION_STEPS, tile_count
+
+Say = Callable[[str], None]
+
+MAX_WORKERS = 12
+COMPILE_SECONDS = 300.0  # compiling a stage, then the network to train and to validate
+SHORTEST_COMPILED_ON_CPU = 3600.0  # seconds of a training
+COMPILERS = ("c++", "g++", "clang++", "cl")  # one of them makes compiled code for a CPU, and starts that for a GPU
+CHAIN_SHARE = 0.002  # of the training, spent on measuring a chain,
+CHAIN_SECONDS = (0.5, 5.0)  # but so many seconds at least and at most,
+CHAIN_BATCHES = 2  # and so many batches at least
+VALIDATION_MARGIN = 1.3  # wall time of predicting the validation cases over the bare forward passes
+VALIDATION_SECONDS_PER_CASE = 0.1  # reading, resampling and writing a case
+CHECKPOINT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a fold is trained on the machine it began on; plain data."""
+
+    dtype: str  # of the convolutions, a key of `autoseg.nn.precision.DTYPES`
+    channels_last: bool
+    compiled: bool
+    chain: ChainName  # what augments, and where: see `autoseg.from_plan.patch_stream`
+    forward_seconds: float  # of one sample in this dtype, in the usual layout and not compiled, as in prediction
+
+
+@dataclass(frozen=True)
+class ChainTrial:
+    """What was measured for one chain: means over batches."""
+
+    chain: ChainName
+    samples: int  # of a batch
+    preparation: float  # seconds to prepare a batch, in one process with one thread
+    finishing: float  # seconds until it lies on the device, augmented
+
+
+def choose(
+    network: nn.Module,
+    plan: Plan,
+    configuration: Configuration,
+    stream_of: Callable[[ChainName], BatchStream],
+    image: Tensor,
+    device: torch.device,
+    workers: int,
+    say: Say,
+    seconds: float | None,
+) -> Choices:
+    """Measure what is fastest and right on this machine; weights, gradients and generators stay as they were.
+
+    Args:
+        network: on the device, as it is trained.
+        stream_of: a training stream of that chain, without workers.
+        image: a batch (B, C, *patch) on the device.
+        workers: processes that will prepare batches.
+        say: told in two lines what was measured and chosen.
+        seconds: expected length of the training; None: the measured step times the plan's steps.
+
+    Raises:
+        UsageError: the plan names a chain that cannot do what it asks for.
+    """
+    training = plan.training
+    # the plan fills the device with a batch in half precision: in float32 it would not fit
+    sample = image if device.type == "cpu" else image[:1]
+    trial, told = choose_dtype(network, sample, training.autocast)
+    remarks = [told]
+    dtype, forward_seconds = trial.dtype, trial.forward_seconds / len(sample)
+    stage = first_stage(network, sample)
+
+    way = network
+    if stage:
+        trial, faster, told = improve(network, stage, sample, trial, "channels last", precision.channels_last)
+        way = faster or network
+        remarks.append(told)
+    sample_seconds = seconds_per_sample(way, image, trial, len(sample))
+    if seconds is None:
+        assert training.total_steps is not None, "the length is given in seconds, and they were not passed on"
+        seconds = sample_seconds * configuration.batch_size * training.total_steps
+    compiled = None
+    reason = why_not_compile(seconds, device.type)
+    if stage and not reason:
+        before = trial.seconds
+        trial, compiled, told = improve(way, stage, sample, trial, "compiled", precision.compiled)
+        sample_seconds *= trial.seconds / before
+        remarks.append(told)
+    elif reason:
+        remarks.append(f"not compiled: {reason}")
+    say(f"{device.type}, forward and backward: {'; '.join(remarks)}")
+    chain = choose_chain(training, stream_of, device, workers, say, sample_seconds, seconds)
+    return Choices(dtype, way is not network, compiled is not None, chain, forward_seconds)
+
+
+def apply(choices: Choices, network: nn.Module, image: Tensor | None = None, say: Say = print) -> None:
+    """Let a network run as it was chosen, in place: parameters and the keys of its state stay what they are.
+
+    Args:
+        image: a batch (B, C, *patch) on the device, on which compiled code is tried at once; None leaves that to the
+            first step.
+        say: told where compiling fails; the network then runs as it is, and training goes on.
+    """
+    if choices.channels_last:
+        precision.to_channels_last(network)
+    if not choices.compiled:
+        return
+    device = next(network.parameters()).device
+    if not has_compiler(device.type):
+        say("not compiled, though the fold began so: no compiler here")
+        return
+    network.compile(dynamic=False)
+    if image is not None:
+        try:
+            measure(network, image, (choices.dtype,), repeats=1)
+        except Exception as error:  # whatever a compiler may raise
+            network.compile(disable=True)
+            say(f"not compiled: {_in_short(error)}")
+
+
+# ---- how the network runs
+
+
+def choose_dtype(network: nn.Module, sample: Tensor, wanted: str) -> tuple[PrecisionTrial, str]:
+    """The dtype of the convolutions on the whole network, as it was measured, and what to tell of it.
+
+    `wanted` is "auto" (measure and choose) or a dtype to use as it is.
+    """
+    tried = candidates(sample.device) if wanted == "auto" else tuple(dict.fromkeys(("float32", wanted)))
+    trials = measure(network, sample, tried)
+    chosen = precision.choose(trials) if wanted == "auto" else trials[-1]
+    shown = ", ".join(f"{t.dtype} {1000 * t.seconds:.0f} ms (off by {t.difference:.1%})" for t in trials)
+    return chosen, f"{shown} -> {chosen.dtype}"
+
+
+def improve(
+    network: nn.Module,
+    stage: tuple[Stage, Tensor],
+    sample: Tensor,
+    trial: PrecisionTrial,
+    name: str,
+    vary: Callable[[nn.Module], nn.Module],
+) -> tuple[PrecisionTrial, nn.Module | None, str]:
+    """Try another way to run a network: on one stage, and where that gains by the margin, on the whole.
+
+    Args:
+        stage: of the network, and what it sees.
+        trial: of the network as it is.
+        vary: makes the network, or the stage, run the other way.
+
+    Returns:
+        The trial of what is chosen, the network in the new way if it is that one, and what to tell.
+    """
+    block, seen = stage
+    try:
+        for what, one, image in (("a stage", block, seen), ("the network", network, sample)):
+            way = vary(one)
+            before, after = beside(one, way, image, trial.dtype)
+            told = f"{name} {1000 * after.seconds:.0f} ms against {1000 * before.seconds:.0f} for {what}"
+            if precision.choose((before, after)) is not after:
+                off = "" if after.difference < precision.TOLERANCE else f", off by {after.difference:.1%}"
+                return trial, None, f"{told}{off} -> not {name}"
+    except Exception as error:  # whatever a compiler may raise, or a device that runs out of memory
+        return trial, None, f"not {name}: {_in_short(error)}"
+    return after, way, f"{told} -> {name}"
+
+
+def seconds_per_sample(network: nn.Module, image: Tensor, trial: PrecisionTrial, tried: int) -> float:
+    """Seconds of a step per sample of a whole batch (B, C, *patch), of which `tried` samples were tried before."""
+    if tried < len(image):
+        try:
+            whole = measure(network, image, (trial.dtype,))[0]
+            return whole.seconds / len(image)
+        except torch.OutOfMemoryError:  # the training will divide the batch
+            pass
+    return trial.seconds / tried
+
+
+def why_not_compile(seconds: float, device_type: str) -> str:
+    """Why compiling is not even tried for a training of so many seconds; nothing where it is.
+
+    It must pay already with the smallest gain that is adopted. On CPUs, where compiled code gains less and takes
+    longer to make, trainings of less than an hour are left alone.
+    """
+    shortest = COMPILE_SECONDS / (1 - MARGIN)
+    if device_type == "cpu":
+        shortest = max(shortest, SHORTEST_COMPILED_ON_CPU)
+    if seconds < shortest:
+        return f"{seconds / 60:.0f} min of training are too short, {shortest / 60:.0f} needed"
+    return "" if has_compiler(device_type) else "no compiler here"
+
+
+def has_compiler(device_type: str) -> bool:
+    """Whether code can be compiled for a device: for a GPU it takes triton, and on either a C++ compiler."""
+    found = any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS)))
+    if device_type == "cuda":
+        return found and importlib.util.find_spec("triton") is not None
+    return found and device_type == "cpu"
+
+
+def _in_short(error: Exception) -> str:
+    first = str(error).strip().splitlines()[:1]
+    return f"{type(error).__name__}: {''.join(first)[:200]}"
+
+
+# ---- what augments
+
+
+def choose_chain(
+    training: Training,
+    stream_of: Callable[[ChainName], BatchStream],
+    device: torch.device,
+    workers: int,
+    say: Say,
+    sample_seconds: float,
+    seconds: float,
+) -> ChainName:
+    """The chain with which a step takes least: what the plan names, or measured.
+
+    Args:
+        sample_seconds: of a step of the network, per sample.
+        seconds: expected length of the training.
+    """
+    possible = possible_chains(training)
+    if training.chain != "auto":
+        if training.chain not in possible:
+            raise UsageError(
+                f"training.chain is {training.chain}, which cannot do what the plan asks for (component_weight "
+                f"{training.component_weight}, augmentation {training.augmentation!r})",
+                remedy=f"--set training.chain=auto, or {' or '.join(possible)}",
+            )
+        return training.chain
+    if len(possible) == 1:
+        return possible[0]
+    spent = min(max(CHAIN_SHARE * seconds, CHAIN_SECONDS[0]), CHAIN_SECONDS[1])
+    trials = [measure_chain(chain, stream_of(chain), device, spent) for chain in possible]
+    expected = {
+        t.chain: step_seconds(
+            sample_seconds * t.samples, t.preparation, t.finishing,
+            workers=workers, cores=available_cores(), device_type=device.type,
+        )
+        for t in trials
+    }  # fmt: skip
+    chosen = min(possible, key=lambda chain: expected[chain])
+    shown = ", ".join(
+        f"{t.chain} {1000 * t.preparation:.0f} + {1000 * t.finishing:.0f} -> {1000 * expected[t.chain]:.0f}"
+        for t in trials
+    )
+    say(f"augmentation, ms to prepare + finish a batch -> for a step beside {workers} worker(s): {shown} -> {chosen}")
+    return chosen
+
+
+def possible_chains(training: Training) -> tuple[ChainName, ...]:
+    """The chains that can do what a plan asks for.
+
+    Weights of components need the target where batches are prepared; only the chains in torch mix samples.
+    """
+    augmentation = AUGMENTATIONS[training.augmentation]
+    mixes = max(augmentation.cutmix, augmentation.mixup, augmentation.paste) > 0
+    able: dict[ChainName, bool] = {"host": not mixes, "worker": True, "device": training.component_weight == 0}
+    return tuple(chain for chain, can in able.items() if can)
+
+
+def measure_chain(chain: ChainName, stream: BatchStream, device: torch.device, seconds: float) -> ChainTrial:
+    """Time real batches of a stream for so many seconds, after one that opens files, and close it.
+
+    Many samples are left alone and some are deformed: it is the mean that counts.
+    """
+    try:
+        batch = next(stream)
+        samples = len(batch["cases"])
+        stream.finish(batch, device)
+        spent: list[tuple[float, float]] = []
+        while len(spent) < CHAIN_BATCHES or sum(map(sum, spent)) < seconds:
+            batch, preparation = timed(lambda: next(stream), device)
+            _, finishing = timed(lambda raw=batch: stream.finish(raw, device), device)  # type: ignore[misc]
+            spent.append((preparation, finishing))
+    finally:
+        stream.close()
+    preparation, finishing = (sum(column) / len(spent) for column in zip(*spent, strict=True))
+    return ChainTrial(chain, samples, preparation, finishing)
+
+
+def step_seconds(
+    network: float, preparation: float, finishing: float, *, workers: int, cores: int, device_type: str
+) -> float:
+    """Predict the seconds of a training step beside the preparation of the batches to come.
+
+    Args:
+        network: seconds of the network's part of the step, alone on the device.
+        preparation: seconds of one process, with one core, for a batch.
+        finishing: seconds on the device until a batch is augmented.
+        workers: processes that prepare batches; 0: the training process does, in between.
+        cores: of the processor that this process may use.
+        device_type: of the training.
+
+    The slower sets the pace: the training, or the workers, of which no more work at a time than there are cores. Beside
+    an accelerator the training process hardly needs a core. On a CPU the network uses them all, and what the workers
+    work is lost to it: `preparation / cores`, if no core ever waits for another.
+    """
+    training = network + finishing
+    if workers == 0:
+        return training + preparation
+    if device_type == "cpu":
+        training += preparation / cores
+    return max(training, preparation / min(workers, cores))
+
+
+def worker_count(wanted: int | None, device: torch.device) -> int:
+    """Processes that prepare patches: as asked for, otherwise all cores but one beside a GPU, one beside a CPU."""
+    if wanted is not None:
+        return wanted
+    return max(1, min(available_cores() - 1, MAX_WORKERS)) if device.type != "cpu" else 1
+
+
+# ---- what comes after the last step
+
+
+def validation_seconds(
+    store: CaseStore, split: Split, plan: Plan, configuration: Configuration, forward_seconds: float
+) -> float:
+    """Estimate the wall time after the last step, from the measured time of one patch.
+
+    That is the last pseudo Dice of validation and of training cases, the checkpoint, and the prediction of the fold's
+    validation cases.
+    """
+    shapes = [store.info(case).shape for case in split.validation]
+    tiles = 0
+    for shape in shapes:
+        slices = shape[0] if configuration.dims == 2 else 1
+        starts = (
+            tile_starts(s, t, 0.5) for s, t in zip(shape[-configuration.dims :], configuration.patch_size, strict=True)
+        )
+        tiles += slices * math.prod(len(s) for s in starts)
+    watched = sum(tile_count(shape, configuration.patch_size) for shape in shapes)
+    if watched > SMALL:
+        watched = VALIDATION_STEPS * configuration.batch_size
+    axes = configuration_mirror_axes(plan, configuration) if plan.training.test_time_mirroring else ()
+    forward = VALIDATION_MARGIN * forward_seconds * (2 * watched + tiles * 2 ** len(axes))
+    return forward + CHECKPOINT_SECONDS + VALIDATION_SECONDS_PER_CASE * len(split.validation)
