@@ -3,13 +3,14 @@
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
-from autoseg.errors import AutosegError, OutOfMemory, UsageError
+from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
 
 if TYPE_CHECKING:
     from autoseg.dataset import IntakeOptions
@@ -25,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options) or 0
+    except Stopped as stopped:
+        again = [a for a in (sys.argv[1:] if arguments is None else arguments) if a != "--restart"]
+        print(f"{stopped}\n  -> go on with: {shlex.join(['autoseg', *again])}", file=sys.stderr)
+        return stopped.exit_code
     except AutosegError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -89,9 +94,29 @@ def build_parser() -> argparse.ArgumentParser:
     add_model(train)
     length = train.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive, default=None, help="length of each fold's training")
+    length.add_argument("--steps", type=positive, default=None, help="the same, in optimiser steps")
     length.add_argument("--time-budget", type=duration, default=None, help="wall time per fold, e.g. 10m, 2h")
+    train.add_argument(
+        "--init-from",
+        type=Path,
+        default=None,
+        metavar="MODEL",
+        help="begin with what fits of a trained model's weights",
+    )
+    train.add_argument(
+        "--stop-after", type=duration, default=None, help="save and stop after so long, e.g. 3h55m; goes on later"
+    )
+    train.add_argument(
+        "--checkpoint-every", type=duration, default=60.0, metavar="TIME", help="at the latest (default: 60s)"
+    )
     train.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
     train.add_argument("--restart", action="store_true", help="train these folds anew (the old ones are kept aside)")
+    several = train.add_mutually_exclusive_group()
+    several.add_argument("--gpus", default=None, help="one fold per GPU at the same time: all, or numbers such as 0,2")
+    several.add_argument(
+        "--slurm", default=None, metavar="KEY=VALUE,...",
+        help="submit the folds to a cluster: partition=gpu,time=24h[,gpus=1,cpus=8,mem=64G,account=...]",
+    )  # fmt: skip
     add_settings(train)
     train.set_defaults(run=run_train)
 
@@ -256,19 +281,31 @@ def run_train(options: argparse.Namespace) -> None:
     from autoseg.pipeline import TrainOptions, train_folds
     from autoseg.workspace import Workspace
 
-    train_folds(
-        Workspace(options.workspace),
-        TrainOptions(
-            folds=parse_folds(" ".join(options.folds)),
-            configuration=options.configuration,
-            network=options.network,
-            epochs=options.epochs,
-            time_budget_seconds=options.time_budget,
-            device=options.device,
-            restart=options.restart,
-            settings=tuple(options.settings),
-        ),
+    workspace = Workspace(options.workspace)
+    chosen = TrainOptions(
+        folds=parse_folds(" ".join(options.folds)),
+        configuration=options.configuration,
+        network=options.network,
+        epochs=options.epochs,
+        steps=options.steps,
+        time_budget_seconds=options.time_budget,
+        device=options.device,
+        restart=options.restart,
+        init_from=options.init_from,
+        stop_after_seconds=options.stop_after,
+        checkpoint_seconds=options.checkpoint_every,
+        settings=tuple(options.settings),
     )
+    if options.gpus is not None:
+        from autoseg.pipeline.fleet import train_on_gpus
+
+        train_on_gpus(workspace, chosen, options.gpus)
+    elif options.slurm is not None:
+        from autoseg.pipeline.slurm import parse_slurm, submit_folds
+
+        submit_folds(workspace, chosen, parse_slurm(options.slurm))
+    else:
+        train_folds(workspace, chosen)
 
 
 def run_evaluate(options: argparse.Namespace) -> None:

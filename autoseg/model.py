@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from autoseg.errors import StateError
+from autoseg.fold_state import upgrade_checkpoint
 from autoseg.from_plan import build_plan_network
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.plan import Configuration, Plan
@@ -68,7 +69,7 @@ def open_model(
         fold = int(path.parent.name.removeprefix("fold_")) if path.parent.name[5:].isdigit() else None
         if fold is None or (folds is not None and fold not in folds):
             continue
-        state = load_checkpoint(path, device)
+        state = upgrade_checkpoint(load_checkpoint(path, device))
         if state["finished"]:
             states[fold] = state
         elif folds is not None:
@@ -80,9 +81,7 @@ def open_model(
     if missing or not states:
         which = f"fold {missing[0]} of {folder}" if missing else f"{folder}"
         raise StateError(f"{which} is not trained", remedy=f"train it: autoseg train -f 0..4 -c {configuration_name}")
-    plans = {
-        fold: from_plain(Plan, Plan.upgrade(state["plan"]), f"fold {fold}: plan") for fold, state in states.items()
-    }
+    plans = {fold: from_plain(Plan, state["plan"], f"fold {fold}: plan") for fold, state in states.items()}
     first = min(states)
     plan = plans[first]
     for fold, other in plans.items():
@@ -96,8 +95,8 @@ def open_model(
         configuration_name=configuration_name,
         folds=tuple(sorted(states)),
         networks=tuple(_network(states[fold], plans[fold], configuration_name, device) for fold in sorted(states)),
-        dtype=states[first]["dtype"],
-        forward_seconds=states[first]["forward_seconds"],
+        dtype=states[first]["choices"]["dtype"],
+        forward_seconds=states[first]["choices"]["forward_seconds"],
         device=device,
         previous=_previous(workspace, plan, configuration_name, folds, device),
     )

@@ -169,8 +169,8 @@ def _without_momentum(parameters, learning_rate: float, weight_decay: float) -> 
     return torch.optim.SGD(parameters, learning_rate, weight_decay=weight_decay)
 
 
-def _one_head_less(network: nn.Module, criterion: nn.Module, *arguments) -> Tensor:
-    return loss_of(network, lambda logits, target: criterion(logits[1:], target), *arguments)  # type: ignore[arg-type]
+def _one_head_less(network: nn.Module, criterion: nn.Module, *arguments, dtype: str) -> Tensor:
+    return loss_of(network, lambda logits, target: criterion(logits[1:], target), *arguments, dtype=dtype)  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ MAX_LINES = 450
 # From the bottom up.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"augmentation", "workspace", "processes"},
+    {"augmentation", "workspace", "processes", "stopping"},
     {"records"},
     {"imaging"},
     {"data", "nn"},
@@ -33,7 +33,11 @@ ORDER: list[set[str]] = [
     {"planner"},
     {"preprocess"},
     {"cascade"},
+    {"diagnosis", "progress_picture"},
     {"fold_log", "from_plan"},
+    {"start_up", "pseudo_dice", "transfer"},
+    {"fold_state"},
+    {"fold"},
     {"train"},
     {"model"},
     {"predict"},
@@ -49,7 +53,22 @@ ORDER: list[set[str]] = [
     {"__main__"},
 ]
 STRANGERS = [{"data", "nn"}]  # of one row, and yet neither may import the other
-TORCH_AT_TOP = {"nn", "data.loader", "from_plan", "train", "model", "predict"}
+TORCH_AT_TOP = {
+    "nn",
+    "data.batches",
+    "data.loader",
+    "data.slots",
+    "data.workers",
+    "fold",
+    "fold_state",
+    "from_plan",
+    "pseudo_dice",
+    "start_up",
+    "train",
+    "transfer",
+    "model",
+    "predict",
+}
 TORCH_NOWHERE = {
     "errors",
     "augmentation",

@@ -19,7 +19,7 @@ from autoseg import __version__, cli, demo, pipeline, status
 from autoseg.cli import build_parser, duration, main, parse_folds, positive, share
 from autoseg.data.splits import Split, Splits
 from autoseg.dataset import IntakeOptions
-from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
+from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
 from autoseg.pipeline import PlanOptions, TrainOptions
 from autoseg.planner import make_plan
 from autoseg.records import save
@@ -292,7 +292,6 @@ def test_a_file_that_cannot_be_written_ends_with_5(tmp_path):
     ("error", "code"),
     [
         (OutOfMemory("the memory is full", remedy="buy some"), 6),
-        (Stopped("stopped by a signal"), 75),
         (AutosegError("something else"), 2),
         (KeyboardInterrupt(), 130),
     ],
@@ -307,6 +306,16 @@ def test_other_exit_codes(error, code, monkeypatch, capsys):
     assert told.out == ""
     if isinstance(error, AutosegError):
         assert told.err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(Stopped("stopped by SIGTERM"), 75), (Interrupted("Ctrl-C"), 130)])
+def test_what_was_stopped_says_how_to_go_on(error, code, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("autoseg.pipeline.train_folds", fail)
+    assert run("train", "-f", "0,1", "--epochs", 3, "--restart", "-w", "my folder") == code
+    assert capsys.readouterr().err == f"{error}\n  -> go on with: autoseg train -f 0,1 --epochs 3 -w 'my folder'\n"
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch):

@@ -18,6 +18,7 @@ from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.data.splits import Splits
 from autoseg.dataset import Dataset
+from autoseg.imaging.readers import read_labels, write_labels
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.plan import Plan
 from autoseg.records import load, save
@@ -25,7 +26,9 @@ from autoseg.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ("training.iterations_per_epoch=12", "training.workers=0", "training.autocast=float32")
+SETTINGS = (  # nothing that is measured, and so may differ from run to run
+    "training.iterations_per_epoch=12", "training.workers=0", "training.autocast=float32", "training.chain=host",
+)  # fmt: skip
 SHORT = [word for setting in SETTINGS for word in ("--set", setting)]
 
 
@@ -128,10 +131,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one(trained, tmp_path, monke
         if cut_short:
             real, calls = train.training_step, iter(range(100))
 
-            def stop_in_the_third_epoch(*arguments, real=real, calls=calls):
+            def stop_in_the_third_epoch(*arguments, real=real, calls=calls, **options):
                 if next(calls) == 30:
                     raise Killed
-                return real(*arguments)
+                return real(*arguments, **options)
 
             with monkeypatch.context() as patch:
                 patch.setattr(train, "training_step", stop_in_the_third_epoch)
@@ -204,13 +207,15 @@ def test_a_test_set_is_scored_once(tmp_path, capsys):
 
 
 # Left out: case_sampling and class_sampling, tested in test_sampling.py (here every case has every label, of one size);
-# deep_supervision, which needs three decoder stages (a test of its own); test_time_mirroring, which acts in predict.
+# component_weight, deep_supervision and patience, which have tests of their own; test_time_mirroring, which acts in
+# predict; chain=device, which gives what chain=worker gives (test_patch_stream.py).
 CHANGES = [
     "optimizer=sgd",
     "learning_rate=0.01",
     "weight_decay=0.5",
     "schedule=poly",
     "schedule=cosine",
+    "schedule=reduce_on_plateau",
     "weight_average=0",
     "gradient_clip=0.001",
     "loss=dice_bce",
@@ -218,6 +223,8 @@ CHANGES = [
     "loss=dice_topk",
     "loss=tversky",
     "boundary_weight=0.5",
+    "dropout=0.3",
+    "chain=worker",
     "momentum=0.5",
     "class_weights=[1,5,9]",
     "foreground_fraction=1",
@@ -238,6 +245,18 @@ def weights_after(source: Workspace, root: Path, *changes: str) -> torch.Tensor:
     run("train", "-f", 3, "--epochs", 1, "-w", workspace.root, *SHORT, *settings)
     state = load_checkpoint(workspace.fold("3d_fullres", "unet", 3) / "last.pt")
     return torch.cat([weight.flatten() for weight in state["average"] or state["network"].values()])
+
+
+def test_the_weight_of_components_changes_the_weights(tmp_path):
+    dataset = tiny_dataset(tmp_path / "data", cases=6)
+    for path in (dataset / "labelsTr").iterdir():
+        labels = read_labels(path).array
+        labels[0, :2, 0] = 1  # beside the blob of label 1, far from it
+        write_labels(path, labels, path)
+    source = Workspace(tmp_path / "workspace")
+    run("plan", dataset, "-w", source.root)
+    base, changed = (weights_after(source, tmp_path / w, f"component_weight={w}") for w in ("0", "0.5"))
+    assert not torch.equal(base, changed)
 
 
 def test_every_training_setting_changes_the_weights(trained, tmp_path):
@@ -361,12 +380,12 @@ def test_an_interrupted_cascade_goes_on(cascaded, tmp_path, monkeypatch, capsys)
         begun = 0
         for stop in stops:  # 5 folds of 12 steps, then the cascade
 
-            def stop_at(*arguments, stop=stop):
+            def stop_at(*arguments, stop=stop, **options):
                 nonlocal begun
                 begun += 1
                 if begun > stop:
                     raise Killed
-                return real(*arguments)
+                return real(*arguments, **options)
 
             with monkeypatch.context() as patch:
                 patch.setattr(train, "training_step", stop_at)

@@ -15,9 +15,10 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoseg.data.splits import Split
 from autoseg.data.store import CaseInfo, CaseStore
-from autoseg.errors import StateError, UsageError
+from autoseg.errors import OutOfMemory, StateError, UsageError
+from autoseg.fold import require_same_plan
+from autoseg.fold_state import FoldState
 from autoseg.from_plan import (
     build_plan_loss,
     build_plan_network,
@@ -28,20 +29,13 @@ from autoseg.from_plan import (
 from autoseg.imaging.labels import LabelSet
 from autoseg.nn.blocks import Stage
 from autoseg.nn.optimization import OPTIMIZERS
-from autoseg.plan import ChannelNormalization, Configuration, Plan
+from autoseg.nn.ranks import Ranks
+from autoseg.plan import ChannelNormalization, Configuration, Plan, Training
 from autoseg.planner import make_plan
+from autoseg.pseudo_dice import SMALL, alike, fixed_batches, tile_count, validate
 from autoseg.records import to_plain
-from autoseg.train import (
-    CHECKPOINT_SECONDS,
-    VALIDATION_MARGIN,
-    VALIDATION_SECONDS_PER_CASE,
-    VALIDATION_STEPS,
-    _require_same_plan,
-    training_step,
-    validate,
-    validation_seconds,
-    worker_count,
-)
+from autoseg.start_up import Choices
+from autoseg.train import step_within_memory, training_step
 
 CPU = torch.device("cpu")
 LABELS = label_set(3)
@@ -72,7 +66,8 @@ OFF = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def step(network, criterion, optimizer, *, image=IMAGE, clip=1e9) -> float:
-    return training_step(network, criterion, optimizer, OFF, image, TARGET, "float32", clip)
+    batch = {"image": image, "target": TARGET}
+    return training_step(network, criterion, optimizer, OFF, batch, "float32", clip)
 
 
 def total(logits: list[Tensor], target: Tensor) -> Tensor:
@@ -131,6 +126,103 @@ def test_what_is_not_finite_changes_no_weight(optimizer, criterion, image):
     assert math.isfinite(step(network, total, chosen))
     assert not torch.equal(network.weight, weights)
     assert network.weight.isfinite().all()
+
+
+@pytest.mark.parametrize(("samples", "parts"), [(4, 2), (5, 2), (5, 5), (3, 2)])
+def test_a_batch_in_parts_gives_the_step_of_the_whole(samples, parts):
+    """A mean over samples, whatever the sizes of the parts; the weights of voxels are cut as the samples are."""
+    generator = torch.Generator().manual_seed(samples)
+    batch = {
+        "image": torch.randn(samples, 1, 3, 2, generator=generator),
+        "target": torch.randint(0, 2, (samples, 3, 2), generator=generator),
+        "weights": torch.rand(samples, 3, 2, generator=generator),
+    }
+
+    def weighted(logits: list[Tensor], target: Tensor, weights: Tensor) -> Tensor:
+        return ((logits[0][:, 1] - target) ** 2 * weights + 0.5 * logits[0][:, 0]).mean()
+
+    results = []
+    for n in (1, parts):
+        network = Linear()
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        loss = training_step(network, weighted, optimizer, OFF, batch, "float32", 0.2, parts=n)
+        results.append([loss, *network.weight.tolist()])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_one_bad_part_spoils_the_step():
+    network = Linear()
+    batch = {"image": torch.ones(2, 1, 2, 2), "target": torch.zeros(2, 2, 2)}
+    batch["image"][0] = math.nan
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    loss = training_step(network, total, optimizer, OFF, batch, "float32", 1e9, parts=2)
+    assert math.isnan(loss)
+    assert network.weight.tolist() == [1.0, 2.0]
+
+
+class Memory:
+    """A loss for which only so many samples at a time fit."""
+
+    def __init__(self, samples: int, error: Exception) -> None:
+        self.samples, self.error = samples, error
+        self.seen: list[int] = []
+
+    def __call__(self, logits: list[Tensor], target: Tensor) -> Tensor:
+        self.seen.append(len(target))
+        if len(target) > self.samples:
+            raise self.error
+        return logits[0].mean()
+
+
+def fold_that_needs_memory(criterion: Memory) -> tuple[SimpleNamespace, list[str]]:
+    network, said = Linear(), []
+    choices = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
+    training = Training(gradient_clip=1e9, optimizer="sgd", momentum=0.0, weight_decay=0.0)
+    state = FoldState.begin(network, training, choices, CPU)
+    fold = SimpleNamespace(
+        state=state, plan=SimpleNamespace(training=training), trained=network, criterion=criterion, number=0,
+        ranks=Ranks(), device=CPU, say=said.append,
+    )  # fmt: skip
+    return fold, said
+
+
+BIG = {"image": torch.ones(6, 1, 2, 2), "target": torch.zeros(6, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError("unable"),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_halves_the_parts_until_they_fit(error):
+    criterion = Memory(2, error)
+    fold, said = fold_that_needs_memory(criterion)
+    loss = step_within_memory(fold, BIG)
+    assert loss == pytest.approx(1.5)  # of weights 1 and 2 on ones
+    assert criterion.seen == [6, 3, 2, 2, 1, 1]  # whole, in two, in four parts
+    assert fold.state.micro_batches == 4
+    assert [text.split(" in ")[-1] for text in said] == ["2 parts", "4 parts"]
+    assert fold.trained.weight.tolist() == pytest.approx([1 - 0.01 / 2, 2 - 0.01 / 2])  # one step, no more
+    criterion.seen.clear()
+    step_within_memory(fold, BIG)
+    assert criterion.seen == [2, 2, 1, 1]  # it is not tried again
+
+
+def test_a_sample_that_does_not_fit_ends_the_training():
+    fold, _ = fold_that_needs_memory(Memory(0, MemoryError("unable to allocate 7 GiB")))
+    with pytest.raises(OutOfMemory, match="unable to allocate 7 GiB") as caught:
+        step_within_memory(fold, BIG)
+    assert caught.value.exit_code == 6
+    assert fold.state.micro_batches == 6
+
+
+def test_other_errors_are_not_taken_for_want_of_memory():
+    fold, _ = fold_that_needs_memory(Memory(0, RuntimeError("expected scalar type Float but found Half")))
+    with pytest.raises(RuntimeError, match="scalar type"):
+        step_within_memory(fold, BIG)
 
 
 def to_plain_memory(optimizer: torch.optim.Optimizer) -> list:
@@ -262,6 +354,50 @@ def test_validation_patches_are_fixed_and_not_augmented(store):
             assert one["cases"] == two["cases"]
 
 
+def test_small_volumes_are_seen_whole(store):
+    """Tiles side by side, each voxel of each case at least once, none of them changed."""
+    plan, configuration = plan_of_patches()
+    cases = CASES[:2]
+    batches = fixed_batches(store, cases, plan, configuration)
+    shapes = [store.info(case).shape for case in cases]
+    assert shapes == [(12, 20, 24), (13, 20, 23)]
+    tiles = [2 * 2 * 3, 3 * 2 * 3]  # of (6, 10, 8)
+    assert [tile_count(shape, PATCH) for shape in shapes] == tiles
+    assert [len(b["target"]) for b in batches] == [3] * (sum(tiles) // 3)
+    images = torch.cat([b["image"] for b in batches])
+    targets = torch.cat([b["target"] for b in batches])
+    assert all(is_cut_from_its_case(i, t) for i, t in zip(images, targets, strict=True))
+    for shape, part in zip(shapes, images.split(tiles), strict=True):
+        seen = {tuple(voxel) for tile in part for voxel in tile.flatten(1).T.int().tolist()}
+        assert seen == set(itertools.product(*map(range, shape)))
+
+
+def test_a_volume_smaller_than_a_tile_stands_in_its_middle(store):
+    plan, configuration = plan_of_patches()
+    configuration = replace(configuration, patch_size=(16, 20, 24))
+    (batch,) = fixed_batches(store, CASES[:1], plan, configuration)
+    image, target = batch["image"][0], batch["target"][0]
+    assert image.shape == (3, 16, 20, 24)
+    assert (image[0, 2:14, 0, 0] == torch.arange(12)).all()
+    assert not image[:, :2].any()
+    assert not image[:, 14:].any()
+    assert target.min() == 0  # where no image is there is background
+
+
+def test_large_volumes_are_seen_in_fixed_patches(store):
+    plan, configuration = plan_of_patches()
+    assert sum(tile_count(store.info(case).shape, PATCH) for case in CASES) > SMALL
+    batches = fixed_batches(store, CASES, plan, configuration)
+    again = fixed_batches(store, CASES, plan, configuration)
+    assert len(batches) == 8
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, again, strict=True))
+
+
+def test_as_many_training_cases_are_watched_as_others_held_out():
+    assert alike(list("abcdefghij"), 3) == ["a", "d", "g"]
+    assert alike(["a", "b"], 5) == ["a", "b"]
+
+
 def test_training_patches_are_others_and_augmented(store):
     """With the recipe "none" the same cases give other places than the validation's; with "default" other pictures."""
     plan, configuration = plan_of_patches(augmentation="none")
@@ -304,15 +440,6 @@ def test_the_stream_obeys_the_plan(store):
         assert flipped == set(axes)
 
 
-@pytest.mark.parametrize(("wanted", "device", "cores", "count"), [
-    (3, "cpu", 8, 3), (0, "cuda", 8, 0), (None, "cpu", 8, 1), (None, "cpu", 1, 1), (None, "cuda", 8, 7),
-    (None, "cuda", 1, 1), (None, "cuda", 64, 12), (None, "mps", 4, 3),
-])  # fmt: skip
-def test_worker_count(wanted, device, cores, count, monkeypatch):
-    monkeypatch.setattr("autoseg.train.available_cores", lambda: cores)
-    assert worker_count(wanted, torch.device(device)) == count
-
-
 # ---- what follows from a plan
 
 
@@ -327,37 +454,6 @@ def test_mirror_axes_of_a_patch(axes, in_space, in_plane):
     assert configuration_mirror_axes(plan, plan.configurations["2d"]) == in_plane
 
 
-class Shapes:
-    """Stands for a store of cases of known shapes."""
-
-    def __init__(self, **shapes: tuple[int, int, int]) -> None:
-        self.shapes = shapes
-
-    def info(self, case: str) -> SimpleNamespace:
-        return SimpleNamespace(shape=self.shapes[case])
-
-
-@pytest.mark.parametrize(
-    ("name", "patch", "axes", "mirroring", "passes"),
-    [
-        # a: ends 20 - 16, 40 - 16, 41 - 16 need 1, 3, 4 steps of 8: 2 * 4 * 5 tiles; b fits into one
-        ("3d_fullres", (16, 16, 16), (0, 1, 2), True, (2 * 4 * 5 + 1) * 8),
-        ("3d_fullres", (16, 16, 16), (2,), True, (2 * 4 * 5 + 1) * 2),
-        ("3d_fullres", (16, 16, 16), (0, 1, 2), False, 2 * 4 * 5 + 1),
-        # slices: 20 of 4 * 5 tiles, 7 of one
-        ("2d", (16, 16), (0, 1, 2), True, (20 * 4 * 5 + 7) * 4),
-        ("2d", (16, 16), (0, 1, 2), False, 20 * 4 * 5 + 7),
-    ],
-)
-def test_validation_seconds(name, patch, axes, mirroring, passes):
-    plan = plan_of(mirror_axes=axes, test_time_mirroring=mirroring)
-    configuration = replace(plan.configurations[name], patch_size=patch, batch_size=3)
-    store, split = Shapes(a=(20, 40, 41), b=(7, 16, 9), c=(90, 90, 90)), Split(0, ("c",), ("a", "b"))
-    seconds = validation_seconds(store, split, plan, configuration, 0.25)
-    assert (VALIDATION_MARGIN, VALIDATION_SECONDS_PER_CASE, VALIDATION_STEPS) == (1.3, 0.1, 8)
-    assert seconds == pytest.approx(1.3 * 0.25 * (passes + 8 * 3) + CHECKPOINT_SECONDS + 0.2)
-
-
 def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
     plan = plan_of()
     trained, name = to_plain(plan), "3d_fullres"
@@ -370,7 +466,7 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
         replace(plan, recommended="2d", vram_gb=3.0),
         replace(plan, configurations=plan.configurations | {"2d": other, name: cheaper}),
     ):
-        _require_same_plan(trained, indifferent, name, tmp_path)
+        require_same_plan(trained, indifferent, name, tmp_path)
     larger = replace(plan.configurations[name], batch_size=99)
     for changes, named in (
         ({"training": replace(plan.training, seed=5)}, "training differ"),
@@ -381,11 +477,11 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
         ({"configurations": plan.configurations | {name: larger}}, "configurations.3d_fullres differ"),
     ):
         with pytest.raises(StateError, match=f"{tmp_path} was trained under another plan: {named}") as caught:
-            _require_same_plan(trained, replace(plan, **changes), name, tmp_path)
+            require_same_plan(trained, replace(plan, **changes), name, tmp_path)
         assert "--restart" in caught.value.remedy
     older = {key: value for key, value in trained.items() if key != "vram_gb"} | {"orientation": "as_stored"}
     with pytest.raises(StateError, match="orientation differ"):
-        _require_same_plan(older, plan, name, tmp_path)
+        require_same_plan(older, plan, name, tmp_path)
 
 
 # ---- networks of plans

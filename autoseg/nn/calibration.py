@@ -102,7 +102,7 @@ class Trial:
         while True:
             began = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(network, criterion, image, target, dtype)
+            loss = loss_of(network, criterion, image, target, dtype=dtype)
             clipped_gradients(loss, network, optimizer, scaler, 12.0)
             del loss
             update(optimizer, scaler)

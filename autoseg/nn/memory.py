@@ -116,7 +116,7 @@ class TracedStep:
             image = torch.empty(batch_size, self.in_channels, *patch_size)
             target = torch.empty(batch_size, *patch_size, dtype=torch.uint8)
             watched.start()
-            loss = loss_of(self.network, self.criterion, image, target, self.dtype)
+            loss = loss_of(self.network, self.criterion, image, target, dtype=self.dtype)
             clipped_gradients(loss, self.network, self.optimizer, self.scaler, gradient_clip=1.0)
             update(self.optimizer, self.scaler)
             if self.average:

@@ -60,6 +60,11 @@ def cool_down(since: float, length: float) -> float:
     return 1 - math.sqrt(min(max(since, 0.0) / length, 1.0)) if length > 0 else 0.0
 
 
+def cool_down_length(begun: float) -> float:
+    """Length of a cool-down that begins at progress `begun`: a share of what came before, at most what is left."""
+    return min(COOL_DOWN * begun, 1 - begun)
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "poly": lambda progress: (1 - progress) ** 0.9,  # nnU-Net
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -69,6 +74,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 LOWEST_FACTOR = 1e-3  # no step is wasted on a learning rate of zero
 REDUCTION = 0.2  # of the learning rate at a plateau
+REDUCTIONS = 2  # under reduce_on_plateau; the plateau after these ends the training
 
 
 def set_learning_rate(

@@ -10,19 +10,28 @@ from torch import Tensor, nn
 from autoseg.nn.precision import autocast
 
 
-def loss_of(network: nn.Module, criterion: nn.Module, image: Tensor, target: Tensor, dtype: str) -> Tensor:
+def loss_of(
+    network: nn.Module,
+    criterion: nn.Module,
+    image: Tensor,
+    target: Tensor,
+    voxel_weights: Tensor | None = None,
+    *,
+    dtype: str,
+) -> Tensor:
     """Loss of a batch: the network under autocast, the criterion in float32.
 
     Args:
         image: (B, C, *patch) float32.
         target: (B, *patch) class indices.
+        voxel_weights: (B, *patch) float32, of the voxels in the loss's entropy, or None.
         dtype: of the convolutions, a key of `precision.DTYPES`.
 
     Logits that the backward pass does not need are freed on return.
     """
     with autocast(image.device, dtype):
         logits = network(image)
-    return criterion(logits, target)
+    return criterion(logits, target) if voxel_weights is None else criterion(logits, target, voxel_weights)
 
 
 def clipped_gradients(

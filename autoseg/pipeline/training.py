@@ -14,11 +14,14 @@ from autoseg.pipeline.planning import FOLDS
 from autoseg.plan import Plan
 from autoseg.preprocess import preprocess
 from autoseg.records import override
+from autoseg.stopping import StopSignals
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:  # torch is imported when training begins
     import torch
 
+    from autoseg.fold import FoldOptions
+    from autoseg.nn.ranks import Ranks
     from autoseg.train import FoldResult
 
 
@@ -30,9 +33,13 @@ class TrainOptions:
     configuration: str | None = None  # None: the recommended one
     network: str | None = None  # None: the one of plan.json
     epochs: int | None = None
+    steps: int | None = None
     time_budget_seconds: float | None = None  # per fold, validation included
     device: str = "auto"
     restart: bool = False  # of the folds named; the previous stage of a cascade is left alone
+    init_from: Path | None = None  # a trained model to begin with; of the folds named, too
+    stop_after_seconds: float | None = None  # of this command
+    checkpoint_seconds: float = 60.0
     settings: tuple[str, ...] = ()
 
 
@@ -46,6 +53,8 @@ class _Run:
     splits: Splits
     device: "torch.device"
     say: Say
+    stop: StopSignals
+    ranks: "Ranks"
 
     def cases(self, split: Split) -> list[Case]:
         """The held-out cases of a fold."""
@@ -70,32 +79,65 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), sa
 
     A fold that is trained already is left alone; one that was interrupted goes on. A cascade first trains all missing
     folds of its previous stage: every case it sees in training needs a segmentation by a fold that held it out.
+    Started by torchrun, its processes train each fold together.
+
+    Raises:
+        Stopped: by a signal, or after the time that was set; what was done is saved.
     """
+    import torch
+
+    from autoseg.nn.ranks import Ranks
+
+    device = choose_device(options.device)
+    with StopSignals(options.stop_after_seconds) as stop, Ranks.from_environment(device.type) as ranks:
+        if ranks.count > 1 and device.type == "cuda":
+            device = torch.device("cuda", ranks.local_rank)
+        results = _train(workspace, options, device, stop, ranks, say if ranks.rank == 0 else _say_nothing)
+    for result in results:
+        for finding in result.findings:
+            say(f"fold {result.fold}  {finding}")
+    return results
+
+
+def _train(
+    workspace: Workspace, options: TrainOptions, device: "torch.device", stop: StopSignals, ranks: "Ranks", say: Say
+) -> "list[FoldResult]":
+    from autoseg.fold import FoldOptions
+
     dataset, plan, splits = load_records(workspace, options.network, say)
     plan = _with_length(override(plan, options.settings), options)
     name, configuration = plan.configuration(options.configuration)
+    _require_even_batch(configuration.batch_size, ranks.count, name)
     chosen = _chosen(splits, options.folds)
-    run = _Run(workspace, dataset, plan, splits, choose_device(options.device), say)
+    run = _Run(workspace, dataset, plan, splits, device, say, stop, ranks)
     if options.folds is not None and len(chosen) < len(options.folds):
         say(f"note: there are only {len(splits.splits)} folds, because there are too few patients for {FOLDS}")
     if configuration.cascade_from:
         _train_previous_stage(run, name)
-    preprocess(dataset, plan, name, workspace)
-    replaced = _bring_previous_stage(run, name) if configuration.cascade_from else []
-    results = [_train_fold(run, name, split, restart=options.restart) for split in chosen]
+    replaced: list[str] = []
+    if ranks.rank == 0:
+        preprocess(dataset, plan, name, workspace)
+        replaced = _bring_previous_stage(run, name) if configuration.cascade_from else []
+    ranks.barrier()
+    fold_options = FoldOptions(options.restart, options.init_from, options.checkpoint_seconds)
+    results = [_train_fold(run, name, split, fold_options) for split in chosen]
     if replaced and (old := [result.fold for result in results if result.already_finished]):
         folds = ",".join(map(str, old))
         say(f"note: fold {folds} of {name} learnt from older segmentations; --restart trains it on those of today")
     return results
 
 
-def _train_fold(run: _Run, name: str, split: Split, *, restart: bool) -> "FoldResult":
+def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "FoldResult":
     """Train one fold and predict its held-out cases; what is done already is left alone."""
     from autoseg.model import open_model
     from autoseg.predict import predict_cases
     from autoseg.train import train_fold
 
-    result = train_fold(run.workspace, run.plan, name, split, device=run.device, restart=restart)
+    result = train_fold(
+        run.workspace, run.plan, name, split, device=run.device, options=options, stop=run.stop, ranks=run.ranks
+    )
+    if run.ranks.rank > 0:
+        return result  # the first process predicts; the others wait for it at the next fold
     missing = run.unpredicted(name, split)
     if result.already_finished and not missing:
         run.say(f"fold {split.fold}  is trained and validated already ({result.folder}); --restart trains it anew")
@@ -114,6 +156,7 @@ def _train_previous_stage(run: _Run, name: str) -> None:
     Raises:
         StateError: those that are done were trained on other channels, labels or orientations.
     """
+    from autoseg.fold import FoldOptions
     from autoseg.model import open_model, require_common
 
     before, configuration = run.plan.configuration(run.plan.configurations[name].cascade_from)
@@ -123,7 +166,7 @@ def _train_previous_stage(run: _Run, name: str) -> None:
     if undone:
         preprocess(run.dataset, run.plan, before, run.workspace)
     for split in undone:
-        _train_fold(run, before, split, restart=False)
+        _train_fold(run, before, split, FoldOptions())
     model = open_model(run.workspace, before, configuration.network.name, folds=None, device=run.device)
     require_common({name: run.plan, model.name: model.plan})  # before the cascade is trained, not after
 
@@ -137,14 +180,26 @@ def _bring_previous_stage(run: _Run, name: str) -> list[str]:
 
 
 def _with_length(plan: Plan, options: TrainOptions) -> Plan:
-    """The plan with the epochs or the time budget that was asked for; one excludes the other."""
-    if options.epochs is not None:
-        training = replace(plan.training, epochs=options.epochs, time_budget_seconds=None)
-    elif options.time_budget_seconds is not None:
-        training = replace(plan.training, epochs=None, time_budget_seconds=options.time_budget_seconds)
-    else:
+    """The plan with the epochs, the steps or the time budget that was asked for; one excludes the others."""
+    epochs, steps, seconds = options.epochs, options.steps, options.time_budget_seconds
+    if epochs is None and steps is None and seconds is None:
         return plan
+    training = replace(plan.training, epochs=epochs, steps=steps, time_budget_seconds=seconds)
     return replace(plan, training=training)
+
+
+def _require_even_batch(batch_size: int, processes: int, name: str) -> None:
+    """Raises UsageError where a batch cannot be split evenly over the processes that train together."""
+    if batch_size % processes:
+        raise UsageError(
+            f"{processes} processes cannot share a batch of {batch_size} samples evenly",
+            remedy=f"--set configurations.{name}.batch_size={-(-batch_size // processes) * processes}, "
+            f"or start as many processes as divide {batch_size}",
+        )
+
+
+def _say_nothing(_: str) -> None:
+    """What all processes but the first say."""
 
 
 def _chosen(splits: Splits, folds: Sequence[int] | None) -> list[Split]:

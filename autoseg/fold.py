@@ -1,0 +1,213 @@
+"""A fold, opened: everything the loop of `train` works with, built anew or from a checkpoint."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoseg.cascade import open_previous
+from autoseg.data.loader import BatchStream, ChainName
+from autoseg.data.splits import Split
+from autoseg.data.store import CaseStore
+from autoseg.errors import StateError
+from autoseg.fold_log import Clock, FoldLog, epoch_steps
+from autoseg.fold_state import CHECKPOINT_VERSION, FoldState
+from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
+from autoseg.nn.ranks import Ranks
+from autoseg.plan import Plan
+from autoseg.pseudo_dice import Batch, alike, fixed_batches
+from autoseg.records import to_plain
+from autoseg.start_up import Choices, apply, choose, validation_seconds, worker_count
+from autoseg.stopping import StopSignals
+from autoseg.transfer import begin_from
+from autoseg.workspace import Workspace, lock
+
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class FoldOptions:
+    """How a fold is run; nothing of it changes what a finished fold has learnt, but where it began."""
+
+    restart: bool = False  # begin anew; what was there is kept beside it under another name
+    init_from: Path | None = None  # a trained model, whose weights a new fold begins with
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+
+
+@dataclass
+class Fold:
+    """Everything the loop works with."""
+
+    split: Split
+    folder: Path
+    plan: Plan
+    configuration_name: str
+    device: torch.device
+    network: nn.Module  # on the device
+    trained: nn.Module  # the same, or what spreads it over several processes
+    criterion: nn.Module
+    stream_of: Callable[[int], BatchStream]  # from a step on
+    held_out: list[Batch]  # fixed samples to watch, of the validation cases
+    learnt: list[Batch]  # and of training cases
+    state: FoldState
+    clock: Clock
+    log: FoldLog
+    ranks: Ranks
+    stop: StopSignals
+    stream: BatchStream | None = None
+
+    @property
+    def number(self) -> int:
+        return self.split.fold
+
+    def __enter__(self) -> "Fold":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.stream:
+            self.stream.close()
+
+    def open_stream(self) -> None:
+        """Let batches come from where the state stands."""
+        if self.stream:
+            self.stream.close()
+        self.stream = self.stream_of(self.state.position.step)
+
+    def next_batch(self) -> Batch:
+        """The batch that is due, on the device."""
+        assert self.stream is not None, "the stream was not opened"
+        return self.stream.finish(next(self.stream), self.device)
+
+    def say(self, text: str) -> None:
+        self.log.say(f"fold {self.number}  {text}")
+
+
+def open_fold(
+    workspace: Workspace,
+    plan: Plan,
+    configuration_name: str,
+    split: Split,
+    device: torch.device,
+    options: FoldOptions,
+    stop: StopSignals,
+    ranks: Ranks,
+    log: FoldLog,
+    saved: dict[str, Any] | None,
+) -> Fold:
+    """Build what the loop works with: anew, or from a checkpoint."""
+    configuration, training = plan.configurations[configuration_name], plan.training
+
+    def say(text: str) -> None:
+        log.say(f"fold {split.fold}  {text}")
+
+    # The network and its loss
+    torch.manual_seed(training.seed + split.fold)
+    network = build_plan_network(plan, configuration).to(device)
+    network.deep_supervision = training.deep_supervision  # type: ignore[assignment]
+    criterion = build_plan_loss(plan, configuration).to(device)
+    if options.init_from and not saved:
+        begin_from(options.init_from, network, plan, configuration_name, say, held_out=split.validation)
+
+    # The data: a stream without end to train on, fixed samples to watch
+    store = CaseStore(workspace.preprocessed(configuration.data))
+    previous = open_previous(workspace, configuration_name, configuration, (*split.train, *split.validation))
+    watched = [
+        fixed_batches(store, cases, plan, configuration, previous=previous)
+        for cases in (split.validation, alike(split.train, len(split.validation)))
+    ]
+    workers = worker_count(training.workers, device)
+
+    def stream(chain: ChainName, step: int = 0, processes: int = 0) -> BatchStream:
+        return patch_stream(
+            store, split.train, plan, configuration, previous=previous, chain=chain, start_step=step,
+            workers=processes, pin_memory=device.type == "cuda", rank=ranks.rank, ranks=ranks.count, say=say,
+        )  # fmt: skip
+
+    # What is fastest on this machine; a resumed fold keeps the choices it began with
+    image, seconds = watched[0][0]["image"].to(device), training.time_budget_seconds
+    if saved:
+        choices = Choices(**saved["choices"])
+    else:
+        choices = choose(network, plan, configuration, stream, image, device, workers, say, seconds)
+        choices = ranks.from_first(choices)
+    apply(choices, network, image, say)
+    state = FoldState.begin(network, training, choices, device)
+    if saved:
+        state.restore(saved)
+        say(f"resumed after epoch {state.position.epoch}, step {state.position.step}")
+
+    clock = Clock(
+        spent=state.position.seconds,
+        total_steps=training.total_steps,
+        iterations_per_epoch=epoch_steps(training.steps, training.iterations_per_epoch),
+        budget_seconds=training.time_budget_seconds,
+    )
+    clock.reserve_seconds = validation_seconds(store, split, plan, configuration, choices.forward_seconds)
+    return Fold(
+        split=split, folder=workspace.fold(configuration_name, configuration.network.name, split.fold), plan=plan,
+        configuration_name=configuration_name, device=device, network=network, trained=ranks.wrap(network, device),
+        criterion=criterion, stream_of=lambda step: stream(state.choices.chain, step, workers),
+        held_out=watched[0], learnt=watched[1], state=state, clock=clock, log=log, ranks=ranks, stop=stop,
+    )  # fmt: skip
+
+
+def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:
+    """The fold as plain data and tensors."""
+    about = {
+        "version": CHECKPOINT_VERSION,
+        "plan": to_plain(fold.plan),
+        "configuration": fold.configuration_name,
+        "fold": fold.number,
+        "train": list(fold.split.train),
+        "validation": list(fold.split.validation),
+        "finished": finished,
+        "history": fold.log.history,
+    }
+    return about | fold.state.to_plain()
+
+
+@contextmanager
+def held(folder: Path, restart: bool, ranks: Ranks) -> Iterator[None]:
+    """Keep other trainings off the fold's folder; with `restart`, set aside what is there.
+
+    Of several processes that train together, the first does it for all.
+    """
+    if ranks.rank > 0:
+        ranks.barrier()
+        yield
+        return
+    if restart and folder.exists():
+        with lock(folder / ".lock", f"training {folder}"):
+            folder.rename(folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
+    with lock(folder / ".lock", f"training {folder}"):
+        ranks.barrier()
+        yield
+
+
+def require_same_plan(trained: Any, plan: Plan, name: str, folder: Path) -> None:
+    """Refuse to go on under other settings than those a fold began with.
+
+    What was predicted of its cost may differ, the reasons in the plan, the other configurations, and the number of
+    workers, which changes no batch.
+    """
+    workers = plan.training.workers
+    before, now = (_what_decides(plain, name, workers) for plain in (Plan.upgrade(trained), to_plain(plan)))
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        raise StateError(
+            f"{folder} was trained under another plan: {', '.join(changed)} differ",
+            remedy="repeat the options it was begun with, or begin anew with --restart (the old fold is kept aside)",
+        )
+
+
+def _what_decides(plan: dict[str, Any], name: str, workers: int | None) -> dict[str, Any]:
+    """What the weights of a fold follow from, of a plan as plain data."""
+    indifferent = ("decisions", "configurations", "recommended", "rules", "preset", "device", "vram_gb")
+    kept = {key: value for key, value in plan.items() if key not in indifferent}
+    configuration = {key: value for key, value in plan["configurations"][name].items() if key != "cost"}
+    return kept | {"training": plan["training"] | {"workers": workers}, f"configurations.{name}": configuration}

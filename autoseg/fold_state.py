@@ -1,0 +1,199 @@
+"""What a training consists of between two steps: everything that a checkpoint keeps and a resumed fold needs.
+
+The data are not part of it: a batch follows from the seed and its step alone, and so does what a step draws itself
+(dropout), see `seed_step`. So a state at step s, and the steps after it, give the same weights to the bit, whether the
+process that takes them is the one that took those before or not (at the same number of threads, on the same machine).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoseg.nn.optimization import (
+    OPTIMIZERS,
+    REDUCTIONS,
+    Plateau,
+    WeightAverage,
+    cool_down,
+    cool_down_length,
+    set_learning_rate,
+)
+from autoseg.plan import Plan, Training
+from autoseg.start_up import Choices
+
+CHECKPOINT_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a training stands."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # steps done, those left out for a loss that was not finite included
+    seconds: float = 0.0  # wall time spent so far
+    # of the epoch that is not finished
+    epoch_steps: int = 0
+    epoch_seconds: float = 0.0
+    loss_sum: float = 0.0  # of the steps with a finite loss
+    skipped: int = 0  # the others
+    refused: int = 0  # of these, in a row, up to now
+
+    def after(self, loss: float, seconds: float) -> "Position":
+        """One step further, so many seconds after the beginning; a loss that is not finite counts as skipped."""
+        finite = math.isfinite(loss)
+        return replace(
+            self,
+            step=self.step + 1,
+            seconds=seconds,
+            epoch_steps=self.epoch_steps + 1,
+            epoch_seconds=self.epoch_seconds + seconds - self.seconds,
+            loss_sum=self.loss_sum + (loss if finite else 0.0),
+            skipped=self.skipped + (not finite),
+            refused=0 if finite else self.refused + 1,
+        )
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Of the finite steps of this epoch; None if there was none."""
+        finite = self.epoch_steps - self.skipped
+        return self.loss_sum / finite if finite else None
+
+    def next_epoch(self, seconds: float) -> "Position":
+        """At the beginning of the epoch that follows."""
+        return Position(self.epoch + 1, self.step, seconds, refused=self.refused)
+
+
+@dataclass
+class FoldState:
+    """A training between two steps."""
+
+    training: Training
+    choices: Choices  # made when the fold began
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None
+    plateau: Plateau | None
+    position: Position = Position()
+    cooling_since: float | None = None  # progress at which the cool-down began
+    learning_rate_factor: float = 1.0  # halved by a retreat
+    micro_batches: int = 1  # parts in which a batch passes the network, so that it fits the memory
+    retreats: int = 0  # returns to an earlier checkpoint
+
+    @classmethod
+    def begin(cls, network: nn.Module, training: Training, choices: Choices, device: torch.device) -> "FoldState":
+        """The state before the first step, with the network as it is."""
+        return cls(
+            training,
+            choices,
+            network,
+            OPTIMIZERS[training.optimizer](
+                network.parameters(), training.learning_rate, training.weight_decay, training.momentum
+            ),
+            torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16"),
+            WeightAverage(network, training.weight_average) if training.weight_average else None,
+            Plateau(patience=training.patience) if training.patience else None,
+        )
+
+    def advance(self, loss: float, seconds: float) -> None:
+        """Note that a step was done, so many seconds after the beginning."""
+        self.position = self.position.after(loss, seconds)
+        if self.average and math.isfinite(loss):
+            self.average.update(self.network)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the network its averaged weights while the body runs, where there are any."""
+        if self.average:
+            self.average.swap(self.network)
+        yield
+        if self.average:
+            self.average.swap(self.network)
+
+    def due_progress(self, progress: float) -> float:
+        """Share of the training that is done, given that of the schedule: 1 at the end of a cool-down, too."""
+        if self.cooling_since is None:
+            return progress
+        end = self.cooling_since + cool_down_length(self.cooling_since)
+        return 1.0 if progress >= end else progress / end
+
+    def set_learning_rate(self, progress: float) -> float:
+        """Set and return the rate that is due at a share of the schedule."""
+        factor = self.learning_rate_factor
+        if self.plateau and self.training.schedule == "reduce_on_plateau":
+            factor *= self.plateau.factor
+        if self.cooling_since is not None:
+            factor *= cool_down(progress - self.cooling_since, cool_down_length(self.cooling_since))
+        return set_learning_rate(self.optimizer, self.training.learning_rate, self.training.schedule, progress, factor)
+
+    def watch_plateau(self, validation_loss: float, progress: float) -> str:
+        """Take in the loss of an epoch; what a plateau leads to, in words, or ""."""
+        if self.plateau is None or self.cooling_since is not None or not self.plateau.update(validation_loss):
+            return ""
+        since = f"no better validation loss in {self.plateau.patience} epochs"
+        if self.training.schedule == "reduce_on_plateau" and self.plateau.found <= REDUCTIONS:
+            return f"{since}: the learning rate is reduced"
+        self.cooling_since = progress
+        return f"{since}: the learning rate cools down, and the training ends"
+
+    def seed_step(self, fold: int, rank: int) -> None:
+        """Seed what the coming step draws; steps, folds and ranks draw apart from each other."""
+        sequence = np.random.SeedSequence([self.training.seed, fold, rank, self.position.step])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Everything as plain data and tensors."""
+        return {
+            "choices": asdict(self.choices),
+            "position": asdict(self.position),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.average if self.average else None,
+            "average_steps": self.average.steps if self.average else 0,
+            "plateau": asdict(self.plateau) if self.plateau else None,
+            "cooling_since": self.cooling_since,
+            "learning_rate_factor": self.learning_rate_factor,
+            "micro_batches": self.micro_batches,
+            "retreats": self.retreats,
+        }
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Become what `to_plain` described; the choices stay those this state began with."""
+        self.position = Position(**plain["position"])
+        self.network.load_state_dict(plain["network"])
+        self.optimizer.load_state_dict(plain["optimizer"])
+        if plain["scaler"]:
+            self.scaler.load_state_dict(plain["scaler"])
+        if self.average:
+            self.average.average, self.average.steps = plain["average"], plain["average_steps"]
+        if self.plateau and plain["plateau"]:
+            self.plateau = Plateau(**plain["plateau"])
+        self.cooling_since = plain["cooling_since"]
+        self.learning_rate_factor = plain["learning_rate_factor"]
+        self.micro_batches, self.retreats = plain["micro_batches"], plain["retreats"]
+
+
+def upgrade_checkpoint(plain: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of an older version, as this version writes it."""
+    plain = plain | {"plan": Plan.upgrade(plain["plan"])}
+    return _upgrade_from_1(plain) if plain["version"] == 1 else plain
+
+
+def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 keeps all choices made at start-up, the middle of an epoch, and what depends on validation."""
+    choices = Choices(
+        plain["dtype"], channels_last=False, compiled=False, chain="host", forward_seconds=plain["forward_seconds"]
+    )
+    added: dict[str, Any] = {
+        "scaler": {}, "plateau": None, "cooling_since": None, "learning_rate_factor": 1.0, "micro_batches": 1,
+        "retreats": 0,
+    }  # fmt: skip
+    kept = {key: value for key, value in plain.items() if key not in ("dtype", "forward_seconds")}
+    return kept | added | {"version": 2, "choices": asdict(choices)}

@@ -1,0 +1,145 @@
+"""How a fold is doing while it trains: loss and pseudo Dice on fixed samples, without augmentation.
+
+The samples are the same in every epoch, so that what changes from one to the next is the network. Where the held-out
+volumes are small, they are seen whole, tile by tile; otherwise patches drawn once with a seed of their own stand for
+them. The same is done with as many training cases: the gap between the two is what a fold has learnt by heart.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoseg.augmentation import AUGMENTATIONS
+from autoseg.data.previous_stage import PreviousStage
+from autoseg.data.sampling import cut_patch
+from autoseg.data.store import CaseStore
+from autoseg.from_plan import head_probabilities, patch_stream
+from autoseg.imaging.labels import OUTSIDE
+from autoseg.nn.precision import autocast
+from autoseg.nn.sliding_window import tile_starts
+from autoseg.plan import Configuration, Plan
+
+VALIDATION_STEPS = 8  # batches, where volumes are too large to be seen whole
+SMALL = 48  # samples: volumes that come to no more tiles than this are seen whole
+
+Batch = dict[str, Any]
+
+
+def fixed_batches(
+    store: CaseStore, cases: Sequence[str], plan: Plan, configuration: Configuration, *, previous: Path | None = None
+) -> list[Batch]:
+    """The samples that stand for these cases, in batches of the plan's size (the last may be smaller).
+
+    Args:
+        previous: for a cascade, the folder of the previous stage's segmentations.
+
+    Returns:
+        {"image": float32 (B, C, *patch), "target": uint8 or int16 (B, *patch), ...}, on the CPU.
+    """
+    size = configuration.batch_size
+    if sum(tile_count(store.info(case).shape, configuration.patch_size) for case in cases) > SMALL:
+        stream = patch_stream(
+            store, cases, plan, configuration, previous=previous, augment=False, steps=VALIDATION_STEPS
+        )
+        return list(stream)
+    tiles = [
+        tile
+        for case in cases
+        for tile in _tiles(store, case, configuration.patch_size, previous, plan.labels.num_labels)
+    ]
+    return [
+        {
+            "image": torch.stack([image for image, _ in tiles[i : i + size]]),
+            "target": torch.stack([target for _, target in tiles[i : i + size]]),
+        }
+        for i in range(0, len(tiles), size)
+    ]
+
+
+def alike(cases: Sequence[str], number: int) -> list[str]:
+    """So many of these cases, evenly spread over their order."""
+    number = min(number, len(cases))
+    return [cases[i * len(cases) // number] for i in range(number)]
+
+
+def tile_count(shape: Sequence[int], patch_size: Sequence[int]) -> int:
+    """Tiles side by side that cover a volume (Z, Y, X); 2-D ones on every slice."""
+    return math.prod(map(len, _starts(shape, patch_size)))
+
+
+def validate(
+    network: nn.Module,
+    criterion: nn.Module,
+    batches: Sequence[Batch],
+    plan: Plan,
+    device: torch.device,
+    dtype: str,
+) -> tuple[float, list[float | None]]:
+    """Mean loss and pseudo Dice on fixed samples.
+
+    Processes that train together do the same, all of it: a loss is one they work out in common.
+
+    The pseudo Dice of a label or region counts voxels over all samples together; None where it occurs in neither.
+    """
+    heads = plan.heads
+    scored = list(plan.labels.scored.values())
+    counts = torch.zeros(len(scored), 3, dtype=torch.float64)  # intersection, reference, segmentation
+    total = torch.zeros(2, dtype=torch.float64)  # loss, samples
+    network.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            target = batch["target"].to(device)
+            with autocast(device, dtype):
+                logits = network(batch["image"].to(device))
+            total += torch.tensor([float(criterion(logits, target)) * len(target), len(target)])
+            probabilities = head_probabilities(logits[0].float(), heads.has_regions).movedim(1, 0)
+            decided = torch.from_numpy(heads.decide(probabilities.cpu().numpy()))
+            counts += _overlaps(decided, target.cpu(), scored, plan.labels.ignore_index)
+    network.train()
+    loss, samples = total.tolist()
+    dice = [2 * i / (r + s) if r + s > 0 else None for i, r, s in counts.tolist()]
+    return loss / samples, dice
+
+
+def _overlaps(
+    segmentation: Tensor, reference: Tensor, scored: Sequence[tuple[int, ...]], ignore_index: int | None
+) -> Tensor:
+    """Voxels in common, of the reference and of the segmentation, for each union of class indices: (n, 3)."""
+    annotated = torch.ones_like(reference, dtype=torch.bool) if ignore_index is None else reference != ignore_index
+    rows = []
+    for indices in scored:
+        union = torch.tensor(indices)
+        r = torch.isin(reference, union) & annotated
+        s = torch.isin(segmentation.to(reference.dtype), union) & annotated
+        rows.append(torch.stack(((r & s).sum(), r.sum(), s.sum())))
+    return torch.stack(rows)
+
+
+def _tiles(
+    store: CaseStore, case_id: str, patch_size: Sequence[int], previous: Path | None, num_labels: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Image (C, *patch) float32 and target (*patch) of each tile of a case."""
+    case = store.open(case_id)
+    stage = PreviousStage(previous, num_labels, AUGMENTATIONS["none"]) if previous else None
+    for lower in itertools.product(*_starts(case.target.shape, patch_size)):
+        image = cut_patch(case.image, lower, patch_size, 0.0).astype(np.float32)
+        target = np.maximum(cut_patch(case.target, lower, patch_size, OUTSIDE), 0)
+        if stage:
+            before = np.maximum(cut_patch(stage.open(case_id), lower, patch_size, OUTSIDE), 0)
+            image = np.concatenate([image, stage.channels(before, np.random.default_rng(0))])
+        yield torch.from_numpy(image), torch.from_numpy(target)
+
+
+def _starts(shape: Sequence[int], patch_size: Sequence[int]) -> list[list[int]]:
+    """Where tiles begin along Z, Y, X: side by side; one in the middle of an axis that is shorter than it."""
+    extent = (1,) * (3 - len(patch_size)) + tuple(patch_size)
+    return [
+        tile_starts(edge, tile, 1.0) if edge > tile else [(edge - tile) // 2]
+        for edge, tile in zip(shape, extent, strict=True)
+    ]

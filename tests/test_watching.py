@@ -1,0 +1,193 @@
+"""What a training notices about itself, from the command line: plateaus, overfitting, collapse, steps that fail."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from phantom import tiny_dataset
+
+from autoseg import train
+from autoseg.cli import main
+from autoseg.imaging.readers import read_labels, write_labels
+from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+SHORT = [
+    word
+    for setting in ("iterations_per_epoch=12", "workers=0", "autocast=float32", "chain=host")
+    for word in ("--set", f"training.{setting}")
+]
+
+
+def run(*arguments: object) -> None:
+    assert main([str(a) for a in arguments]) == 0
+
+
+def plan(folder: Path, **dataset) -> Workspace:
+    workspace = Workspace(folder / "workspace")
+    run("plan", tiny_dataset(folder / "data", cases=6, **dataset), "-w", workspace.root)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> Workspace:
+    return plan(tmp_path_factory.mktemp("planned"))
+
+
+@pytest.fixture
+def workspace(planned, tmp_path) -> Workspace:
+    shutil.copytree(planned.root, tmp_path / "w")
+    return Workspace(tmp_path / "w")
+
+
+def history(workspace: Workspace) -> list[dict]:
+    rows = (workspace.fold("3d_fullres", "unet", 0) / "history.jsonl").read_text().splitlines()
+    return [json.loads(row) for row in rows]
+
+
+def test_a_planted_plateau_ends_on_time(workspace, capsys):
+    """A rate too low to learn anything: the first epoch is the best, two more are waited for, then it cools down."""
+    flat = ("--set", "training.learning_rate=1e-12", "--set", "training.patience=2", "--set", "training.weight_decay=0")
+    run("train", "-f", 0, "--epochs", 40, "-w", workspace.root, *SHORT, *flat)
+    rows = history(workspace)
+    assert len(rows) == 4  # the cool-down, a tenth of three epochs, ends within the fourth
+    assert rows[-1]["step"] == math.ceil(3.3 * 12)
+    assert rows[-1]["progress"] == 1
+    assert rows[-1]["learning_rate"] < rows[2]["learning_rate"] / 2
+    assert "no better validation loss in 2 epochs: the learning rate cools down" in capsys.readouterr().out
+    assert load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")["finished"]
+
+
+def test_a_clean_run_is_not_blamed_and_learns(workspace, capsys):
+    run("train", "-f", 0, "--epochs", 10, "-w", workspace.root, *SHORT)
+    assert "--restart" not in capsys.readouterr().out
+    assert np.mean(history(workspace)[-1]["pseudo_dice"]) > 0.6
+    folder = workspace.fold("3d_fullres", "unet", 0)
+    assert (folder / "progress.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def relabelled(folder: Path, change: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Workspace:
+    """Plan a dataset whose label maps were changed."""
+    dataset = tiny_dataset(folder / "data", cases=6)
+    for number, path in enumerate(sorted((dataset / "labelsTr").iterdir())):
+        write_labels(path, change(read_labels(path).array, np.random.default_rng(number)), path)
+    workspace = Workspace(folder / "workspace")
+    run("plan", dataset, "-w", workspace.root)
+    return workspace
+
+
+def test_a_planted_collapse_is_named(tmp_path, capsys):
+    """Of the second label three voxels are left, where nothing in the image tells; the first one is learnt."""
+
+    def hide(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        labels = np.where(labels == 2, 0, labels)
+        z, y, x = (int(rng.integers(2, edge - 4)) for edge in labels.shape)
+        labels[z, y, x : x + 3] = 2
+        return labels
+
+    workspace = relabelled(tmp_path, hide)
+    capsys.readouterr()
+    run("train", "-f", 0, "--epochs", 12, "-w", workspace.root, *SHORT, "--set", "training.patience=0")
+    output = capsys.readouterr().out
+    first, second = history(workspace)[-1]["pseudo_dice"]
+    assert first > 0.5
+    assert second < 0.05
+    assert output.count("collapses: organ_2") == 2  # at once, and at the end
+    assert "collapses: organ_1" not in output
+    assert "--set" in output
+
+
+def test_a_planted_overfit_is_named(tmp_path, capsys):
+    """Labels that stand anywhere but where the image says: a network can only learn them by heart."""
+    workspace = relabelled(tmp_path, lambda labels, rng: np.roll(labels, rng.integers(4, 12, 3), axis=(0, 1, 2)))
+    by_heart = ("--set", "training.augmentation=none", "--set", "training.patience=0")
+    run("train", "-f", 0, "--epochs", 25, "-w", workspace.root, *SHORT, *by_heart)
+    last = history(workspace)[-1]
+    assert np.mean(last["training_dice"]) > np.mean(last["pseudo_dice"]) + 0.3
+    assert "overfit" in capsys.readouterr().out
+
+
+# ---- steps that fail
+
+
+def failing(monkeypatch, fails) -> list[str]:
+    """Let the loss of calls number n be NaN where `fails(n, dtype, learning rate)`; returns the dtypes of all calls."""
+    real, seen = train.training_step, []
+
+    def step(network, criterion, optimizer, scaler, batch, dtype, clip, **options):
+        seen.append(dtype)
+        if fails(len(seen), dtype, optimizer.param_groups[0]["lr"]):
+            return math.nan
+        return real(network, criterion, optimizer, scaler, batch, dtype, clip, **options)
+
+    monkeypatch.setattr(train, "training_step", step)
+    return seen
+
+
+def test_a_step_without_a_finite_loss_is_left_out_and_its_cases_named(workspace, monkeypatch, capsys):
+    failing(monkeypatch, lambda n, *_: n == 7)
+    run("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SHORT)
+    output = capsys.readouterr().out
+    assert output.count("the loss is not finite") == 1
+    assert "step 7: the loss is not finite, nothing is learnt of case_0" in output
+    assert [row["skipped"] for row in history(workspace)] == [1, 0]
+
+
+def test_after_ten_in_a_row_it_goes_back_and_on_in_float32(workspace, monkeypatch, capsys):
+    """Steps 16 to 25 fail. The epoch that ends among them, at step 24, leaves no checkpoint to go back to."""
+    half = ["--set", "training.autocast=bfloat16"]
+    seen = failing(monkeypatch, lambda n, dtype, _: dtype == "bfloat16" and n > 15)
+    run("train", "-f", 0, "--epochs", 3, "-w", workspace.root, *SHORT, *half)
+    assert "10 such steps in a row: back to step 12, in float32" in capsys.readouterr().out
+    assert seen == ["bfloat16"] * 25 + ["float32"] * 24  # from the end of the first epoch, step 12
+    state = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")
+    assert state["choices"]["dtype"] == "float32"
+    assert state["retreats"] == 1
+    assert [row["step"] for row in state["history"]] == [12, 24, 36]
+    assert [row["step"] for row in history(workspace)] == [12, 24, 36]
+    assert all(torch.isfinite(weight).all() for weight in state["network"].values())
+
+
+def test_in_float32_the_learning_rate_is_halved(workspace, monkeypatch, capsys):
+    rates = []
+
+    def fails(n, dtype, rate):
+        rates.append(rate)
+        return 15 < n <= 25
+
+    failing(monkeypatch, fails)
+    run("train", "-f", 0, "--epochs", 3, "-w", workspace.root, *SHORT)
+    assert "back to step 12, with half the learning rate" in capsys.readouterr().out
+    assert rates[25] == pytest.approx(rates[12] / 2)  # step 13, for the second time
+
+
+def test_it_gives_up_when_going_back_does_not_help(workspace, monkeypatch, capsys):
+    failing(monkeypatch, lambda n, *_: n > 15)
+    code = main(["train", "-f", "0", "--epochs", "3", "-w", str(workspace.root), *SHORT])
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "after 2 returns to an earlier checkpoint" in error
+    assert "case_0" in error
+
+
+def test_out_of_memory_costs_speed_alone(workspace, monkeypatch, capsys):
+    real = train.loss_of
+
+    def small(network, criterion, image, *arguments, **options):
+        if len(image) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(network, criterion, image, *arguments, **options)
+
+    monkeypatch.setattr(train, "loss_of", small)
+    run("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SHORT)
+    assert capsys.readouterr().out.count("out of memory: from now on a batch passes the network in 2 parts") == 1
+    state = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")
+    assert state["micro_batches"] == 2
+    assert state["history"][-1]["loss"] < state["history"][0]["loss"]
