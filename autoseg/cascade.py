@@ -24,7 +24,7 @@ from autoseg.plan import Configuration, Plan, Resampling
 from autoseg.preprocess import resample_target, spacing_for
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
-from autoseg.workspace import Workspace, sha256, write_atomically
+from autoseg.workspace import Workspace, lock, sha256, write_atomically
 
 VERSION = 1
 
@@ -71,11 +71,12 @@ def prepare_previous(
         )
     folder = workspace.previous_stage(name, configuration.network.name)
     store = CaseStore(workspace.preprocessed(configuration.data))
-    wanted = {case.id: _info(workspace, sources[case.id], store.info(case.id)) for case in cases}
-    known = {case.id: _known(folder, case.id) for case in cases}
-    todo = [case for case in cases if known[case.id] != wanted[case.id]]
-    jobs = [(case, workspace.root, wanted[case.id], store.info(case.id), folder, plan, name) for case in todo]
-    map_in_processes(_prepare_case, jobs, title=f"{configuration.cascade_from} for {name}", workers=workers)
+    with lock(folder / ".lock", f"preparing {folder}", wait=True):
+        wanted = {case.id: _info(workspace, sources[case.id], store.info(case.id)) for case in cases}
+        known = {case.id: _known(folder, case.id) for case in cases}
+        todo = [case for case in cases if known[case.id] != wanted[case.id]]
+        jobs = [(case, workspace.root, wanted[case.id], store.info(case.id), folder, plan, name) for case in todo]
+        map_in_processes(_prepare_case, jobs, title=f"{configuration.cascade_from} for {name}", workers=workers)
     return [case.id for case in todo if known[case.id] is not None]
 
 

@@ -22,7 +22,7 @@ from autoseg.imaging.resample import resample_image, resample_labels, resampled_
 from autoseg.plan import Configuration, Plan, Resampling
 from autoseg.processes import map_in_processes
 from autoseg.records import to_plain
-from autoseg.workspace import Workspace
+from autoseg.workspace import Workspace, lock
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def preprocess(
 ) -> CaseStore:
     """Bring every training case of the dataset into the store of one configuration.
 
-    Cases that are stored already, from the same files and under the same settings, are left alone.
+    Cases that are stored already, from the same files and under the same settings, are left alone. Of several processes
+    that want the same store, one does the work, and the others wait.
 
     Raises:
         DataError: a case cannot be read or holds non-finite values.
@@ -115,15 +116,16 @@ def preprocess(
     store = CaseStore(workspace.preprocessed(wanted.data))
     settings = _settings_hash(plan, configuration)
     keys = {case.id: _key(case, settings) for case in dataset.cases}
-    missing = set(store.complete([case.id for case in dataset.cases], keys))
-    todo = [case for case in dataset.cases if case.id in missing]
-    map_in_processes(
-        _store_case, [(case, keys[case.id], plan, configuration, store.folder) for case in todo],
-        workers=workers, title=f"preprocess {configuration.data}",
-    )  # fmt: skip
-    for stale in set(store.ids()) - set(keys):
-        store.discard(stale)
-    store.seal()
+    with lock(store.folder / ".lock", f"preprocessing into {store.folder}", wait=True):
+        missing = set(store.complete([case.id for case in dataset.cases], keys))
+        todo = [case for case in dataset.cases if case.id in missing]
+        map_in_processes(
+            _store_case, [(case, keys[case.id], plan, configuration, store.folder) for case in todo],
+            workers=workers, title=f"preprocess {configuration.data}",
+        )  # fmt: skip
+        for stale in set(store.ids()) - set(keys):
+            store.discard(stale)
+        store.seal()
     return store
 
 

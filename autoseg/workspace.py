@@ -116,8 +116,11 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold an exclusive lock file while the body runs.
+
+    Args:
+        wait: until another process that holds it is done, instead of refusing.
 
     Raises:
         StateError: another process holds it; the message says what it is doing (`what`).
@@ -125,7 +128,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
     """
     guard = FileLock(path)
     try:
-        guard.acquire(timeout=0)  # makes the folder, too
+        guard.acquire(timeout=-1 if wait else 0)  # makes the folder, too
     except Timeout:
         raise StateError(
             f"another process is {what} ({path} is locked)", remedy="wait for it to finish, or stop it"

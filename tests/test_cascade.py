@@ -109,7 +109,8 @@ def test_a_flawless_previous_stage_is_the_target_of_the_store(prepared):
     assert bring(prepared) == []
     folder = opened(prepared)
     assert folder == workspace.previous_stage("3d_cascade", "unet")
-    assert {path.name for path in folder.iterdir()} == {f"{c.id}{e}" for c in dataset.cases for e in (".npy", ".json")}
+    files = {f"{case.id}{ending}" for case in dataset.cases for ending in (".npy", ".json")}
+    assert {path.name for path in folder.iterdir()} == files | {".lock"}
     for case in dataset.cases:
         stored = CaseStore(workspace.preprocessed("3d_fullres")).open(case.id)
         found = np.load(folder / f"{case.id}.npy")

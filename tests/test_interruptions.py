@@ -174,3 +174,16 @@ def test_two_processes_do_not_train_the_same_fold(planned, tmp_path):
     assert "another process is training" in output
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
+
+
+def test_different_folds_are_trained_side_by_side(planned, tmp_path):
+    """From the very beginning: all of them find that the cases are still to be preprocessed."""
+    workspace = copy_of(planned, tmp_path / "w")
+    shutil.rmtree(workspace.root / "preprocessed")
+    short = ("--steps", 2, "--set", "training.workers=0")
+    processes = [start(workspace, "-f", fold, *short) for fold in range(3)]
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    for fold in range(3):
+        assert load_checkpoint(workspace.fold("3d_fullres", "unet", fold) / "last.pt")["finished"]
