@@ -91,6 +91,11 @@ class Clock:
         return (steps >= self.iterations_per_epoch or seconds >= share) and left >= share / 2
 
 
+def warning(fold: int, finding: Finding) -> str:
+    """What is wrong with a fold, and what to try, in two lines."""
+    return f"fold {fold}  {finding.kind}s: {finding.what}\n  -> {finding.remedy}"
+
+
 class FoldLog:
     """Writes a fold's log; shows a bar on a terminal and one line per epoch everywhere.
 
@@ -180,7 +185,7 @@ class FoldLog:
         write_text(self.folder / "history.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
         self.say(self._line(self.history[-1]))
         for finding in news:
-            self.say(self._warning(finding))
+            self.say(warning(self.fold, finding))
         self._attempt("tensorboard", lambda: self._curves.add(self.history))
         if time.perf_counter() - self._pictured_at >= PICTURE_SECONDS:
             self._attempt("progress.png", self._draw)
@@ -191,7 +196,7 @@ class FoldLog:
             return []
         row = self.history[-1]
         came_to = f"fold {self.fold}  {row['step']} steps in {_duration(row['seconds'])}{self._dice(row)}"
-        return [came_to, *map(self._warning, self.findings)]
+        return [came_to, *(warning(self.fold, finding) for finding in self.findings)]
 
     def _line(self, row: Mapping[str, Any]) -> str:
         skipped = f"  {row['skipped']} steps skipped" if row.get("skipped") else ""
@@ -209,9 +214,6 @@ class FoldLog:
         pairs = zip(row.get("training_dice") or [None] * len(pseudo), pseudo, strict=True)
         gaps = [training - dice for training, dice in pairs if training is not None and dice is not None]
         return f"  pseudo Dice {shown}" + (f" (training {sum(gaps) / len(gaps):+.3f})" if gaps else "")
-
-    def _warning(self, finding: Finding) -> str:
-        return f"fold {self.fold}  {finding.kind}s: {finding.what}\n  -> {finding.remedy}"
 
     def _draw(self) -> None:
         self._pictured, self._pictured_at = len(self.history), time.perf_counter()

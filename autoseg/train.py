@@ -23,10 +23,10 @@ import torch
 from torch import nn
 
 from autoseg.data.splits import Split
-from autoseg.diagnosis import Finding, diagnose
+from autoseg.diagnosis import diagnose
 from autoseg.errors import AutosegError, OutOfMemory
 from autoseg.fold import Fold, FoldOptions, checkpoint_of, held, open_fold, require_same_plan
-from autoseg.fold_log import FoldLog
+from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_newest, save_generation
 from autoseg.nn.ranks import Ranks
@@ -48,7 +48,7 @@ class FoldResult:
     folder: Path
     position: Position
     pseudo_dice: tuple[float | None, ...]  # of the last epoch, one per label or region
-    findings: tuple[Finding, ...]  # what is wrong with it
+    warnings: tuple[str, ...]  # what is wrong with it, and what to try
     already_finished: bool  # nothing was done: the fold had been trained before
 
 
@@ -80,7 +80,7 @@ def train_fold(
     began = time.perf_counter()
     folder = workspace.fold(configuration_name, plan.configurations[configuration_name].network.name, split.fold)
     with held(folder, options.restart, ranks):
-        saved, warning = load_newest(folder, device)
+        saved, damage = load_newest(folder, device)
         if saved:
             saved = upgrade_checkpoint(saved)
             require_same_plan(saved["plan"], plan, configuration_name, folder)
@@ -88,8 +88,8 @@ def train_fold(
                 return _result(split.fold, folder, plan, saved, already_finished=True)
         history = saved["history"] if saved else []
         with FoldLog(folder, split.fold, list(plan.labels.scored), history, quiet=ranks.rank > 0) as log:
-            if warning:
-                log.say(f"fold {split.fold}  {warning}")
+            if damage:
+                log.say(f"fold {split.fold}  {damage}")
             fold = open_fold(workspace, plan, configuration_name, split, device, options, stop, ranks, log, saved)
             fold.clock.begin = began - fold.state.position.seconds  # what was prepared counts, too
             with stop.deferred(), fold:
@@ -289,5 +289,5 @@ def _result(
     history = checkpoint["history"]
     return FoldResult(
         fold, folder, Position(**checkpoint["position"]), tuple(history[-1]["pseudo_dice"]),
-        tuple(diagnose(history, list(plan.labels.scored))), already_finished,
+        tuple(warning(fold, finding) for finding in diagnose(history, list(plan.labels.scored))), already_finished,
     )  # fmt: skip

@@ -218,8 +218,13 @@ class CaseStore:
             return False
 
     def seal(self) -> None:
-        """Flush all cases to disk and vouch for them in the manifest; also removes what killed runs left behind."""
+        """Flush all cases to disk and vouch for them in the manifest; also removes what killed runs left behind.
+
+        A store that is sealed as it stands is left alone.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self._sealed().keys() >= {self.path(case_id, "json").name for case_id in self.ids()} > set():
+            return
         for leftover in self.folder.glob(".*.part"):
             leftover.unlink(missing_ok=True)
         lines = []

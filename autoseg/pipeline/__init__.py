@@ -9,11 +9,12 @@ calibrate_device  the machine at hand -> what plans made on it may count on
 """
 
 from autoseg.pipeline.calibration import calibrate_device
+from autoseg.pipeline.folds import TrainOptions
 from autoseg.pipeline.opening import choose_device, gpu_memory_gb
 from autoseg.pipeline.planning import PlanOptions, check_dataset, describe_dataset, plan_dataset
 from autoseg.pipeline.prediction import predict_images
 from autoseg.pipeline.scoring import cross_validate, evaluate_folders, score_test_set
-from autoseg.pipeline.training import TrainOptions, train_folds
+from autoseg.pipeline.training import train_folds
 
 __all__ = [
     "PlanOptions",

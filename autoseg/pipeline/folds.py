@@ -1,0 +1,111 @@
+"""The folds of a command: what is asked of them, which they are, what they read and where they predict to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoseg.cascade import prepare_previous
+from autoseg.data.splits import Split, Splits
+from autoseg.dataset import Case, Dataset
+from autoseg.errors import UsageError
+from autoseg.pipeline.opening import Say, load_records
+from autoseg.pipeline.planning import FOLDS
+from autoseg.plan import Plan
+from autoseg.preprocess import preprocess
+from autoseg.records import override
+from autoseg.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `autoseg train` can be told."""
+
+    folds: tuple[int, ...] | None = None  # None: all
+    configuration: str | None = None  # None: the recommended one
+    network: str | None = None  # None: the one of plan.json
+    epochs: int | None = None
+    steps: int | None = None
+    time_budget_seconds: float | None = None  # per fold, validation included
+    device: str = "auto"
+    restart: bool = False  # of the folds named; the previous stage of a cascade is left alone
+    init_from: Path | None = None  # a trained model to begin with; of the folds named, too
+    stop_after_seconds: float | None = None  # of this command
+    checkpoint_seconds: float = 60.0
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The records that the folds of one command share."""
+
+    workspace: Workspace
+    dataset: Dataset
+    plan: Plan  # with the length of the training and all settings
+    splits: Splits
+
+    @classmethod
+    def open(cls, workspace: Workspace, options: TrainOptions, say: Say) -> "Folds":
+        """Those of a workspace. Raises StateError where nothing has been planned."""
+        dataset, plan, splits = load_records(workspace, options.network, say)
+        return cls(workspace, dataset, _with_length(override(plan, options.settings), options), splits)
+
+    def chosen(self, folds: Sequence[int] | None) -> list[Split]:
+        """The folds of these numbers, or all. Of fewer patients than folds: those that exist.
+
+        Raises:
+            UsageError: there is no such fold.
+        """
+        existing = {split.fold: split for split in self.splits.splits}
+        wanted = list(existing) if folds is None else list(folds)
+        missing = [fold for fold in wanted if fold not in existing]
+        if missing and not (set(wanted) & set(existing) and len(existing) < FOLDS):
+            raise UsageError(f"there is no fold {missing[0]}", remedy=f"the folds are {', '.join(map(str, existing))}")
+        return [existing[fold] for fold in wanted if fold in existing]
+
+    def cases(self, split: Split) -> list[Case]:
+        """The held-out cases of a fold."""
+        cases = {case.id: case for case in self.dataset.cases}
+        return [cases[i] for i in split.validation]
+
+    def prediction(self, name: str, split: Split, case: Case) -> Path:
+        """Where a fold of a configuration puts its segmentation of a held-out case."""
+        from autoseg.predict import output_ending
+
+        network = self.plan.configurations[name].network.name
+        folder = self.workspace.fold(name, network, split.fold)
+        return folder / "validation" / f"{case.id}{output_ending(case)}"
+
+    def unpredicted(self, name: str, split: Split) -> list[Case]:
+        """Held-out cases that a fold has not segmented yet."""
+        return [case for case in self.cases(split) if not self.prediction(name, split, case).exists()]
+
+    def preprocess(self, name: str) -> None:
+        """Preprocess the cases for a configuration; those that are stored are left alone."""
+        preprocess(self.dataset, self.plan, name, self.workspace)
+
+    def bring_previous_stage(self, name: str, *, restart: bool, chosen: Sequence[Split], say: Say) -> None:
+        """Bring the previous stage's held-out segmentations to a cascade's grid.
+
+        Says which folds learnt from older ones.
+
+        Args:
+            restart, chosen: whether folds are to be trained anew, and which.
+        """
+        before, _ = self.plan.configuration(self.plan.configurations[name].cascade_from)
+        sources = {
+            case.id: self.prediction(before, split, case) for split in self.splits.splits for case in self.cases(split)
+        }
+        replaced = prepare_previous(self.workspace, self.plan, name, self.dataset.cases, sources)
+        old = [split.fold for split in chosen if not self.unpredicted(name, split)]
+        if replaced and old and not restart:
+            which = f"fold {','.join(map(str, old))} of {name}"
+            say(f"note: {which} learnt from older segmentations; --restart trains it on those of today")
+
+
+def _with_length(plan: Plan, options: TrainOptions) -> Plan:
+    """The plan with the epochs, the steps or the time budget that was asked for; one excludes the others."""
+    epochs, steps, seconds = options.epochs, options.steps, options.time_budget_seconds
+    if epochs is None and steps is None and seconds is None:
+        return plan
+    training = replace(plan.training, epochs=epochs, steps=steps, time_budget_seconds=seconds)
+    return replace(plan, training=training)

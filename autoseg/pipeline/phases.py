@@ -1,0 +1,81 @@
+"""What folds that are trained at the same time share, and the command that trains one of them.
+
+Folds of one configuration do not know of each other, so they may run side by side once what they share is there: the
+preprocessed cases, and for a cascade the segmentations by its previous stage, for which all folds of that stage must be
+trained. A command falls into phases accordingly, one for each configuration. `fleet` runs a phase on the GPUs of this
+machine, `slurm` on those of a cluster.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from autoseg.pipeline.folds import Folds, TrainOptions
+from autoseg.pipeline.opening import Say
+from autoseg.workspace import Workspace
+
+FLAGS = {"settings": "--set", "checkpoint_seconds": "--checkpoint-every"}  # that are called otherwise than their field
+
+
+def split_into_phases(workspace: Workspace, options: TrainOptions, say: Say = print) -> list[TrainOptions]:
+    """The phases of a command, in order: for each, what trains its folds, with configuration and folds named.
+
+    A cascade has a phase before its own if folds of its previous stage are missing, which need not be those asked for.
+
+    Raises:
+        StateError: nothing is planned, or there is no such configuration.
+        UsageError: there is no such fold.
+    """
+    folds = Folds.open(workspace, options, say)
+    name, configuration = folds.plan.configuration(options.configuration)
+    chosen = tuple(split.fold for split in folds.chosen(options.folds))
+    phases = [replace(options, configuration=name, folds=chosen)]
+    if before := configuration.cascade_from:
+        missing = tuple(split.fold for split in folds.splits.splits if folds.unpredicted(before, split))
+        count = len(folds.splits.splits)
+        say(f"{before}, the previous stage: {count - len(missing)} of {count} folds are trained and validated")
+        if missing:
+            phases.insert(0, replace(options, configuration=before, folds=missing, restart=False, init_from=None))
+    return phases
+
+
+def preprocess_phase(workspace: Workspace, phase: TrainOptions, say: Say = print) -> None:
+    """Preprocess the cases of a phase; those that are stored are left alone."""
+    folds = Folds.open(workspace, phase, say)
+    folds.preprocess(folds.plan.configuration(phase.configuration)[0])
+
+
+def bring_previous_stage(workspace: Workspace, phase: TrainOptions, say: Say = print) -> None:
+    """Bring the previous stage of a phase to its grid, once all folds of that stage are trained; else do nothing."""
+    folds = Folds.open(workspace, phase, say)
+    name, configuration = folds.plan.configuration(phase.configuration)
+    if configuration.cascade_from:
+        folds.bring_previous_stage(name, restart=phase.restart, chosen=folds.chosen(phase.folds), say=say)
+
+
+def train_arguments(workspace: Workspace, options: TrainOptions) -> list[str]:
+    """The command line, without `autoseg`, whose options are these: every field that is not at its default.
+
+    A field `time_budget_seconds` is the option `--time-budget`, and so on for all but those of FLAGS. A tuple repeats
+    its option.
+    """
+    arguments = ["train", f"--workspace={workspace.root}"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        flag = FLAGS.get(field.name) or "--" + field.name.removesuffix("_seconds").replace("_", "-")
+        if field.name == "folds":
+            value = ",".join(map(str, value))
+        if value is True:
+            arguments.append(flag)
+        else:
+            arguments += [f"{flag}={part}" for part in (value if isinstance(value, tuple) else (value,))]
+    return arguments
+
+
+def folds_text(folds: Sequence[int]) -> str:
+    """Folds as `-f` takes them: "0..4" or "0,2"."""
+    first, last = folds[0], folds[-1]
+    if len(folds) > 2 and list(folds) == list(range(first, last + 1)):
+        return f"{first}..{last}"
+    return ",".join(map(str, folds))
