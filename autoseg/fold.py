@@ -20,7 +20,7 @@ from autoseg.fold_state import CHECKPOINT_VERSION, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
 from autoseg.nn.ranks import Ranks
 from autoseg.plan import Plan
-from autoseg.pseudo_dice import Batch, alike, fixed_batches
+from autoseg.pseudo_dice import Batch, fixed_batches, watched_samples
 from autoseg.records import to_plain
 from autoseg.start_up import Choices, apply, choose, validation_seconds, worker_count
 from autoseg.stopping import StopSignals
@@ -116,10 +116,11 @@ def open_fold(
     # The data: a stream without end to train on, fixed samples to watch
     store = CaseStore(workspace.preprocessed(configuration.data))
     previous = open_previous(workspace, configuration_name, configuration, (*split.train, *split.validation))
-    watched = [
-        fixed_batches(store, cases, plan, configuration, previous=previous)
-        for cases in (split.validation, alike(split.train, len(split.validation)))
-    ]
+    samples = watched_samples(configuration.batch_size, training.iterations_per_epoch)
+    held_out, learnt = (
+        fixed_batches(store, cases, plan, configuration, samples=n, previous=previous)
+        for cases, n in ((split.validation, samples), (split.train, samples // 2))
+    )
     workers = worker_count(training.workers, device)
 
     def stream(chain: ChainName, step: int = 0, processes: int = 0) -> BatchStream:
@@ -129,7 +130,7 @@ def open_fold(
         )  # fmt: skip
 
     # What is fastest on this machine; a resumed fold keeps the choices it began with
-    image, seconds = watched[0][0]["image"].to(device), training.time_budget_seconds
+    image, seconds = held_out[0]["image"].to(device), training.time_budget_seconds
     if saved:
         choices = Choices(**saved["choices"])
     else:
@@ -152,7 +153,7 @@ def open_fold(
         split=split, folder=workspace.fold(configuration_name, configuration.network.name, split.fold), plan=plan,
         configuration_name=configuration_name, device=device, network=network, trained=ranks.wrap(network, device),
         criterion=criterion, stream_of=lambda step: stream(state.choices.chain, step, workers),
-        held_out=watched[0], learnt=watched[1], state=state, clock=clock, log=log, ranks=ranks, stop=stop,
+        held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, ranks=ranks, stop=stop,
     )  # fmt: skip
 
 

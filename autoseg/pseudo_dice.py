@@ -1,8 +1,9 @@
 """How a fold is doing while it trains: loss and pseudo Dice on fixed samples, without augmentation.
 
 The samples are the same in every epoch, so that what changes from one to the next is the network. Where the held-out
-volumes are small, they are seen whole, tile by tile; otherwise patches drawn once with a seed of their own stand for
-them. The same is done with as many training cases: the gap between the two is what a fold has learnt by heart.
+volumes are small, some of them are seen whole, tile by tile; otherwise patches drawn once with a seed of their own
+stand for them. The same is done with half as many samples of training cases: the gap between the two is what a fold has
+learnt by heart. Together they take a few percent of an epoch's time.
 """
 
 import itertools
@@ -25,34 +26,43 @@ from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import tile_starts
 from autoseg.plan import Configuration, Plan
 
-VALIDATION_STEPS = 8  # batches, where volumes are too large to be seen whole
-SMALL = 48  # samples: volumes that come to no more tiles than this are seen whole
+LEAST_WATCHED = 16  # samples, however short an epoch is
+WATCHED_SHARE = 0.1  # of an epoch's samples; one that is only watched takes a third of the time of one that is learnt
+SMALL = 2  # tiles: volumes that come to no more on average are seen whole
 
 Batch = dict[str, Any]
 
 
+def watched_samples(batch_size: int, iterations_per_epoch: int) -> int:
+    """How many samples of validation cases are looked at after an epoch; of training cases it is half of that."""
+    return max(LEAST_WATCHED, int(WATCHED_SHARE * batch_size * iterations_per_epoch))
+
+
 def fixed_batches(
-    store: CaseStore, cases: Sequence[str], plan: Plan, configuration: Configuration, *, previous: Path | None = None
+    store: CaseStore,
+    cases: Sequence[str],
+    plan: Plan,
+    configuration: Configuration,
+    *,
+    samples: int,
+    previous: Path | None = None,
 ) -> list[Batch]:
     """The samples that stand for these cases, in batches of the plan's size (the last may be smaller).
 
     Args:
+        samples: about how many there are to be.
         previous: for a cascade, the folder of the previous stage's segmentations.
 
     Returns:
         {"image": float32 (B, C, *patch), "target": uint8 or int16 (B, *patch), ...}, on the CPU.
     """
-    size = configuration.batch_size
-    if sum(tile_count(store.info(case).shape, configuration.patch_size) for case in cases) > SMALL:
-        stream = patch_stream(
-            store, cases, plan, configuration, previous=previous, augment=False, steps=VALIDATION_STEPS
-        )
-        return list(stream)
-    tiles = [
-        tile
-        for case in cases
-        for tile in _tiles(store, case, configuration.patch_size, previous, plan.labels.num_labels)
-    ]
+    size, patch = configuration.batch_size, configuration.patch_size
+    tiles_per_case = sum(tile_count(store.info(case).shape, patch) for case in cases) / len(cases)
+    if tiles_per_case > SMALL:
+        steps = math.ceil(samples / size)
+        return list(patch_stream(store, cases, plan, configuration, previous=previous, augment=False, steps=steps))
+    seen = alike(cases, max(1, int(samples / tiles_per_case)))
+    tiles = [tile for case in seen for tile in _tiles(store, case, patch, previous, plan.labels.num_labels)]
     return [
         {
             "image": torch.stack([image for image, _ in tiles[i : i + size]]),
@@ -63,7 +73,7 @@ def fixed_batches(
 
 
 def alike(cases: Sequence[str], number: int) -> list[str]:
-    """So many of these cases, evenly spread over their order."""
+    """So many of these cases, evenly spread over their order; all, if there are no more."""
     number = min(number, len(cases))
     return [cases[i * len(cases) // number] for i in range(number)]
 

@@ -35,7 +35,7 @@ from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, fir
 from autoseg.nn.sliding_window import tile_starts
 from autoseg.plan import Configuration, Plan, Training
 from autoseg.processes import available_cores
-from autoseg.pseudo_dice import SMALL, VALIDATION_STEPS, tile_count
+from autoseg.pseudo_dice import watched_samples
 
 Say = Callable[[str], None]
 
@@ -358,17 +358,15 @@ def validation_seconds(
     That is the last pseudo Dice of validation and of training cases, the checkpoint, and the prediction of the fold's
     validation cases.
     """
-    shapes = [store.info(case).shape for case in split.validation]
     tiles = 0
-    for shape in shapes:
+    for case in split.validation:
+        shape = store.info(case).shape
         slices = shape[0] if configuration.dims == 2 else 1
         starts = (
             tile_starts(s, t, 0.5) for s, t in zip(shape[-configuration.dims :], configuration.patch_size, strict=True)
         )
         tiles += slices * math.prod(len(s) for s in starts)
-    watched = sum(tile_count(shape, configuration.patch_size) for shape in shapes)
-    if watched > SMALL:
-        watched = VALIDATION_STEPS * configuration.batch_size
+    watched = 1.5 * watched_samples(configuration.batch_size, plan.training.iterations_per_epoch)
     axes = configuration_mirror_axes(plan, configuration) if plan.training.test_time_mirroring else ()
-    forward = VALIDATION_MARGIN * forward_seconds * (2 * watched + tiles * 2 ** len(axes))
+    forward = VALIDATION_MARGIN * forward_seconds * (watched + tiles * 2 ** len(axes))
     return forward + CHECKPOINT_SECONDS + VALIDATION_SECONDS_PER_CASE * len(split.validation)

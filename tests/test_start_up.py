@@ -644,22 +644,22 @@ class Shapes:
 
 
 @pytest.mark.parametrize(
-    ("name", "patch", "axes", "mirroring", "passes", "watched"),
+    ("name", "patch", "axes", "mirroring", "passes"),
     [
         # a: ends 20 - 16, 40 - 16, 41 - 16 need 1, 3, 4 steps of 8: 2 * 4 * 5 tiles; b fits into one
-        # to watch, a has 2 * 3 * 3 tiles side by side, b one
-        ("3d_fullres", (16, 16, 16), (0, 1, 2), True, (2 * 4 * 5 + 1) * 8, 19),
-        ("3d_fullres", (16, 16, 16), (2,), True, (2 * 4 * 5 + 1) * 2, 19),
-        ("3d_fullres", (16, 16, 16), (0, 1, 2), False, 2 * 4 * 5 + 1, 19),
-        # slices: 20 of 4 * 5 tiles, 7 of one; too many to be watched whole: 8 batches of 3
-        ("2d", (16, 16), (0, 1, 2), True, (20 * 4 * 5 + 7) * 4, 24),
-        ("2d", (16, 16), (0, 1, 2), False, 20 * 4 * 5 + 7, 24),
+        ("3d_fullres", (16, 16, 16), (0, 1, 2), True, (2 * 4 * 5 + 1) * 8),
+        ("3d_fullres", (16, 16, 16), (2,), True, (2 * 4 * 5 + 1) * 2),
+        ("3d_fullres", (16, 16, 16), (0, 1, 2), False, 2 * 4 * 5 + 1),
+        # slices: 20 of 4 * 5 tiles, 7 of one
+        ("2d", (16, 16), (0, 1, 2), True, (20 * 4 * 5 + 7) * 4),
+        ("2d", (16, 16), (0, 1, 2), False, 20 * 4 * 5 + 7),
     ],
 )
-def test_validation_seconds(name, patch, axes, mirroring, passes, watched):
-    plan = plan_of(mirror_axes=axes, test_time_mirroring=mirroring)
+def test_validation_seconds(name, patch, axes, mirroring, passes):
+    """An epoch of 250 batches of 3 is watched by 75 validation samples and 37.5 training samples."""
+    plan = plan_of(mirror_axes=axes, test_time_mirroring=mirroring, iterations_per_epoch=250)
     configuration = replace(plan.configurations[name], patch_size=patch, batch_size=3)
     store, split = Shapes(a=(20, 40, 41), b=(7, 16, 9), c=(90, 90, 90)), Split(0, ("c",), ("a", "b"))
     seconds = validation_seconds(store, split, plan, configuration, 0.25)
     assert (VALIDATION_MARGIN, VALIDATION_SECONDS_PER_CASE) == (1.3, 0.1)
-    assert seconds == pytest.approx(1.3 * 0.25 * (passes + 2 * watched) + CHECKPOINT_SECONDS + 0.2)
+    assert seconds == pytest.approx(1.3 * 0.25 * (passes + 112.5) + CHECKPOINT_SECONDS + 0.2)

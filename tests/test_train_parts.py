@@ -32,7 +32,7 @@ from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.ranks import Ranks
 from autoseg.plan import ChannelNormalization, Configuration, Plan, Training
 from autoseg.planner import make_plan
-from autoseg.pseudo_dice import SMALL, alike, fixed_batches, tile_count, validate
+from autoseg.pseudo_dice import alike, fixed_batches, tile_count, validate, watched_samples
 from autoseg.records import to_plain
 from autoseg.start_up import Choices
 from autoseg.train import step_within_memory, training_step
@@ -332,7 +332,7 @@ def plan_of_patches(**training) -> tuple[Plan, Configuration]:
 def is_cut_from_its_case(image: Tensor, target: Tensor) -> bool:
     """Whether a patch is a piece of its case as it is: neither turned nor mirrored, no value changed."""
     z, y, x = image.numpy()
-    steps = np.indices(PATCH)
+    steps = np.indices(image.shape[1:])
     same = all((c == c.flat[0] + s).all() for c, s in zip((z, y, x), steps, strict=True))
     return same and np.array_equal(target, label_at(z, y, x))
 
@@ -357,25 +357,33 @@ def test_validation_patches_are_fixed_and_not_augmented(store):
 def test_small_volumes_are_seen_whole(store):
     """Tiles side by side, each voxel of each case at least once, none of them changed."""
     plan, configuration = plan_of_patches()
+    configuration = replace(configuration, patch_size=(13, 20, 16))
+    shapes = [store.info(case).shape for case in CASES]
+    assert shapes == [(12, 20, 24), (13, 20, 23), (14, 20, 22), (15, 20, 21)]
     cases = CASES[:2]
-    batches = fixed_batches(store, cases, plan, configuration)
-    shapes = [store.info(case).shape for case in cases]
-    assert shapes == [(12, 20, 24), (13, 20, 23)]
-    tiles = [2 * 2 * 3, 3 * 2 * 3]  # of (6, 10, 8)
-    assert [tile_count(shape, PATCH) for shape in shapes] == tiles
-    assert [len(b["target"]) for b in batches] == [3] * (sum(tiles) // 3)
+    assert [tile_count(shape, configuration.patch_size) for shape in shapes[:2]] == [2, 2]
+    batches = fixed_batches(store, cases, plan, configuration, samples=4)
+    assert [len(b["target"]) for b in batches] == [3, 1]
     images = torch.cat([b["image"] for b in batches])
     targets = torch.cat([b["target"] for b in batches])
-    assert all(is_cut_from_its_case(i, t) for i, t in zip(images, targets, strict=True))
-    for shape, part in zip(shapes, images.split(tiles), strict=True):
+    assert is_cut_from_its_case(images[2], targets[2])
+    for shape, part in zip(shapes, images.split(2), strict=False):
         seen = {tuple(voxel) for tile in part for voxel in tile.flatten(1).T.int().tolist()}
         assert seen == set(itertools.product(*map(range, shape)))
+
+
+def test_no_more_volumes_are_seen_than_asked_for(store):
+    plan, configuration = plan_of_patches()
+    configuration = replace(configuration, patch_size=(16, 20, 24))  # one tile each
+    batches = fixed_batches(store, CASES, plan, configuration, samples=2)
+    slices = [int((image[0].amax(dim=(1, 2)) > 0).sum()) + 1 for b in batches for image in b["image"]]
+    assert slices == [12, 14]  # the first and the third case
 
 
 def test_a_volume_smaller_than_a_tile_stands_in_its_middle(store):
     plan, configuration = plan_of_patches()
     configuration = replace(configuration, patch_size=(16, 20, 24))
-    (batch,) = fixed_batches(store, CASES[:1], plan, configuration)
+    (batch,) = fixed_batches(store, CASES[:1], plan, configuration, samples=8)
     image, target = batch["image"][0], batch["target"][0]
     assert image.shape == (3, 16, 20, 24)
     assert (image[0, 2:14, 0, 0] == torch.arange(12)).all()
@@ -386,16 +394,21 @@ def test_a_volume_smaller_than_a_tile_stands_in_its_middle(store):
 
 def test_large_volumes_are_seen_in_fixed_patches(store):
     plan, configuration = plan_of_patches()
-    assert sum(tile_count(store.info(case).shape, PATCH) for case in CASES) > SMALL
-    batches = fixed_batches(store, CASES, plan, configuration)
-    again = fixed_batches(store, CASES, plan, configuration)
-    assert len(batches) == 8
+    assert [tile_count(store.info(case).shape, PATCH) for case in CASES] == [12, 18, 18, 18]
+    batches = fixed_batches(store, CASES, plan, configuration, samples=10)
+    again = fixed_batches(store, CASES, plan, configuration, samples=10)
+    assert [len(b["target"]) for b in batches] == [3, 3, 3, 3]
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, again, strict=True))
 
 
-def test_as_many_training_cases_are_watched_as_others_held_out():
+def test_cases_are_taken_evenly():
     assert alike(list("abcdefghij"), 3) == ["a", "d", "g"]
     assert alike(["a", "b"], 5) == ["a", "b"]
+
+
+def test_a_tenth_of_an_epoch_is_watched_and_never_too_little():
+    assert watched_samples(2, 250) == 50
+    assert watched_samples(2, 50) == 16
 
 
 def test_training_patches_are_others_and_augmented(store):
