@@ -5,13 +5,8 @@ exits with its code. Anything else that escapes is a bug of autoseg and keeps it
 """
 
 
-class AutosegError(Exception):
-    """A mistake or a circumstance the user can correct.
-
-    Args:
-        what: what came and what was expected, naming the file, the key or the option.
-        remedy: what to do about it, as an instruction ("pass --patient-regex ...").
-    """
+class _Told(BaseException):
+    """What is shown to the user without a traceback."""
 
     exit_code = 2
 
@@ -22,6 +17,15 @@ class AutosegError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  -> {self.remedy}" if self.remedy else self.what
+
+
+class AutosegError(_Told, Exception):
+    """A mistake or a circumstance the user can correct.
+
+    Args:
+        what: what came and what was expected, naming the file, the key or the option.
+        remedy: what to do about it, as an instruction ("pass --patient-regex ...").
+    """
 
 
 class UsageError(AutosegError):
@@ -54,8 +58,12 @@ class OutOfMemory(AutosegError):
     exit_code = 6
 
 
-class Stopped(AutosegError):
-    """Work was stopped from outside at a safe point and can be resumed."""
+class Stopped(_Told):
+    """Work was stopped from outside and can be resumed.
+
+    It may come at any moment, out of a signal. Like KeyboardInterrupt it is no `Exception`: nobody who expects that
+    something fails (a damaged file, a compiler) may take it for that failure.
+    """
 
     exit_code = 75
 

@@ -1,7 +1,8 @@
 """Being asked to stop: Ctrl-C, SIGTERM, SIGUSR1, or a time that was set.
 
-Batch systems warn with SIGTERM or SIGUSR1 some time before they kill. Where work is in the middle of something that
-must not be torn apart, the request is noted and waits for the next safe point; anywhere else it ends the work at once.
+Batch systems warn with SIGTERM or SIGUSR1 some time before they kill; the time that was set comes as SIGALRM. Where
+work is in the middle of something that must not be torn apart, the request is noted and waits for the next safe point;
+anywhere else it ends the work at once.
 
     with StopSignals(after_seconds) as stop:
         prepare()                        # ends at once
@@ -25,14 +26,16 @@ from typing import Any
 
 from autoseg.errors import Interrupted, Stopped
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGALRM")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+ALARM = getattr(signal, "SIGALRM", None)  # Windows has none: there, time is noticed at safe points only
 
 
 class StopSignals:
     """Requests to stop, from the moment it is entered until it is left.
 
     Args:
-        after_seconds: ask for it when so many seconds have passed, or None. It is noticed at safe points only.
+        after_seconds: ask for it when so many seconds have passed, or None.
     """
 
     def __init__(self, after_seconds: float | None = None) -> None:
@@ -45,9 +48,13 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # no other may
             self.before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            if self.after_seconds is not None and ALARM in SIGNALS:
+                signal.setitimer(signal.ITIMER_REAL, self.after_seconds)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.before and self.after_seconds is not None and ALARM in SIGNALS:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, action in self.before.items():
             signal.signal(number, action)
 
@@ -71,9 +78,16 @@ class StopSignals:
         """End the work. Raises Interrupted after Ctrl-C, otherwise Stopped."""
         if self.received == signal.SIGINT:
             raise Interrupted("stopped by Ctrl-C")
-        if self.received is not None:
+        if self.received is not None and self.received != ALARM:
             raise Stopped(f"stopped by {signal.Signals(self.received).name}")
-        raise Stopped(f"stopped after {self.after_seconds:.0f} s, as was asked" if self._late else "stopped")
+        if self.after_seconds is not None:
+            raise Stopped(f"stopped after {self.after_seconds:.0f} s, as was asked")
+        raise Stopped("stopped")
+
+    @property
+    def to_pass_on(self) -> int:
+        """The signal that tells a child what was asked of its parent."""
+        return signal.SIGTERM if self.received in (None, ALARM) else self.received
 
     @property
     def _late(self) -> bool:

@@ -82,6 +82,27 @@ def test_time_is_noticed_at_safe_points(monkeypatch):
     assert caught.value.exit_code == 75
 
 
+def test_the_time_that_was_set_ends_what_cannot_look_at_it():
+    with StopSignals(after_seconds=0.05) as stop, pytest.raises(Stopped, match="as was asked"):
+        time.sleep(20)
+    assert stop.to_pass_on == signal.SIGTERM
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_nobody_takes_a_stop_for_a_failure():
+    """What comes out of a signal, at any moment, must not end up in somebody's `except Exception`."""
+
+    def read_a_file() -> str:
+        try:
+            send(signal.SIGTERM)
+        except Exception:
+            return "the file is damaged"
+        return "read"
+
+    with StopSignals(), pytest.raises(Stopped):
+        read_a_file()
+
+
 def test_outside_everything_is_as_before():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with StopSignals():

@@ -161,7 +161,7 @@ def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals, s
                 say(f"fold {child.job.fold}  begins on GPU {child.gpu}, process {child.process.pid}")
             time.sleep(POLL_SECONDS)
             if stop.due and told is None:
-                told = stop.received or signal.SIGTERM
+                told = stop.to_pass_on
                 say(f"{signal.Signals(told).name} for {len(running)} folds: they save and end")
                 for child in running:
                     child.process.send_signal(told)
