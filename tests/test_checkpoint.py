@@ -312,11 +312,8 @@ class Killed(BaseException):
     """Nothing after this runs, as after SIGKILL."""
 
 
-@pytest.mark.parametrize("call", range(1, 20))
-def test_killed_between_any_two_steps_of_saving_one_checkpoint_is_whole(tmp_path, monkeypatch, call):
-    # every change of the folder goes through os.fsync or Path.replace: die just before the n-th of them
-    save_generation(tmp_path, {"epoch": 1})
-    save_generation(tmp_path, {"epoch": 2})
+def save_and_die(folder, monkeypatch, epoch, call):
+    """Save, and die just before the `call`-th change of the folder; returns the number of changes that were begun."""
     count = 0
 
     def dying(function):
@@ -330,18 +327,36 @@ def test_killed_between_any_two_steps_of_saving_one_checkpoint_is_whole(tmp_path
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", dying(os.fsync))
+        patch.setattr(os, "fsync", dying(os.fsync))  # every change goes through one of these
         patch.setattr(Path, "replace", dying(Path.replace))
         with contextlib.suppress(Killed):
-            save_generation(tmp_path, {"epoch": 3})
-    died = count == call
-    epoch, warning = epoch_of(tmp_path)
-    assert epoch in ((2, 3) if died else (3,))
-    assert not warning
-    save_generation(tmp_path, {"epoch": 4})
-    assert epoch_of(tmp_path) == (4, "")
-    if not died:
-        assert count == 6  # two files written and renamed, two generations renamed: all of them were tried
+            save_generation(folder, {"epoch": epoch})
+    return count
+
+
+CHANGES = 6  # two files written and renamed, two generations renamed
+
+
+@pytest.mark.parametrize("first", range(1, CHANGES + 2))
+@pytest.mark.parametrize("second", range(1, CHANGES + 2))
+def test_killed_between_any_two_steps_of_saving_one_checkpoint_is_whole(tmp_path, monkeypatch, first, second):
+    save_generation(tmp_path, {"epoch": 1})
+    save_generation(tmp_path, {"epoch": 2})
+    least = 2
+    for epoch, call in ((3, first), (4, second)):
+        count = save_and_die(tmp_path, monkeypatch, epoch, call)
+        assert count == min(call, CHANGES)
+        reached, warning = epoch_of(tmp_path)
+        assert least <= reached <= epoch
+        assert reached == epoch or call <= CHANGES
+        assert not warning
+        least = reached
+    save_generation(tmp_path, {"epoch": 5})
+    assert epoch_of(tmp_path) == (5, "")
+    listed = [line.partition("  ")[::2] for line in (tmp_path / "checkpoints.sha256").read_text().splitlines()]
+    assert listed == [(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest(), name) for _, name in listed]
+    assert [name for _, name in listed] == ["last.pt", "previous.pt"]
+    assert load_checkpoint(tmp_path / "previous.pt") == {"epoch": least}
 
 
 def test_without_links_the_generations_are_kept_all_the_same(tmp_path, monkeypatch):

@@ -28,10 +28,16 @@ from autoseg.workspace import sha256, write_atomically, write_text
 NEWEST, PREVIOUS, DIGESTS = "last.pt", "previous.pt", "checkpoints.sha256"
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` atomically: a reader sees the old checkpoint or the new one, never half of one."""
-    content = _bytes_of(state)
-    write_atomically(path, lambda file: file.write(content))
+def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
+    """Write `state` atomically: a reader sees the old checkpoint or the new one, never half of one.
+
+    Returns:
+        The sha256 of what was written.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 def save_generation(folder: Path, state: dict[str, Any]) -> None:
@@ -41,15 +47,16 @@ def save_generation(folder: Path, state: dict[str, Any]) -> None:
         StorageError: the disk is full or refuses, or gives back other bytes than were written; the checkpoints that
             were there are untouched.
     """
-    content = _bytes_of(state)
-    digest = hashlib.sha256(content).hexdigest()
     newest, previous, coming = folder / NEWEST, folder / PREVIOUS, folder / f".{NEWEST}.new"
-    write_atomically(coming, lambda file: file.write(content))
+    known = _digests(folder)
+    stays = newest if newest.exists() else previous
+    kept = known.get(stays.name)
+    if stays.exists() and (kept is None or coming.exists()):
+        kept = sha256(stays)  # of an older version, without a list; or its list speaks of what was killed on its way
+    digest = save_checkpoint(coming, state)
     if sha256(coming) != digest:
         coming.unlink()
         raise StorageError(f"{coming} reads back other bytes than were written", remedy="see to the disk")
-    known = _digests(folder)
-    kept = known.get(NEWEST if newest.exists() else PREVIOUS)
     write_text(folder / DIGESTS, f"{digest}  {NEWEST}\n" + (f"{kept}  {PREVIOUS}\n" if kept else ""))
     if newest.exists():
         _keep(newest, previous)
@@ -79,7 +86,8 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[
             damaged.append(error)
             continue
         if damaged:
-            (folder / NEWEST).replace(folder / f"{NEWEST}.damaged")
+            with suppress(FileNotFoundError):  # another rank was faster
+                (folder / NEWEST).replace(folder / f"{NEWEST}.damaged")
             return state, f"{damaged[0].what}; it is set aside, and the checkpoint before it is used"
         return state, ""
     if damaged:
@@ -118,12 +126,6 @@ def _keep(newest: Path, previous: Path) -> None:
         link.replace(previous)
     except OSError:  # a file system without links
         newest.replace(previous)
-
-
-def _bytes_of(state: dict[str, Any]) -> memoryview:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getbuffer()
 
 
 def _require_known(path: Path) -> None:
