@@ -30,6 +30,7 @@ setup(
         "matplotlib>=3.8",
         "filelock>=3.13",
         "psutil>=5.9",
+        "threadpoolctl>=3",
     ],
     extras_require={
         "tensorboard": ["tensorboard"],

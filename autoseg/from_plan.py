@@ -48,6 +48,11 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
         UsageError: there are more or fewer class weights than heads, or regions under a loss of exclusive labels.
     """
     heads, weights = plan.heads, plan.training.class_weights
+    if plan.training.loss == "tversky" and plan.training.component_weight:
+        raise UsageError(
+            "training.component_weight weighs the entropy, and tversky has none",
+            remedy="--set training.component_weight=0, or another loss",
+        )
     if heads.has_regions and plan.training.loss == "dice_ce":
         raise UsageError(
             "training.loss is dice_ce, which predicts one label per voxel, but the labels form regions",
@@ -84,6 +89,7 @@ def patch_stream(
     pin_memory: bool = False,
     rank: int = 0,
     ranks: int = 1,
+    memory_limit: int | None = None,
     say: Callable[[str], None] = print,
 ) -> BatchStream:
     """Batches of patches as the plan wants them: the one place where a plan is unpacked for `data`.
@@ -95,6 +101,8 @@ def patch_stream(
         seed: None takes the plan's.
         steps: batches in all, or None for a stream without end.
         rank, ranks: of several processes that train together, which must divide the batch.
+        memory_limit: bytes the cases may occupy in memory; None: a quarter of what is free. For a few patches it is not
+            worth while to read them all: 0.
         say: told what happens to workers.
     """
     assert (previous is None) == (configuration.cascade_from is None)
@@ -134,6 +142,7 @@ def patch_stream(
         ranks=ranks,
         worker_count=workers,
         pin_memory=pin_memory,
+        memory_limit=memory_limit,
         say=say,
         **settings,
     )

@@ -9,16 +9,17 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from autoseg.augmentation import AUGMENTATIONS
 from autoseg.data import loader, patches
 from autoseg.data.augment import Deformation
 from autoseg.data.loader import BatchStream, make_stream
-from autoseg.data.patches import free_memory
 from autoseg.data.sampling import cut_patch, sample_generator
 from autoseg.data.store import CaseInfo, CaseStore
 
@@ -227,14 +228,46 @@ def test_no_more_workers_than_there_is_memory_for_their_batches(store, monkeypat
     assert_same(few, reference)
 
 
-def test_free_memory_is_that_of_the_machine_or_the_control_group(monkeypatch, tmp_path):
-    assert 0 < free_memory() <= patches.psutil.virtual_memory().available * 1.1
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("1000\n")
-    monkeypatch.setattr(patches, "CONTROL_GROUPS", tmp_path)
-    assert free_memory() == 4000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory() > 4000
+def test_of_several_ranks_each_takes_its_share_of_the_memory(store, monkeypatch):
+    size = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
+    monkeypatch.setattr(loader, "free_memory", lambda: 8 * size)
+    assert reader_of(stream(store, ranks=2)).in_memory
+    monkeypatch.setattr(loader, "free_memory", lambda: 8 * size - 8)
+    assert not reader_of(stream(store, ranks=2)).in_memory
+
+
+def test_room_is_made_for_the_widest_of_the_stored_images():
+    """Of four voxels and one channel, raw: 4 times (float32 + two label maps of int16), and where the arrays begin."""
+    infos = [SimpleNamespace(channels=1, image_dtype=dtype) for dtype in ("float16", "float32")]
+    assert loader._batch_bytes(infos[:1], (2, 2), 1, 0, "device") == 4 * 4 * (2 + 4) + 1024
+    assert loader._batch_bytes(infos, (2, 2), 1, 0, "device") == 4 * 4 * (4 + 4) + 1024
+
+
+def test_batches_are_prepared_by_one_thread_wherever_that_is(store):
+    """numpy's threads, too, wait for each other in loops that take a core each."""
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    assert threads()  # there is a library to ask
+    seen = []
+
+    class Telling:
+        def __call__(self, step):
+            seen.append(threads())
+            return {"threads": sorted(threads())}
+
+        def finish(self, batch, device):
+            return batch
+
+    with threadpool_limits(2):
+        before = threads()
+        next(loader.BatchStream(Telling()))
+        assert seen == [{1}]
+        assert threads() == before
+        in_a_worker = loader.BatchStream(Telling(), worker_count=1, nbytes=64)
+        assert next(in_a_worker) == {"threads": [1]}
+        in_a_worker.close()
 
 
 def test_what_prepares_batches_can_be_sent_to_another_process(store):

@@ -105,3 +105,55 @@ def test_cores_are_those_given_to_this_process(monkeypatch):
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
     assert available_cores() == 3
+
+
+# ---- memory
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """Control groups of this process, of version 2; the machine has a million bytes left and gives all its cores."""
+    monkeypatch.setattr(processes, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(processes, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(processes, "available_cores", lambda: os.cpu_count())
+    monkeypatch.setattr(processes.psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000_000))
+    (tmp_path / "own").write_text("0::/job/step\n")
+
+    def group(path, limit, used, cache, names=("memory.max", "memory.current", "inactive_file")):
+        folder = tmp_path / "groups" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 7\n{names[2]} {cache}\n")
+
+    return group
+
+
+def test_free_memory_without_control_groups_is_that_of_the_machine(groups, monkeypatch):
+    assert processes.free_memory() == 1_000_000
+    monkeypatch.setattr(processes, "available_cores", lambda: os.cpu_count() / 2)
+    assert processes.free_memory() == 500_000  # others will come for the rest
+
+
+def test_what_a_group_holds_as_cache_is_free(groups):
+    groups("", 5000, 4900, 4000)  # inside a container there is only the topmost
+    assert processes.free_memory() == 4100
+
+
+def test_the_tightest_of_all_groups_counts(groups):
+    groups("job/step", "max", 500, 0)
+    groups("job", 3000, 1000, 0)
+    groups("", 90_000, 2000, 0)
+    assert processes.free_memory() == 2000
+    groups("job/step", 1200, 500, 100)
+    assert processes.free_memory() == 800
+    groups("job/step", 400, 500, 0)
+    assert processes.free_memory() == 0
+
+
+def test_groups_of_version_1_are_known(groups, tmp_path):
+    (tmp_path / "own").write_text("5:cpu,cpuacct:/other\n4:memory:/job\n")
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    groups("memory/job", 4000, 3000, 500, names)
+    groups("memory/other", 10, 10, 0, names)
+    assert processes.free_memory() == 1500

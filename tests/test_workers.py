@@ -78,6 +78,31 @@ def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_worker_that_hangs_is_named_and_replaced(monkeypatch):
+    monkeypatch.setattr(workers, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "SLOW_SECONDS", 0.3)
+    monkeypatch.setattr(workers, "HUNG_SECONDS", 0.9)
+    said: list[str] = []
+    batches = started(count=2, say=said.append)
+    check(next(batches), 0)
+    (hanging, _) = pids(batches)
+    os.kill(hanging, signal.SIGSTOP)
+    check_all(batches, first=1)
+    assert len(said) == 3
+    assert f"process {hanging} has been preparing" in said[0]
+    assert f"process {hanging} seems to hang" in said[1]
+    assert f"process {hanging}, which prepares batches, was ended by SIGKILL" in said[2]
+    assert is_gone(hanging)
+
+
+def test_want_of_memory_in_a_worker_is_told_as_such():
+    def prepare(step: int) -> dict:
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory, match="no memory is left to prepare the batch of step 0"):
+        next(started(prepare))
+
+
 # Order and memory ---------------------------------------------------------------------------------
 
 

@@ -15,23 +15,26 @@ The parts: `patches` (what is cut), `batches` (how it is augmented), `workers` a
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from autoseg.augmentation import Augmentation
 from autoseg.data.augment import build_chain
 from autoseg.data.batches import HostBatches, Shard, TorchBatches, TorchChain
-from autoseg.data.patches import PatchReader, free_memory
+from autoseg.data.patches import PatchReader
 from autoseg.data.previous_stage import PreviousStage
 from autoseg.data.sampling import PatchSampler
 from autoseg.data.slots import FORKS, Batch, for_tensors
 from autoseg.data.store import CaseInfo, CaseStore
 from autoseg.data.workers import HELD, PREFETCHED, Workers
 from autoseg.imaging.components import component_weights
+from autoseg.processes import free_memory
 
 MEMORY_SHARE = 0.25  # of the free memory: what the cases may occupy to be held in it
 BATCHES_SHARE = 0.5  # of what is free then: what batches may occupy that workers have prepared
@@ -170,7 +173,8 @@ def make_stream(
         foreground_fraction=foreground_fraction, case_sampling=case_sampling, class_sampling=class_sampling,
     )  # fmt: skip
     stage = PreviousStage(previous, num_labels, augmentation) if previous else None
-    limit = int(free_memory() * MEMORY_SHARE) if memory_limit is None else memory_limit
+    free = free_memory() // ranks  # of which each takes its share
+    limit = int(free * MEMORY_SHARE) if memory_limit is None else memory_limit
     in_memory = (FORKS or not worker_count) and sum(map(store.nbytes, cases)) <= limit
     reader = PatchReader(store, sampler, stage, in_memory=in_memory)
     shard = Shard(batch_size, rank, ranks)
@@ -185,25 +189,26 @@ def make_stream(
     else:
         assert device_chain is not None, f"chain {chain!r} needs a device chain"
         batches = TorchBatches(reader, device_chain, shard, chain == "device", weigh)
-    nbytes = _batch_bytes(next(iter(infos.values())), patch_size, shard.size, num_labels, chain)
+    nbytes = _batch_bytes(list(infos.values()), patch_size, shard.size, num_labels, chain)
     return BatchStream(
-        batches, start_step=start_step, stop_step=stop_step, worker_count=_affordable(worker_count, nbytes, say),
+        batches, start_step=start_step, stop_step=stop_step, worker_count=_affordable(worker_count, nbytes, free, say),
         nbytes=nbytes, pin_memory=pin_memory, say=say,
     )  # fmt: skip
 
 
-def _batch_bytes(info: CaseInfo, patch_size: Sequence[int], samples: int, num_labels: int, chain: ChainName) -> int:
+def _batch_bytes(
+    infos: Sequence[CaseInfo], patch_size: Sequence[int], samples: int, num_labels: int, chain: ChainName
+) -> int:
     """Bytes that a batch takes between preparing and finishing it."""
-    if chain == "device":  # the image as stored, and two label maps
-        per_voxel = RAW_ROOM * (info.channels * (2 if info.image_dtype == "float16" else 4) + 2 * 2)
-    else:  # the image, the target and weights
-        per_voxel = 4 * (info.channels + num_labels) + 2 + 4
+    channels, widest = infos[0].channels, max(np.dtype(info.image_dtype).itemsize for info in infos)
+    raw = RAW_ROOM * (channels * widest + 2 * 2)  # the image as stored, and two label maps
+    augmented = 4 * (channels + num_labels) + 2 + 4  # the image, the target and weights
+    per_voxel = raw if chain == "device" else augmented
     return samples * (math.prod(patch_size) * per_voxel + 2**10)  # where each array begins, it is aligned
 
 
-def _affordable(worker_count: int, nbytes: int, say: Callable[[str], None]) -> int:
+def _affordable(worker_count: int, nbytes: int, free: int, say: Callable[[str], None]) -> int:
     """As many workers as there is memory for their batches."""
-    free = free_memory()
     count = min(worker_count, max(int((free * BATCHES_SHARE / nbytes - HELD) // PREFETCHED), 0))
     if count < worker_count:
         say(
@@ -215,10 +220,19 @@ def _affordable(worker_count: int, nbytes: int, say: Callable[[str], None]) -> i
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute as in a worker: a sum of many numbers depends on how many threads add them up."""
+    """Compute as in a worker: a sum of many numbers depends on how many threads add them up.
+
+    numpy's threads wait for each other in loops that take a core each.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with _thread_pools().limit(limits=1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(threads)
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()  # to look for them takes a while

@@ -5,11 +5,9 @@ cut with that margin, then the chain goes on.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 
 from autoseg.data.previous_stage import PreviousStage
 from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
@@ -17,7 +15,6 @@ from autoseg.data.store import CaseStore, StoredCase
 from autoseg.imaging.labels import OUTSIDE
 
 OPEN_CASES = 64  # mapped at a time, per process; each holds three file descriptors
-CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 class Drawn(Protocol):
@@ -97,19 +94,3 @@ class PatchReader:
                 self.cases.pop(next(iter(self.cases)))
             self.cases[case_id] = self.store.open(case_id)
         return self.cases[case_id]
-
-
-def free_memory() -> int:
-    """Bytes this process may still use: of the machine, or of its control group (containers, batch systems)."""
-    free = psutil.virtual_memory().available
-    for limit, used in (  # version 2, version 1
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            group = [(CONTROL_GROUPS / name).read_text().strip() for name in (limit, used)]
-        except OSError:
-            continue
-        if group[0].isdigit():
-            free = min(free, int(group[0]) - int(group[1]))
-    return max(free, 0)

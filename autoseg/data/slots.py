@@ -3,7 +3,7 @@
 A batch costs the training no copy and no allocation. Its slot is free again when the last tensor of the batch is gone.
 
 The memory is anonymous, not a file in /dev/shm, of which containers often have 64 MB: what is written beyond that ends
-a process with a bus error.
+a process with a bus error. (Where processes are not forked, on macOS and Windows, it is a temporary file.)
 """
 
 import ctypes

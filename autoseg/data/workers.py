@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 import weakref
 from collections import deque
@@ -23,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from autoseg.data.slots import FORKS, Batch, Slots, for_tensors, start_method
@@ -30,10 +32,12 @@ from autoseg.errors import AutosegError, OutOfMemory
 
 PREFETCHED = 4  # batches per worker, in work or ready: evens out slow samples
 QUEUED = 2  # steps a worker has before it: the one in work and the next
-HELD = 3  # batches the training may hold without a copy: the last one, this one, one on its way to a device
+HELD = 3  # batches the training may hold without a copy: the last one, this one, one that is brought to the device
 DEATHS = 3  # in a row that are too many
 RECOVERED = 100  # batches after which a death no longer counts
-LOOK_SECONDS = 5.0  # how often an idle worker looks whether the training still lives
+LOOK_SECONDS = 5.0  # how often an idle worker looks whether the training still lives, and the training at a slow one
+SLOW_SECONDS = 60.0  # for one batch: worth a word
+HUNG_SECONDS = 600.0  # no batch takes that long
 IGNORED = ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # for the training to decide; those there are on this system
 CAUSES = {
     "SIGKILL": ", probably because the system ran out of memory",
@@ -97,8 +101,7 @@ class Workers:
         while len(self.workers) < self.count:
             self.workers.append(self._start())
         self._listen(0)  # learns of the dead, too
-        while self.due not in self.ready:
-            self._listen(None)
+        self._await_due()
         slot, result = self.ready.pop(self.due)
         if isinstance(result, Exception):
             self.close()
@@ -113,8 +116,25 @@ class Workers:
         """End the workers. Batches that were delivered stay."""
         self._end()
 
-    def _listen(self, seconds: float | None) -> None:
-        """Give out work, wait until a worker answers or dies (None: for ever), and take what is there."""
+    def _await_due(self) -> None:
+        """Wait for the batch that is due; a worker that has stopped working is named, and in the end replaced."""
+        began, told = time.monotonic(), False
+        while self.due not in self.ready:
+            self._listen(LOOK_SECONDS)
+            waited = time.monotonic() - began
+            owing = next((w for w in self.workers if w.tasks and w.tasks[0][0] == self.due), None)
+            if owing is None:
+                continue
+            if waited > SLOW_SECONDS and not told:
+                told = True
+                self.say(f"process {owing.process.pid} has been preparing the batch of step {self.due} for a minute")
+            if waited > HUNG_SECONDS:
+                self.say(f"process {owing.process.pid} seems to hang: it is ended")
+                owing.process.kill()
+                began = time.monotonic()
+
+    def _listen(self, seconds: float) -> None:
+        """Give out work, wait so long until a worker answers or dies, and take what is there."""
         self._give_out()
         spoke = wait([worker.pipe for worker in self.workers], seconds)
         for number, worker in enumerate(self.workers):
@@ -203,6 +223,7 @@ def _work(prepare: Callable[[int], Batch], slots: Slots, pipe: Connection, inher
         end.close()
     _leave_the_group()
     torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy's and scipy's own
     with suppress(EOFError, OSError):  # of the pipe alone: those of `prepare` are passed on
         while _is_told(pipe):
             step, slot = pipe.recv()
@@ -210,6 +231,8 @@ def _work(prepare: Callable[[int], Batch], slots: Slots, pipe: Connection, inher
                 result: Batch | Exception = slots.store(slot, prepare(step))
             except AutosegError as error:
                 result = error
+            except MemoryError:
+                result = OutOfMemory(f"no memory is left to prepare the batch of step {step}", remedy=fewer(2))
             except Exception:
                 result = RuntimeError(f"the batch of step {step} cannot be prepared:\n{traceback.format_exc()}")
             pipe.send((step, result))
