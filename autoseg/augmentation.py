@@ -70,4 +70,5 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     ),
     "nnunet": Augmentation(),
     "default": Augmentation(elastic=0.2, colour=0.3),
+    "sparse": Augmentation(elastic=0.2, colour=0.3, cutmix=0.2, mixup=0.1, paste=0.3),  # chains in torch alone
 }  # fmt: skip

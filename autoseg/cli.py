@@ -28,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options) or 0
     except Stopped as stopped:
         again = [a for a in (sys.argv[1:] if arguments is None else arguments) if a != "--restart"]
-        print(f"{stopped}\n  -> go on with: {shlex.join(['autoseg', *again])}", file=sys.stderr)
+        command = shlex.join(["autoseg", *again])
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            command = f"the torchrun command as it was, of which this is a part: {command}"
+        if os.environ.get("RANK", "0") == "0":  # of several processes that train together, one says it
+            print(f"{stopped}\n  -> go on with: {command}", file=sys.stderr)
         return stopped.exit_code
     except AutosegError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from autoseg.cascade import open_previous
 from autoseg.data.loader import BatchStream, ChainName
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
-from autoseg.errors import StateError
+from autoseg.errors import StateError, UsageError
 from autoseg.fold_log import Clock, FoldLog, epoch_steps
 from autoseg.fold_state import CHECKPOINT_VERSION, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
@@ -27,8 +27,6 @@ from autoseg.stopping import StopSignals
 from autoseg.transfer import begin_from
 from autoseg.workspace import Workspace, lock
 
-CHECKPOINT_SECONDS = 60.0
-
 
 @dataclass(frozen=True)
 class FoldOptions:
@@ -36,7 +34,7 @@ class FoldOptions:
 
     restart: bool = False  # begin anew; what was there is kept beside it under another name
     init_from: Path | None = None  # a trained model, whose weights a new fold begins with
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    checkpoint_seconds: float = 60.0
 
 
 @dataclass
@@ -60,6 +58,7 @@ class Fold:
     ranks: Ranks
     stop: StopSignals
     stream: BatchStream | None = None
+    ahead: Batch | None = None  # the batch of the next step, where it is there already
 
     @property
     def number(self) -> int:
@@ -74,12 +73,23 @@ class Fold:
 
     def open_stream(self) -> None:
         """Let batches come from where the state stands."""
+        self.ahead = None
         if self.stream:
             self.stream.close()
+            self.stream = None  # with the cases it held, before they are read again
         self.stream = self.stream_of(self.state.position.step)
 
     def next_batch(self) -> Batch:
         """The batch that is due, on the device."""
+        batch, self.ahead = self.ahead or self._bring(), None
+        return batch
+
+    def bring_next(self) -> None:
+        """Bring the batch after the present one to the device, while that is busy with the step."""
+        if self.device.type != "cpu" and self.ahead is None:
+            self.ahead = self._bring()
+
+    def _bring(self) -> Batch:
         assert self.stream is not None, "the stream was not opened"
         return self.stream.finish(next(self.stream), self.device)
 
@@ -98,8 +108,23 @@ def open_fold(
     ranks: Ranks,
     log: FoldLog,
     saved: dict[str, Any] | None,
+    began: float,
 ) -> Fold:
-    """Build what the loop works with: anew, or from a checkpoint."""
+    """Build what the loop works with: anew, or from a checkpoint.
+
+    Args:
+        saved: the checkpoint, on the CPU.
+        began: when this process took the fold over, by `time.perf_counter`.
+
+    Raises:
+        StateError: the split has no case to train on, or none to validate with.
+        UsageError: the time budget leaves nothing to train in.
+    """
+    if not split.train or not split.validation:
+        raise StateError(
+            f"fold {split.fold} has {len(split.train)} cases to train on and {len(split.validation)} to validate with",
+            remedy="give it some of both in splits.json, or train the other folds",
+        )
     configuration, training = plan.configurations[configuration_name], plan.training
 
     def say(text: str) -> None:
@@ -116,25 +141,29 @@ def open_fold(
     # The data: a stream without end to train on, fixed samples to watch
     store = CaseStore(workspace.preprocessed(configuration.data))
     previous = open_previous(workspace, configuration_name, configuration, (*split.train, *split.validation))
-    samples = watched_samples(configuration.batch_size, training.iterations_per_epoch)
+    iterations_per_epoch = epoch_steps(training.steps, training.iterations_per_epoch)
+    samples = watched_samples(configuration.batch_size, iterations_per_epoch)
     held_out, learnt = (
         fixed_batches(store, cases, plan, configuration, samples=n, previous=previous)
         for cases, n in ((split.validation, samples), (split.train, samples // 2))
     )
-    workers = worker_count(training.workers, device)
+    workers = worker_count(training.workers, device, ranks.local_count)
 
-    def stream(chain: ChainName, step: int = 0, processes: int = 0) -> BatchStream:
+    def stream(chain: ChainName, **more: Any) -> BatchStream:
         return patch_stream(
-            store, split.train, plan, configuration, previous=previous, chain=chain, start_step=step,
-            workers=processes, pin_memory=device.type == "cuda", rank=ranks.rank, ranks=ranks.count, say=say,
+            store, split.train, plan, configuration, previous=previous, chain=chain,
+            pin_memory=device.type == "cuda", rank=ranks.rank, ranks=ranks.count, say=say, **more,
         )  # fmt: skip
+
+    def to_measure(chain: ChainName) -> BatchStream:
+        return stream(chain, memory_limit=0)
 
     # What is fastest on this machine; a resumed fold keeps the choices it began with
     image, seconds = held_out[0]["image"].to(device), training.time_budget_seconds
     if saved:
         choices = Choices(**saved["choices"])
     else:
-        choices = choose(network, plan, configuration, stream, image, device, workers, say, seconds)
+        choices = choose(network, plan, configuration, to_measure, image, device, workers, say, seconds)
         choices = ranks.from_first(choices)
     apply(choices, network, image, say)
     state = FoldState.begin(network, training, choices, device)
@@ -143,16 +172,23 @@ def open_fold(
         say(f"resumed after epoch {state.position.epoch}, step {state.position.step}")
 
     clock = Clock(
-        spent=state.position.seconds,
+        spent=state.position.seconds + time.perf_counter() - began,  # what was prepared counts, too
         total_steps=training.total_steps,
-        iterations_per_epoch=epoch_steps(training.steps, training.iterations_per_epoch),
+        iterations_per_epoch=iterations_per_epoch,
         budget_seconds=training.time_budget_seconds,
     )
     clock.reserve_seconds = validation_seconds(store, split, plan, configuration, choices.forward_seconds)
+    if not saved and clock.progress(0) >= 1:
+        raise UsageError(
+            f"fold {split.fold}: the time budget of {training.time_budget_seconds:.0f} s leaves nothing to train in: "
+            f"{clock.elapsed():.0f} s went into the start, predicting the validation cases takes about "
+            f"{clock.reserve_seconds:.0f} s",
+            remedy="give it more time (--time-budget)",
+        )
     return Fold(
         split=split, folder=workspace.fold(configuration_name, configuration.network.name, split.fold), plan=plan,
         configuration_name=configuration_name, device=device, network=network, trained=ranks.wrap(network, device),
-        criterion=criterion, stream_of=lambda step: stream(state.choices.chain, step, workers),
+        criterion=criterion, stream_of=lambda step: stream(state.choices.chain, start_step=step, workers=workers),
         held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, ranks=ranks, stop=stop,
     )  # fmt: skip
 
@@ -196,8 +232,7 @@ def require_same_plan(trained: Any, plan: Plan, name: str, folder: Path) -> None
     What was predicted of its cost may differ, the reasons in the plan, the other configurations, and the number of
     workers, which changes no batch.
     """
-    workers = plan.training.workers
-    before, now = (_what_decides(plain, name, workers) for plain in (Plan.upgrade(trained), to_plain(plan)))
+    before, now = (_what_decides(plain, name) for plain in (Plan.upgrade(trained), to_plain(plan)))
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise StateError(
@@ -206,9 +241,10 @@ def require_same_plan(trained: Any, plan: Plan, name: str, folder: Path) -> None
         )
 
 
-def _what_decides(plan: dict[str, Any], name: str, workers: int | None) -> dict[str, Any]:
+def _what_decides(plan: dict[str, Any], name: str) -> dict[str, Any]:
     """What the weights of a fold follow from, of a plan as plain data."""
-    indifferent = ("decisions", "configurations", "recommended", "rules", "preset", "device", "vram_gb")
+    indifferent = ("decisions", "configurations", "recommended", "rules", "preset", "device", "vram_gb", "training")
     kept = {key: value for key, value in plan.items() if key not in indifferent}
     configuration = {key: value for key, value in plan["configurations"][name].items() if key != "cost"}
-    return kept | {"training": plan["training"] | {"workers": workers}, f"configurations.{name}": configuration}
+    training = {f"training.{key}": value for key, value in plan["training"].items() if key != "workers"}
+    return kept | training | {f"configurations.{name}": configuration}

@@ -9,7 +9,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from autoseg.diagnosis import Finding, diagnose, ever_found
-from autoseg.errors import Stopped
 from autoseg.progress_picture import draw_progress
 from autoseg.workspace import write_text
 
@@ -28,15 +26,6 @@ if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
 SHORT_EPOCHS = 20  # a short time budget, or a short length in steps, is cut into so many epochs to watch
 PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png, which take a second or two
 DECIMALS = {"seconds": 2, "loss": 5, "validation_loss": 5, "training_dice": 4, "pseudo_dice": 4, "progress": 4}
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a training stands."""
-
-    epoch: int = 0  # finished epochs
-    step: int = 0  # optimiser steps done
-    seconds: float = 0.0  # wall time spent so far
 
 
 def epoch_steps(length: int | None, iterations_per_epoch: int) -> int:
@@ -88,7 +77,7 @@ class Clock:
             return steps >= self.iterations_per_epoch
         share = self.budget_seconds / SHORT_EPOCHS
         left = self.budget_seconds - self.reserve_seconds - self.elapsed()
-        return (steps >= self.iterations_per_epoch or seconds >= share) and left >= share / 2
+        return (steps >= self.iterations_per_epoch or seconds >= share) and left >= min(share, seconds) / 2
 
 
 def warning(fold: int, finding: Finding) -> str:
@@ -223,8 +212,6 @@ class FoldLog:
         """Do what no training depends on; that it fails is said once."""
         try:
             act()
-        except Stopped:  # a signal that came meanwhile
-            raise
         except Exception as error:
             if what not in self._failed:
                 self._failed.add(what)

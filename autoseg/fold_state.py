@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoseg.errors import StateError
 from autoseg.nn.optimization import (
     OPTIMIZERS,
     REDUCTIONS,
@@ -123,6 +124,13 @@ class FoldState:
         end = self.cooling_since + cool_down_length(self.cooling_since)
         return 1.0 if progress >= end else progress / end
 
+    def renew_scaler(self, device: torch.device) -> None:
+        """Let the scaler forget a step that was broken off."""
+        fresh = torch.amp.GradScaler(device.type, enabled=self.scaler.is_enabled())
+        if fresh.is_enabled():
+            fresh.load_state_dict(self.scaler.state_dict())
+        self.scaler = fresh
+
     def set_learning_rate(self, progress: float) -> float:
         """Set and return the rate that is due at a share of the schedule."""
         factor = self.learning_rate_factor
@@ -134,7 +142,9 @@ class FoldState:
 
     def watch_plateau(self, validation_loss: float, progress: float) -> str:
         """Take in the loss of an epoch; what a plateau leads to, in words, or ""."""
-        if self.plateau is None or self.cooling_since is not None or not self.plateau.update(validation_loss):
+        if self.plateau is None or self.cooling_since is not None or progress >= 1:
+            return ""
+        if not self.plateau.update(validation_loss):
             return ""
         since = f"no better validation loss in {self.plateau.patience} epochs"
         if self.training.schedule == "reduce_on_plateau" and self.plateau.found <= REDUCTIONS:
@@ -165,14 +175,19 @@ class FoldState:
         }
 
     def restore(self, plain: Mapping[str, Any]) -> None:
-        """Become what `to_plain` described; the choices stay those this state began with."""
+        """Become what `to_plain` described; the choices stay those this state began with.
+
+        Its tensors may lie on the CPU: what belongs on the device is brought there.
+        """
         self.position = Position(**plain["position"])
         self.network.load_state_dict(plain["network"])
         self.optimizer.load_state_dict(plain["optimizer"])
         if plain["scaler"]:
             self.scaler.load_state_dict(plain["scaler"])
         if self.average:
-            self.average.average, self.average.steps = plain["average"], plain["average_steps"]
+            for average, kept in zip(self.average.average, plain["average"], strict=True):
+                average.copy_(kept)
+            self.average.steps = plain["average_steps"]
         if self.plateau and plain["plateau"]:
             self.plateau = Plateau(**plain["plateau"])
         self.cooling_since = plain["cooling_since"]
@@ -181,7 +196,12 @@ class FoldState:
 
 
 def upgrade_checkpoint(plain: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of an older version, as this version writes it."""
+    """A checkpoint of an older version, as this version writes it. Raises StateError for one of a newer version."""
+    if plain["version"] > CHECKPOINT_VERSION:
+        raise StateError(
+            f"the checkpoint is of version {plain['version']}, this autoseg knows {CHECKPOINT_VERSION} and older ones",
+            remedy="install the version of autoseg that wrote it",
+        )
     plain = plain | {"plan": Plan.upgrade(plain["plan"])}
     return _upgrade_from_1(plain) if plain["version"] == 1 else plain
 

@@ -69,7 +69,7 @@ def open_model(
         fold = int(path.parent.name.removeprefix("fold_")) if path.parent.name[5:].isdigit() else None
         if fold is None or (folds is not None and fold not in folds):
             continue
-        state = upgrade_checkpoint(load_checkpoint(path, device))
+        state = upgrade_checkpoint(load_checkpoint(path))
         if state["finished"]:
             states[fold] = state
         elif folds is not None:
@@ -90,12 +90,13 @@ def open_model(
                 f"folds {first} and {fold} in {folder} were trained under plans that read images differently",
                 remedy="train all folds anew under one plan (--restart), or name the folds to use (-f)",
             )
+    dtypes = {state["choices"]["dtype"] for state in states.values()}
     model = Model(
         plan=plan,
         configuration_name=configuration_name,
         folds=tuple(sorted(states)),
         networks=tuple(_network(states[fold], plans[fold], configuration_name, device) for fold in sorted(states)),
-        dtype=states[first]["choices"]["dtype"],
+        dtype=dtypes.pop() if len(dtypes) == 1 else "float32",  # to which one of them had to go back
         forward_seconds=states[first]["choices"]["forward_seconds"],
         device=device,
         previous=_previous(workspace, plan, configuration_name, folds, device),

@@ -15,6 +15,13 @@ from autoseg.imaging.labels import LabelSet
 VERSION = 3
 LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "epochs": (lambda value: value >= 1, "1 or more"),
+    "steps": (lambda value: value >= 1, "1 or more"),
+    "time_budget_seconds": (lambda value: value > 0, "more than 0"),
+    "iterations_per_epoch": (lambda value: value >= 1, "1 or more"),
+    "learning_rate": (lambda value: value > 0, "more than 0"),
+    "weight_average": (lambda value: 0 <= value < 1, "0 to 1, less than 1"),
+    "gradient_clip": (lambda value: value > 0, "more than 0"),
     "momentum": (lambda value: 0 <= value < 1, "0 to 1, less than 1"),
     "focal_gamma": (lambda value: value >= 0, "0 or more"),
     "topk_share": (lambda value: 0 < value <= 1, "more than 0, at most 1"),

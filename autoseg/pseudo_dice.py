@@ -20,8 +20,8 @@ from autoseg.augmentation import AUGMENTATIONS
 from autoseg.data.previous_stage import PreviousStage
 from autoseg.data.sampling import cut_patch
 from autoseg.data.store import CaseStore
-from autoseg.from_plan import head_probabilities, patch_stream
-from autoseg.imaging.labels import OUTSIDE
+from autoseg.from_plan import patch_stream
+from autoseg.imaging.labels import OUTSIDE, LabelSet
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import tile_starts
 from autoseg.plan import Configuration, Plan
@@ -54,13 +54,17 @@ def fixed_batches(
         previous: for a cascade, the folder of the previous stage's segmentations.
 
     Returns:
-        {"image": float32 (B, C, *patch), "target": uint8 or int16 (B, *patch), ...}, on the CPU.
+        {"image": float32 (B, C, *patch), "target": integer class indices (B, *patch), ...}, on the CPU.
     """
     size, patch = configuration.batch_size, configuration.patch_size
     tiles_per_case = sum(tile_count(store.info(case).shape, patch) for case in cases) / len(cases)
     if tiles_per_case > SMALL:
         steps = math.ceil(samples / size)
-        return list(patch_stream(store, cases, plan, configuration, previous=previous, augment=False, steps=steps))
+        return list(
+            patch_stream(
+                store, cases, plan, configuration, previous=previous, augment=False, steps=steps, memory_limit=0
+            )
+        )
     seen = alike(cases, max(1, int(samples / tiles_per_case)))
     tiles = [tile for case in seen for tile in _tiles(store, case, patch, previous, plan.labels.num_labels)]
     return [
@@ -97,38 +101,45 @@ def validate(
 
     The pseudo Dice of a label or region counts voxels over all samples together; None where it occurs in neither.
     """
-    heads = plan.heads
-    scored = list(plan.labels.scored.values())
-    counts = torch.zeros(len(scored), 3, dtype=torch.float64)  # intersection, reference, segmentation
-    total = torch.zeros(2, dtype=torch.float64)  # loss, samples
+    heads, ignore_index = plan.heads, plan.labels.ignore_index
+    classes = plan.labels.num_labels + 1
+    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)  # voxels by reference and segmentation
+    total = torch.zeros(2, dtype=torch.float64, device=device)  # loss, samples
     network.eval()
     with torch.inference_mode():
         for batch in batches:
             target = batch["target"].to(device)
             with autocast(device, dtype):
                 logits = network(batch["image"].to(device))
-            total += torch.tensor([float(criterion(logits, target)) * len(target), len(target)])
-            probabilities = head_probabilities(logits[0].float(), heads.has_regions).movedim(1, 0)
-            decided = torch.from_numpy(heads.decide(probabilities.cpu().numpy()))
-            counts += _overlaps(decided, target.cpu(), scored, plan.labels.ignore_index)
+            total += torch.stack([criterion(logits, target).double() * len(target), total.new_tensor(len(target))])
+            decided = decide(logits[0], heads)
+            if ignore_index is not None:
+                decided, target = decided[target != ignore_index], target[target != ignore_index]
+            joint = target.long().flatten() * classes + decided.flatten()
+            confusion += joint.bincount(minlength=classes**2).view(classes, classes)
     network.train()
     loss, samples = total.tolist()
-    dice = [2 * i / (r + s) if r + s > 0 else None for i, r, s in counts.tolist()]
-    return loss / samples, dice
+    return loss / samples, _dice(confusion.cpu(), list(plan.labels.scored.values()))
 
 
-def _overlaps(
-    segmentation: Tensor, reference: Tensor, scored: Sequence[tuple[int, ...]], ignore_index: int | None
-) -> Tensor:
-    """Voxels in common, of the reference and of the segmentation, for each union of class indices: (n, 3)."""
-    annotated = torch.ones_like(reference, dtype=torch.bool) if ignore_index is None else reference != ignore_index
-    rows = []
+def decide(logits: Tensor, heads: LabelSet) -> Tensor:
+    """Class indices (B, *s) from logits (B, K, *s), as `LabelSet.decide` decides from probabilities."""
+    if not heads.has_regions:
+        return logits.argmax(dim=1)
+    decided = torch.zeros_like(logits[:, 0], dtype=torch.int64)
+    for head, index in enumerate(heads.region_indices):
+        decided[logits[:, head] > 0] = index
+    return decided
+
+
+def _dice(confusion: Tensor, scored: Sequence[tuple[int, ...]]) -> list[float | None]:
+    """Dice of each union of class indices; None where neither the reference nor the segmentation has a voxel of it."""
+    dice: list[float | None] = []
     for indices in scored:
-        union = torch.tensor(indices)
-        r = torch.isin(reference, union) & annotated
-        s = torch.isin(segmentation.to(reference.dtype), union) & annotated
-        rows.append(torch.stack(((r & s).sum(), r.sum(), s.sum())))
-    return torch.stack(rows)
+        of_reference, of_segmentation = confusion[list(indices)], confusion[:, list(indices)]
+        voxels = int(of_reference.sum() + of_segmentation.sum())
+        dice.append(2 * int(of_reference[:, list(indices)].sum()) / voxels if voxels else None)
+    return dice
 
 
 def _tiles(

@@ -28,6 +28,7 @@ from autoseg.data.loader import BatchStream, ChainName
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
 from autoseg.errors import UsageError
+from autoseg.fold_log import epoch_steps
 from autoseg.from_plan import configuration_mirror_axes
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
@@ -48,7 +49,7 @@ CHAIN_SECONDS = (0.5, 5.0)  # but so many seconds at least and at most,
 CHAIN_BATCHES = 2  # and so many batches at least
 VALIDATION_MARGIN = 1.3  # wall time of predicting the validation cases over the bare forward passes
 VALIDATION_SECONDS_PER_CASE = 0.1  # reading, resampling and writing a case
-CHECKPOINT_SECONDS = 1.0
+CHECKPOINT_COST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -340,11 +341,15 @@ def step_seconds(
     return max(training, preparation / min(workers, cores))
 
 
-def worker_count(wanted: int | None, device: torch.device) -> int:
-    """Processes that prepare patches: as asked for, otherwise all cores but one beside a GPU, one beside a CPU."""
+def worker_count(wanted: int | None, device: torch.device, trainings: int = 1) -> int:
+    """Processes that prepare patches: as asked for, otherwise all cores but one beside a GPU, one beside a CPU.
+
+    Args:
+        trainings: processes on this machine that train together, and share its cores.
+    """
     if wanted is not None:
         return wanted
-    return max(1, min(available_cores() - 1, MAX_WORKERS)) if device.type != "cpu" else 1
+    return max(1, min(available_cores() // trainings - 1, MAX_WORKERS)) if device.type != "cpu" else 1
 
 
 # ---- what comes after the last step
@@ -366,7 +371,10 @@ def validation_seconds(
             tile_starts(s, t, 0.5) for s, t in zip(shape[-configuration.dims :], configuration.patch_size, strict=True)
         )
         tiles += slices * math.prod(len(s) for s in starts)
-    watched = 1.5 * watched_samples(configuration.batch_size, plan.training.iterations_per_epoch)
+    training = plan.training
+    watched = 1.5 * watched_samples(
+        configuration.batch_size, epoch_steps(training.steps, training.iterations_per_epoch)
+    )
     axes = configuration_mirror_axes(plan, configuration) if plan.training.test_time_mirroring else ()
     forward = VALIDATION_MARGIN * forward_seconds * (watched + tiles * 2 ** len(axes))
-    return forward + CHECKPOINT_SECONDS + VALIDATION_SECONDS_PER_CASE * len(split.validation)
+    return forward + CHECKPOINT_COST_SECONDS + VALIDATION_SECONDS_PER_CASE * len(split.validation)

@@ -14,7 +14,7 @@ are the ones that predict: choosing an epoch by its validation score would make 
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ from autoseg.workspace import Workspace
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
 RETREATS = 2  # times it does so before it gives up
+OUT_OF_MEMORY = (  # in the words of CPUs, of CUDA and its libraries, of MPS
+    "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,26 +81,30 @@ def train_fold(
         OutOfMemory: a single sample does not fit.
         AutosegError: the loss stays non-finite.
     """
-    began = time.perf_counter()
     folder = workspace.fold(configuration_name, plan.configurations[configuration_name].network.name, split.fold)
     with held(folder, options.restart, ranks):
-        saved, damage = load_newest(folder, device)
+        began = time.perf_counter()
+        saved, damage = load_newest(folder)  # on the CPU: the device need not hold it twice
         if saved:
             saved = upgrade_checkpoint(saved)
             require_same_plan(saved["plan"], plan, configuration_name, folder)
             if saved["finished"]:
-                return _result(split.fold, folder, plan, saved, already_finished=True)
+                return _result(
+                    split.fold, folder, plan, Position(**saved["position"]), saved["history"], already_finished=True
+                )
         history = saved["history"] if saved else []
         with FoldLog(folder, split.fold, list(plan.labels.scored), history, quiet=ranks.rank > 0) as log:
             if damage:
                 log.say(f"fold {split.fold}  {damage}")
-            fold = open_fold(workspace, plan, configuration_name, split, device, options, stop, ranks, log, saved)
-            fold.clock.begin = began - fold.state.position.seconds  # what was prepared counts, too
+            fold = open_fold(
+                workspace, plan, configuration_name, split, device, options, stop, ranks, log, saved, began
+            )
+            del saved
             with stop.deferred(), fold:
                 train(fold, options.checkpoint_seconds)
             for line in log.summary():
                 log.say(line)
-        return _result(split.fold, folder, plan, checkpoint_of(fold, finished=True), already_finished=False)
+        return _result(split.fold, folder, plan, fold.state.position, log.history, already_finished=False)
 
 
 def train(fold: Fold, checkpoint_seconds: float) -> None:
@@ -106,9 +114,9 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
         save(fold, finished=False)
     saved_at = clock.elapsed()
     fold.open_stream()
-    schedule = clock.progress(state.position.step)  # share of the schedule that is through
-    progress = state.due_progress(schedule)  # and of the training, which may end sooner
-    while progress < 1:
+    (schedule,) = ranks.agree(clock.progress(state.position.step))  # share of the schedule that is through
+    finished = False
+    while not finished:
         batch = fold.next_batch()
         learning_rate = state.set_learning_rate(schedule)
         loss = step_within_memory(fold, batch)
@@ -124,19 +132,20 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
             clock.epoch_is_over(state.position.epoch_steps, state.position.epoch_seconds),
             fold.stop.due,
         )
-        progress = state.due_progress(schedule)
+        progress = state.due_progress(schedule)  # share of the training, which may end before its schedule
         fold.log.step(loss, progress)
 
         if progress >= 1 or epoch_over:
             finish_epoch(fold, learning_rate, schedule)
             (schedule,) = ranks.agree(clock.progress(state.position.step))  # validating took some of a time budget
             progress = state.due_progress(schedule)
+        finished = progress >= 1
         late = clock.elapsed() - saved_at >= checkpoint_seconds
         sound = state.position.refused == 0  # a state to go back to
-        if progress >= 1 or stopping or ((epoch_over or late) and sound):
-            save(fold, finished=progress >= 1)
+        if finished or stopping or ((epoch_over or late) and sound):
+            save(fold, finished=finished)
             saved_at = clock.elapsed()
-        if stopping and progress < 1:
+        if stopping and not finished:
             fold.say(f"saved after step {state.position.step}")
             fold.stop.now()
 
@@ -160,7 +169,6 @@ def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
         "training_dice": training_dice,
         "pseudo_dice": pseudo_dice,
         "learning_rate": learning_rate,
-        "progress": progress,
         "skipped": position.skipped,
     }
     fold.log.epoch(row, progress)
@@ -174,36 +182,38 @@ def step_within_memory(fold: Fold, batch: Batch) -> float:
     Several processes must do the same at the same time: they do not try.
 
     Raises:
-        OutOfMemory: not a single sample fits.
+        OutOfMemory: not a single sample fits, or not what the optimiser remembers.
     """
     state, training = fold.state, fold.plan.training
+    samples = len(batch["image"])
     while True:
         state.seed_step(fold.number, fold.ranks.rank)
         try:
             return training_step(
                 fold.trained, fold.criterion, state.optimizer, state.scaler, batch, state.choices.dtype,
-                training.gradient_clip, parts=state.micro_batches,
+                training.gradient_clip, parts=min(state.micro_batches, samples), meanwhile=fold.bring_next,
             )  # fmt: skip
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
         # outside of `except`, so that the error no longer holds the feature maps
-        if state.micro_batches >= len(batch["image"]) or fold.ranks.count > 1:
+        if state.micro_batches >= samples or fold.ranks.count > 1:
             raise OutOfMemory(
                 f"fold {fold.number}: {reason}",
                 remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
             )
-        state.micro_batches = min(2 * state.micro_batches, len(batch["image"]))
+        state.micro_batches = min(2 * state.micro_batches, samples)
         state.optimizer.zero_grad(set_to_none=True)
+        state.renew_scaler(fold.device)
         if fold.device.type == "cuda":
             torch.cuda.empty_cache()
         fold.say(f"out of memory: from now on a batch passes the network in {state.micro_batches} parts")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on a CPU torch says so by an error of no class of its own."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Whether memory ran out; torch often says so by an error of no class of its own."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def training_step(
@@ -215,12 +225,15 @@ def training_step(
     dtype: str,
     gradient_clip: float,
     parts: int = 1,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> float:
     """Do one optimiser step on a batch and return its loss. A non-finite loss or gradient (NaN) changes no weight.
 
     Args:
         batch: "image" (B, C, *patch) float32, "target" (B, *patch) class indices, perhaps "weights" (B, *patch).
-        parts: in which the batch passes the network; gradients add up. The Dice of a batch is then one of its parts.
+        parts: in which the batch passes the network; gradients add up. The Dice of a batch, and the mean over weighted
+            or annotated voxels, are then those of its parts.
+        meanwhile: done when all work is given to the device, before anybody waits for it.
     """
     optimizer.zero_grad(set_to_none=True)
     tensors = [batch["image"], batch["target"], *([batch["weights"]] if "weights" in batch else [])]
@@ -234,11 +247,23 @@ def training_step(
     if parts > 1:
         loss = loss * (len(pieces[-1][0]) / len(tensors[0]))
     norm = clipped_gradients(loss, network, optimizer, scaler, gradient_clip)
-    last, length = torch.stack([loss.detach().float(), norm.float()]).tolist()  # the one moment to wait for a GPU
+    meanwhile()
+    last, length = torch.stack([loss.detach().float(), norm.float()]).tolist()  # waits for the device, once
     value += last
-    if not scaler.is_enabled() and not math.isfinite(value + length):  # a scaler skips such a step itself
+    finite = math.isfinite(value + length)
+    if not finite and not scaler.is_enabled():
         return math.nan
-    update(optimizer, scaler)
+    try:
+        update(optimizer, scaler)
+    except (RuntimeError, MemoryError) as error:  # perhaps half of the weights are new: no step to try again
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"there is no memory for what the optimiser remembers: {str(error).splitlines()[0]}",
+            remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
+        ) from None
+    if not finite and scaler.get_scale() < 1:  # it has skipped such steps while it looked for its scale, in vain
+        return math.nan
     return value
 
 
@@ -250,16 +275,19 @@ def retreat(fold: Fold, batch: Batch) -> None:
     """
     state = fold.state
     retreats, choices = state.retreats, state.choices
+    factor, micro_batches = state.learning_rate_factor, state.micro_batches
     if retreats == RETREATS:
         raise AutosegError(
             f"fold {fold.number}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on "
             f"{_named(batch)}, after {RETREATS} returns to an earlier checkpoint, too",
             remedy="look at these images; or try --set training.learning_rate=..., --set training.autocast=float32",
         )
-    saved, _ = load_newest(fold.folder, fold.device)
+    saved, _ = load_newest(fold.folder)
     assert saved is not None, "a checkpoint is written before the first step"
+    saved = upgrade_checkpoint(saved)
     state.restore(saved)
     state.position = replace(state.position, refused=0)
+    state.learning_rate_factor, state.micro_batches = factor, micro_batches
     fold.log.history[:] = saved["history"]
     state.retreats = retreats + 1
     if choices.dtype != "float32":
@@ -284,10 +312,13 @@ def _named(batch: Mapping[str, Any]) -> str:
 
 
 def _result(
-    fold: int, folder: Path, plan: Plan, checkpoint: Mapping[str, Any], *, already_finished: bool
+    fold: int,
+    folder: Path,
+    plan: Plan,
+    position: Position,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    already_finished: bool,
 ) -> FoldResult:
-    history = checkpoint["history"]
-    return FoldResult(
-        fold, folder, Position(**checkpoint["position"]), tuple(history[-1]["pseudo_dice"]),
-        tuple(warning(fold, finding) for finding in diagnose(history, list(plan.labels.scored))), already_finished,
-    )  # fmt: skip
+    warnings = tuple(warning(fold, finding) for finding in diagnose(history, list(plan.labels.scored)))
+    return FoldResult(fold, folder, position, tuple(history[-1]["pseudo_dice"]), warnings, already_finished)

@@ -84,6 +84,15 @@ def test_a_short_length_in_steps_has_twenty_epochs(total, steps):
     assert epoch_steps(total, 250) == steps
 
 
+def test_the_rest_is_short_beside_the_epochs_there_are(time):
+    """A day, in epochs of 250 steps and 40 s: 2100 s before its end there are many to come, 19 s before it none."""
+    clock = Clock(spent=0.0, total_steps=None, iterations_per_epoch=250, budget_seconds=86_400.0)
+    time.now += 86_400 - 2100
+    assert clock.epoch_is_over(250, 40.0)
+    time.now += 2100 - 19
+    assert not clock.epoch_is_over(250, 40.0)
+
+
 def test_a_short_rest_of_the_budget_joins_the_epoch_before(time):
     """Epochs take 5 of 100 seconds, 20 of which are kept back: with 2.5 left one more is begun, with less not."""
     clock = Clock(spent=77.5, total_steps=None, iterations_per_epoch=25, budget_seconds=100)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from autoseg.errors import StateError
 from autoseg.fold_state import FoldState, Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.plan import Training
@@ -94,6 +95,12 @@ def test_an_improving_loss_never_ends_the_training():
     assert state.due_progress(0.99) == 0.99
 
 
+def test_the_last_epoch_has_nothing_to_cool_down():
+    state = begin(patience=1)
+    assert [state.watch_plateau(0.5, progress) for progress in (0.9, 1.0)] == ["", ""]
+    assert state.cooling_since is None
+
+
 def test_patience_0_never_ends_the_training():
     state = begin(patience=0)
     assert {state.watch_plateau(0.5, epoch / 100) for epoch in range(100)} == {""}
@@ -106,6 +113,7 @@ def test_reduce_on_plateau_reduces_twice_before_it_ends():
     assert state.set_learning_rate(0.5) == pytest.approx(0.2 * 0.2)
     assert "cools down" in state.watch_plateau(0.5, 0.06)
     assert state.cooling_since == 0.06
+    assert state.set_learning_rate(0.06) == pytest.approx(0.2 * 0.2)  # it cools down from where it is
 
 
 # ---- restoring
@@ -164,6 +172,11 @@ def test_averaged_weights_are_there_while_they_are_looked_at():
         assert torch.equal(state.network.weight, average)
     assert torch.equal(state.network.weight, own)
     assert torch.equal(state.average.average[0], average)
+
+
+def test_a_checkpoint_of_the_future_is_refused():
+    with pytest.raises(StateError, match="version 3, this autoseg knows 2"):
+        upgrade_checkpoint({"version": 3, "plan": {"version": 3}})
 
 
 def test_a_checkpoint_of_version_1_is_read():

@@ -177,10 +177,10 @@ def test_a_plateau_goes_on_from_plain_data(values, cut):
     assert second == whole
 
 
-def test_the_rate_is_divided_by_five_at_every_plateau():
+def test_the_rate_is_divided_by_five_at_the_first_two_plateaus():
     plateau = Plateau(patience=2, smoothing=0)
-    factors = [plateau.factor for _ in range(5) if plateau.update(1.0) or True]
-    assert factors == pytest.approx([1, 1, 0.2, 0.2, 0.04])
+    factors = [plateau.factor for _ in range(9) if plateau.update(1.0) or True]
+    assert factors == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04, 0.04, 0.04, 0.04])
 
 
 # ---- optimisers ----

@@ -351,4 +351,6 @@ with Ranks.from_environment("cpu") as ranks:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stderr
     for rank in range(2):
-        assert (tmp_path / str(rank)).read_text() == f"Ranks(rank={rank}, count=2, local_rank={rank}), mean 0.5"
+        assert (
+            tmp_path / str(rank)
+        ).read_text() == f"Ranks(rank={rank}, count=2, local_rank={rank}, local_count=2), mean 0.5"

@@ -359,6 +359,16 @@ def test_setting_that_breaks_a_rule_is_a_mistake_of_usage():
         ("topk_share=1.5", "at most 1"),
         ("tversky_beta=0", "more than 0"),
         ("boundary_weight=-0.1", "0 or more"),
+        ("component_weight=3", "0 to 2"),
+        ("dropout=1", "less than 1"),
+        ("patience=-1", "0 or more"),
+        ("epochs=0", "1 or more"),
+        ("steps=0", "1 or more"),
+        ("iterations_per_epoch=0", "1 or more"),
+        ("time_budget_seconds=0", "more than 0"),
+        ("learning_rate=0", "more than 0"),
+        ("weight_average=1", "less than 1"),
+        ("gradient_clip=0", "more than 0"),
     ],
 )
 def test_numbers_of_a_recipe_that_make_no_sense_are_refused(setting, expected):

@@ -32,7 +32,7 @@ from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.ranks import Ranks
 from autoseg.plan import ChannelNormalization, Configuration, Plan, Training
 from autoseg.planner import make_plan
-from autoseg.pseudo_dice import alike, fixed_batches, tile_count, validate, watched_samples
+from autoseg.pseudo_dice import alike, decide, fixed_batches, tile_count, validate, watched_samples
 from autoseg.records import to_plain
 from autoseg.start_up import Choices
 from autoseg.train import step_within_memory, training_step
@@ -181,7 +181,7 @@ def fold_that_needs_memory(criterion: Memory) -> tuple[SimpleNamespace, list[str
     state = FoldState.begin(network, training, choices, CPU)
     fold = SimpleNamespace(
         state=state, plan=SimpleNamespace(training=training), trained=network, criterion=criterion, number=0,
-        ranks=Ranks(), device=CPU, say=said.append,
+        ranks=Ranks(), device=CPU, say=said.append, bring_next=lambda: None,
     )  # fmt: skip
     return fold, said
 
@@ -217,6 +217,42 @@ def test_a_sample_that_does_not_fit_ends_the_training():
         step_within_memory(fold, BIG)
     assert caught.value.exit_code == 6
     assert fold.state.micro_batches == 6
+
+
+def test_as_many_parts_as_samples_at_most():
+    """A fold that was begun by one process and goes on in several: each has fewer samples."""
+    fold, _ = fold_that_needs_memory(Memory(9, MemoryError()))
+    fold.state.micro_batches = 4
+    assert math.isfinite(step_within_memory(fold, {name: tensor[:1] for name, tensor in BIG.items()}))
+
+
+@pytest.mark.parametrize(
+    "sign", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling", "MPS backend out of memory"]
+)
+def test_out_of_memory_has_many_names(sign):
+    fold, _ = fold_that_needs_memory(Memory(3, RuntimeError(f"{sign} (and more)")))
+    step_within_memory(fold, BIG)
+    assert fold.state.micro_batches == 2
+
+
+def test_without_memory_for_the_optimiser_no_step_is_tried_again(monkeypatch):
+    """Half of the weights may be new by then."""
+    fold, _ = fold_that_needs_memory(Memory(9, MemoryError()))
+    monkeypatch.setattr(fold.state.optimizer, "step", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
+    with pytest.raises(OutOfMemory, match="what the optimiser remembers: no room"):
+        step_within_memory(fold, BIG)
+    assert fold.state.micro_batches == 1
+
+
+def test_a_scaler_that_finds_no_scale_is_noticed():
+    """It skips what is not finite, and halves its scale: below 1 there is none to be found."""
+    network = Linear()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    batch = {"image": IMAGE, "target": TARGET}
+    losses = [training_step(network, root_of_zero, optimizer, scaler, batch, "float32", 1.0) for _ in range(4)]
+    assert [math.isfinite(loss) for loss in losses] == [True, True, False, False]
+    assert network.weight.tolist() == [1.0, 2.0]
 
 
 def test_other_errors_are_not_taken_for_want_of_memory():
@@ -286,6 +322,14 @@ def test_pseudo_dice_of_regions():
     plan = plan_of(labels=LabelSet({"oedema": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}, (1, 2)))
     _, dice = validate(Regions(), losses(0.0), [batch([1, 2, 2, 0], [1, 1, 2, 1])], plan, CPU, "float32")
     assert dice == [pytest.approx(2 * 3 / (3 + 4)), pytest.approx(2 * 1 / (2 + 1))]
+
+
+@pytest.mark.parametrize("regions", [{}, {"whole": (1, 2), "core": (2,)}, {"core": (2,), "whole": (1, 2)}])
+def test_logits_are_decided_upon_as_probabilities_are(regions):
+    labels = LabelSet({"oedema": 1, "core": 2}, regions, (1, 2) if regions else ())
+    logits = torch.randn(2, labels.num_heads, 5, 6, generator=torch.Generator().manual_seed(1))
+    probabilities = head_probabilities(logits, labels.has_regions).movedim(1, 0).numpy()
+    np.testing.assert_array_equal(decide(logits, labels), labels.decide(probabilities))
 
 
 def test_probabilities_of_heads():
@@ -482,7 +526,7 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
         require_same_plan(trained, indifferent, name, tmp_path)
     larger = replace(plan.configurations[name], batch_size=99)
     for changes, named in (
-        ({"training": replace(plan.training, seed=5)}, "training differ"),
+        ({"training": replace(plan.training, seed=5)}, "training.seed differ"),
         (
             {"normalization": (ChannelNormalization("none"),), "axis_order": (1, 0, 2)},
             "axis_order, normalization differ",
@@ -598,3 +642,9 @@ def test_regions_need_a_loss_with_one_head_each():
     regions = plan.labels.as_regions()
     with pytest.raises(UsageError, match=r"dice_ce.*regions"):
         build_plan_loss(replace(plan, labels=regions), plan.configurations["3d_fullres"])
+
+
+def test_weights_of_components_need_an_entropy():
+    plan = plan_of(loss="tversky", component_weight=1.0)
+    with pytest.raises(UsageError, match=r"component_weight .* tversky has none"):
+        build_plan_loss(plan, plan.configurations["3d_fullres"])

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from phantom import tiny_dataset
 
 from autoseg import train
 from autoseg.cli import main
+from autoseg.data.store import StoredCase
 from autoseg.imaging.readers import read_labels, write_labels
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
@@ -63,6 +65,27 @@ def test_a_planted_plateau_ends_on_time(workspace, capsys):
     assert rows[-1]["learning_rate"] < rows[2]["learning_rate"] / 2
     assert "no better validation loss in 2 epochs: the learning rate cools down" in capsys.readouterr().out
     assert load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")["finished"]
+
+
+def test_the_cases_are_read_into_memory_once(workspace, monkeypatch):
+    """Not for the chains that are measured, nor for the samples that are watched."""
+    real, read = StoredCase.in_memory, []
+    monkeypatch.setattr(StoredCase, "in_memory", lambda case: read.append(case.info.id) or real(case))
+    run("train", "-f", 0, "--epochs", 1, "-w", workspace.root, *SHORT, "--set", "training.chain=auto")
+    assert len(read) == len(set(read)) == 5
+
+
+def test_samples_are_mixed_on_demand(workspace, capsys):
+    mixing = ("--set", "training.augmentation=sparse")
+    command = ["train", "-f", "0", "--epochs", "1", "-w", str(workspace.root), *SHORT, *mixing]
+    assert main(command) == 2
+    assert "training.chain is host, which cannot do what the plan asks for" in capsys.readouterr().err
+    losses = []
+    for augmentation in ("sparse", "default"):
+        chosen = ("--set", f"training.augmentation={augmentation}", "--set", "training.chain=worker", "--restart")
+        run("train", "-f", 0, "--epochs", 1, "-w", workspace.root, *SHORT, *chosen)
+        losses.append(history(workspace)[0]["loss"])
+    assert losses[0] != losses[1]
 
 
 def test_a_clean_run_is_not_blamed_and_learns(workspace, capsys):
@@ -169,12 +192,60 @@ def test_in_float32_the_learning_rate_is_halved(workspace, monkeypatch, capsys):
 
 
 def test_it_gives_up_when_going_back_does_not_help(workspace, monkeypatch, capsys):
-    failing(monkeypatch, lambda n, *_: n > 15)
+    """Steps 16 to 25, then 13 to 22 twice; each time the learning rate is half of what it was."""
+    rates = []
+
+    def fails(n, dtype, rate):
+        rates.append(rate)
+        return n > 15
+
+    failing(monkeypatch, fails)
     code = main(["train", "-f", "0", "--epochs", "3", "-w", str(workspace.root), *SHORT])
     assert code == 2
     error = capsys.readouterr().err
     assert "after 2 returns to an earlier checkpoint" in error
     assert "case_0" in error
+    assert [rates[25], rates[35]] == pytest.approx([rates[12] / 2, rates[12] / 4])
+
+
+def test_a_budget_without_time_to_train_is_refused(workspace, capsys):
+    assert main(["train", "-f", "0", "--time-budget", "1s", "-w", str(workspace.root), *SHORT]) == 2
+    assert "the time budget of 1 s leaves nothing to train in" in capsys.readouterr().err
+
+
+def test_a_budget_that_ran_out_while_nobody_trained_ends_with_one_step(workspace, monkeypatch):
+    """As if it had been killed right before its end, and started again after it."""
+    budget = ["train", "-f", "0", "--time-budget", "15s", "-w", str(workspace.root), *SHORT]
+    real = train.step_within_memory
+
+    def interrupted(fold, batch):
+        if fold.clock.progress(0) > 0.5:
+            fold.state.position = replace(fold.state.position, seconds=100.0)
+            train.save(fold, finished=False)
+            raise KeyboardInterrupt
+        return real(fold, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step_within_memory", interrupted)
+        assert main(budget) == 130
+    before = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")["position"]["step"]
+    assert main(budget) == 0
+    state = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")
+    assert state["finished"]
+    assert state["position"]["step"] == before + 1
+    assert list((workspace.fold("3d_fullres", "unet", 0) / "validation").iterdir())
+
+
+def test_new_weights_are_not_scored_by_old_predictions(workspace):
+    run("train", "-f", 0, "--epochs", 1, "-w", workspace.root, *SHORT)
+    folder = workspace.fold("3d_fullres", "unet", 0)
+    (prediction,) = (folder / "validation").iterdir()
+    good = prediction.read_bytes()
+    prediction.write_bytes(b"of other weights")
+    for name in ("last.pt", "previous.pt", "checkpoints.sha256"):
+        (folder / name).unlink()
+    run("train", "-f", 0, "--epochs", 1, "-w", workspace.root, *SHORT)
+    assert prediction.read_bytes() == good
 
 
 def test_out_of_memory_costs_speed_alone(workspace, monkeypatch, capsys):

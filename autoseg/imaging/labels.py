@@ -136,11 +136,16 @@ class LabelSet:
         dtype = np.min_scalar_type(self.num_labels)
         if not self.has_regions:
             return probabilities.argmax(axis=0).astype(dtype)
-        index = {0: 0} | {value: i for i, value in enumerate(self.values.values(), start=1)}
         decided = np.zeros(probabilities.shape[1:], dtype=dtype)
-        for probability, value in zip(probabilities, self.region_values, strict=True):
-            decided[probability > 0.5] = index[value]
+        for probability, index in zip(probabilities, self.region_indices, strict=True):
+            decided[probability > 0.5] = index
         return decided
+
+    @property
+    def region_indices(self) -> tuple[int, ...]:
+        """The class index each region writes, in writing order."""
+        index = {0: 0} | {value: i for i, value in enumerate(self.values.values(), start=1)}
+        return tuple(index[value] for value in self.region_values)
 
     def _table(self) -> Mapping[int, int]:
         table = {0: 0} | {value: i for i, value in enumerate(self.values.values(), start=1)}

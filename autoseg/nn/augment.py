@@ -196,7 +196,7 @@ class DeviceChain:
             _change(channels, gamma != 1, bend, gamma, np.full_like(gamma, sign))
         for image, draw in zip(images, draws, strict=True):
             if draw.colour is not None:
-                matrix = torch.from_numpy(draw.colour.astype(np.float32)).to(image.device, non_blocking=True)
+                matrix = deform.moved(torch.from_numpy(draw.colour.astype(np.float32)), image.device)
                 image.copy_((matrix @ image.flatten(1)).view_as(image))
 
     def _draw_deformation(self, rng: np.random.Generator) -> tuple[Deformation | None, tuple[int, ...]]:
@@ -324,14 +324,12 @@ def _change(channels: Tensor, drawn: Any, step: Step, *parameters: np.ndarray) -
     A GPU takes them together. A CPU takes one at a time, in place: that saves gathering and scattering them.
     """
     numbers = np.flatnonzero(drawn)
-    values = [
-        torch.from_numpy(p[numbers].astype(np.float32)).to(channels.device, non_blocking=True) for p in parameters
-    ]
+    values = [deform.moved(torch.from_numpy(p[numbers].astype(np.float32)), channels.device) for p in parameters]
     if deform.in_pieces(channels.device):
         for k, number in enumerate(numbers):
             step(channels[number : number + 1], *(value[k : k + 1] for value in values))
     elif len(numbers):
-        index = torch.from_numpy(numbers).to(channels.device, non_blocking=True)
+        index = deform.moved(torch.from_numpy(numbers), channels.device)
         chosen = channels[index]
         step(chosen, *values)
         channels[index] = chosen

@@ -94,7 +94,7 @@ def place(
     """
     patch = image_out.shape[1:]
     image, labels = (
-        fit(array.to(image_out.device, non_blocking=True), patch, margin, value)
+        fit(moved(array, image_out.device), patch, margin, value)
         for array, value in ((image, border), (labels, OUTSIDE))
     )
     dims = len(patch) if deformation is None else len(deformation.matrix)
@@ -267,4 +267,9 @@ def _label_borders(labels: Tensor, dims: int) -> Tensor:
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
     """A small array as float32 on the device, without waiting for it."""
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device, non_blocking=True)
+    return moved(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), device)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. Only CUDA copies what may be freed before the copy is done."""
+    return tensor.to(device, non_blocking=device.type == "cuda")

@@ -92,7 +92,8 @@ def find_component(
         lengths: of the window; not more than the patch has.
 
     Returns:
-        Mask (*lengths), empty where there is no foreground, and the flat index in the patch of each of its voxels.
+        Mask (*lengths), empty where there is no foreground, and the flat index in the patch of each of its voxels. What
+        hangs together is followed as far as max(lengths) steps lead; what winds further is cut off.
     """
     foreground = labels > 0
     if ignore_index is not None:

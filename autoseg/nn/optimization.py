@@ -128,8 +128,8 @@ class Plateau:
 
     @property
     def factor(self) -> float:
-        """Of the learning rate under reduce_on_plateau: divided by 5 at every plateau."""
-        return REDUCTION**self.found
+        """Of the learning rate under reduce_on_plateau: divided by 5 at each of the first plateaus."""
+        return REDUCTION ** min(self.found, REDUCTIONS)
 
 
 class WeightAverage:

@@ -80,6 +80,7 @@ class Ranks:
     rank: int = 0
     count: int = 1
     local_rank: int = 0  # of the ranks on this machine: its GPU
+    local_count: int = 1  # of the ranks on this machine
     patient: dist.ProcessGroup | None = field(default=None, init=False, repr=False, compare=False)  # of barriers
 
     @classmethod
@@ -96,7 +97,9 @@ class Ranks:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if not os.environ.keys() >= set(names):
             return cls()
-        ranks = cls(*(int(os.environ[name]) for name in names))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        rank, count, local_rank = (int(os.environ[name]) for name in names)
+        ranks = cls(rank, count, local_rank, here)
         if ranks.count > 1:
             ranks.meet("env://", device_type)
         return ranks

@@ -89,11 +89,11 @@ def transfer(
 
 
 def _fits(there: Shape, here: Shape, axis: int | None, origins: Origins) -> bool:
-    """Whether two shapes are the same but for the length along `axis`, which must reach to all origins."""
+    """Whether two shapes are the same but for the length along `axis`; all origins must be there."""
     if axis is None or len(there) != len(here):
         return there == here
     others = there[:axis] + there[axis + 1 :] == here[:axis] + here[axis + 1 :]
-    return others and all(i < there[axis] for origin in origins for i in origin)
+    return others and here[axis] == len(origins) and all(i < there[axis] for origin in origins for i in origin)
 
 
 def _same(origins: Origins, length: int) -> bool:

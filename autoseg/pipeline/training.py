@@ -61,12 +61,14 @@ def _train(run: _Run, options: TrainOptions) -> "list[FoldResult]":
 
     folds, say = run.folds, run.say
     name, configuration = folds.plan.configuration(options.configuration)
-    _require_even_batch(configuration.batch_size, run.ranks.count, name)
+    for one in filter(None, (configuration.cascade_from, name)):
+        _require_even_batch(folds.plan.configurations[one].batch_size, run.ranks.count, one)
     chosen = folds.chosen(options.folds)
+    results: list[FoldResult] = []
     if options.folds is not None and len(chosen) < len(options.folds):
         say(f"note: there are only {len(folds.splits.splits)} folds, because there are too few patients for {FOLDS}")
     if configuration.cascade_from:
-        _train_previous_stage(run, name)
+        results += _train_previous_stage(run, name, options.checkpoint_seconds)
     if run.ranks.rank == 0:
         folds.preprocess(name)
         if configuration.cascade_from:
@@ -74,7 +76,6 @@ def _train(run: _Run, options: TrainOptions) -> "list[FoldResult]":
             folds.bring_previous_stage(name, restart=options.restart, chosen=chosen, say=say)
     run.ranks.barrier()
     fold_options = FoldOptions(options.restart, options.init_from, options.checkpoint_seconds)
-    results: list[FoldResult] = []
     for number, split in enumerate(chosen):
         try:
             results.append(_train_fold(run, name, split, fold_options))
@@ -97,7 +98,8 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     )
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold
-    missing = folds.unpredicted(name, split)
+    # what was predicted before is of older weights, if there are new ones
+    missing = folds.unpredicted(name, split) if result.already_finished else folds.cases(split)
     if result.already_finished and not missing:
         run.say(f"fold {split.fold}  is trained and validated already ({result.folder}); --restart trains it anew")
         return result
@@ -109,8 +111,8 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     return result
 
 
-def _train_previous_stage(run: _Run, name: str) -> None:
-    """Train the folds of a cascade's previous stage that are not done.
+def _train_previous_stage(run: _Run, name: str, checkpoint_seconds: float) -> "list[FoldResult]":
+    """Train the folds of a cascade's previous stage that are not done, and return how they ended.
 
     Raises:
         StateError: those that are done were trained on other channels, labels or orientations.
@@ -125,10 +127,12 @@ def _train_previous_stage(run: _Run, name: str) -> None:
     run.say(f"stage 1 of 2: {before}, {done} of {len(folds.splits.splits)} folds are trained and validated already")
     if undone:
         folds.preprocess(before)
-    for split in undone:
-        _train_fold(run, before, split, FoldOptions())
+    options = FoldOptions(checkpoint_seconds=checkpoint_seconds)
+    results = [_train_fold(run, before, split, options) for split in undone]
+    run.ranks.barrier()  # until the first process has predicted the last of them
     model = open_model(folds.workspace, before, configuration.network.name, folds=None, device=run.device)
     require_common({name: folds.plan, model.name: model.plan})  # before the cascade is trained, not after
+    return results
 
 
 def _require_even_batch(batch_size: int, processes: int, name: str) -> None:
