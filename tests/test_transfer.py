@@ -1,15 +1,19 @@
 """What a training takes over from another model: values worked out by hand, and networks that must agree."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from phantom import tiny_dataset
 from synthetic_fingerprints import uniform
 from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 
+from autoseg.cli import main
 from autoseg.errors import StateError
 from autoseg.from_plan import build_plan_network
 from autoseg.imaging.labels import LabelSet
@@ -525,3 +529,24 @@ def test_a_checkpoint_of_an_older_plan_is_read(tmp_path):
         del older["training"][key]
     save_checkpoint(tmp_path / "last.pt", state_of(plan, constant(plan, 3.0)) | {"plan": older})
     assert begun_from(tmp_path, plan)[0] == 3
+
+
+# ---- the command
+
+
+@pytest.mark.slow
+def test_a_fold_begins_with_a_trained_model(tmp_path, capsys):
+    dataset, workspace = tiny_dataset(tmp_path / "data", cases=6), Workspace(tmp_path / "workspace")
+    settings = ("iterations_per_epoch=12", "workers=0", "autocast=float32", "chain=host")
+    common = ["-w", str(workspace.root), *(word for s in settings for word in ("--set", f"training.{s}"))]
+    assert main(["plan", str(dataset), "-w", str(workspace.root)]) == 0
+    assert main(["train", "-f", "0", "--epochs", "8", *common]) == 0
+    dice = []
+    for more in (["--init-from", str(workspace.root)], ["--restart"]):
+        capsys.readouterr()
+        assert main(["train", "-f", "1", "--epochs", "1", *common, *more]) == 0
+        said = capsys.readouterr().out
+        assert ("begins with the weights of" in said) == (more[0] == "--init-from")
+        rows = (workspace.fold("3d_fullres", "unet", 1) / "history.jsonl").read_text().splitlines()
+        dice.append(np.mean(json.loads(rows[-1])["pseudo_dice"]))
+    assert dice[0] > dice[1] + 0.05
