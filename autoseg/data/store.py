@@ -223,7 +223,8 @@ class CaseStore:
         A store that is sealed as it stands is left alone.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self._sealed().keys() >= {self.path(case_id, "json").name for case_id in self.ids()} > set():
+        markers = {self.path(case_id, "json").name for case_id in self.ids()}
+        if markers and markers == {name for name in self._sealed() if name.endswith(".json")}:
             return
         for leftover in self.folder.glob(".*.part"):
             leftover.unlink(missing_ok=True)
