@@ -13,6 +13,7 @@ from autoseg.augmentation import AUGMENTATIONS, Augmentation
 from autoseg.data import augment as host
 from autoseg.data.augment import build_chain
 from autoseg.imaging.labels import OUTSIDE
+from autoseg.imaging.transforms import spline_basis
 from autoseg.nn import augment, deform
 from autoseg.nn.augment import DeviceChain, blur_matrix, coarse_matrix, two_sided
 from autoseg.nn.mixing import Mixing, find_component, mix
@@ -371,7 +372,7 @@ def test_sampling_is_linear_and_labels_are_voted(shape, pieces):
         mesh = np.indices(plane) - (np.array(plane).reshape(-1, *[1] * dims) - 1) / 2
         field = np.einsum(
             "dabc,ia,jb,kc->dijk" if dims == 3 else "dab,ia,jb->dij", draw.deformation.control,
-            *(deform.spline_basis(n, max(plane) / 4) for n in plane),
+            *(spline_basis(n, max(plane) / 4) for n in plane),
         )  # fmt: skip
         moved = np.einsum("ij,j...->i...", draw.deformation.matrix, mesh + field)
         centre = (np.array(wide.shape[-dims:]) - 1) / 2

@@ -36,6 +36,7 @@ from batchgenerators.transforms.resample_transforms import SimulateLowResolution
 
 from autoseg.augmentation import ANISOTROPIC, ELASTIC_INTERVALS, OBLONG, Augmentation
 from autoseg.imaging.labels import OUTSIDE
+from autoseg.imaging.transforms import colour_matrix, spline_basis
 
 ROTATIONS_3D = (create_matrix_rotation_x_3d, create_matrix_rotation_y_3d, create_matrix_rotation_z_3d)
 POINTS_AT_ONCE = 2**15  # resampled together, so that corners and weights stay in the cache
@@ -232,7 +233,7 @@ class ColourJitter:
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> None:
         assert len(image) == 3, f"colour jitter of {len(image)} channels"
         angle = 2 * np.pi * rng.uniform(-self.hue, self.hue)
-        matrix = _colour_matrix(angle, rng.uniform(*self.saturation))
+        matrix = colour_matrix(angle, rng.uniform(*self.saturation))
         image[...] = np.einsum("ij,j...->i...", matrix.astype(np.float32), image)
 
 
@@ -247,7 +248,7 @@ def elastic_field(shape: tuple[int, ...], magnitude: float, rng: np.random.Gener
         (d, *shape) displacement in voxels. Its standard deviation is the same everywhere.
     """
     distance = max(shape) / ELASTIC_INTERVALS
-    bases = [_spline_basis(length, distance) for length in shape]
+    bases = [spline_basis(length, distance) for length in shape]
     field = rng.standard_normal((len(shape), *(basis.shape[1] for basis in bases)))
     for basis in bases:  # each takes the first grid axis away and appends a voxel axis
         field = np.tensordot(field, basis, axes=([1], [1]))
@@ -351,22 +352,6 @@ def _vote(row: np.ndarray, first: np.ndarray, offsets: Sequence[int], weights: n
         better = score > best
         winner[better], best[better] = candidate[better], score[better]
     return winner
-
-
-def _spline_basis(length: int, distance: float) -> np.ndarray:
-    """Cubic B-splines at `length` voxels, one per control point in reach: (length, points), rows of unit norm."""
-    places = (np.arange(length) - (length - 1) / 2) / distance
-    knots = np.arange(np.floor(places[0]) - 1, np.floor(places[-1]) + 3)
-    t = np.abs(places[:, None] - knots)
-    basis = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0.0))
-    return basis / np.linalg.norm(basis, axis=1, keepdims=True)
-
-
-def _colour_matrix(angle: float, saturation: float) -> np.ndarray:
-    """3 x 3: rotate by `angle` about the grey axis (1, 1, 1), red towards green, and stretch away from it."""
-    grey = np.full((3, 3), 1 / 3)
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-    return grey + saturation * (np.cos(angle) * (np.eye(3) - grey) + np.sin(angle) * cross)
 
 
 @lru_cache(maxsize=4)

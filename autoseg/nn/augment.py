@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from autoseg.augmentation import ANISOTROPIC, OBLONG, Augmentation
+from autoseg.imaging.transforms import colour_matrix
 from autoseg.nn import deform
 from autoseg.nn.deform import Deformation, draw_control, place
 from autoseg.nn.mixing import Mixing, draw_mixing, mix
@@ -309,13 +310,6 @@ def two_sided(rng: np.random.Generator, limits: tuple[float, float], count: int)
     low, high = limits
     below = (low < 1) & ((high <= 1) | (rng.random(count) < 0.5))
     return np.where(below, rng.uniform(min(low, 1), min(high, 1), count), rng.uniform(max(low, 1), max(high, 1), count))
-
-
-def colour_matrix(angle: float, saturation: float) -> np.ndarray:
-    """3 x 3: rotate by `angle` about the grey axis (1, 1, 1), red towards green, and stretch away from it."""
-    grey = np.full((3, 3), 1 / 3)
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-    return grey + saturation * (np.cos(angle) * (np.eye(3) - grey) + np.sin(angle) * cross)
 
 
 def _change(channels: Tensor, drawn: Any, step: Step, *parameters: np.ndarray) -> None:

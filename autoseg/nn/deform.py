@@ -14,7 +14,6 @@ reaches. What torch does runs on the device of the training and never waits for 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autoseg.augmentation import ELASTIC_INTERVALS
+from autoseg.imaging.transforms import spline_basis
 
 OUTSIDE = -1  # the label of background voxels outside the imaged body
 POINTS_AT_ONCE = 2**16  # sampled together on a CPU, so that corners and weights stay in its cache
@@ -65,19 +65,6 @@ def draw_control(plane: tuple[int, ...], magnitude: float, rng: np.random.Genera
     distance = max(plane) / ELASTIC_INTERVALS
     grid = [spline_basis(length, distance).shape[1] for length in plane]
     return rng.standard_normal((len(plane), *grid)) * (magnitude * distance)
-
-
-@lru_cache(maxsize=16)
-def spline_basis(length: int, distance: float) -> np.ndarray:
-    """Cubic B-splines at `length` voxels, one per control point in reach: (length, points), rows of unit norm.
-
-    With rows of unit norm, the displacement has the same standard deviation everywhere.
-    """
-    places = (np.arange(length) - (length - 1) / 2) / distance
-    knots = np.arange(np.floor(places[0]) - 1, np.floor(places[-1]) + 3)
-    t = np.abs(places[:, None] - knots)
-    basis = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0.0))
-    return basis / np.linalg.norm(basis, axis=1, keepdims=True)
 
 
 def place(
