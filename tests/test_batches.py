@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stored import commit, faultless_previous_stage, one_hot
 
 from autoseg.augmentation import AUGMENTATIONS, Augmentation
 from autoseg.data.batches import Shard
 from autoseg.data.loader import BatchStream, make_stream
 from autoseg.data.previous_stage import corrupt
 from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
-from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.data.store import CaseStore
 from autoseg.imaging.components import component_weights
 from autoseg.nn.augment import DeviceChain
 
@@ -34,19 +35,13 @@ def store(tmp_path_factory) -> CaseStore:
         target = np.kron(rng.integers(0, 4, (7, 7, 7)), np.ones((2, 2, 2)))[: shape[0], : shape[1], : shape[2]]
         target[0] = -1
         image = rng.standard_normal((2, *shape)).astype(np.float32)
-        box = tuple((0, s) for s in shape)
-        info = CaseInfo(f"case{number}", "k", (1, 1, 1), box, shape, shape, 3)
-        assert store.commit(f"case{number}", image, target, info).image_dtype == "float16"
+        assert commit(store, f"case{number}", image, target, 3).image_dtype == "float16"
     return store
 
 
 @pytest.fixture(scope="module")
 def previous(store, tmp_path_factory) -> Path:
-    """A previous stage that made no mistake: its segmentations are the targets."""
-    folder = tmp_path_factory.mktemp("previous")
-    for case in CASES:
-        np.save(folder / f"{case}.npy", store.open(case).target)
-    return folder
+    return faultless_previous_stage(tmp_path_factory.mktemp("previous"), store, CASES)
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +74,6 @@ def assert_same(some, others) -> None:
         for name in one.keys() - {"cases"}:
             assert one[name].dtype == other[name].dtype
             assert torch.equal(one[name], other[name]), name
-
-
-def one_hot(target: torch.Tensor) -> torch.Tensor:
-    return torch.stack([target == label for label in (1, 2, 3)], dim=1).float()
 
 
 @pytest.mark.parametrize("patch", [PATCH, (2, 10, 9), (10, 8)])
@@ -203,7 +194,7 @@ def test_the_previous_stage_follows_the_target(store, previous, chain, table, pa
     for batch, before in zip(batches, alone, strict=True):
         assert torch.equal(batch["image"][:, :2], before["image"])
         assert torch.equal(batch["target"], before["target"])
-        assert torch.equal(batch["image"][:, 2:], one_hot(batch["target"]))
+        assert torch.equal(batch["image"][:, 2:], one_hot(batch["target"], 3))
 
 
 @pytest.mark.parametrize("chain", ["worker", "device"])
@@ -214,14 +205,14 @@ def test_the_previous_stage_is_damaged_before_it_moves(store, previous, chain):
     batches = stream(store, chain, table, previous=previous, num_labels=3)
     sampler = batches.batches.reader.sampler
     for step, batch in enumerate(finished(batches)):
-        assert not torch.equal(batch["image"][:, 2:], one_hot(batch["target"]))
+        assert not torch.equal(batch["image"][:, 2:], one_hot(batch["target"], 3))
         for row, index in enumerate((2 * step, 2 * step + 1)):
             case, rng = store.open(sampler.case_of(index)), sample_generator(3, index)
             lower = sampler.choose(index, case, rng).lower
             device_chain.draw(rng)
             before = cut_patch(np.load(previous / f"{case.info.id}.npy"), lower, PATCH, -1)
             damaged = torch.from_numpy(np.maximum(corrupt(before, 3, table, rng), 0))
-            assert torch.equal(batch["image"][row, 2:], one_hot(damaged[None])[0])
+            assert torch.equal(batch["image"][row, 2:], one_hot(damaged[None], 3)[0])
 
 
 # Several processes --------------------------------------------------------------------------------

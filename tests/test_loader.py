@@ -1,6 +1,5 @@
 """The stream of batches: the same for any number of workers, resumable, and true to the stored cases."""
 
-import hashlib
 import itertools
 import os
 import pickle
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from stored import commit, digest, faultless_previous_stage, one_hot
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from autoseg.augmentation import AUGMENTATIONS
@@ -32,13 +32,15 @@ def store(tmp_path_factory) -> CaseStore:
         shape = (8 + number, 14, 12 - number)
         target = np.random.default_rng(number).integers(0, 3, shape).astype(np.int16)
         target[0] = -1
-        address = (
-            np.arange(target.size).reshape(shape) / 1024 - 0.5
-        )  # exact in float16, standard deviation of about 0.3
-        image = np.stack([address, np.maximum(target, 0)]).astype(np.float32)
-        box = tuple((0, s) for s in shape)
-        store.commit(f"case{number}", image, target, CaseInfo(f"case{number}", "k", (1, 1, 1), box, shape, shape, 2))
+        # exact in float16, standard deviation of about 0.3
+        address = np.arange(target.size).reshape(shape) / 1024 - 0.5
+        commit(store, f"case{number}", np.stack([address, np.maximum(target, 0)]).astype(np.float32), target, 2)
     return store
+
+
+@pytest.fixture(scope="module")
+def previous(store, tmp_path_factory) -> Path:
+    return faultless_previous_stage(tmp_path_factory.mktemp("previous"), store, CASES)
 
 
 CASES = tuple(f"case{i}" for i in range(5))
@@ -81,14 +83,6 @@ def test_a_batch(store):
     assert {case for batch in batches for case in batch["cases"]} == set(CASES)
 
 
-def digest(batches) -> str:
-    total = hashlib.sha256()
-    for batch in batches:
-        total.update(batch["image"].numpy().tobytes() + batch["target"].numpy().tobytes())
-        total.update(" ".join(batch["cases"]).encode())
-    return total.hexdigest()[:16]
-
-
 @pytest.mark.parametrize(
     ("patch", "mirrored", "deformed"),
     [
@@ -123,19 +117,6 @@ def test_validation_batches_are_what_they_always_were(store, patch, expected, co
     assert digest(fixed) == expected
 
 
-@pytest.fixture(scope="module")
-def previous(store, tmp_path_factory) -> Path:
-    """A previous stage that made no mistake: its segmentations are the targets."""
-    folder = tmp_path_factory.mktemp("previous")
-    for case in CASES:
-        np.save(folder / f"{case}.npy", store.open(case).target)
-    return folder
-
-
-def one_hot(target: torch.Tensor) -> torch.Tensor:
-    return torch.stack([target == label for label in (1, 2)], dim=1).float()
-
-
 @pytest.mark.parametrize("patch", [(6, 10, 8), (2, 10, 9), (20, 20, 20), (10, 8)])
 @pytest.mark.parametrize("strength", ["none", "mirror", "default"])
 def test_the_previous_stage_follows_the_target(store, previous, patch, strength):
@@ -150,7 +131,7 @@ def test_the_previous_stage_follows_the_target(store, previous, patch, strength)
         assert batch["image"].dtype == torch.float32
         assert torch.equal(batch["image"][:, :2], before["image"])
         assert torch.equal(batch["target"], before["target"])
-        assert torch.equal(batch["image"][:, 2:], one_hot(batch["target"]))
+        assert torch.equal(batch["image"][:, 2:], one_hot(batch["target"], 2))
     assert any(batch["image"][:, 2:].any() for batch in batches)
 
 
@@ -162,7 +143,7 @@ def test_the_previous_stage_is_damaged_in_training(store, previous):
         assert torch.equal(batch["image"][:, :2], before["image"])
         assert torch.equal(batch["target"], before["target"])
         assert set(batch["image"][:, 2:].unique().tolist()) <= {0.0, 1.0}
-    unlike = [(b["image"][i, 2:] != one_hot(b["target"])[i]).any().item() for b in batches for i in range(2)]
+    unlike = [(b["image"][i, 2:] != one_hot(b["target"], 2)[i]).any().item() for b in batches for i in range(2)]
     assert np.mean(unlike) == pytest.approx(1 - (1 - 0.4 * 0.75) * (1 - 0.2 * 0.75), abs=0.16)  # 0.4
     assert_same(stream(store, worker_count=1, **settings), batches)
     assert_same(stream(store, memory_limit=0, **settings), batches)

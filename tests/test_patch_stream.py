@@ -1,17 +1,18 @@
 """How a plan is unpacked for the stream of patches: what it says reaches the chains and the samples."""
 
-import hashlib
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from stored import digest, faultless_previous_stage, is_cut_from_its_case, store_of_coordinates
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 from autoseg.augmentation import AUGMENTATIONS
 from autoseg.data.batches import HostBatches
-from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.data.store import CaseStore
 from autoseg.from_plan import patch_stream
 from autoseg.imaging.components import component_weights
 from autoseg.imaging.labels import LabelSet
@@ -27,33 +28,16 @@ LABELS = label_set(3)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> CaseStore:
-    """Three channels that say where a voxel lies (z, y, x), and a chequered corner of labels."""
-    store = CaseStore(tmp_path_factory.mktemp("store"))
-    for number in range(4):
-        shape = (12 + number, 20, 24 - number)
-        image = np.indices(shape).astype(np.float32)
-        z, y, x = image.astype(int)
-        target = np.where((z > 8) & (y > 16) & (x > 12), 1 + (x + y) % 2, 0).astype(np.int16)
-        box = tuple((0, n) for n in shape)
-        store.commit(f"case{number}", image, target, CaseInfo(f"case{number}", "k", (2, 1, 1), box, shape, shape, 3))
-    return store
+    return store_of_coordinates(tmp_path_factory.mktemp("store"), CASES)
 
 
-def plan_of(labels: LabelSet = LABELS, **training) -> tuple[Plan, Configuration]:
+def plan_of(labels: LabelSet = LABELS, batch_size: int = 4, **training) -> tuple[Plan, Configuration]:
     channels = ("MR", "T1", "T2")
     found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, labels, channels=channels)
     plan = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
-    configuration = replace(plan.configurations["3d_fullres"], patch_size=PATCH, batch_size=4)
+    configuration = replace(plan.configurations["3d_fullres"], patch_size=PATCH, batch_size=batch_size)
     plan = replace(plan, training=replace(plan.training, **training))
     return replace(plan, normalization=(ChannelNormalization("none"),) * 3), configuration
-
-
-def digest(batches) -> str:
-    total = hashlib.sha256()
-    for batch in batches:
-        total.update(batch["image"].numpy().tobytes() + batch["target"].numpy().tobytes())
-        total.update(" ".join(batch["cases"]).encode())
-    return total.hexdigest()[:16]
 
 
 def finished(store, plan, configuration, **settings) -> list[dict]:
@@ -70,6 +54,65 @@ def test_validation_patches_are_what_they_always_were(store, chain):
     assert digest(fixed) == "a4aa76877b72c72d"
     assert all(set(batch) == {"image", "target", "cases"} for batch in fixed)
     assert isinstance(patch_stream(store, CASES, plan, configuration, augment=False, chain=chain).batches, HostBatches)
+
+
+def test_validation_patches_are_fixed_and_not_augmented(store):
+    plan, configuration = plan_of(batch_size=3, augmentation="default")
+
+    def patches(**settings) -> list[dict]:
+        return list(patch_stream(store, CASES, plan, configuration, augment=False, steps=4, **settings))
+
+    first = patches()
+    assert [b["image"].shape for b in first] == [(3, 3, *PATCH)] * 4
+    for image, target in ((i, t) for b in first for i, t in zip(b["image"], b["target"], strict=True)):
+        assert is_cut_from_its_case(image, target)
+    for other in (patches(), patches(workers=1)):
+        for one, two in zip(first, other, strict=True):
+            assert torch.equal(one["image"], two["image"])
+            assert torch.equal(one["target"], two["target"])
+            assert one["cases"] == two["cases"]
+
+
+def test_training_patches_are_others_and_augmented(store):
+    """With the recipe "none" the same cases give other places than the validation's; with "default" other pictures."""
+    plan, configuration = plan_of(batch_size=3, augmentation="none")
+    fixed = [b["image"] for b in patch_stream(store, CASES, plan, configuration, augment=False, steps=4)]
+    plain = list(itertools.islice(patch_stream(store, CASES, plan, configuration), 4))  # without end
+    assert all(is_cut_from_its_case(i, t) for b in plain for i, t in zip(b["image"], b["target"], strict=True))
+    assert not any(torch.equal(b["image"], other) for b, other in zip(plain, fixed, strict=True))
+    strong, _ = plan_of(batch_size=3, augmentation="default")
+    augmented = list(patch_stream(store, CASES, strong, configuration, steps=8))
+    assert len(augmented) == 8
+    cut = [is_cut_from_its_case(i, t) for b in augmented for i, t in zip(b["image"], b["target"], strict=True)]
+    assert sum(cut) < len(cut) / 2
+
+
+def test_the_stream_obeys_the_plan(store):
+    """Seed, share of foreground, mirror axes, masked channels: each changes what comes, as its name says."""
+    plan, configuration = plan_of(batch_size=3, augmentation="none", foreground_fraction=1.0)
+
+    def batches(plan: Plan, start: int = 0) -> list[dict]:
+        return list(patch_stream(store, CASES, plan, configuration, steps=6, start_step=start))
+
+    def changed(**training) -> list[dict]:
+        return batches(replace(plan, training=replace(plan.training, **training)))
+
+    reference = batches(plan)
+    assert all((target > 0).any() for b in reference for target in b["target"])
+    assert not torch.equal(changed(seed=1)[0]["image"], reference[0]["image"])
+    assert any(not (target > 0).any() for b in changed(foreground_fraction=0.0) for target in b["target"])
+    later = batches(plan, start=2)
+    assert len(later) == 6
+    assert torch.equal(later[0]["image"], reference[2]["image"])
+    for axes in ((), (0,), (1, 2)):
+        flipped = {
+            axis
+            for b in changed(augmentation="mirror", mirror_axes=axes)
+            for image in b["image"]
+            for axis in range(3)
+            if image[axis].movedim(axis, 0)[0].mean() > image[axis].movedim(axis, 0)[-1].mean()
+        }
+        assert flipped == set(axes)
 
 
 @pytest.mark.parametrize("chain", ["worker", "device"])
@@ -90,8 +133,7 @@ def test_the_device_chain_is_made_of_the_plan(store, chain):
 
 
 def test_the_device_chain_of_a_cascade_sees_the_images_alone(store, tmp_path):
-    for case in CASES:
-        np.save(tmp_path / f"{case}.npy", store.open(case).target)
+    faultless_previous_stage(tmp_path, store, CASES)
     plan, configuration = plan_of()
     cascade = replace(configuration, cascade_from="3d_lowres")
     for chain in ("worker", "device"):

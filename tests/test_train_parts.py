@@ -1,6 +1,5 @@
-"""The parts of a fold's training, each by itself: a step, the validation, the patches, the networks of plans."""
+"""The parts of a fold's training, each by itself: a step, want of memory, the networks and losses of plans."""
 
-import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,24 +14,16 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoseg.data.store import CaseInfo, CaseStore
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.fold import require_same_plan
 from autoseg.fold_state import FoldState
-from autoseg.from_plan import (
-    build_plan_loss,
-    build_plan_network,
-    configuration_mirror_axes,
-    head_probabilities,
-    patch_stream,
-)
+from autoseg.from_plan import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
 from autoseg.imaging.labels import LabelSet
 from autoseg.nn.blocks import Stage
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.ranks import Ranks
-from autoseg.plan import ChannelNormalization, Configuration, Plan, Training
+from autoseg.plan import ChannelNormalization, Plan, Training
 from autoseg.planner import make_plan
-from autoseg.pseudo_dice import alike, decide, fixed_batches, tile_count, validate, watched_samples
 from autoseg.records import to_plain
 from autoseg.start_up import Choices
 from autoseg.train import step_within_memory, training_step
@@ -179,10 +170,10 @@ def fold_that_needs_memory(criterion: Memory) -> tuple[SimpleNamespace, list[str
     choices = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
     training = Training(gradient_clip=1e9, optimizer="sgd", momentum=0.0, weight_decay=0.0)
     state = FoldState.begin(network, training, choices, CPU)
+    task = SimpleNamespace(plan=SimpleNamespace(training=training), number=0, ranks=Ranks(), device=CPU)
     fold = SimpleNamespace(
-        state=state, plan=SimpleNamespace(training=training), trained=network, criterion=criterion, number=0,
-        ranks=Ranks(), device=CPU, say=said.append, bring_next=lambda: None,
-    )  # fmt: skip
+        task=task, state=state, trained=network, criterion=criterion, say=said.append, bring_next=lambda: None
+    )
     return fold, said
 
 
@@ -269,67 +260,7 @@ def to_plain_memory(optimizer: torch.optim.Optimizer) -> list:
     ]
 
 
-# ---- the validation of an epoch
-
-
-class Show(nn.Module):
-    """Logits that make of an image its rounded values: head k is highest where the image is k."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return [torch.cat([-((image - k) ** 2) for k in range(self.heads)], dim=1)]
-
-
-def batch(segmentation: list[int], reference: list[int]) -> dict:
-    """One patch of one row: what `Show` will say, and what is true."""
-    return {
-        "image": torch.tensor(segmentation, dtype=torch.float32)[None, None, None, None],
-        "target": torch.tensor(reference, dtype=torch.uint8)[None, None, None],
-    }
-
-
-def losses(*values: float):
-    remaining = iter(values)
-    return lambda logits, target: torch.tensor(next(remaining))
-
-
-def test_pseudo_dice_counts_voxels_of_all_patches_together():
-    """Label 1: 1 of 2 + 3, and 2 of 2 + 2, together 2 * 3 / 9; label 2 is invented once; label 3 is nowhere."""
-    plan = plan_of(labels=label_set(4))
-    batches = [batch([1, 1, 1, 0, 2], [0, 0, 1, 1, 0]), batch([1, 1, 0, 0, 0], [1, 1, 0, 0, 0])]
-    loss, dice = validate(Show(4), losses(0.5, 1.0), batches, plan, CPU, "float32")
-    assert loss == pytest.approx(0.75)
-    assert dice == [pytest.approx(2 * 3 / 9), 0, None]
-
-
-def test_pseudo_dice_knows_what_nobody_annotated():
-    """Of three claimed voxels one is right and one is ignored."""
-    plan = plan_of(labels=LabelSet({"organ": 1}, ignore=255))
-    _, dice = validate(Show(2), losses(0.0), [batch([1, 1, 1, 0], [1, 0, 2, 0])], plan, CPU, "float32")
-    assert dice == [pytest.approx(2 * 1 / (1 + 2))]
-
-
-def test_pseudo_dice_of_regions():
-    """Two sigmoid heads: whole is everything from 1 up, core is 2 alone and written over it."""
-
-    class Regions(nn.Module):
-        def forward(self, image: Tensor) -> list[Tensor]:
-            return [torch.cat([image - 0.5, image - 1.5], dim=1)]
-
-    plan = plan_of(labels=LabelSet({"oedema": 1, "core": 2}, {"whole": (1, 2), "core": (2,)}, (1, 2)))
-    _, dice = validate(Regions(), losses(0.0), [batch([1, 2, 2, 0], [1, 1, 2, 1])], plan, CPU, "float32")
-    assert dice == [pytest.approx(2 * 3 / (3 + 4)), pytest.approx(2 * 1 / (2 + 1))]
-
-
-@pytest.mark.parametrize("regions", [{}, {"whole": (1, 2), "core": (2,)}, {"core": (2,), "whole": (1, 2)}])
-def test_logits_are_decided_upon_as_probabilities_are(regions):
-    labels = LabelSet({"oedema": 1, "core": 2}, regions, (1, 2) if regions else ())
-    logits = torch.randn(2, labels.num_heads, 5, 6, generator=torch.Generator().manual_seed(1))
-    probabilities = head_probabilities(logits, labels.has_regions).movedim(1, 0).numpy()
-    np.testing.assert_array_equal(decide(logits, labels), labels.decide(probabilities))
+# ---- what follows from a plan
 
 
 def test_probabilities_of_heads():
@@ -337,167 +268,6 @@ def test_probabilities_of_heads():
     np.testing.assert_allclose(head_probabilities(logits, False)[0, 1], [0.75, 1 / (1 + math.exp(-2))], rtol=1e-6)
     np.testing.assert_allclose(head_probabilities(logits, True)[0, 0], [0.5, 0.5], rtol=1e-6)
     np.testing.assert_allclose(head_probabilities(logits, True)[0, 1], [0.75, 1 / (1 + math.exp(-2))], rtol=1e-6)
-
-
-# ---- patches
-
-PATCH = (6, 10, 8)
-
-
-def label_at(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """A chequered corner."""
-    return np.where((z > 8) & (y > 16) & (x > 12), 1 + (x + y) % 2, 0)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> CaseStore:
-    """Three channels that say where a voxel lies (z, y, x), and labels that follow from them."""
-    store = CaseStore(tmp_path_factory.mktemp("store"))
-    for number in range(4):
-        shape = (12 + number, 20, 24 - number)
-        image = np.indices(shape).astype(np.float32)
-        z, y, x = image.astype(int)
-        target = label_at(z, y, x).astype(np.int16)
-        box = tuple((0, n) for n in shape)
-        info = CaseInfo(f"case{number}", "k", (2.0, 1.0, 1.0), box, shape, shape, LABELS.num_labels)
-        store.commit(f"case{number}", image, target, info)
-    return store
-
-
-CASES = tuple(f"case{i}" for i in range(4))
-
-
-def plan_of_patches(**training) -> tuple[Plan, Configuration]:
-    plan = plan_of(channels=("MR", "T1", "T2"), **training)
-    configuration = replace(plan.configurations["3d_fullres"], patch_size=PATCH, batch_size=3)
-    return replace(plan, normalization=(ChannelNormalization("none"),) * 3), configuration
-
-
-def is_cut_from_its_case(image: Tensor, target: Tensor) -> bool:
-    """Whether a patch is a piece of its case as it is: neither turned nor mirrored, no value changed."""
-    z, y, x = image.numpy()
-    steps = np.indices(image.shape[1:])
-    same = all((c == c.flat[0] + s).all() for c, s in zip((z, y, x), steps, strict=True))
-    return same and np.array_equal(target, label_at(z, y, x))
-
-
-def test_validation_patches_are_fixed_and_not_augmented(store):
-    plan, configuration = plan_of_patches(augmentation="default")
-
-    def patches(**settings) -> list[dict]:
-        return list(patch_stream(store, CASES, plan, configuration, augment=False, steps=4, **settings))
-
-    first = patches()
-    assert [b["image"].shape for b in first] == [(3, 3, *PATCH)] * 4
-    for image, target in ((i, t) for b in first for i, t in zip(b["image"], b["target"], strict=True)):
-        assert is_cut_from_its_case(image, target)
-    for other in (patches(), patches(workers=1)):
-        for one, two in zip(first, other, strict=True):
-            assert torch.equal(one["image"], two["image"])
-            assert torch.equal(one["target"], two["target"])
-            assert one["cases"] == two["cases"]
-
-
-def test_small_volumes_are_seen_whole(store):
-    """Tiles side by side, each voxel of each case at least once, none of them changed."""
-    plan, configuration = plan_of_patches()
-    configuration = replace(configuration, patch_size=(13, 20, 16))
-    shapes = [store.info(case).shape for case in CASES]
-    assert shapes == [(12, 20, 24), (13, 20, 23), (14, 20, 22), (15, 20, 21)]
-    cases = CASES[:2]
-    assert [tile_count(shape, configuration.patch_size) for shape in shapes[:2]] == [2, 2]
-    batches = fixed_batches(store, cases, plan, configuration, samples=4)
-    assert [len(b["target"]) for b in batches] == [3, 1]
-    images = torch.cat([b["image"] for b in batches])
-    targets = torch.cat([b["target"] for b in batches])
-    assert is_cut_from_its_case(images[2], targets[2])
-    for shape, part in zip(shapes, images.split(2), strict=False):
-        seen = {tuple(voxel) for tile in part for voxel in tile.flatten(1).T.int().tolist()}
-        assert seen == set(itertools.product(*map(range, shape)))
-
-
-def test_no_more_volumes_are_seen_than_asked_for(store):
-    plan, configuration = plan_of_patches()
-    configuration = replace(configuration, patch_size=(16, 20, 24))  # one tile each
-    batches = fixed_batches(store, CASES, plan, configuration, samples=2)
-    slices = [int((image[0].amax(dim=(1, 2)) > 0).sum()) + 1 for b in batches for image in b["image"]]
-    assert slices == [12, 14]  # the first and the third case
-
-
-def test_a_volume_smaller_than_a_tile_stands_in_its_middle(store):
-    plan, configuration = plan_of_patches()
-    configuration = replace(configuration, patch_size=(16, 20, 24))
-    (batch,) = fixed_batches(store, CASES[:1], plan, configuration, samples=8)
-    image, target = batch["image"][0], batch["target"][0]
-    assert image.shape == (3, 16, 20, 24)
-    assert (image[0, 2:14, 0, 0] == torch.arange(12)).all()
-    assert not image[:, :2].any()
-    assert not image[:, 14:].any()
-    assert target.min() == 0  # where no image is there is background
-
-
-def test_large_volumes_are_seen_in_fixed_patches(store):
-    plan, configuration = plan_of_patches()
-    assert [tile_count(store.info(case).shape, PATCH) for case in CASES] == [12, 18, 18, 18]
-    batches = fixed_batches(store, CASES, plan, configuration, samples=10)
-    again = fixed_batches(store, CASES, plan, configuration, samples=10)
-    assert [len(b["target"]) for b in batches] == [3, 3, 3, 3]
-    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, again, strict=True))
-
-
-def test_cases_are_taken_evenly():
-    assert alike(list("abcdefghij"), 3) == ["a", "d", "g"]
-    assert alike(["a", "b"], 5) == ["a", "b"]
-
-
-def test_a_tenth_of_an_epoch_is_watched_and_never_too_little():
-    assert watched_samples(2, 250) == 50
-    assert watched_samples(2, 50) == 16
-
-
-def test_training_patches_are_others_and_augmented(store):
-    """With the recipe "none" the same cases give other places than the validation's; with "default" other pictures."""
-    plan, configuration = plan_of_patches(augmentation="none")
-    fixed = [b["image"] for b in patch_stream(store, CASES, plan, configuration, augment=False, steps=4)]
-    plain = list(itertools.islice(patch_stream(store, CASES, plan, configuration), 4))  # without end
-    assert all(is_cut_from_its_case(i, t) for b in plain for i, t in zip(b["image"], b["target"], strict=True))
-    assert not any(torch.equal(b["image"], other) for b, other in zip(plain, fixed, strict=True))
-    strong, _ = plan_of_patches(augmentation="default")
-    augmented = list(patch_stream(store, CASES, strong, configuration, steps=8))
-    assert len(augmented) == 8
-    cut = [is_cut_from_its_case(i, t) for b in augmented for i, t in zip(b["image"], b["target"], strict=True)]
-    assert sum(cut) < len(cut) / 2
-
-
-def test_the_stream_obeys_the_plan(store):
-    """Seed, share of foreground, mirror axes, masked channels: each changes what comes, as its name says."""
-    plan, configuration = plan_of_patches(augmentation="none", foreground_fraction=1.0)
-
-    def batches(plan: Plan, start: int = 0) -> list[dict]:
-        return list(patch_stream(store, CASES, plan, configuration, steps=6, start_step=start))
-
-    def changed(**training) -> list[dict]:
-        return batches(replace(plan, training=replace(plan.training, **training)))
-
-    reference = batches(plan)
-    assert all((target > 0).any() for b in reference for target in b["target"])
-    assert not torch.equal(changed(seed=1)[0]["image"], reference[0]["image"])
-    assert any(not (target > 0).any() for b in changed(foreground_fraction=0.0) for target in b["target"])
-    later = batches(plan, start=2)
-    assert len(later) == 6
-    assert torch.equal(later[0]["image"], reference[2]["image"])
-    for axes in ((), (0,), (1, 2)):
-        flipped = {
-            axis
-            for b in changed(augmentation="mirror", mirror_axes=axes)
-            for image in b["image"]
-            for axis in range(3)
-            if image[axis].movedim(axis, 0)[0].mean() > image[axis].movedim(axis, 0)[-1].mean()
-        }
-        assert flipped == set(axes)
-
-
-# ---- what follows from a plan
 
 
 @pytest.mark.parametrize(
