@@ -19,7 +19,7 @@ from autoseg.fold_log import Clock, FoldLog, epoch_steps
 from autoseg.fold_state import CHECKPOINT_VERSION, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
 from autoseg.nn.ranks import Ranks
-from autoseg.plan import Plan
+from autoseg.plan import Configuration, Plan
 from autoseg.pseudo_dice import Batch, fixed_batches, watched_samples
 from autoseg.records import to_plain
 from autoseg.start_up import Choices, apply, choose, validation_seconds, worker_count
@@ -37,15 +37,35 @@ class FoldOptions:
     checkpoint_seconds: float = 60.0
 
 
+@dataclass(frozen=True)
+class FoldTask:
+    """Which fold of what is trained, and by whom."""
+
+    workspace: Workspace
+    plan: Plan  # with the length of the training already set
+    configuration_name: str
+    split: Split  # the cases to train on and to validate with
+    device: torch.device
+    ranks: Ranks  # this process among those that train the fold together
+
+    @property
+    def number(self) -> int:
+        return self.split.fold
+
+    @property
+    def configuration(self) -> Configuration:
+        return self.plan.configurations[self.configuration_name]
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.fold(self.configuration_name, self.configuration.network.name, self.number)
+
+
 @dataclass
 class Fold:
     """Everything the loop works with."""
 
-    split: Split
-    folder: Path
-    plan: Plan
-    configuration_name: str
-    device: torch.device
+    task: FoldTask
     network: nn.Module  # on the device
     trained: nn.Module  # the same, or what spreads it over several processes
     criterion: nn.Module
@@ -55,14 +75,9 @@ class Fold:
     state: FoldState
     clock: Clock
     log: FoldLog
-    ranks: Ranks
     stop: StopSignals
     stream: BatchStream | None = None
     ahead: Batch | None = None  # the batch of the next step, where it is there already
-
-    @property
-    def number(self) -> int:
-        return self.split.fold
 
     def __enter__(self) -> "Fold":
         return self
@@ -86,26 +101,21 @@ class Fold:
 
     def bring_next(self) -> None:
         """Bring the batch after the present one to the device, while that is busy with the step."""
-        if self.device.type != "cpu" and self.ahead is None:
+        if self.task.device.type != "cpu" and self.ahead is None:
             self.ahead = self._bring()
 
     def _bring(self) -> Batch:
         assert self.stream is not None, "the stream was not opened"
-        return self.stream.finish(next(self.stream), self.device)
+        return self.stream.finish(next(self.stream), self.task.device)
 
     def say(self, text: str) -> None:
-        self.log.say(f"fold {self.number}  {text}")
+        self.log.say(f"fold {self.task.number}  {text}")
 
 
 def open_fold(
-    workspace: Workspace,
-    plan: Plan,
-    configuration_name: str,
-    split: Split,
-    device: torch.device,
+    task: FoldTask,
     options: FoldOptions,
     stop: StopSignals,
-    ranks: Ranks,
     log: FoldLog,
     saved: dict[str, Any] | None,
     began: float,
@@ -120,12 +130,13 @@ def open_fold(
         StateError: the split has no case to train on, or none to validate with.
         UsageError: the time budget leaves nothing to train in.
     """
+    plan, configuration, split, device, ranks = task.plan, task.configuration, task.split, task.device, task.ranks
     if not split.train or not split.validation:
         raise StateError(
             f"fold {split.fold} has {len(split.train)} cases to train on and {len(split.validation)} to validate with",
             remedy="give it some of both in splits.json, or train the other folds",
         )
-    configuration, training = plan.configurations[configuration_name], plan.training
+    training = plan.training
 
     def say(text: str) -> None:
         log.say(f"fold {split.fold}  {text}")
@@ -136,34 +147,19 @@ def open_fold(
     network.deep_supervision = training.deep_supervision  # type: ignore[assignment]
     criterion = build_plan_loss(plan, configuration).to(device)
     if options.init_from and not saved:
-        begin_from(options.init_from, network, plan, configuration_name, say, held_out=split.validation)
+        begin_from(options.init_from, network, plan, task.configuration_name, say, held_out=split.validation)
 
-    # The data: a stream without end to train on, fixed samples to watch
-    store = CaseStore(workspace.preprocessed(configuration.data))
-    previous = open_previous(workspace, configuration_name, configuration, (*split.train, *split.validation))
-    iterations_per_epoch = epoch_steps(training.steps, training.iterations_per_epoch)
-    samples = watched_samples(configuration.batch_size, iterations_per_epoch)
-    held_out, learnt = (
-        fixed_batches(store, cases, plan, configuration, samples=n, previous=previous)
-        for cases, n in ((split.validation, samples), (split.train, samples // 2))
-    )
+    data = _FoldData(task, say)
+    held_out, learnt = data.fixed()
     workers = worker_count(training.workers, device, ranks.local_count)
 
-    def stream(chain: ChainName, **more: Any) -> BatchStream:
-        return patch_stream(
-            store, split.train, plan, configuration, previous=previous, chain=chain,
-            pin_memory=device.type == "cuda", rank=ranks.rank, ranks=ranks.count, say=say, **more,
-        )  # fmt: skip
-
-    def to_measure(chain: ChainName) -> BatchStream:
-        return stream(chain, memory_limit=0)
-
     # What is fastest on this machine; a resumed fold keeps the choices it began with
-    image, seconds = held_out[0]["image"].to(device), training.time_budget_seconds
+    image = held_out[0]["image"].to(device)
     if saved:
         choices = Choices(**saved["choices"])
     else:
-        choices = choose(network, plan, configuration, to_measure, image, device, workers, say, seconds)
+        budget = training.time_budget_seconds
+        choices = choose(network, plan, configuration, data.stream_to_measure, image, device, workers, say, budget)
         choices = ranks.from_first(choices)
     apply(choices, network, image, say)
     state = FoldState.begin(network, training, choices, device)
@@ -174,10 +170,10 @@ def open_fold(
     clock = Clock(
         spent=state.position.seconds + time.perf_counter() - began,  # what was prepared counts, too
         total_steps=training.total_steps,
-        iterations_per_epoch=iterations_per_epoch,
+        iterations_per_epoch=epoch_steps(training.steps, training.iterations_per_epoch),
         budget_seconds=training.time_budget_seconds,
     )
-    clock.reserve_seconds = validation_seconds(store, split, plan, configuration, choices.forward_seconds)
+    clock.reserve_seconds = validation_seconds(data.store, split, plan, configuration, choices.forward_seconds)
     if not saved and clock.progress(0) >= 1:
         raise UsageError(
             f"fold {split.fold}: the time budget of {training.time_budget_seconds:.0f} s leaves nothing to train in: "
@@ -186,22 +182,55 @@ def open_fold(
             remedy="give it more time (--time-budget)",
         )
     return Fold(
-        split=split, folder=workspace.fold(configuration_name, configuration.network.name, split.fold), plan=plan,
-        configuration_name=configuration_name, device=device, network=network, trained=ranks.wrap(network, device),
-        criterion=criterion, stream_of=lambda step: stream(state.choices.chain, start_step=step, workers=workers),
-        held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, ranks=ranks, stop=stop,
+        task=task, network=network, trained=ranks.wrap(network, device), criterion=criterion,
+        stream_of=lambda step: data.stream(state.choices.chain, start_step=step, workers=workers),
+        held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop,
     )  # fmt: skip
+
+
+class _FoldData:
+    """A stream without end to train on, and fixed samples to watch."""
+
+    def __init__(self, task: FoldTask, say: Callable[[str], None]) -> None:
+        self.task, self.say = task, say
+        self.store = CaseStore(task.workspace.preprocessed(task.configuration.data))
+        cases = (*task.split.train, *task.split.validation)
+        self.previous = open_previous(task.workspace, task.configuration_name, task.configuration, cases)
+
+    def stream(self, chain: ChainName, **more: Any) -> BatchStream:
+        """Augmented batches of the training cases."""
+        task = self.task
+        return patch_stream(
+            self.store, task.split.train, task.plan, task.configuration, previous=self.previous, chain=chain,
+            pin_memory=task.device.type == "cuda", rank=task.ranks.rank, ranks=task.ranks.count, say=self.say, **more,
+        )  # fmt: skip
+
+    def stream_to_measure(self, chain: ChainName) -> BatchStream:
+        """The same, without cases kept in memory: a few batches are taken, and it is thrown away."""
+        return self.stream(chain, memory_limit=0)
+
+    def fixed(self) -> tuple[list[Batch], list[Batch]]:
+        """Samples of the validation cases, and half as many of the training cases."""
+        plan, configuration, split = self.task.plan, self.task.configuration, self.task.split
+        steps = epoch_steps(plan.training.steps, plan.training.iterations_per_epoch)
+        samples = watched_samples(configuration.batch_size, steps)
+        held_out, learnt = (
+            fixed_batches(self.store, cases, plan, configuration, samples=count, previous=self.previous)
+            for cases, count in ((split.validation, samples), (split.train, samples // 2))
+        )
+        return held_out, learnt
 
 
 def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:
     """The fold as plain data and tensors."""
+    task = fold.task
     about = {
         "version": CHECKPOINT_VERSION,
-        "plan": to_plain(fold.plan),
-        "configuration": fold.configuration_name,
-        "fold": fold.number,
-        "train": list(fold.split.train),
-        "validation": list(fold.split.validation),
+        "plan": to_plain(task.plan),
+        "configuration": task.configuration_name,
+        "fold": task.number,
+        "train": list(task.split.train),
+        "validation": list(task.split.validation),
         "finished": finished,
         "history": fold.log.history,
     }

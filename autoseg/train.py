@@ -22,19 +22,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoseg.data.splits import Split
 from autoseg.diagnosis import diagnose
 from autoseg.errors import AutosegError, OutOfMemory
-from autoseg.fold import Fold, FoldOptions, checkpoint_of, held, open_fold, require_same_plan
+from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, held, open_fold, require_same_plan
 from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_newest, save_generation
-from autoseg.nn.ranks import Ranks
 from autoseg.nn.training_step import clipped_gradients, loss_of, update
-from autoseg.plan import Plan
 from autoseg.pseudo_dice import Batch, validate
 from autoseg.stopping import StopSignals
-from autoseg.workspace import Workspace
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
 RETREATS = 2  # times it does so before it gives up
@@ -56,24 +52,11 @@ class FoldResult:
     already_finished: bool  # nothing was done: the fold had been trained before
 
 
-def train_fold(
-    workspace: Workspace,
-    plan: Plan,
-    configuration_name: str,
-    split: Split,
-    *,
-    device: torch.device,
-    options: FoldOptions,
-    stop: StopSignals,
-    ranks: Ranks,
-) -> FoldResult:
+def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldResult:
     """Train one fold of one configuration, or go on where it stopped.
 
     Args:
-        plan: with the length already set in `plan.training`.
-        split: the cases to train on and to validate with.
         stop: asked after every step whether to save and end.
-        ranks: this process among those that train the fold together.
 
     Raises:
         StateError: data are not preprocessed, the fold was trained under another plan, or another process trains it.
@@ -81,35 +64,31 @@ def train_fold(
         OutOfMemory: a single sample does not fit.
         AutosegError: the loss stays non-finite.
     """
-    folder = workspace.fold(configuration_name, plan.configurations[configuration_name].network.name, split.fold)
-    with held(folder, options.restart, ranks):
+    with held(task.folder, options.restart, task.ranks):
         began = time.perf_counter()
-        saved, damage = load_newest(folder)  # on the CPU: the device need not hold it twice
+        saved, damage = load_newest(task.folder)  # on the CPU: the device need not hold it twice
         if saved:
             saved = upgrade_checkpoint(saved)
-            require_same_plan(saved["plan"], plan, configuration_name, folder)
+            require_same_plan(saved["plan"], task.plan, task.configuration_name, task.folder)
             if saved["finished"]:
-                return _result(
-                    split.fold, folder, plan, Position(**saved["position"]), saved["history"], already_finished=True
-                )
+                return _result(task, Position(**saved["position"]), saved["history"], already_finished=True)
         history = saved["history"] if saved else []
-        with FoldLog(folder, split.fold, list(plan.labels.scored), history, quiet=ranks.rank > 0) as log:
+        labels = list(task.plan.labels.scored)
+        with FoldLog(task.folder, task.number, labels, history, quiet=task.ranks.rank > 0) as log:
             if damage:
-                log.say(f"fold {split.fold}  {damage}")
-            fold = open_fold(
-                workspace, plan, configuration_name, split, device, options, stop, ranks, log, saved, began
-            )
+                log.say(f"fold {task.number}  {damage}")
+            fold = open_fold(task, options, stop, log, saved, began)
             del saved
             with stop.deferred(), fold:
                 train(fold, options.checkpoint_seconds)
             for line in log.summary():
                 log.say(line)
-        return _result(split.fold, folder, plan, fold.state.position, log.history, already_finished=False)
+        return _result(task, fold.state.position, log.history, already_finished=False)
 
 
 def train(fold: Fold, checkpoint_seconds: float) -> None:
     """Do step after step until the schedule is through. The loop."""
-    state, clock, ranks = fold.state, fold.clock, fold.ranks
+    state, clock, ranks = fold.state, fold.clock, fold.task.ranks
     if state.position.step == 0:
         save(fold, finished=False)
     saved_at = clock.elapsed()
@@ -153,7 +132,7 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
 def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     """Look at the fixed samples, write the epoch down, and notice a plateau."""
     state, position = fold.state, fold.state.position
-    looked_at = (fold.plan, fold.device, state.choices.dtype)
+    looked_at = (fold.task.plan, fold.task.device, state.choices.dtype)
     with state.averaged():
         validation_loss, pseudo_dice = validate(fold.network, fold.criterion, fold.held_out, *looked_at)
         _, training_dice = validate(fold.network, fold.criterion, fold.learnt, *looked_at)
@@ -184,10 +163,10 @@ def step_within_memory(fold: Fold, batch: Batch) -> float:
     Raises:
         OutOfMemory: not a single sample fits, or not what the optimiser remembers.
     """
-    state, training = fold.state, fold.plan.training
+    task, state, training = fold.task, fold.state, fold.task.plan.training
     samples = len(batch["image"])
     while True:
-        state.seed_step(fold.number, fold.ranks.rank)
+        state.seed_step(task.number, task.ranks.rank)
         try:
             return training_step(
                 fold.trained, fold.criterion, state.optimizer, state.scaler, batch, state.choices.dtype,
@@ -198,15 +177,15 @@ def step_within_memory(fold: Fold, batch: Batch) -> float:
                 raise
             reason = str(error).splitlines()[0]
         # outside of `except`, so that the error no longer holds the feature maps
-        if state.micro_batches >= samples or fold.ranks.count > 1:
+        if state.micro_batches >= samples or task.ranks.count > 1:
             raise OutOfMemory(
-                f"fold {fold.number}: {reason}",
+                f"fold {task.number}: {reason}",
                 remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
             )
         state.micro_batches = min(2 * state.micro_batches, samples)
         state.optimizer.zero_grad(set_to_none=True)
-        state.renew_scaler(fold.device)
-        if fold.device.type == "cuda":
+        state.renew_scaler(task.device)
+        if task.device.type == "cuda":
             torch.cuda.empty_cache()
         fold.say(f"out of memory: from now on a batch passes the network in {state.micro_batches} parts")
 
@@ -278,11 +257,11 @@ def retreat(fold: Fold, batch: Batch) -> None:
     factor, micro_batches = state.learning_rate_factor, state.micro_batches
     if retreats == RETREATS:
         raise AutosegError(
-            f"fold {fold.number}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on "
+            f"fold {fold.task.number}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on "
             f"{_named(batch)}, after {RETREATS} returns to an earlier checkpoint, too",
             remedy="look at these images; or try --set training.learning_rate=..., --set training.autocast=float32",
         )
-    saved, _ = load_newest(fold.folder)
+    saved, _ = load_newest(fold.task.folder)
     assert saved is not None, "a checkpoint is written before the first step"
     saved = upgrade_checkpoint(saved)
     state.restore(saved)
@@ -292,7 +271,7 @@ def retreat(fold: Fold, batch: Batch) -> None:
     state.retreats = retreats + 1
     if choices.dtype != "float32":
         state.choices = replace(choices, dtype="float32")
-        state.scaler = torch.amp.GradScaler(fold.device.type, enabled=False)
+        state.scaler = torch.amp.GradScaler(fold.task.device.type, enabled=False)
         change = "in float32"
     else:
         state.learning_rate_factor /= 2
@@ -303,8 +282,8 @@ def retreat(fold: Fold, batch: Batch) -> None:
 
 def save(fold: Fold, *, finished: bool) -> None:
     """Write a checkpoint; of several processes the first one does."""
-    if fold.ranks.rank == 0:
-        save_generation(fold.folder, checkpoint_of(fold, finished=finished))
+    if fold.task.ranks.rank == 0:
+        save_generation(fold.task.folder, checkpoint_of(fold, finished=finished))
 
 
 def _named(batch: Mapping[str, Any]) -> str:
@@ -312,13 +291,9 @@ def _named(batch: Mapping[str, Any]) -> str:
 
 
 def _result(
-    fold: int,
-    folder: Path,
-    plan: Plan,
-    position: Position,
-    history: Sequence[Mapping[str, Any]],
-    *,
-    already_finished: bool,
+    task: FoldTask, position: Position, history: Sequence[Mapping[str, Any]], *, already_finished: bool
 ) -> FoldResult:
-    warnings = tuple(warning(fold, finding) for finding in diagnose(history, list(plan.labels.scored)))
-    return FoldResult(fold, folder, position, tuple(history[-1]["pseudo_dice"]), warnings, already_finished)
+    findings = diagnose(history, list(task.plan.labels.scored))
+    warnings = tuple(warning(task.number, finding) for finding in findings)
+    pseudo_dice = tuple(history[-1]["pseudo_dice"])
+    return FoldResult(task.number, task.folder, position, pseudo_dice, warnings, already_finished)

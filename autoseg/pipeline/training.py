@@ -88,14 +88,14 @@ def _train(run: _Run, options: TrainOptions) -> "list[FoldResult]":
 
 def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "FoldResult":
     """Train one fold and predict its held-out cases; what is done already is left alone."""
+    from autoseg.fold import FoldTask
     from autoseg.model import open_model
     from autoseg.predict import predict_cases
     from autoseg.train import train_fold
 
     folds = run.folds
-    result = train_fold(
-        folds.workspace, folds.plan, name, split, device=run.device, options=options, stop=run.stop, ranks=run.ranks
-    )
+    task = FoldTask(folds.workspace, folds.plan, name, split, run.device, run.ranks)
+    result = train_fold(task, options, run.stop)
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold
     # what was predicted before is of older weights, if there are new ones
