@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from tables import dice_per_label, mean_dice
 
 SHARE = 0.5  # of the training patients
 STARTS = ("fresh", "tuned")
@@ -81,14 +82,6 @@ def train(workspace: Path, steps: int, seed: int, *more: object) -> float:
     return time.perf_counter() - began
 
 
-def scores(table: Path) -> dict[str, float]:
-    """Mean Dice per label of a table that `autoseg evaluate --csv` wrote."""
-    with open(table, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    labels = sorted({row["label"] for row in rows})
-    return {label: float(np.mean([float(r["dice"]) for r in rows if r["label"] == label])) for label in labels}
-
-
 def run(dataset: Path, out: Path, source: Path, start: str, steps: int, seed: int) -> dict:
     """Train and score fold 0 of the whole in a workspace of its own; returns the row of the table."""
     workspace, table = out / f"{start}-{steps}-{seed}", out / f"{start}-{steps}-{seed}.csv"
@@ -96,7 +89,7 @@ def run(dataset: Path, out: Path, source: Path, start: str, steps: int, seed: in
     assert held_out(workspace) == held_out(out / "whole"), "the folds differ"
     seconds = train(workspace, steps, seed, *(["--init-from", source] if start == "tuned" else []))
     autoseg("evaluate", "--csv", table, "-w", workspace)
-    return {"start": start, "steps": steps, "seed": seed, "dice": scores(table), "seconds": round(seconds, 1)}
+    return {"start": start, "steps": steps, "seed": seed, "dice": dice_per_label(table), "seconds": round(seconds, 1)}
 
 
 def score_source(dataset: Path, out: Path, source: Path) -> dict:
@@ -110,11 +103,17 @@ def score_source(dataset: Path, out: Path, source: Path) -> dict:
             (references / f"{case}.nii.gz").symlink_to((dataset / "labelsTr" / f"{case}.nii.gz").resolve())
     autoseg("predict", "-i", *images, "-o", segmentations, "-f", 0, "--device", "cpu", "-w", source)
     autoseg("evaluate", "--predictions", segmentations, "--references", references, "--csv", table, "-w", source)
-    return {"start": "tuned", "steps": 0, "seed": 0, "dice": scores(table), "seconds": 0.0}
+    return {"start": "tuned", "steps": 0, "seed": 0, "dice": dice_per_label(table), "seconds": 0.0}
 
 
-def mean_dice(rows: list[dict], start: str, steps: int) -> list[float]:
-    return [np.mean(list(r["dice"].values())) for r in rows if (r["start"], r["steps"]) == (start, steps)]
+def dice_of(rows: list[dict], start: str, steps: int) -> list[dict[str, float]]:
+    """Dice per label of every seed."""
+    return [row["dice"] for row in rows if (row["start"], row["steps"]) == (start, steps)]
+
+
+def mean(runs: list[dict[str, float]]) -> float:
+    """Over seeds and labels; not a number where there is no run."""
+    return float(np.mean([list(dice.values()) for dice in runs])) if runs else float("nan")
 
 
 def report(rows: list[dict]) -> str:
@@ -122,16 +121,13 @@ def report(rows: list[dict]) -> str:
     lines = ["| steps | from random weights | from the model of the half | seeds |", "|---|---|---|---|"]
     lengths = sorted({row["steps"] for row in rows})
     for steps in lengths:
-        found = {start: mean_dice(rows, start, steps) for start in STARTS}
-        spread = {
-            start: f"{np.mean(d):.4f}" + (f" ± {np.std(d, ddof=1):.4f}" if len(d) > 1 else "") if d else ""
-            for start, d in found.items()
-        }
+        found = {start: dice_of(rows, start, steps) for start in STARTS}
+        spread = {start: mean_dice(runs) if runs else "" for start, runs in found.items()}
         lines.append(f"| {steps} | {spread['fresh']} | {spread['tuned']} | {max(map(len, found.values()))} |")
     for steps in lengths:
-        fresh = mean_dice(rows, "fresh", steps)
-        enough = [n for n in lengths if (d := mean_dice(rows, "tuned", n)) and fresh and np.mean(d) >= np.mean(fresh)]
-        if fresh:
+        fresh = mean(dice_of(rows, "fresh", steps))
+        enough = [n for n in lengths if mean(dice_of(rows, "tuned", n)) >= fresh]
+        if not np.isnan(fresh):
             reached = f"{enough[0]} steps" if enough else f"more than {lengths[-1]} steps"
             lines.append(f"What {steps} steps from random weights reach, the other start reaches in {reached}.")
     return "\n".join(lines)

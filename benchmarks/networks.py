@@ -11,7 +11,6 @@ The figures compare recipes under a small budget on two small datasets. They say
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from tables import dice_per_label, each_label, mean_dice, steps_done
 
 DATASETS: dict[str, list[str]] = {"hippocampus": [], "axon_sem": ["--labels", "myelin=1,axon=2"]}
 NETWORKS = (
@@ -40,22 +40,16 @@ def run(data: Path, dataset: str, network: str, seed: int, budget: str, out: Pat
         if arguments is plan:
             began = time.perf_counter()
     seconds = time.perf_counter() - began
-    with open(scores, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    dice = {
-        label: np.mean([float(r["dice"]) for r in rows if r["label"] == label]) for label in {r["label"] for r in rows}
-    }
     planned = json.loads((workspace / "plan.json").read_text(encoding="utf-8"))
     configuration = planned["configurations"][planned["recommended"]]
-    history = next((workspace / "models").glob("*/fold_0/history.jsonl")).read_text(encoding="utf-8").splitlines()
     return {
         "dataset": dataset,
         "network": network,
         "seed": seed,
         "budget": budget,
         "cores": len(os.sched_getaffinity(0)),
-        "dice": {label: float(value) for label, value in sorted(dice.items())},
-        "steps": json.loads(history[-1])["step"],
+        "dice": dice_per_label(scores),
+        "steps": steps_done(next((workspace / "models").glob("*/fold_0"))),
         "seconds": round(seconds, 1),
         "patch": configuration["patch_size"],
         "batch": configuration["batch_size"],
@@ -74,14 +68,12 @@ def table(rows: list[dict]) -> str:
             found = [row for row in rows if (row["dataset"], row["network"]) == (dataset, network)]
             if not found:
                 continue
-            labels = found[0]["dice"]
-            means = [np.mean(list(row["dice"].values())) for row in found]
-            each = ", ".join(f"{label} {np.mean([row['dice'][label] for row in found]):.3f}" for label in labels)
-            spread = f" ± {np.std(means, ddof=1):.4f}" if len(means) > 1 else ""
+            dice = [row["dice"] for row in found]
             patch, steps = "×".join(map(str, found[0]["patch"])), np.mean([row["steps"] for row in found])
+            parameters = f"{found[0]['parameters'] / 1e6:.2f} M"
             lines.append(
-                f"| {dataset} | {network} | {found[0]['parameters'] / 1e6:.2f} M | {patch} | {steps:.0f} | {each} "
-                f"| {np.mean(means):.4f}{spread} | {len(found)} |"
+                f"| {dataset} | {network} | {parameters} | {patch} | {steps:.0f} | {each_label(dice, 3)} "
+                f"| {mean_dice(dice)} | {len(found)} |"
             )
     return "\n".join(lines)
 

@@ -1,0 +1,195 @@
+"""Equal time: fold 0 trained for so many minutes by autoseg and by nnU-Net v2, on hippocampus and axon_sem.
+
+    python benchmarks/equal_time.py --data DIR --peer PEER_VENV [--minutes 15] [--seeds 0]
+        [--datasets hippocampus,axon_sem] [--sides autoseg,sgd,adam] [--test] [--out FOLDER]
+
+DIR holds the datasets; PEER_VENV is a virtual environment with nnunetv2==2.8.1. Both sides plan and preprocess by
+themselves, untimed, and train on the same cases: the peer is given autoseg's split by patient. Both are scored by
+`autoseg evaluate` on the cases that fold 0 holds out, and with `--test` hippocampus also on its test cases.
+
+- autoseg: `plan` and `train -f 0 --time-budget` as they are; the budget includes start-up and the prediction of the
+  held-out cases.
+- nnU-Net: its recommended full-resolution plan (`3d_fullres`, `2d`), all cores as threads, two processes for
+  augmentation (what it takes by itself on two cores, no slower than one: training_step.py). The time is that of its
+  training loop alone. Its schedule spans the time (benchmarks/peer/timed_trainer.py). `sgd` is its default, `adam` the
+  variant it ships with AdamW. On a CPU it has neither autocast nor compilation.
+
+Finished runs stand in runs.jsonl in the folder `--out` and are not repeated.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tables import dice_per_label, each_label, mean_dice, steps_done
+
+HERE = Path(__file__).parent
+AUTOSEG = Path(sys.executable).parent / "autoseg"
+LABELS = {"hippocampus": [], "axon_sem": ["--labels", "myelin=1,axon=2"]}
+PEER = {"hippocampus": (5, "Hippocampus", "3d_fullres"), "axon_sem": (6, "Axons", "2d")}
+TRAINERS = {"sgd": "Timed", "adam": "TimedAdam"}
+MODEL = "nnUNetPlans"
+
+
+def run(command: list, environment: dict[str, str] | None = None) -> None:
+    words = [str(word) for word in command]
+    print(f"\n$ {' '.join(words)}", flush=True)
+    subprocess.run(words, check=True, env=os.environ | (environment or {}))
+
+
+def compare(segmentations: Path, references: Path, workspace: Path) -> dict[str, float]:
+    """Dice of a folder of segmentations, whichever side made them."""
+    table = segmentations.with_suffix(".csv")
+    folders = ["--predictions", segmentations, "--references", references]
+    run([AUTOSEG, "evaluate", *folders, "--csv", table, "-w", workspace])
+    return dice_per_label(table)
+
+
+class Contest:
+    """One dataset, planned by both sides, with the held-out cases of autoseg's fold 0."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.name, self.options, self.out = name, options, options.out.resolve() / name
+        self.data, self.planned = options.data / name, self.out / "planned"
+        self.number, self.title, self.configuration = PEER[name]
+        parts = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
+        self.environment = {variable: str(self.out / part) for variable, part in parts.items()}
+        self.environment |= {
+            "nnUNet_extTrainer": str(HERE / "peer"), "nnUNet_compile": "f", "nnUNet_n_proc_DA": "2",
+            "AUTOSEG_PEER_SECONDS": str(60 * options.minutes),
+        }  # fmt: skip
+
+    @property
+    def dataset(self) -> str:
+        return f"Dataset{self.number:03d}_{self.title}"
+
+    def peer(self, command: str, *arguments: object) -> None:
+        run([self.options.peer / "bin" / f"nnUNetv2_{command}", *arguments], self.environment)
+
+    def prepare(self) -> None:
+        """Plan on both sides, and give the peer autoseg's split; what is there is left alone."""
+        if (self.out / "references").exists():
+            return
+        run([AUTOSEG, "plan", self.data, *LABELS[self.name], "-w", self.planned])
+        raw = self.out / "raw" / self.dataset
+        shutil.rmtree(raw, ignore_errors=True)
+        if self.name == "axon_sem":
+            write_for_peer(self.data, raw)
+        else:
+            shutil.copytree(self.data, raw)
+        self.peer("plan_and_preprocess", "-d", self.number, "-c", self.configuration, "-np", 2, "-npfp", 2)
+        splits = json.loads((self.planned / "splits.json").read_text(encoding="utf-8"))["splits"]
+        theirs = [{"train": split["train"], "val": split["validation"]} for split in splits]
+        written = self.out / "preprocessed" / self.dataset / "splits_final.json"
+        written.write_text(json.dumps(theirs), encoding="utf-8")
+        references = self.out / "unfinished"
+        references.mkdir(exist_ok=True)
+        for path in (raw / "labelsTr").iterdir():
+            if path.name.split(".")[0] in splits[0]["validation"]:
+                shutil.copy(path, references)
+        references.rename(self.out / "references")
+
+    def run_autoseg(self, seed: int) -> tuple[dict, dict, int]:
+        workspace = self.out / f"autoseg_{self.options.minutes:g}m_{seed}"
+        shutil.rmtree(workspace, ignore_errors=True)
+        shutil.copytree(self.planned, workspace)
+        budget = ["--time-budget", f"{self.options.minutes:g}m", "--set", f"training.seed={seed}"]
+        run([AUTOSEG, "train", "-f", "0", *budget, "-w", workspace])
+        (fold,) = (workspace / "models").glob("*/fold_0")
+        held_out = compare(fold / "validation", self.out / "references", self.planned)
+        test = {}
+        if self.tests:
+            segmentations = self.out / f"{workspace.name}_test"
+            run([AUTOSEG, "predict", "-i", self.data / "imagesTs", "-o", segmentations, "-w", workspace])
+            test = compare(segmentations, self.data / "labelsTs", self.planned)
+        return held_out, test, steps_done(fold)
+
+    def run_peer(self, side: str) -> tuple[dict, dict, int]:
+        trainer = TRAINERS[side]
+        model = self.out / "results" / self.dataset / f"{trainer}__{MODEL}__{self.configuration}"
+        shutil.rmtree(model, ignore_errors=True)
+        self.peer("train", self.number, self.configuration, 0, "-device", "cpu", "-tr", trainer)
+        held_out = compare(model / "fold_0" / "validation", self.out / "references", self.planned)
+        test = {}
+        if self.tests:
+            segmentations = self.out / f"{trainer}_test"
+            given = ["-d", self.number, "-c", self.configuration, "-tr", trainer, "-f", 0, "-device", "cpu"]
+            self.peer("predict", "-i", self.data / "imagesTs", "-o", segmentations, *given)
+            test = compare(segmentations, self.data / "labelsTs", self.planned)
+        (log,) = (model / "fold_0").glob("training_log_*.txt")
+        (steps,) = re.findall(r"steps done: (\d+)", log.read_text(encoding="utf-8"))
+        return held_out, test, int(steps)
+
+    @property
+    def tests(self) -> bool:
+        return self.options.test and (self.data / "labelsTs").exists()
+
+
+def write_for_peer(data: Path, raw: Path) -> None:
+    """PNG images in nnU-Net's layout: its names, and its description of the dataset."""
+    for folder, theirs, ending in (("images", "imagesTr", "_0000"), ("labels", "labelsTr", "")):
+        (raw / theirs).mkdir(parents=True)
+        for path in (data / folder).iterdir():
+            shutil.copy(path, raw / theirs / f"{path.stem}{ending}{path.suffix}")
+    description = {
+        "channel_names": {"0": "SEM"}, "labels": {"background": 0, "myelin": 1, "axon": 2},
+        "numTraining": len(list((raw / "labelsTr").iterdir())), "file_ending": ".png",
+    }  # fmt: skip
+    (raw / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+
+
+def table(rows: list[dict]) -> str:
+    """One line per dataset, length and side; mean and standard deviation over seeds."""
+    lines = [
+        "| dataset | minutes | side | steps | held-out cases: Dice per label | mean | test cases: mean | runs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key in sorted({(row["dataset"], row["minutes"], row["side"]) for row in rows}):
+        found = [row for row in rows if (row["dataset"], row["minutes"], row["side"]) == key]
+        held_out, test = ([row[cases] for row in found if row[cases]] for cases in ("held_out", "test"))
+        steps = " ".join(str(row["steps"]) for row in found)
+        dataset, minutes, side = key
+        lines.append(
+            f"| {dataset} | {minutes:g} | {side} | {steps} | {each_label(held_out)} | {mean_dice(held_out)} "
+            f"| {mean_dice(test) if test else ''} | {len(found)} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--peer", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--seeds", default="0", help="of autoseg; the peer has none to set, and trains as often")
+    parser.add_argument("--datasets", default="hippocampus,axon_sem")
+    parser.add_argument("--sides", default="autoseg,sgd,adam")
+    parser.add_argument("--test", action="store_true", help="also score hippocampus' test cases; once, at the end")
+    parser.add_argument("--out", type=Path, default=Path("equal_time_run"))
+    options = parser.parse_args()
+    log = options.out / "runs.jsonl"
+
+    def rows() -> list[dict]:
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+    for name in options.datasets.split(","):
+        contest = Contest(name, options)
+        contest.prepare()
+        for seed in map(int, options.seeds.split(",")):
+            for side in options.sides.split(","):
+                about = {"dataset": name, "minutes": options.minutes, "side": side, "seed": seed}
+                if any(all(row[key] == value for key, value in about.items()) for row in rows()):
+                    continue
+                held_out, test, steps = contest.run_autoseg(seed) if side == "autoseg" else contest.run_peer(side)
+                with open(log, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(about | {"held_out": held_out, "test": test, "steps": steps}) + "\n")
+    print("\n" + table(rows()))
+
+
+if __name__ == "__main__":
+    main()
