@@ -313,13 +313,13 @@ def test_a_requeued_job_does_not_restart_the_fold(tmp_path, monkeypatch, requeue
 def test_a_fold_is_trained_by_a_job(planned, tmp_path):
     """Warned in the middle, requeued, finished, and predicted."""
     settings = ("training.iterations_per_epoch=12", "training.workers=0", "training.autocast=float32")
-    options = TrainOptions(folds=(1,), epochs=5, device="cpu", settings=settings)
+    options = TrainOptions(folds=(1,), epochs=40, device="cpu", settings=settings)  # seconds, wherever: it must be met
     executor = submitit.LocalExecutor(tmp_path / "logs", max_num_timeout=3)
     executor.update_parameters(timeout_min=10)
     job = executor.submit(AutosegJob(), train_arguments(planned, options))
     folder = planned.fold("3d_fullres", "unet", 1)
     try:
-        wait_for((folder / "history.jsonl").exists, 300)
+        wait_for((folder / "last.pt").exists, 300)
         (task,) = psutil.Process(int(job.job_id)).children()
         task.send_signal(signal.SIGUSR2)
         wait_for(lambda: job.paths.result_pickle.exists(), 300)
