@@ -90,17 +90,18 @@ def main() -> None:
         for length, folds in runs:
             train(dataset, workspaces[length, seed], length, folds, seed)
     table = ["| run | steps | Dice per label | mean Dice | each seed |", "|---|---|---|---|---|"]
-    for length, folds in runs:
+    for length, _ in runs:
         trained = [workspaces[length, seed] for seed in seeds]
-        steps = [step for workspace in trained for step in steps_of(workspace)]
-        name = f"{length}, fold {folds}"
-        table.append(row(f"{name}: held-out cases", [held_out(workspace) for workspace in trained], steps))
+        steps = [steps_of(workspace) for workspace in trained]
+        every, first = [step for folds in steps for step in folds], [folds[0] for folds in steps]
+        counts = "/".join(map(str, sorted({len(folds) for folds in steps})))
+        table.append(row(f"{length}, folds: {counts}, held-out cases", list(map(held_out, trained)), every))
         if options.test:
             singles = [test(dataset, workspace, "0") for workspace in trained]
-            table.append(row(f"{length}, fold 0: test", singles, steps))
-            if all(len(steps_of(workspace)) == FOLDS for workspace in trained):
+            table.append(row(f"{length}, fold 0, test cases", singles, first))
+            if all(len(folds) == FOLDS for folds in steps):
                 ensembles = [test(dataset, workspace, f"0..{FOLDS - 1}") for workspace in trained]
-                table.append(row(f"{length}, ensemble: test", ensembles, steps))
+                table.append(row(f"{length}, ensemble, test cases", ensembles, every))
     print("\n" + "\n".join(table))
 
 
