@@ -23,30 +23,22 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-from tables import dice_per_label, each_label, mean_dice, steps_done
+from common import autoseg, dice_per_label, each_label, mean_dice, steps_done
 
 HERE = Path(__file__).parent
-AUTOSEG = Path(sys.executable).parent / "autoseg"
 LABELS = {"hippocampus": [], "axon_sem": ["--labels", "myelin=1,axon=2"]}
 PEER = {"hippocampus": (5, "Hippocampus", "3d_fullres"), "axon_sem": (6, "Axons", "2d")}
 TRAINERS = {"sgd": "Timed", "adam": "TimedAdam"}
 MODEL = "nnUNetPlans"
 
 
-def run(command: list, environment: dict[str, str] | None = None) -> None:
-    words = [str(word) for word in command]
-    print(f"\n$ {' '.join(words)}", flush=True)
-    subprocess.run(words, check=True, env=os.environ | (environment or {}))
-
-
 def compare(segmentations: Path, references: Path, workspace: Path) -> dict[str, float]:
     """Dice of a folder of segmentations, whichever side made them."""
     table = segmentations.with_suffix(".csv")
     folders = ["--predictions", segmentations, "--references", references]
-    run([AUTOSEG, "evaluate", *folders, "--csv", table, "-w", workspace])
+    autoseg("evaluate", *folders, "--csv", table, "-w", workspace)
     return dice_per_label(table)
 
 
@@ -69,13 +61,15 @@ class Contest:
         return f"Dataset{self.number:03d}_{self.title}"
 
     def peer(self, command: str, *arguments: object) -> None:
-        run([self.options.peer / "bin" / f"nnUNetv2_{command}", *arguments], self.environment)
+        words = [str(word) for word in (self.options.peer / "bin" / f"nnUNetv2_{command}", *arguments)]
+        print(f"\n$ {' '.join(words)}", flush=True)
+        subprocess.run(words, check=True, env=os.environ | self.environment)
 
     def prepare(self) -> None:
         """Plan on both sides, and give the peer autoseg's split; what is there is left alone."""
         if (self.out / "references").exists():
             return
-        run([AUTOSEG, "plan", self.data, *LABELS[self.name], "-w", self.planned])
+        autoseg("plan", self.data, *LABELS[self.name], "-w", self.planned)
         raw = self.out / "raw" / self.dataset
         shutil.rmtree(raw, ignore_errors=True)
         if self.name == "axon_sem":
@@ -99,13 +93,13 @@ class Contest:
         shutil.rmtree(workspace, ignore_errors=True)
         shutil.copytree(self.planned, workspace)
         budget = ["--time-budget", f"{self.options.minutes:g}m", "--set", f"training.seed={seed}"]
-        run([AUTOSEG, "train", "-f", "0", *budget, "-w", workspace])
+        autoseg("train", "-f", "0", *budget, "-w", workspace)
         (fold,) = (workspace / "models").glob("*/fold_0")
         held_out = compare(fold / "validation", self.out / "references", self.planned)
         test = {}
         if self.tests:
             segmentations = self.out / f"{workspace.name}_test"
-            run([AUTOSEG, "predict", "-i", self.data / "imagesTs", "-o", segmentations, "-w", workspace])
+            autoseg("predict", "-i", self.data / "imagesTs", "-o", segmentations, "-w", workspace)
             test = compare(segmentations, self.data / "labelsTs", self.planned)
         return held_out, test, steps_done(fold)
 

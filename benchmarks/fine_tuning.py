@@ -17,23 +17,15 @@ import csv
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tables import dice_per_label, mean_dice
+from common import autoseg, dice_per_label, mean_dice
 
 SHARE = 0.5  # of the training patients
 STARTS = ("fresh", "tuned")
-
-
-def autoseg(*arguments: object) -> None:
-    words = [str(word) for word in arguments]
-    print(f"\n$ autoseg {' '.join(words)}", flush=True)
-    subprocess.run([str(Path(sys.executable).parent / "autoseg"), *words], check=True)
 
 
 def plan(dataset: Path, workspace: Path) -> None:

@@ -16,23 +16,11 @@ the test cases are read: each fold 0 is scored alone, and the five folds of a ru
 import argparse
 import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-from tables import dice_per_label, each_label, mean_dice, steps_done
+from common import autoseg, dice_per_label, each_label, mean_dice, steps_done
 
 FOLDS = 5
-
-
-def autoseg(*arguments: object) -> None:
-    """Run a command; print it and its wall time."""
-    words = [str(word) for word in arguments]
-    print(f"\n$ autoseg {' '.join(words)}", flush=True)
-    began = time.perf_counter()
-    subprocess.run([str(Path(sys.executable).parent / "autoseg"), *words], check=True)
-    print(f"({time.perf_counter() - began:.1f} s)", flush=True)
 
 
 def train(dataset: Path, workspace: Path, length: str, folds: str, seed: int) -> None:

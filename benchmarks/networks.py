@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tables import dice_per_label, each_label, mean_dice, steps_done
+from common import dice_per_label, each_label, mean_dice, steps_done
 
 DATASETS: dict[str, list[str]] = {"hippocampus": [], "axon_sem": ["--labels", "myelin=1,axon=2"]}
 NETWORKS = (

@@ -1,11 +1,23 @@
-"""What the scripts beside it share: reading what autoseg wrote, and means with their spread."""
+"""What the scripts beside it share: commands of autoseg, what they wrote, and means with their spread."""
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+
+def autoseg(*arguments: object) -> None:
+    """Run a command; print it and its wall time."""
+    words = [str(word) for word in arguments]
+    print(f"\n$ autoseg {' '.join(words)}", flush=True)
+    began = time.perf_counter()
+    subprocess.run([str(Path(sys.executable).parent / "autoseg"), *words], check=True)
+    print(f"({time.perf_counter() - began:.1f} s)", flush=True)
 
 
 def dice_per_label(table: Path) -> dict[str, float]:
