@@ -1,5 +1,6 @@
-"""The choice of a dtype: hand-made trials, a stopped clock, and networks that compute wrongly in half precision."""
+"""Ways to run a network: hand-made trials, a stopped clock, and networks that compute wrongly in half precision."""
 
+import copy
 import math
 
 import pytest
@@ -7,7 +8,21 @@ import torch
 from torch import nn
 
 from autoseg.nn import precision
-from autoseg.nn.precision import DTYPES, PrecisionTrial, autocast, candidates, choose, measure
+from autoseg.nn.blocks import conv_stage, set_dropout
+from autoseg.nn.networks import build_network
+from autoseg.nn.precision import (
+    DTYPES,
+    REPEATS,
+    PrecisionTrial,
+    autocast,
+    beside,
+    candidates,
+    channels_last,
+    choose,
+    first_stage,
+    measure,
+    to_channels_last,
+)
 
 CPU = torch.device("cpu")
 
@@ -97,17 +112,44 @@ def test_every_dtype_is_run_as_often_as_asked_for(image):
     network = TwoStages()
     trials = measure(network, image, ("float32", "bfloat16"), repeats=3)
     assert [t.dtype for t in trials] == ["float32", "bfloat16"]
-    assert network.dtypes == [torch.float32] * 3 + [torch.bfloat16] * 3
+    assert network.dtypes == [torch.float32, torch.bfloat16] * 3
 
 
 def test_the_best_of_the_repeats_counts(image, monkeypatch):
-    # three readings per repeat: start, after the forward pass, after the backward pass
-    readings = iter([0, 5, 10, 100, 103, 112, 200, 201, 203, 300, 302, 304])
+    # three readings per pass: start, after the forward pass, after the backward pass
+    readings = iter([0, 5, 10, 100, 101, 103, 200, 203, 212, 300, 302, 304])
     monkeypatch.setattr(precision, "_now", lambda device: float(next(readings)))
     first, second = measure(TwoStages(), image, ("float32", "bfloat16"), repeats=2)
     assert (first.seconds, first.forward_seconds) == (10, 3)
     assert (second.seconds, second.forward_seconds) == (3, 1)
     assert choose([first, second]) is second
+
+
+@pytest.mark.parametrize(
+    ("float32", "bfloat16", "passes"),
+    [
+        (1.0, 5.5, 1),
+        (1.0, 4.5, REPEATS),  # soon over, though hopeless
+        (3.0, 14.5, REPEATS),  # slower, but other work may be the reason
+        (3.0, 15.5, 1),
+        (0.001, 4.5, REPEATS),  # so long may warming up take
+    ],
+)
+def test_a_dtype_that_is_far_slower_is_run_but_once(float32, bfloat16, passes, image, monkeypatch):
+    network = TwoStages()
+    clock = [0.0]
+
+    def now(device):
+        """Time passes with the forward pass."""
+        clock[0] += {torch.float32: float32, torch.bfloat16: bfloat16}[network.dtypes.pop()] if network.dtypes else 0
+        return clock[0]
+
+    seen = []
+    network.register_forward_hook(lambda *_: seen.append(network.dtypes[-1]))
+    monkeypatch.setattr(precision, "_now", now)
+    trials = measure(network, image, ("float32", "bfloat16"))
+    assert (seen.count(torch.float32), seen.count(torch.bfloat16)) == (REPEATS, passes)
+    assert [t.seconds for t in trials] == pytest.approx([float32, bfloat16])
 
 
 def test_the_backward_pass_is_timed_through_every_stage(image):
@@ -133,10 +175,82 @@ def test_the_difference_is_in_standard_deviations_of_the_logits(image):
 
 @pytest.mark.parametrize("error", [3.0, math.nan, math.inf])
 def test_a_machine_that_computes_wrongly_is_found_out(image, error, monkeypatch):
-    readings = iter([0, 50, 100] * 2 + [0, 1, 2] * 2)  # float32 slow, bfloat16 fast
+    readings = iter([0, 50, 100, 0, 1, 2] * REPEATS)  # float32 slow, bfloat16 fast
     monkeypatch.setattr(precision, "_now", lambda device: float(next(readings)))
     trials = measure(TwoStages(error), image, ("float32", "bfloat16"))
     assert choose(trials).dtype == "float32"
+
+
+# ---- two ways beside each other ----
+
+
+def test_another_layout_gives_the_same_network():
+    torch.manual_seed(0)
+    for dims in (2, 3):
+        settings = {"in_channels": 1, "num_heads": 3, "features": (4, 8), "blocks": (2, 2), "decoder_blocks": (2,)}
+        network = build_network("unet", strides=[(1,) * dims, (2,) * dims], kernel_sizes=[(3,) * dims] * 2, **settings)
+        image = torch.randn(2, 1, *(8,) * dims)
+        other = channels_last(network)
+        trials = beside(network, other, image, "float32")
+        assert trials[0].difference == 0
+        assert trials[1].difference < 1e-5
+        names = [
+            name for name, value in other.state_dict().items() if value.stride() != network.state_dict()[name].stride()
+        ]
+        assert names
+        assert all(other.state_dict()[name].stride(1) == 1 for name in names)  # channels lie beside each other
+
+
+def test_layouts_mix_where_weights_have_four_axes_and_five():
+    network = nn.ModuleList([nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 3), nn.Linear(2, 3)])
+    parameters = list(network.parameters())
+    assert to_channels_last(network) is network
+    assert all(one is two for one, two in zip(network.parameters(), parameters, strict=True))  # an optimiser holds them
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_two_ways_take_turns_and_the_best_passes_count(monkeypatch):
+    """Per pass the clock is read at its begin, after going forward and at its end."""
+    passes = [(1, 9), (1, 8), (2, 6), (3, 5), (4, 4), (1, 7)]  # forward, backward: of one, other, one, other, ...
+    readings = iter([t for i, (a, b) in enumerate(passes) for t in (100 * i, 100 * i + a, 100 * i + a + b)])
+    monkeypatch.setattr(precision, "_now", lambda device: float(next(readings)))
+    one = nn.Conv2d(1, 1, 1)
+    first, second = beside(one, copy.deepcopy(one), torch.randn(1, 1, 4, 4), "float32", repeats=3)
+    assert (first.seconds, first.forward_seconds) == (8, 1)
+    assert (second.seconds, second.forward_seconds) == (8, 1)
+    assert first.difference == second.difference == 0
+
+
+def test_dropout_makes_no_difference():
+    torch.manual_seed(0)
+    stage = conv_stage(2, 1, 4, (3, 3), (1, 1), 2)
+    set_dropout(stage, 0.5)
+    assert not torch.equal(stage(torch.ones(1, 1, 8, 8)), stage(torch.ones(1, 1, 8, 8)))
+    one, other = beside(stage, copy.deepcopy(stage), torch.randn(2, 1, 8, 8), "float32")
+    assert one.difference == other.difference == 0
+    assert stage.training
+
+
+@pytest.mark.parametrize(("name", "where"), [("unet", "encoder.0"), ("residual_unet", "encoder.0")])
+def test_the_first_stage_of_several_convolutions_is_found(name, where):
+    """What comes in is what the stage sees; a stem of one convolution is passed over."""
+    network = build_network(
+        name, in_channels=1, num_heads=2, features=(4, 8), strides=[(1, 1), (2, 2)], kernel_sizes=[(3, 3)] * 2,
+        blocks=(2, 2), decoder_blocks=(2,),
+    )  # fmt: skip
+    image = torch.randn(2, 1, 8, 8)
+    stage, seen = first_stage(network, image)
+    assert stage is network.get_submodule(where)
+    assert seen.shape == (2, 1 if name == "unet" else 4, 8, 8)
+    assert (seen is image) == (name == "unet")
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_stem_is_better_than_no_stage():
+    stem = conv_stage(2, 1, 4, (3, 3), (1, 1), 1)
+    assert first_stage(nn.Sequential(stem, nn.Conv2d(4, 2, 1)), torch.zeros(1, 1, 4, 4))[0] is stem
+    assert first_stage(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 4, 4)) is None
 
 
 # ---- dtypes and devices ----

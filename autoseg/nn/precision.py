@@ -24,7 +24,8 @@ Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MARGIN = 0.9  # a dtype must need less than this share of float32's time
 TOLERANCE = 0.2  # of the logits' standard deviation: root mean square difference to float32; eight stages give 0.1
-REPEATS = 3  # of two ways beside each other: the first warms up, and compiles; the fastest counts
+REPEATS = 3  # of each way, in turns: the first warms up, and compiles; the fastest counts
+HOPELESS = 5.0  # a dtype whose pass takes longer than so many seconds, and than so many passes of float32, has but one
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the axes of a convolution's weights
 
 
@@ -45,25 +46,24 @@ def candidates(device: torch.device) -> tuple[str, ...]:
     return ("float32", "bfloat16") if device.type == "cpu" else ("float32",)
 
 
-def measure(network: nn.Module, image: Tensor, dtypes: Sequence[str], repeats: int = 2) -> list[PrecisionTrial]:
+def measure(network: nn.Module, image: Tensor, dtypes: Sequence[str], repeats: int = REPEATS) -> list[PrecisionTrial]:
     """Time one training step's forward and backward pass per dtype; weights and gradients are left as they were.
+
+    The dtypes take turns, so that other work on the machine, which comes and goes, meets them all.
 
     Args:
         network: maps `image` (B, C, *patch) to a list of logits.
         dtypes: keys of DTYPES; the first must be float32, the reference.
     """
-    trials: list[PrecisionTrial] = []
-    reference: Tensor | None = None
+    seconds: dict[str, list[list[float]]] = {dtype: [] for dtype in dtypes}
+    finest: dict[str, Tensor] = {}
     with _without_dropout(network):
-        for dtype in dtypes:
-            seconds = []
-            for _ in range(repeats):
-                finest, *taken = _one_pass(network, image, dtype)
-                seconds.append(taken)
-            if reference is None:
-                reference = finest
-            trials.append(_trial(dtype, seconds, finest, reference))
-    return trials
+        for _ in range(repeats):
+            for dtype in dtypes:
+                if not _is_hopeless(seconds[dtype], seconds[dtypes[0]]):
+                    finest[dtype], *taken = _one_pass(network, image, dtype)
+                    seconds[dtype].append(taken)
+    return [_trial(dtype, seconds[dtype], finest[dtype], finest[dtypes[0]]) for dtype in dtypes]
 
 
 def beside(
@@ -166,6 +166,11 @@ def _trial(dtype: str, seconds: Sequence[Sequence[float]], finest: Tensor, refer
     difference = float((finest - reference).square().mean().sqrt() / reference.std().clamp_min(1e-8))
     best, best_forward = (min(column) for column in zip(*seconds, strict=True))
     return PrecisionTrial(dtype, best, best_forward, difference)
+
+
+def _is_hopeless(seconds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> bool:
+    """Whether a dtype has shown that it is far slower than float32, and costs seconds to show it again."""
+    return any(taken > HOPELESS * max(1.0, reference[0][0]) for taken, _ in seconds)
 
 
 def _finest(logits: Tensor | list[Tensor]) -> Tensor:
