@@ -1,7 +1,6 @@
 """Folds side by side, with stand-ins for GPUs and trainings: who begins when and where, what is passed on and told."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,28 +11,19 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import psutil
 import pytest
-from cascaded import with_cascade
-from phantom import tiny_dataset
+from fleets import Told, with_gpus
 
 from autoseg import pipeline
 from autoseg.cli import main
-from autoseg.data.splits import Splits
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
 from autoseg.pipeline import TrainOptions, fleet
-from autoseg.pipeline.fleet import FoldEnd, FoldJob, choose_gpus, fold_command, run_folds, share_cores, train_on_gpus
+from autoseg.pipeline.fleet import FoldEnd, FoldJob, choose_gpus, fold_command, run_folds, share_cores
 from autoseg.pipeline.phases import (
-    bring_previous_stage,
     folds_text,
-    preprocess_phase,
-    split_into_phases,
     train_arguments,
 )
-from autoseg.plan import Plan
-from autoseg.records import load, save
 from autoseg.stopping import StopSignals
 from autoseg.workspace import Workspace
 
@@ -100,13 +90,6 @@ def test_folds_are_written_as_they_are_typed(folds, text):
 
 
 # ---- which GPUs
-
-
-def with_gpus(monkeypatch, count: int, visible: str | None) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
 
 @pytest.mark.parametrize(
@@ -182,22 +165,6 @@ def end(code):
 
 def job(folder: Path, fold: int, script: str) -> FoldJob:
     return FoldJob(fold, [sys.executable, "-S", "-c", script], folder / f"fold_{fold}.output.txt")
-
-
-class Told(list):
-    """Collects what is said; `when` does something at once when a line holds a text."""
-
-    def __init__(self) -> None:
-        self.actions: list[tuple[str, Callable[[], object]]] = []
-
-    def when(self, text: str, act: Callable[[], object]) -> None:
-        self.actions.append((text, act))
-
-    def __call__(self, line: str) -> None:
-        self.append(line)
-        for action in [action for action in self.actions if action[0] in line]:
-            self.actions.remove(action)
-            action[1]()
 
 
 def run_deferred(jobs, gpus, say) -> list[FoldEnd]:
@@ -390,126 +357,3 @@ def test_the_table_says_how_far_each_fold_came(tmp_path):
         ["1", "GPU-a", "1m01s", "-", "-", "killed by SIGSEGV"],
         ["2", "-", "0m00s", "-", "-", "not begun"],
     ]
-
-
-# ---- phases
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory) -> tuple[Path, Workspace]:
-    """A planned workspace with a cascade; nothing is trained."""
-    folder = tmp_path_factory.mktemp("planned")
-    dataset, workspace = tiny_dataset(folder / "data", cases=5), Workspace(folder / "workspace")
-    assert main(["plan", str(dataset), "-w", str(workspace.root), "--no-preprocess"]) == 0
-    save(workspace.plan, with_cascade(load(Plan, workspace.plan)))
-    return dataset, workspace
-
-
-def pretend_trained(workspace: Workspace, name: str, folds: range, dataset: Path) -> None:
-    """Put reference labels where folds put their held-out segmentations."""
-    for split in load(Splits, workspace.splits).splits:
-        if split.fold in folds:
-            folder = workspace.fold(name, "unet", split.fold) / "validation"
-            folder.mkdir(parents=True)
-            for case in split.validation:
-                shutil.copy(dataset / "labelsTr" / f"{case}.nii.gz", folder)
-
-
-def copied(workspace: Workspace, root: Path) -> Workspace:
-    shutil.copytree(workspace.root, root)
-    return Workspace(root)
-
-
-def test_phases_of_a_command(planned, tmp_path):
-    dataset, source = planned
-    workspace = copied(source, tmp_path / "w")
-    options = TrainOptions(epochs=3, restart=True, init_from=Path("m"))
-    assert split_into_phases(workspace, options, Told()) == [
-        replace(options, configuration="3d_fullres", folds=(0, 1, 2, 3, 4))
-    ]
-    cascade = replace(options, configuration="3d_cascade", folds=(1, 3))
-    pretend_trained(workspace, "3d_lowres", range(2), dataset)
-    told = Told()
-    assert split_into_phases(workspace, cascade, told) == [
-        TrainOptions(configuration="3d_lowres", folds=(2, 3, 4), epochs=3),  # those trained are left alone
-        cascade,
-    ]
-    assert told == ["3d_lowres, the previous stage: 2 of 5 folds are trained and validated"]
-    pretend_trained(workspace, "3d_lowres", range(2, 5), dataset)
-    assert split_into_phases(workspace, cascade, told) == [cascade]
-    with pytest.raises(UsageError, match="no fold 7"):
-        split_into_phases(workspace, replace(options, folds=(7,)), told)
-
-
-def phase_command(folder: Path, fails: str) -> Callable[..., list[str]]:
-    """Instead of training: note who was asked for, and what was there by then; fold 1 of a stage fails."""
-
-    def command(workspace: Workspace, phase: TrainOptions, fold: int) -> list[str]:
-        store = workspace.preprocessed("3d_lowres" if phase.configuration == "3d_lowres" else "3d_fullres")
-        brought = workspace.previous_stage("3d_cascade", "unet")
-        seen = f"{phase.configuration} {fold} {store.exists()} {len(list(brought.glob('*.npy')))}"
-        script = f"open({str(folder / 'log')!r}, 'a').write({seen + chr(10)!r})"
-        return [
-            sys.executable,
-            "-S",
-            "-c",
-            script + ("; raise SystemExit(5)" if fails == f"{phase.configuration} {fold}" else ""),
-        ]
-
-    return command
-
-
-def test_a_cascade_waits_for_all_folds_of_its_previous_stage(planned, tmp_path, monkeypatch):
-    dataset, source = planned
-    workspace = copied(source, tmp_path / "w")
-    with_gpus(monkeypatch, 1, None)
-    options = TrainOptions(configuration="3d_cascade", folds=(0, 2))
-    monkeypatch.setattr(fleet, "fold_command", phase_command(tmp_path, fails="3d_lowres 1"))
-    with pytest.raises(AutosegError, match="fold 1 of 3d_lowres failed") as raised:
-        train_on_gpus(workspace, options, "all", Told())
-    assert raised.value.exit_code == 5
-    assert (tmp_path / "log").read_text().splitlines() == [f"3d_lowres {fold} True 0" for fold in range(5)]
-    pretend_trained(workspace, "3d_lowres", range(5), dataset)
-    (tmp_path / "log").unlink()
-    told = Told()
-    train_on_gpus(workspace, options, "all", told)
-    assert (tmp_path / "log").read_text().splitlines() == ["3d_cascade 0 True 5", "3d_cascade 2 True 5"]
-    assert "3d_cascade: 2 folds on GPU 0" in told
-    assert told[-1].startswith("fold ")
-
-
-def test_folds_that_learnt_from_older_segmentations_are_named(planned, tmp_path):
-    dataset, source = planned
-    workspace = copied(source, tmp_path / "w")
-    phase = TrainOptions(configuration="3d_cascade", folds=(0, 1))
-    pretend_trained(workspace, "3d_lowres", range(5), dataset)
-    pretend_trained(workspace, "3d_cascade", range(1, 2), dataset)
-    preprocess_phase(workspace, phase)
-    told = Told()
-    bring_previous_stage(workspace, phase, told)
-    assert not any("older" in line for line in told)
-    (case,) = load(Splits, workspace.splits).splits[3].validation
-    path = workspace.fold("3d_lowres", "unet", 3) / "validation" / f"{case}.nii.gz"
-    nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj)[::-1], nib.load(path).affine), path)
-    bring_previous_stage(workspace, phase, told)
-    assert any(line.startswith("note: fold 1 of 3d_cascade learnt from older segmentations") for line in told)
-
-
-@pytest.mark.slow
-def test_two_folds_are_trained_side_by_side(planned, tmp_path, monkeypatch):
-    """On the CPU, each by its own `autoseg train`; then nothing is left to do."""
-    workspace = copied(planned[1], tmp_path / "w")
-    with_gpus(monkeypatch, 2, None)
-    real = fleet.fold_command
-    monkeypatch.setattr(
-        fleet, "fold_command", lambda *a: [w.replace("--device=cuda", "--device=cpu") for w in real(*a)]
-    )
-    settings = ("training.iterations_per_epoch=12", "training.workers=0", "training.autocast=float32")
-    options = TrainOptions(folds=(0, 1), epochs=2, settings=settings)
-    for expected in ("24 steps in", "is trained and validated already"):
-        told = Told()
-        train_on_gpus(workspace, options, "all", told)
-        for fold in (0, 1):
-            assert any(line.startswith(f"fold {fold}  ") and expected in line for line in told)
-            assert len(list((workspace.fold("3d_fullres", "unet", fold) / "validation").glob("*.nii.gz"))) == 1
-        assert [line.split()[-1] for line in told[-1].splitlines()[1:]] == ["trained", "trained"]

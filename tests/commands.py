@@ -1,0 +1,39 @@
+"""autoseg as a user runs it, from a test: `from commands import SHORT, run`."""
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from autoseg.cli import main
+from autoseg.workspace import Workspace
+
+SETTINGS = (  # nothing that is measured, and so may differ from run to run
+    "training.iterations_per_epoch=12", "training.workers=0", "training.autocast=float32", "training.chain=host",
+)  # fmt: skip
+SHORT = [word for setting in SETTINGS for word in ("--set", setting)]
+
+
+def run(*arguments: object) -> None:
+    code = main([str(a) for a in arguments])
+    assert code == 0, f"autoseg {' '.join(map(str, arguments))} ended with {code}"
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process in the middle of a training."""
+
+
+def copy_of(workspace: Workspace, root: Path) -> Workspace:
+    shutil.copytree(workspace.root, root)
+    return Workspace(root)
+
+
+def dice_of(folder: Path, dataset: Path) -> float:
+    """Of all foreground, over the files of a folder."""
+    both = total = 0
+    for path in folder.iterdir():
+        found = np.asarray(nib.load(path).dataobj) > 0
+        wanted = np.asarray(nib.load(dataset / "labelsTr" / path.name).dataobj) > 0
+        both, total = both + (found & wanted).sum(), total + found.sum() + wanted.sum()
+    return 2 * both / total
