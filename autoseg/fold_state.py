@@ -6,7 +6,7 @@ process that takes them is the one that took those before or not (at the same nu
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -28,7 +28,7 @@ from autoseg.nn.optimization import (
 from autoseg.plan import Plan, Training
 from autoseg.start_up import Choices
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,19 @@ class FoldState:
             factor *= cool_down(progress - self.cooling_since, cool_down_length(self.cooling_since))
         return set_learning_rate(self.optimizer, self.training.learning_rate, self.training.schedule, progress, factor)
 
-    def watch_plateau(self, validation_loss: float, progress: float) -> str:
-        """Take in the loss of an epoch; what a plateau leads to, in words, or ""."""
+    def watch_plateau(self, validation_loss: float, pseudo_dice: Sequence[float | None], progress: float) -> str:
+        """Take in what validation found after an epoch; what a plateau leads to, in words, or "".
+
+        It takes both to stand still. The loss rises when a network grows too sure of its mistakes, while its
+        segmentations still get better; Dice stands at 0 while the loss of a small label already falls.
+        """
         if self.plateau is None or self.cooling_since is not None or progress >= 1:
             return ""
-        if not self.plateau.update(validation_loss):
+        known = [dice for dice in pseudo_dice if dice is not None]
+        missed = 1 - sum(known) / len(known) if known else math.nan
+        if not self.plateau.update(validation_loss, missed):
             return ""
-        since = f"no better validation loss in {self.plateau.patience} epochs"
+        since = f"no better validation loss or pseudo Dice in {self.plateau.patience} epochs"
         if self.training.schedule == "reduce_on_plateau" and self.plateau.found <= REDUCTIONS:
             return f"{since}: the learning rate is reduced"
         self.cooling_since = progress
@@ -203,7 +209,9 @@ def upgrade_checkpoint(plain: dict[str, Any]) -> dict[str, Any]:
             remedy="install the version of autoseg that wrote it",
         )
     plain = plain | {"plan": Plan.upgrade(plain["plan"])}
-    return _upgrade_from_1(plain) if plain["version"] == 1 else plain
+    if plain["version"] == 1:
+        plain = _upgrade_from_1(plain)
+    return _upgrade_from_2(plain) if plain["version"] == 2 else plain
 
 
 def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
@@ -217,3 +225,12 @@ def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     kept = {key: value for key, value in plain.items() if key not in ("dtype", "forward_seconds")}
     return kept | added | {"version": 2, "choices": asdict(choices)}
+
+
+def _upgrade_from_2(plain: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 waits for the pseudo Dice, too, before it sees a plateau."""
+    plateau = plain["plateau"]
+    if plateau:
+        loss = {"averages": (plateau["average"], None), "bests": (plateau["best"], None)}
+        plateau = {key: value for key, value in plateau.items() if key not in ("average", "best")} | loss
+    return plain | {"version": 3, "plateau": plateau}

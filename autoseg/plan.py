@@ -123,7 +123,7 @@ class Training:
     momentum: float | None = None  # of SGD, or beta 1 of AdamW; None: 0.99 or 0.9
     weight_decay: float = 3e-5
     schedule: Literal["poly", "cosine", "one_cycle", "reduce_on_plateau"] = "poly"
-    patience: int = 15  # epochs without a better validation loss after which the training cools down and ends; 0: never
+    patience: int = 15  # epochs without better validation loss or Dice after which the training cools down; 0: never
     weight_average: float = 0.0  # decay of the exponential moving average of the weights; 0 is off
     gradient_clip: float = 12.0
     loss: Literal["dice_ce", "dice_bce", "dice_focal", "dice_topk", "tversky"] = "dice_ce"

@@ -2,7 +2,8 @@
 
 `train_fold` reads top to bottom: where the fold stands, its network, its data, what is fastest here, then steps until
 the schedule is through. The schedule spans what was asked for: epochs, steps, or a wall-time budget that includes the
-validation afterwards. Where the validation loss no longer falls, the learning rate cools down and the training ends.
+validation afterwards. Where neither validation loss nor Dice gets better, the learning rate cools down and the training
+ends.
 
 Nothing is lost: once a minute, after every epoch and when it is asked to stop, the fold writes a checkpoint; the same
 command goes on from there, with the very batch that was due.
@@ -136,7 +137,7 @@ def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     with state.averaged():
         validation_loss, pseudo_dice = validate(fold.network, fold.criterion, fold.held_out, *looked_at)
         _, training_dice = validate(fold.network, fold.criterion, fold.learnt, *looked_at)
-    plateau = state.watch_plateau(validation_loss, schedule)
+    plateau = state.watch_plateau(validation_loss, pseudo_dice, schedule)
     state.position = position.next_epoch(fold.clock.elapsed())
     progress = state.due_progress(schedule)
     row = {

@@ -9,6 +9,7 @@ from torch import nn
 from autoseg.errors import StateError
 from autoseg.fold_state import FoldState, Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.nn.optimization import Plateau
 from autoseg.plan import Training
 from autoseg.start_up import Choices
 
@@ -63,10 +64,12 @@ def test_a_loss_that_is_not_finite_does_not_enter_the_average():
 
 # ---- the end at a plateau
 
+FLAT = (0.5, None)  # pseudo Dice of two labels, the second not in the samples
+
 
 def test_a_plateau_begins_a_cool_down_that_ends_the_training():
     state = begin(patience=3, schedule="cosine", learning_rate=1.0)
-    said = [state.watch_plateau(0.5, progress) for progress in (0.1, 0.2, 0.3, 0.4)]
+    said = [state.watch_plateau(0.5, FLAT, progress) for progress in (0.1, 0.2, 0.3, 0.4)]
     assert said[:3] == ["", "", ""]  # the first is the best, two more are waited for
     assert "cools down" in said[3]
     assert state.cooling_since == 0.4  # three epochs without a better one
@@ -77,13 +80,13 @@ def test_a_plateau_begins_a_cool_down_that_ends_the_training():
     # the schedule's own rate, times 1 - sqrt(share of the cool-down)
     cosine = 0.5 * (1 + math.cos(math.pi * 0.41))
     assert state.set_learning_rate(0.41) == pytest.approx(cosine * (1 - math.sqrt(0.25)))
-    assert state.watch_plateau(0.5, 0.42) == ""  # it is ending already
+    assert state.watch_plateau(0.5, FLAT, 0.42) == ""  # it is ending already
 
 
 def test_a_cool_down_never_outlasts_the_schedule():
     state = begin(patience=1)
-    state.watch_plateau(0.5, 0.96)
-    state.watch_plateau(0.5, 0.97)
+    state.watch_plateau(0.5, FLAT, 0.96)
+    state.watch_plateau(0.5, FLAT, 0.97)
     assert state.cooling_since == 0.97
     assert state.due_progress(0.985) == pytest.approx(0.985)
     assert state.due_progress(1.0) == 1
@@ -91,27 +94,37 @@ def test_a_cool_down_never_outlasts_the_schedule():
 
 def test_an_improving_loss_never_ends_the_training():
     state = begin(patience=2)
-    assert {state.watch_plateau(1 - 0.01 * epoch, epoch / 100) for epoch in range(100)} == {""}
+    assert {state.watch_plateau(1 - 0.01 * epoch, FLAT, epoch / 100) for epoch in range(100)} == {""}
     assert state.due_progress(0.99) == 0.99
+
+
+def test_it_takes_the_loss_and_the_dice_to_stand_still():
+    """Per epoch the loss and the Dice change by so much; the first values are the best there were before."""
+    for loss, dice, ends in ((0.01, 0.01, False), (-0.01, -0.01, False), (0.01, -0.01, True), (0.01, 0.0, True)):
+        state = begin(patience=3)
+        said = [state.watch_plateau(0.5 + e * loss, (0.5 + e * dice, None), 0.0) for e in range(4)]
+        assert [bool(text) for text in said] == [False, False, False, ends]
+    unknown = begin(patience=3)  # no label occurs in the samples: the loss alone decides
+    assert [bool(unknown.watch_plateau(0.5, (None, None), 0.0)) for _ in range(4)] == [False, False, False, True]
 
 
 def test_the_last_epoch_has_nothing_to_cool_down():
     state = begin(patience=1)
-    assert [state.watch_plateau(0.5, progress) for progress in (0.9, 1.0)] == ["", ""]
+    assert [state.watch_plateau(0.5, FLAT, progress) for progress in (0.9, 1.0)] == ["", ""]
     assert state.cooling_since is None
 
 
 def test_patience_0_never_ends_the_training():
     state = begin(patience=0)
-    assert {state.watch_plateau(0.5, epoch / 100) for epoch in range(100)} == {""}
+    assert {state.watch_plateau(0.5, FLAT, epoch / 100) for epoch in range(100)} == {""}
 
 
 def test_reduce_on_plateau_reduces_twice_before_it_ends():
     state = begin(patience=2, schedule="reduce_on_plateau", learning_rate=1.0)
-    said = [state.watch_plateau(0.5, epoch / 100) for epoch in range(6)]
+    said = [state.watch_plateau(0.5, FLAT, epoch / 100) for epoch in range(6)]
     assert ["reduced" in text for text in said] == [False, False, True, False, True, False]
     assert state.set_learning_rate(0.5) == pytest.approx(0.2 * 0.2)
-    assert "cools down" in state.watch_plateau(0.5, 0.06)
+    assert "cools down" in state.watch_plateau(0.5, FLAT, 0.06)
     assert state.cooling_since == 0.06
     assert state.set_learning_rate(0.06) == pytest.approx(0.2 * 0.2)  # it cools down from where it is
 
@@ -127,7 +140,7 @@ def test_a_restored_state_goes_on_bit_by_bit(tmp_path):
     half = begin(**options)
     for _ in range(3):
         step(half)
-    half.watch_plateau(0.7, 0.3)
+    half.watch_plateau(0.7, FLAT, 0.3)
     half.cooling_since, half.micro_batches, half.retreats, half.learning_rate_factor = 0.9, 2, 1, 0.5
     save_checkpoint(tmp_path / "last.pt", half.to_plain())
     resumed = begin(**options)
@@ -175,15 +188,31 @@ def test_averaged_weights_are_there_while_they_are_looked_at():
 
 
 def test_a_checkpoint_of_the_future_is_refused():
-    with pytest.raises(StateError, match="version 3, this autoseg knows 2"):
-        upgrade_checkpoint({"version": 3, "plan": {"version": 3}})
+    with pytest.raises(StateError, match="version 4, this autoseg knows 3"):
+        upgrade_checkpoint({"version": 4, "plan": {"version": 3}})
+
+
+def test_a_checkpoint_of_version_2_goes_on_waiting_for_a_better_loss():
+    plateau = {
+        "patience": 3,
+        "tolerance": 0.001,
+        "smoothing": 0.9,
+        "average": 0.5,
+        "best": 0.4,
+        "waited": 2,
+        "found": 0,
+    }
+    new = upgrade_checkpoint({"version": 2, "plan": {"version": 3}, "plateau": plateau})
+    assert new["version"] == 3
+    assert Plateau(**new["plateau"]) == Plateau(3, averages=(0.5, None), bests=(0.4, None), waited=2)
+    assert upgrade_checkpoint({"version": 2, "plan": {"version": 3}, "plateau": None})["plateau"] is None
 
 
 def test_a_checkpoint_of_version_1_is_read():
     plan = {"version": 3}
     old = {"version": 1, "plan": plan, "dtype": "bfloat16", "forward_seconds": 0.5, "position": {"epoch": 1}}
     new = upgrade_checkpoint(old)
-    assert new["version"] == 2
+    assert new["version"] == 3
     assert new["choices"] == {
         "dtype": "bfloat16", "channels_last": False, "compiled": False, "chain": "host", "forward_seconds": 0.5
     }  # fmt: skip

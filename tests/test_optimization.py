@@ -131,7 +131,7 @@ def test_rising_is_no_improvement_and_neither_is_nan():
     assert found_at(Plateau(patience=3, smoothing=0), [0.5, 0.6, 0.7, 0.8]) == [4]
     plateau = Plateau(patience=3)
     assert found_at(plateau, [0.5, math.nan, 0.5, math.inf]) == [4]
-    assert plateau.average == 0.5
+    assert plateau.averages == (0.5,)
     assert found_at(Plateau(patience=2), [math.nan, math.nan]) == [2]
 
 
@@ -142,9 +142,16 @@ def test_an_improvement_starts_the_wait_anew():
     assert found_at(Plateau(patience=3, smoothing=0, tolerance=0.15), [0.5, 0.4, 0.3, 0.3, 0.3, 0.3]) == [6]  # in sum
 
 
+def test_all_values_must_stand_still():
+    plateau = Plateau(patience=3, smoothing=0)
+    pairs = [(0.5, 0.9), (0.5, 0.8), (0.6, 0.8), (0.4, 0.9), (0.4, 0.9), (0.4, 0.7), (0.4, 0.7), (0.4, 0.7), (0.4, 0.7)]
+    assert [number for number, pair in enumerate(pairs, start=1) if plateau.update(*pair)] == [9]
+    assert plateau.bests == (0.4, 0.7)
+
+
 def test_the_average_by_hand_and_how_far_it_lags():
     plateau = Plateau(smoothing=0.9)
-    averages = [plateau.average for value in (1.0, 0.5, 0.0) if not plateau.update(value)]
+    averages = [plateau.averages[0] for value in (1.0, 0.5, 0.0) if not plateau.update(value)]
     assert averages == pytest.approx([1.0, 0.95, 0.855])
     # of a fall by 0.1, 0.1 * 0.9^n is still to come after n updates: 0.02 below the last best it is at n = 3 (0.0729),
     # 7 (0.0478), 13 (0.0254) and 28 (0.0052), and never again
@@ -171,7 +178,7 @@ def test_a_plateau_goes_on_from_plain_data(values, cut):
     first = Plateau(patience=3, smoothing=0.5)
     seen = [first.update(value) for value in values[:cut]]
     plain = asdict(first)
-    assert all(value is None or type(value) in (int, float) for value in plain.values())
+    assert {type(value) for value in plain.values()} == {int, float, tuple}
     second = Plateau(**plain)
     assert seen + [second.update(value) for value in values[cut:]] == expected
     assert second == whole

@@ -63,7 +63,9 @@ def test_a_planted_plateau_ends_on_time(workspace, capsys):
     assert rows[-1]["step"] == math.ceil(3.3 * 12)
     assert rows[-1]["progress"] == 1
     assert rows[-1]["learning_rate"] < rows[2]["learning_rate"] / 2
-    assert "no better validation loss in 2 epochs: the learning rate cools down" in capsys.readouterr().out
+    assert (
+        "no better validation loss or pseudo Dice in 2 epochs: the learning rate cools down" in capsys.readouterr().out
+    )
     assert load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")["finished"]
 
 

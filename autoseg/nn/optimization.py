@@ -92,13 +92,13 @@ def set_learning_rate(
 
 @dataclass
 class Plateau:
-    """Tells when a value that ought to fall, such as the validation loss, has stopped falling.
+    """Tells when values that ought to fall, such as the validation loss, have all stopped falling.
 
-    The value is smoothed by an exponential moving average, which begins with the first one. A plateau is found when the
-    average has not come `tolerance` below the best it was, `patience` updates in a row; then the wait starts anew. All
+    Each value is smoothed by an exponential moving average, which begins with the first one. A plateau is found when no
+    average has come `tolerance` below the best it was, `patience` updates in a row; then the wait starts anew. All
     fields are plain data: `Plateau(**asdict(plateau))` goes on where `plateau` stood.
 
-    The average lags behind: at the default smoothing, a fall by 0.1 delays the wait by some 40 updates (the share 0.9^n
+    An average lags behind: at the default smoothing, a fall by 0.1 delays the wait by some 40 updates (the share 0.9^n
     of it that is still to come after n updates must be less than the tolerance).
 
     Source: the first nnU-Net (Isensee et al., 2018): patience 30, tolerance 5e-3, learning rate / 5.
@@ -106,18 +106,20 @@ class Plateau:
 
     patience: int = 15  # updates
     tolerance: float = 1e-3
-    smoothing: float = 0.9  # of the average; 0 takes values as they come
-    average: float | None = None
-    best: float | None = None
-    waited: int = 0  # updates since the best, or since the last plateau
+    smoothing: float = 0.9  # of the averages; 0 takes values as they come
+    averages: tuple[float | None, ...] = ()  # one per value
+    bests: tuple[float | None, ...] = ()
+    waited: int = 0  # updates since one of them was the best, or since the last plateau
     found: int = 0  # plateaus so far
 
-    def update(self, value: float) -> bool:
-        """Take in one more value; whether a plateau is found. A value that is not finite is no improvement."""
-        if math.isfinite(value):
-            self.average = value if self.average is None else value + self.smoothing * (self.average - value)
-        if self.average is not None and (self.best is None or self.average < self.best - self.tolerance):
-            self.best, self.waited = self.average, 0
+    def update(self, *values: float) -> bool:
+        """Take in one more of each value; whether a plateau is found. What is not finite is no improvement."""
+        unknown = (None,) * len(values)
+        self.averages = tuple(map(self._smoothed, self.averages or unknown, values))
+        bests = tuple(map(self._better, self.bests or unknown, self.averages))
+        improved, self.bests = bests != (self.bests or unknown), bests
+        if improved:
+            self.waited = 0
             return False
         self.waited += 1
         if self.waited < self.patience:
@@ -125,6 +127,15 @@ class Plateau:
         self.waited = 0
         self.found += 1
         return True
+
+    def _smoothed(self, average: float | None, value: float) -> float | None:
+        if not math.isfinite(value):
+            return average
+        return value if average is None else value + self.smoothing * (average - value)
+
+    def _better(self, best: float | None, average: float | None) -> float | None:
+        """The average where it is the new best, otherwise the old one."""
+        return average if average is not None and (best is None or average < best - self.tolerance) else best
 
     @property
     def factor(self) -> float:
