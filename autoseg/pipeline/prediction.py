@@ -48,7 +48,10 @@ def predict_images(
     chosen_device = choose_device(device)
     opened = [open_model(workspace, *pair, folds=folds, device=chosen_device) for pair in pairs]
     written = predict_cases(opened, cases, out, PredictOptions(step=step, mirroring=mirroring))
-    voters = [f"{len(model.folds)} folds of {pair[0]} ({pair[1]})" for model, pair in zip(opened, pairs, strict=True)]
+    voters = [
+        f"{len(model.folds)} fold{'s' * (len(model.folds) > 1)} of {pair[0]} ({pair[1]})"
+        for model, pair in zip(opened, pairs, strict=True)
+    ]
     say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
     return [prediction.path for prediction in written]
 
