@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from cascaded import with_cascade
+from commands import copy_of
 from fleets import Told, with_gpus
 from phantom import tiny_dataset
 
@@ -46,14 +47,9 @@ def pretend_trained(workspace: Workspace, name: str, folds: range, dataset: Path
                 shutil.copy(dataset / "labelsTr" / f"{case}.nii.gz", folder)
 
 
-def copied(workspace: Workspace, root: Path) -> Workspace:
-    shutil.copytree(workspace.root, root)
-    return Workspace(root)
-
-
 def test_phases_of_a_command(planned, tmp_path):
     dataset, source = planned
-    workspace = copied(source, tmp_path / "w")
+    workspace = copy_of(source, tmp_path / "w")
     options = TrainOptions(epochs=3, restart=True, init_from=Path("m"))
     assert split_into_phases(workspace, options, Told()) == [
         replace(options, configuration="3d_fullres", folds=(0, 1, 2, 3, 4))
@@ -92,7 +88,7 @@ def phase_command(folder: Path, fails: str) -> Callable[..., list[str]]:
 
 def test_a_cascade_waits_for_all_folds_of_its_previous_stage(planned, tmp_path, monkeypatch):
     dataset, source = planned
-    workspace = copied(source, tmp_path / "w")
+    workspace = copy_of(source, tmp_path / "w")
     with_gpus(monkeypatch, 1, None)
     options = TrainOptions(configuration="3d_cascade", folds=(0, 2))
     monkeypatch.setattr(fleet, "fold_command", phase_command(tmp_path, fails="3d_lowres 1"))
@@ -111,7 +107,7 @@ def test_a_cascade_waits_for_all_folds_of_its_previous_stage(planned, tmp_path, 
 
 def test_folds_that_learnt_from_older_segmentations_are_named(planned, tmp_path):
     dataset, source = planned
-    workspace = copied(source, tmp_path / "w")
+    workspace = copy_of(source, tmp_path / "w")
     phase = TrainOptions(configuration="3d_cascade", folds=(0, 1))
     pretend_trained(workspace, "3d_lowres", range(5), dataset)
     pretend_trained(workspace, "3d_cascade", range(1, 2), dataset)
@@ -129,7 +125,7 @@ def test_folds_that_learnt_from_older_segmentations_are_named(planned, tmp_path)
 @pytest.mark.slow
 def test_two_folds_are_trained_side_by_side(planned, tmp_path, monkeypatch):
     """On the CPU, each by its own `autoseg train`; then nothing is left to do."""
-    workspace = copied(planned[1], tmp_path / "w")
+    workspace = copy_of(planned[1], tmp_path / "w")
     with_gpus(monkeypatch, 2, None)
     real = fleet.fold_command
     monkeypatch.setattr(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import SHORT, run
 from phantom import tiny_dataset
 
 from autoseg import train
@@ -20,16 +21,6 @@ from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
 
 pytestmark = pytest.mark.slow
-
-SHORT = [
-    word
-    for setting in ("iterations_per_epoch=12", "workers=0", "autocast=float32", "chain=host")
-    for word in ("--set", f"training.{setting}")
-]
-
-
-def run(*arguments: object) -> None:
-    assert main([str(a) for a in arguments]) == 0
 
 
 def plan(folder: Path, **dataset) -> Workspace:
