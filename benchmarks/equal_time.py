@@ -1,7 +1,7 @@
 """Equal time: fold 0 trained for so many minutes by autoseg and by nnU-Net v2, on hippocampus and axon_sem.
 
     python benchmarks/equal_time.py --data DIR --peer PEER_VENV [--minutes 15] [--seeds 0]
-        [--datasets hippocampus,axon_sem] [--sides autoseg,sgd,adam] [--test] [--out FOLDER]
+        [--datasets hippocampus,axon_sem] [--sides autoseg,sgd,adam,resenc_sgd,resenc_adam] [--test] [--out FOLDER]
 
 DIR holds the datasets; PEER_VENV is a virtual environment with nnunetv2==2.8.1. Both sides plan and preprocess by
 themselves, untimed, and train on the same cases: the peer is given autoseg's split by patient. Both are scored by
@@ -9,10 +9,11 @@ themselves, untimed, and train on the same cases: the peer is given autoseg's sp
 
 - autoseg: `plan` and `train -f 0 --time-budget` as they are; the budget includes start-up and the prediction of the
   held-out cases.
-- nnU-Net: its recommended full-resolution plan (`3d_fullres`, `2d`), all cores as threads, two processes for
-  augmentation (what it takes by itself on two cores, no slower than one: training_step.py). The time is that of its
-  training loop alone. Its schedule spans the time (benchmarks/peer/timed_trainer.py). `sgd` is its default, `adam` the
-  variant it ships with AdamW. On a CPU it has neither autocast nor compilation.
+- nnU-Net: its full-resolution configuration (`3d_fullres`, `2d`), all cores as threads, two processes for augmentation
+  (what it takes by itself on two cores, no slower than one: training_step.py). The time is that of its training loop
+  alone. Its schedule spans the time (benchmarks/peer/timed_trainer.py). `sgd` is its default, `adam` the variant it
+  ships with AdamW; `resenc_` the preset ResEnc M, which its documentation recommends instead of the default plan. On a
+  CPU it has neither autocast nor compilation.
 
 Finished runs stand in runs.jsonl in the folder `--out` and are not repeated.
 """
@@ -30,8 +31,11 @@ from common import autoseg, dice_per_label, each_label, mean_dice, steps_done
 HERE = Path(__file__).parent
 LABELS = {"hippocampus": [], "axon_sem": ["--labels", "myelin=1,axon=2"]}
 PEER = {"hippocampus": (5, "Hippocampus", "3d_fullres"), "axon_sem": (6, "Axons", "2d")}
-TRAINERS = {"sgd": "Timed", "adam": "TimedAdam"}
-MODEL = "nnUNetPlans"
+PLAIN, RESENC = "nnUNetPlans", "nnUNetResEncUNetMPlans"  # the second by nnUNetPlannerResEncM
+SIDES = {  # of the peer: trainer and plans
+    "sgd": ("Timed", PLAIN), "adam": ("TimedAdam", PLAIN),
+    "resenc_sgd": ("Timed", RESENC), "resenc_adam": ("TimedAdam", RESENC),
+}  # fmt: skip
 
 
 def compare(segmentations: Path, references: Path, workspace: Path) -> dict[str, float]:
@@ -104,16 +108,18 @@ class Contest:
         return held_out, test, steps_done(fold)
 
     def run_peer(self, side: str) -> tuple[dict, dict, int]:
-        trainer = TRAINERS[side]
-        model = self.out / "results" / self.dataset / f"{trainer}__{MODEL}__{self.configuration}"
+        trainer, plans = SIDES[side]
+        if not (self.out / "preprocessed" / self.dataset / f"{plans}.json").exists():
+            self.peer("plan_experiment", "-d", self.number, "-pl", "nnUNetPlannerResEncM")  # the data serve both
+        model = self.out / "results" / self.dataset / f"{trainer}__{plans}__{self.configuration}"
         shutil.rmtree(model, ignore_errors=True)
-        self.peer("train", self.number, self.configuration, 0, "-device", "cpu", "-tr", trainer)
+        self.peer("train", self.number, self.configuration, 0, "-device", "cpu", "-tr", trainer, "-p", plans)
         held_out = compare(model / "fold_0" / "validation", self.out / "references", self.planned)
         test = {}
         if self.tests:
-            segmentations = self.out / f"{trainer}_test"
-            given = ["-d", self.number, "-c", self.configuration, "-tr", trainer, "-f", 0, "-device", "cpu"]
-            self.peer("predict", "-i", self.data / "imagesTs", "-o", segmentations, *given)
+            segmentations = self.out / f"{side}_test"
+            model_of = ["-d", self.number, "-c", self.configuration, "-tr", trainer, "-p", plans, "-f", 0]
+            self.peer("predict", "-i", self.data / "imagesTs", "-o", segmentations, *model_of, "-device", "cpu")
             test = compare(segmentations, self.data / "labelsTs", self.planned)
         (log,) = (model / "fold_0").glob("training_log_*.txt")
         (steps,) = re.findall(r"steps done: (\d+)", log.read_text(encoding="utf-8"))
@@ -162,7 +168,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seeds", default="0", help="of autoseg; the peer has none to set, and trains as often")
     parser.add_argument("--datasets", default="hippocampus,axon_sem")
-    parser.add_argument("--sides", default="autoseg,sgd,adam")
+    parser.add_argument("--sides", default=",".join(["autoseg", *SIDES]))
     parser.add_argument("--test", action="store_true", help="also score hippocampus' test cases; once, at the end")
     parser.add_argument("--out", type=Path, default=Path("equal_time_run"))
     options = parser.parse_args()
