@@ -1,7 +1,7 @@
 """Equal time: fold 0 trained for so many minutes by autoseg and by nnU-Net v2, on hippocampus and axon_sem.
 
     python benchmarks/equal_time.py --data DIR --peer PEER_VENV [--minutes 15] [--seeds 0]
-        [--datasets hippocampus,axon_sem] [--sides autoseg,sgd,adam,resenc_sgd,resenc_adam] [--test] [--out FOLDER]
+        [--datasets hippocampus,axon_sem] [--sides autoseg,sgd,adam,resenc_adam] [--test] [--out FOLDER]
 
 DIR holds the datasets; PEER_VENV is a virtual environment with nnunetv2==2.8.1. Both sides plan and preprocess by
 themselves, untimed, and train on the same cases: the peer is given autoseg's split by patient. Both are scored by
@@ -12,8 +12,8 @@ themselves, untimed, and train on the same cases: the peer is given autoseg's sp
 - nnU-Net: its full-resolution configuration (`3d_fullres`, `2d`), all cores as threads, two processes for augmentation
   (what it takes by itself on two cores, no slower than one: training_step.py). The time is that of its training loop
   alone. Its schedule spans the time (benchmarks/peer/timed_trainer.py). `sgd` is its default, `adam` the variant it
-  ships with AdamW; `resenc_` the preset ResEnc M, which its documentation recommends instead of the default plan. On a
-  CPU it has neither autocast nor compilation.
+  ships with AdamW; `resenc_adam` trains the preset ResEnc M with that, which its documentation recommends instead of
+  the default plan. On a CPU it has neither autocast nor compilation.
 
 Finished runs stand in runs.jsonl in the folder `--out` and are not repeated.
 """
@@ -31,11 +31,11 @@ from common import autoseg, dice_per_label, each_label, mean_dice, steps_done
 HERE = Path(__file__).parent
 LABELS = {"hippocampus": [], "axon_sem": ["--labels", "myelin=1,axon=2"]}
 PEER = {"hippocampus": (5, "Hippocampus", "3d_fullres"), "axon_sem": (6, "Axons", "2d")}
-PLAIN, RESENC = "nnUNetPlans", "nnUNetResEncUNetMPlans"  # the second by nnUNetPlannerResEncM
 SIDES = {  # of the peer: trainer and plans
-    "sgd": ("Timed", PLAIN), "adam": ("TimedAdam", PLAIN),
-    "resenc_sgd": ("Timed", RESENC), "resenc_adam": ("TimedAdam", RESENC),
-}  # fmt: skip
+    "sgd": ("Timed", "nnUNetPlans"),
+    "adam": ("TimedAdam", "nnUNetPlans"),
+    "resenc_adam": ("TimedAdam", "nnUNetResEncUNetMPlans"),
+}
 
 
 def compare(segmentations: Path, references: Path, workspace: Path) -> dict[str, float]:
@@ -81,6 +81,7 @@ class Contest:
         else:
             shutil.copytree(self.data, raw)
         self.peer("plan_and_preprocess", "-d", self.number, "-c", self.configuration, "-np", 2, "-npfp", 2)
+        self.peer("plan_experiment", "-d", self.number, "-pl", "nnUNetPlannerResEncM")  # for the same data
         splits = json.loads((self.planned / "splits.json").read_text(encoding="utf-8"))["splits"]
         theirs = [{"train": split["train"], "val": split["validation"]} for split in splits]
         written = self.out / "preprocessed" / self.dataset / "splits_final.json"
@@ -109,8 +110,6 @@ class Contest:
 
     def run_peer(self, side: str) -> tuple[dict, dict, int]:
         trainer, plans = SIDES[side]
-        if not (self.out / "preprocessed" / self.dataset / f"{plans}.json").exists():
-            self.peer("plan_experiment", "-d", self.number, "-pl", "nnUNetPlannerResEncM")  # the data serve both
         model = self.out / "results" / self.dataset / f"{trainer}__{plans}__{self.configuration}"
         shutil.rmtree(model, ignore_errors=True)
         self.peer("train", self.number, self.configuration, 0, "-device", "cpu", "-tr", trainer, "-p", plans)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import copy_of, run
 from phantom import tiny_dataset
 
-from autoseg.cli import main
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
 
@@ -30,13 +30,8 @@ TIMES = ("seconds", "epoch_seconds", "forward_seconds")  # differ from run to ru
 def planned(tmp_path_factory) -> Workspace:
     folder = tmp_path_factory.mktemp("planned")
     workspace = Workspace(folder / "workspace")
-    assert main(["plan", str(tiny_dataset(folder / "data", cases=6)), "-w", str(workspace.root)]) == 0
+    run("plan", tiny_dataset(folder / "data", cases=6), "-w", workspace.root)
     return workspace
-
-
-def copy_of(planned: Workspace, folder: Path) -> Workspace:
-    shutil.copytree(planned.root, folder)
-    return Workspace(folder)
 
 
 def start(workspace: Workspace, *options: object) -> subprocess.Popen:

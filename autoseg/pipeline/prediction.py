@@ -49,7 +49,7 @@ def predict_images(
     opened = [open_model(workspace, *pair, folds=folds, device=chosen_device) for pair in pairs]
     written = predict_cases(opened, cases, out, PredictOptions(step=step, mirroring=mirroring))
     voters = [
-        f"{len(model.folds)} fold{'s' * (len(model.folds) > 1)} of {pair[0]} ({pair[1]})"
+        f"{len(model.folds)} fold{'s' * (len(model.folds) != 1)} of {pair[0]} ({pair[1]})"
         for model, pair in zip(opened, pairs, strict=True)
     ]
     say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
