@@ -20,7 +20,7 @@ from autoseg.fold_state import CHECKPOINT_VERSION, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
 from autoseg.nn.ranks import Ranks
 from autoseg.plan import Configuration, Plan
-from autoseg.pseudo_dice import Batch, fixed_batches, watched_samples
+from autoseg.pseudo_dice import Batch, WatchedSamples, watch, watched_samples
 from autoseg.records import to_plain
 from autoseg.start_up import Choices, apply, choose, validation_seconds, worker_count
 from autoseg.stopping import StopSignals
@@ -70,8 +70,8 @@ class Fold:
     trained: nn.Module  # the same, or what spreads it over several processes
     criterion: nn.Module
     stream_of: Callable[[int], BatchStream]  # from a step on
-    held_out: list[Batch]  # fixed samples to watch, of the validation cases
-    learnt: list[Batch]  # and of training cases
+    held_out: WatchedSamples  # of the validation cases
+    learnt: WatchedSamples  # and of training cases
     state: FoldState
     clock: Clock
     log: FoldLog
@@ -150,11 +150,11 @@ def open_fold(
         begin_from(options.init_from, network, plan, task.configuration_name, say, held_out=split.validation)
 
     data = _FoldData(task, say)
-    held_out, learnt = data.fixed()
+    held_out, learnt = data.watched()
     workers = worker_count(training.workers, device, ranks.local_count)
 
     # What is fastest on this machine; a resumed fold keeps the choices it began with
-    image = held_out[0]["image"].to(device)
+    image = next(iter(held_out))["image"].to(device)
     if saved:
         choices = Choices(**saved["choices"])
     else:
@@ -209,13 +209,13 @@ class _FoldData:
         """The same, without cases kept in memory: a few batches are taken, and it is thrown away."""
         return self.stream(chain, memory_limit=0)
 
-    def fixed(self) -> tuple[list[Batch], list[Batch]]:
+    def watched(self) -> tuple[WatchedSamples, WatchedSamples]:
         """Samples of the validation cases, and half as many of the training cases."""
         plan, configuration, split = self.task.plan, self.task.configuration, self.task.split
         steps = epoch_steps(plan.training.steps, plan.training.iterations_per_epoch)
         samples = watched_samples(configuration.batch_size, steps)
         held_out, learnt = (
-            fixed_batches(self.store, cases, plan, configuration, samples=count, previous=self.previous)
+            watch(self.store, cases, plan, configuration, samples=count, previous=self.previous)
             for cases, count in ((split.validation, samples), (split.train, samples // 2))
         )
         return held_out, learnt

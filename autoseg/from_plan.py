@@ -19,8 +19,6 @@ from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.networks import build_network
 from autoseg.plan import Configuration, Plan
 
-VALIDATION_SEED_OFFSET = 1_000_000  # validation patches are drawn with another seed than training patches
-
 
 def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
     """The network a configuration describes, with fresh weights."""
@@ -80,9 +78,7 @@ def patch_stream(
     configuration: Configuration,
     *,
     previous: Path | None = None,
-    augment: bool = True,
     chain: ChainName = "host",
-    seed: int | None = None,
     start_step: int = 0,
     steps: int | None = None,
     workers: int = 0,
@@ -96,9 +92,7 @@ def patch_stream(
 
     Args:
         previous: for a cascade, the folder of the previous stage's segmentations (see `cascade.open_previous`).
-        augment: False gives fixed patches for validation: not augmented, drawn with another seed, without weights.
         chain: what augments, and where: the host chain, or the device chain in the workers or on the device.
-        seed: None takes the plan's.
         steps: batches in all, or None for a stream without end.
         rank, ranks: of several processes that train together, which must divide the batch.
         memory_limit: bytes the cases may occupy in memory; None: a quarter of what is free. For a few patches it is not
@@ -107,16 +101,14 @@ def patch_stream(
     """
     assert (previous is None) == (configuration.cascade_from is None)
     training = plan.training
-    seed = training.seed if seed is None else seed
     settings: dict[str, Any] = {  # of both chains
         "patch_size": configuration.patch_size,
         "mirror_axes": configuration_mirror_axes(plan, configuration),
         "masked_channels": [i for i, n in enumerate(plan.normalization) if n.inside_mask],
         "rgb": len(plan.channels) == 3 and all(n.scheme == "rgb_to_0_1" for n in plan.normalization),
     }
-    table = AUGMENTATIONS[training.augmentation if augment else "none"]
+    table = AUGMENTATIONS[training.augmentation]
     ignore_index = plan.labels.ignore_index
-    chain = chain if augment else "host"
     device_chain = None
     if chain != "host":
         device_chain = DeviceChain(table, channels=len(plan.channels), ignore_index=ignore_index, **settings)
@@ -130,12 +122,12 @@ def patch_stream(
         device_chain=device_chain,
         previous=previous,
         num_labels=plan.labels.num_labels if previous else 0,
-        component_weight=training.component_weight if augment else 0.0,
+        component_weight=training.component_weight,
         ignore_index=ignore_index,
         foreground_fraction=training.foreground_fraction,
         case_sampling=training.case_sampling,
         class_sampling=training.class_sampling,
-        seed=seed if augment else seed + VALIDATION_SEED_OFFSET,
+        seed=training.seed,
         start_step=start_step,
         stop_step=None if steps is None else start_step + steps,
         rank=rank,

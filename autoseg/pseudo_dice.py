@@ -1,14 +1,15 @@
 """How a fold is doing while it trains: loss and pseudo Dice on fixed samples, without augmentation.
 
-The samples are the same in every epoch, so that what changes from one to the next is the network. Where the held-out
-volumes are small, some of them are seen whole, tile by tile; otherwise patches drawn once with a seed of their own
-stand for them. The same is done with half as many samples of training cases: the gap between the two is what a fold has
-learnt by heart. Together they take a few percent of an epoch's time.
+The samples are the same in every epoch, and in every training of the fold whatever its seed, so that what changes from
+one to the next is the network. Where the held-out volumes are small, some of them are seen whole, tile by tile;
+otherwise patches drawn with a seed of their own stand for them. The same is done with half as many samples of training
+cases: the gap between the two is what a fold has learnt by heart. Together they take a few percent of an epoch's time.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.augmentation import AUGMENTATIONS
-from autoseg.data.previous_stage import PreviousStage
-from autoseg.data.sampling import cut_patch
+from autoseg.data.previous_stage import PreviousStage, one_hot
+from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
 from autoseg.data.store import CaseStore
-from autoseg.from_plan import patch_stream
+from autoseg.imaging.geometry import Axes3
 from autoseg.imaging.labels import OUTSIDE, LabelSet
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import tile_starts
@@ -29,6 +30,7 @@ from autoseg.plan import Configuration, Plan
 LEAST_WATCHED = 16  # samples, however short an epoch is
 WATCHED_SHARE = 0.1  # of an epoch's samples; one that is only watched takes a third of the time of one that is learnt
 SMALL = 2  # tiles: volumes that come to no more on average are seen whole
+PLACES_SEED = 1_000_000  # of where patches lie
 
 Batch = dict[str, Any]
 
@@ -38,7 +40,41 @@ def watched_samples(batch_size: int, iterations_per_epoch: int) -> int:
     return max(LEAST_WATCHED, int(WATCHED_SHARE * batch_size * iterations_per_epoch))
 
 
-def fixed_batches(
+@dataclass(frozen=True)
+class WatchedSamples:
+    """Samples that stand for some cases: iterate over them, as often as you like, for the same batches.
+
+    Only their places are kept. The voxels are cut from the store each time: 75 patches of 128 x 128 x 128 voxels and
+    four channels would take three gigabytes of memory.
+    """
+
+    store: CaseStore
+    places: tuple[tuple[str, Axes3], ...]  # case and lower corner (z, y, x) of each sample
+    patch_size: tuple[int, ...]
+    batch_size: int
+    stage: PreviousStage | None = None  # of a cascade
+
+    def __iter__(self) -> Iterator[Batch]:
+        """{"image": float32 (B, C, *patch), "target": integer class indices (B, *patch)}, on the CPU.
+
+        The last batch may be smaller.
+        """
+        for first in range(0, len(self.places), self.batch_size):
+            samples = self.places[first : first + self.batch_size]
+            images, targets = zip(*itertools.starmap(self._cut, samples), strict=True)
+            yield {"image": torch.stack(images), "target": torch.stack(targets)}
+
+    def _cut(self, case_id: str, lower: Axes3) -> tuple[Tensor, Tensor]:
+        case, size = self.store.open(case_id), self.patch_size
+        image = cut_patch(case.image, lower, size, 0.0).astype(np.float32)
+        target = np.maximum(cut_patch(case.target, lower, size, OUTSIDE), 0)
+        if self.stage:
+            before = np.maximum(cut_patch(self.stage.open(case_id), lower, size, OUTSIDE), 0)
+            image = np.concatenate([image, one_hot(before, self.stage.num_labels)])
+        return torch.from_numpy(image), torch.from_numpy(target)
+
+
+def watch(
     store: CaseStore,
     cases: Sequence[str],
     plan: Plan,
@@ -46,34 +82,22 @@ def fixed_batches(
     *,
     samples: int,
     previous: Path | None = None,
-) -> list[Batch]:
-    """The samples that stand for these cases, in batches of the plan's size (the last may be smaller).
+) -> WatchedSamples:
+    """Choose the samples that stand for these cases.
 
     Args:
-        samples: about how many there are to be.
+        samples: how many patches, or about how many tiles of small volumes there are to be.
         previous: for a cascade, the folder of the previous stage's segmentations.
-
-    Returns:
-        {"image": float32 (B, C, *patch), "target": integer class indices (B, *patch), ...}, on the CPU.
     """
-    size, patch = configuration.batch_size, configuration.patch_size
+    patch = configuration.patch_size
     tiles_per_case = sum(tile_count(store.info(case).shape, patch) for case in cases) / len(cases)
     if tiles_per_case > SMALL:
-        steps = math.ceil(samples / size)
-        return list(
-            patch_stream(
-                store, cases, plan, configuration, previous=previous, augment=False, steps=steps, memory_limit=0
-            )
-        )
-    seen = alike(cases, max(1, int(samples / tiles_per_case)))
-    tiles = [tile for case in seen for tile in _tiles(store, case, patch, previous, plan.labels.num_labels)]
-    return [
-        {
-            "image": torch.stack([image for image, _ in tiles[i : i + size]]),
-            "target": torch.stack([target for _, target in tiles[i : i + size]]),
-        }
-        for i in range(0, len(tiles), size)
-    ]
+        places = _patches(store, cases, plan, patch, samples)
+    else:
+        seen = alike(cases, max(1, int(samples / tiles_per_case)))
+        places = [(case, lower) for case in seen for lower in _tiles(store.info(case).shape, patch)]
+    stage = PreviousStage(previous, plan.labels.num_labels, AUGMENTATIONS["none"]) if previous else None
+    return WatchedSamples(store, tuple(places), patch, configuration.batch_size, stage)
 
 
 def alike(cases: Sequence[str], number: int) -> list[str]:
@@ -90,7 +114,7 @@ def tile_count(shape: Sequence[int], patch_size: Sequence[int]) -> int:
 def validate(
     network: nn.Module,
     criterion: nn.Module,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     plan: Plan,
     device: torch.device,
     dtype: str,
@@ -142,19 +166,25 @@ def _dice(confusion: Tensor, scored: Sequence[tuple[int, ...]]) -> list[float | 
     return dice
 
 
-def _tiles(
-    store: CaseStore, case_id: str, patch_size: Sequence[int], previous: Path | None, num_labels: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Image (C, *patch) float32 and target (*patch) of each tile of a case."""
-    case = store.open(case_id)
-    stage = PreviousStage(previous, num_labels, AUGMENTATIONS["none"]) if previous else None
-    for lower in itertools.product(*_starts(case.target.shape, patch_size)):
-        image = cut_patch(case.image, lower, patch_size, 0.0).astype(np.float32)
-        target = np.maximum(cut_patch(case.target, lower, patch_size, OUTSIDE), 0)
-        if stage:
-            before = np.maximum(cut_patch(stage.open(case_id), lower, patch_size, OUTSIDE), 0)
-            image = np.concatenate([image, stage.channels(before, np.random.default_rng(0))])
-        yield torch.from_numpy(image), torch.from_numpy(target)
+def _patches(
+    store: CaseStore, cases: Sequence[str], plan: Plan, patch_size: Sequence[int], samples: int
+) -> list[tuple[str, Axes3]]:
+    """Case and lower corner of patches, as many of them on foreground as in training."""
+    sampler = PatchSampler(
+        {case: store.info(case) for case in cases}, patch_size=patch_size, labels=list(plan.labels.scored.values()),
+        foreground_fraction=plan.training.foreground_fraction, case_sampling=plan.training.case_sampling,
+        class_sampling=plan.training.class_sampling, seed=PLACES_SEED,
+    )  # fmt: skip
+    chosen = [
+        sampler.choose(index, store.open(sampler.case_of(index)), sample_generator(PLACES_SEED, index))
+        for index in range(samples)
+    ]
+    return [(choice.case, choice.lower) for choice in chosen]
+
+
+def _tiles(shape: Sequence[int], patch_size: Sequence[int]) -> Iterator[Axes3]:
+    """Lower corners of the tiles that cover a volume."""
+    return itertools.product(*_starts(shape, patch_size))  # type: ignore[return-value]
 
 
 def _starts(shape: Sequence[int], patch_size: Sequence[int]) -> list[list[int]]:

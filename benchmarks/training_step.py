@@ -50,6 +50,7 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
     from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
     from autoseg.nn.optimization import OPTIMIZERS
     from autoseg.pipeline.opening import load_records
+    from autoseg.pseudo_dice import watch
     from autoseg.start_up import apply, choose, worker_count
     from autoseg.train import training_step
     from autoseg.workspace import Workspace
@@ -69,7 +70,7 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
         return patch_stream(store, split.train, plan, configuration, chain=chain, workers=processes)
 
     said: list[str] = []
-    image = next(patch_stream(store, split.validation, plan, configuration, augment=False, steps=1))["image"]
+    image = next(iter(watch(store, split.validation, plan, configuration, samples=1)))["image"]
     choices = choose(network, plan, configuration, stream_of, image, device, workers, said.append, EXPECTED_SECONDS)
     apply(choices, network, image, said.append)
     optimizer = OPTIMIZERS[training.optimizer](

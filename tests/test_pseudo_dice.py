@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from stored import is_cut_from_its_case, store_of_coordinates
+from stored import faultless_previous_stage, is_cut_from_its_case, one_hot, store_of_coordinates
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from autoseg.from_plan import head_probabilities
 from autoseg.imaging.labels import LabelSet
 from autoseg.plan import ChannelNormalization, Configuration, Plan
 from autoseg.planner import make_plan
-from autoseg.pseudo_dice import alike, decide, fixed_batches, tile_count, validate, watched_samples
+from autoseg.pseudo_dice import alike, decide, tile_count, validate, watch, watched_samples
 
 CPU = torch.device("cpu")
 CASES = tuple(f"case{i}" for i in range(4))
@@ -112,7 +112,7 @@ def test_small_volumes_are_seen_whole(store):
     assert shapes == [(12, 20, 24), (13, 20, 23), (14, 20, 22), (15, 20, 21)]
     cases = CASES[:2]
     assert [tile_count(shape, configuration.patch_size) for shape in shapes[:2]] == [2, 2]
-    batches = fixed_batches(store, cases, plan, configuration, samples=4)
+    batches = list(watch(store, cases, plan, configuration, samples=4))
     assert [len(b["target"]) for b in batches] == [3, 1]
     images = torch.cat([b["image"] for b in batches])
     targets = torch.cat([b["target"] for b in batches])
@@ -124,14 +124,14 @@ def test_small_volumes_are_seen_whole(store):
 
 def test_no_more_volumes_are_seen_than_asked_for(store):
     plan, configuration = plan_of_patches((16, 20, 24))  # one tile each
-    batches = fixed_batches(store, CASES, plan, configuration, samples=2)
+    batches = watch(store, CASES, plan, configuration, samples=2)
     slices = [int((image[0].amax(dim=(1, 2)) > 0).sum()) + 1 for b in batches for image in b["image"]]
     assert slices == [12, 14]  # the first and the third case
 
 
 def test_a_volume_smaller_than_a_tile_stands_in_its_middle(store):
     plan, configuration = plan_of_patches((16, 20, 24))
-    (batch,) = fixed_batches(store, CASES[:1], plan, configuration, samples=8)
+    (batch,) = watch(store, CASES[:1], plan, configuration, samples=8)
     image, target = batch["image"][0], batch["target"][0]
     assert image.shape == (3, 16, 20, 24)
     assert (image[0, 2:14, 0, 0] == torch.arange(12)).all()
@@ -141,12 +141,58 @@ def test_a_volume_smaller_than_a_tile_stands_in_its_middle(store):
 
 
 def test_large_volumes_are_seen_in_fixed_patches(store):
+    """The same ones in every pass and in trainings of any seed, of every case, cut as they are; a third is aimed at
+    foreground."""
     plan, configuration = plan_of_patches()
     assert [tile_count(store.info(case).shape, PATCH) for case in CASES] == [12, 18, 18, 18]
-    batches = fixed_batches(store, CASES, plan, configuration, samples=10)
-    again = fixed_batches(store, CASES, plan, configuration, samples=10)
-    assert [len(b["target"]) for b in batches] == [3, 3, 3, 3]
-    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, again, strict=True))
+    other = replace(plan, training=replace(plan.training, seed=plan.training.seed + 1))
+    samples = watch(store, CASES, plan, configuration, samples=10)
+    batches = list(samples)
+    assert [len(b["target"]) for b in batches] == [3, 3, 3, 1]
+    for again in (list(samples), list(watch(store, CASES, other, configuration, samples=10))):
+        assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, again, strict=True))
+        assert all(torch.equal(a["target"], b["target"]) for a, b in zip(batches, again, strict=True))
+    pairs = [pair for b in batches for pair in zip(b["image"], b["target"], strict=True)]
+    assert all(is_cut_from_its_case(*pair) for pair in pairs)
+    assert sum(bool((target > 0).any()) for _, target in pairs) >= 3
+    assert {case for case, _ in samples.places} == set(CASES)
+
+
+def test_the_share_of_foreground_is_that_of_the_training(store):
+    plan, configuration = plan_of_patches()
+
+    def with_foreground(share: float) -> list[bool]:
+        training = replace(plan.training, foreground_fraction=share)
+        batches = watch(store, CASES, replace(plan, training=training), configuration, samples=12)
+        return [bool((target > 0).any()) for b in batches for target in b["target"]]
+
+    assert all(with_foreground(1.0))
+    assert not all(with_foreground(0.0))
+
+
+@pytest.mark.parametrize("patch_size", [PATCH, (16, 20, 24)])
+def test_a_cascade_is_shown_the_previous_stage_undamaged(store, tmp_path, patch_size):
+    """One channel per label; the segmentation here is the target itself."""
+    faultless_previous_stage(tmp_path, store, CASES)
+    plan, configuration = plan_of_patches(patch_size)
+    labels = plan.labels.num_labels
+    for b in watch(store, CASES, plan, configuration, samples=6, previous=tmp_path):
+        assert b["image"].shape[1] == 3 + labels
+        assert torch.equal(b["image"][:, 3:], one_hot(b["target"], labels))
+
+
+def test_slices_are_watched_in_two_dimensions(store):
+    """Small slices are tiled one by one, large ones seen in patches."""
+    for patch_size, samples in (((20, 24), 12), ((10, 8), 7)):
+        plan, configuration = plan_of_patches(patch_size)
+        watched = watch(store, CASES[:1], plan, configuration, samples=samples)
+        images = torch.cat([b["image"] for b in watched])
+        assert images.shape[1:] == (3, *patch_size)
+        assert len({float(image[0].max()) for image in images}) > 3  # slices
+        for image, (_, lower) in zip(images, watched.places, strict=True):
+            assert (image[0] == lower[0]).all()
+            assert image[1, 0, 0] == lower[1]
+            assert image[2, 0, 0] == lower[2]
 
 
 def test_cases_are_taken_evenly():
