@@ -15,3 +15,9 @@ def data_dir(request) -> Path:
     if folder is None or not folder.is_dir():
         pytest.skip("real data not given: pass --data=DIR, or make DATA=DIR (see benchmarks/README.md)")
     return folder
+
+
+@pytest.fixture(params=[True, False], ids=["in pieces", "at once"])
+def pieces(request, monkeypatch):
+    """The device chain works as on a CPU, and as on a GPU."""
+    monkeypatch.setattr("autoseg.nn.deform.in_pieces", lambda device: request.param)
