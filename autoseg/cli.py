@@ -203,14 +203,13 @@ def add_intake(parser: argparse.ArgumentParser) -> None:
 
 
 def duration(text: str) -> float:
-    """Seconds of "90s", "10m", "2h", "1h30m" or a plain number of seconds."""
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    hours, minutes, seconds = (
-        (float(part or 0) for part in match.groups()) if match and text.strip() else (0.0, 0.0, 0.0)
-    )
-    total = 3600 * hours + 60 * minutes + seconds
+    """Seconds of "90s", "10m", "2h", "1h30m", "2d" or a plain number of seconds."""
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}d)?(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip())
+    parts = [float(part or 0) for part in match.groups()] if match else [0.0]
+    total = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
     if total <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 10m, 2h or 1h30m")
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 10m, 2h, 1h30m or 2d")
     return total
 
 

@@ -76,8 +76,10 @@ class Fold:
     clock: Clock
     log: FoldLog
     stop: StopSignals
+    init_from: str | None = None  # the model whose weights it began with
     stream: BatchStream | None = None
-    ahead: Batch | None = None  # the batch of the next step, where it is there already
+    raw: Batch | None = None  # the batch of the next step, where it was prepared and is not on the device yet
+    ahead: Batch | None = None  # the batch of the next step, where it is on the device already
 
     def __enter__(self) -> "Fold":
         return self
@@ -88,7 +90,7 @@ class Fold:
 
     def open_stream(self) -> None:
         """Let batches come from where the state stands."""
-        self.ahead = None
+        self.raw = self.ahead = None
         if self.stream:
             self.stream.close()
             self.stream = None  # with the cases it held, before they are read again
@@ -106,7 +108,11 @@ class Fold:
 
     def _bring(self) -> Batch:
         assert self.stream is not None, "the stream was not opened"
-        return self.stream.finish(next(self.stream), self.task.device)
+        if self.raw is None:
+            self.raw = next(self.stream)
+        batch = self.stream.finish(self.raw, self.task.device)  # without memory for it, the batch stays due
+        self.raw = None
+        return batch
 
     def say(self, text: str) -> None:
         self.log.say(f"fold {self.task.number}  {text}")
@@ -148,6 +154,7 @@ def open_fold(
     criterion = build_plan_loss(plan, configuration).to(device)
     if options.init_from and not saved:
         begin_from(options.init_from, network, plan, task.configuration_name, say, held_out=split.validation)
+    init_from = saved["init_from"] if saved else _place(options.init_from)
 
     data = _FoldData(task, say)
     held_out, learnt = data.watched()
@@ -184,7 +191,7 @@ def open_fold(
     return Fold(
         task=task, network=network, trained=ranks.wrap(network, device), criterion=criterion,
         stream_of=lambda step: data.stream(state.choices.chain, start_step=step, workers=workers),
-        held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop,
+        held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop, init_from=init_from,
     )  # fmt: skip
 
 
@@ -231,6 +238,7 @@ def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:
         "fold": task.number,
         "train": list(task.split.train),
         "validation": list(task.split.validation),
+        "init_from": fold.init_from,
         "finished": finished,
         "history": fold.log.history,
     }
@@ -255,19 +263,52 @@ def held(folder: Path, restart: bool, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def require_same_plan(trained: Any, plan: Plan, name: str, folder: Path) -> None:
-    """Refuse to go on under other settings than those a fold began with.
+def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> None:
+    """Refuse to go on under other settings, with other cases or from another model than those a fold began with.
 
     What was predicted of its cost may differ, the reasons in the plan, the other configurations, and the number of
-    workers, which changes no batch.
+    workers, which changes no batch. A fold that goes on need not be told again which model it began from.
+
+    Args:
+        saved: its checkpoint.
+
+    Raises:
+        StateError: names what differs.
     """
-    before, now = (_what_decides(plain, name) for plain in (Plan.upgrade(trained), to_plain(plan)))
+    name, split = task.configuration_name, task.split
+    before, now = (_what_decides(plain, name) for plain in (saved["plan"], to_plain(task.plan)))
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise StateError(
-            f"{folder} was trained under another plan: {', '.join(changed)} differ",
+            f"{task.folder} was trained under another plan: {', '.join(changed)} differ",
             remedy="repeat the options it was begun with, or begin anew with --restart (the old fold is kept aside)",
         )
+    for what, cases, trained in (("train on", split.train, "train"), ("hold out", split.validation, "validation")):
+        if differ := sorted(set(cases) ^ set(saved[trained])):
+            raise StateError(
+                f"{task.folder} was trained with other cases: fold {split.fold} of splits.json is to {what} others "
+                f"({len(differ)} differ, {differ[0]} is one)",
+                remedy="put back the splits.json it was trained with, or begin anew with --restart (the old fold is "
+                "kept aside)",
+            )
+        if list(cases) != saved[trained] and not saved.get("finished"):
+            raise StateError(
+                f"{task.folder}: splits.json has the cases of fold {split.fold} in another order than it was begun "
+                "with, and the batches that are due follow from it",
+                remedy="put back the splits.json it was begun with, or begin anew with --restart",
+            )
+    asked = _place(options.init_from)
+    if asked not in (None, saved["init_from"]):
+        began = f"from {saved['init_from']}" if saved["init_from"] else "from random weights"
+        raise StateError(
+            f"{task.folder} began {began}, not from {asked}",
+            remedy="leave --init-from out to go on, or begin anew with --restart (the old fold is kept aside)",
+        )
+
+
+def _place(model: Path | None) -> str | None:
+    """A model by its whole path, so that it is known again from another folder."""
+    return str(model.resolve()) if model else None
 
 
 def _what_decides(plan: dict[str, Any], name: str) -> dict[str, Any]:

@@ -80,9 +80,15 @@ class Clock:
         return (steps >= self.iterations_per_epoch or seconds >= share) and left >= min(share, seconds) / 2
 
 
-def warning(fold: int, finding: Finding) -> str:
-    """What is wrong with a fold, and what to try, in two lines."""
-    return f"fold {fold}  {finding.kind}s: {finding.what}\n  -> {finding.remedy}"
+def warning(fold: int, finding: Finding, configuration: str = "") -> str:
+    """What is wrong with a fold, and what to try, in two lines.
+
+    Args:
+        configuration: of the fold, where it does not follow from what is said around it.
+    """
+    of, again = (f" of {configuration}", f"-c {configuration} -f {fold} --restart") if configuration else ("", "")
+    remedy = finding.remedy.replace("--restart", again or "--restart")
+    return f"fold {fold}{of}  {finding.kind}s: {finding.what}\n  -> {remedy}"
 
 
 class FoldLog:
@@ -144,6 +150,9 @@ class FoldLog:
         if self.quiet:
             return
         tqdm.write(text)
+        self._attempt("log.txt", lambda: self._keep(text))
+
+    def _keep(self, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
             file.write(text + "\n")

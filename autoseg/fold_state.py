@@ -28,7 +28,7 @@ from autoseg.nn.optimization import (
 from autoseg.plan import Plan, Training
 from autoseg.start_up import Choices
 
-CHECKPOINT_VERSION = 3
+CHECKPOINT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -209,9 +209,10 @@ def upgrade_checkpoint(plain: dict[str, Any]) -> dict[str, Any]:
             remedy="install the version of autoseg that wrote it",
         )
     plain = plain | {"plan": Plan.upgrade(plain["plan"])}
-    if plain["version"] == 1:
-        plain = _upgrade_from_1(plain)
-    return _upgrade_from_2(plain) if plain["version"] == 2 else plain
+    for version, upgrade in enumerate((_upgrade_from_1, _upgrade_from_2, _upgrade_from_3), start=1):
+        if plain["version"] == version:
+            plain = upgrade(plain)
+    return plain
 
 
 def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
@@ -234,3 +235,8 @@ def _upgrade_from_2(plain: dict[str, Any]) -> dict[str, Any]:
         loss = {"averages": (plateau["average"], None), "bests": (plateau["best"], None)}
         plateau = {key: value for key, value in plateau.items() if key not in ("average", "best")} | loss
     return plain | {"version": 3, "plateau": plateau}
+
+
+def _upgrade_from_3(plain: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 knows which model a fold began from; before, nobody wrote it down."""
+    return plain | {"version": 4, "init_from": None}

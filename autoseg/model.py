@@ -19,7 +19,7 @@ from autoseg.workspace import Workspace
 COMMON: dict[str, Callable[[Plan], Any]] = {
     "channels": lambda plan: plan.channels,
     "labels": lambda plan: plan.labels,
-    "loss, and so heads": lambda plan: plan.training.loss,
+    "heads": lambda plan: "sigmoid" if plan.heads.has_regions else "softmax",
     "orientation": lambda plan: plan.orientation,
     "axis order": lambda plan: plan.axis_order,
 }

@@ -5,15 +5,17 @@ coarsest (or the singleton) axis first. Spacings, patches and shapes below are i
 configuration have two entries, (Y, X).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.records import override
 
 VERSION = 3
 LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
+LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "epochs": (lambda value: value >= 1, "1 or more"),
     "steps": (lambda value: value >= 1, "1 or more"),
@@ -112,7 +114,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Training:
-    """The recipe of one fold. `epochs`, `steps`, `time_budget_seconds`: the schedule spans the one that is given."""
+    """The recipe of one fold. `epochs`, `steps`, `time_budget_seconds`: one of them is the length of the schedule."""
 
     epochs: int | None = 1000
     steps: int | None = None
@@ -154,13 +156,19 @@ class Training:
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise StateError(f"{name} is {value}, expected {expected}", remedy=f"--set training.{name}=...")
+        given = [f"{name} is {getattr(self, name)}" for name in LENGTHS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise StateError(
+                f"a training has one length: {' and '.join(given) or 'neither ' + ' nor '.join(LENGTHS) + ' is given'}",
+                remedy="give one of them a value, and null to the others",
+            )
 
     @property
     def total_steps(self) -> int | None:
         """Length in steps; None under a time budget."""
         if self.time_budget_seconds is not None:
             return None
-        return self.steps if self.steps is not None else (self.epochs or 0) * self.iterations_per_epoch
+        return self.steps if self.epochs is None else self.epochs * self.iterations_per_epoch
 
     @property
     def loss_options(self) -> dict[str, float]:
@@ -216,6 +224,13 @@ class Plan:
                 f"the plan has no configuration {name!r}", remedy=f"it has: {', '.join(self.configurations)}"
             )
         return name, self.configurations[name]
+
+    def with_settings(self, settings: Sequence[str]) -> "Plan":
+        """The plan with `a.b=value` settings (see `records.override`). A length takes the place of any other."""
+        lengths = [f"training.{name}" for name in LENGTHS]
+        given = [setting for setting in settings if setting.partition("=")[0] in lengths]
+        others = [f"{name}=null" for name in lengths] if given else []
+        return override(self, [*others, *settings])
 
     @classmethod
     def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:

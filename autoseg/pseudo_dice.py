@@ -86,13 +86,14 @@ def watch(
     """Choose the samples that stand for these cases.
 
     Args:
-        samples: how many patches, or about how many tiles of small volumes there are to be.
+        samples: about how many patches there are to be, in whole batches, or tiles of small volumes.
         previous: for a cascade, the folder of the previous stage's segmentations.
     """
     patch = configuration.patch_size
     tiles_per_case = sum(tile_count(store.info(case).shape, patch) for case in cases) / len(cases)
     if tiles_per_case > SMALL:
-        places = _patches(store, cases, plan, patch, samples)
+        size = configuration.batch_size
+        places = _patches(store, cases, plan, patch, math.ceil(samples / size) * size)
     else:
         seen = alike(cases, max(1, int(samples / tiles_per_case)))
         places = [(case, lower) for case in seen for lower in _tiles(store.info(case).shape, patch)]
@@ -118,32 +119,46 @@ def validate(
     plan: Plan,
     device: torch.device,
     dtype: str,
+    *,
+    parts: int = 1,
 ) -> tuple[float, list[float | None]]:
     """Mean loss and pseudo Dice on fixed samples.
 
     Processes that train together do the same, all of it: a loss is one they work out in common.
+
+    Args:
+        parts: in which a batch passes the network.
 
     The pseudo Dice of a label or region counts voxels over all samples together; None where it occurs in neither.
     """
     heads, ignore_index = plan.heads, plan.labels.ignore_index
     classes = plan.labels.num_labels + 1
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)  # voxels by reference and segmentation
-    total = torch.zeros(2, dtype=torch.float64, device=device)  # loss, samples
+    losses: list[Tensor] = []
+    samples: list[int] = []
     network.eval()
     with torch.inference_mode():
-        for batch in batches:
-            target = batch["target"].to(device)
+        for image, target in _divided(batches, parts):
+            image, target = image.to(device), target.to(device)
             with autocast(device, dtype):
-                logits = network(batch["image"].to(device))
-            total += torch.stack([criterion(logits, target).double() * len(target), total.new_tensor(len(target))])
+                logits = network(image)
+            losses.append(criterion(logits, target))
+            samples.append(len(target))
             decided = decide(logits[0], heads)
             if ignore_index is not None:
                 decided, target = decided[target != ignore_index], target[target != ignore_index]
             joint = target.long().flatten() * classes + decided.flatten()
             confusion += joint.bincount(minlength=classes**2).view(classes, classes)
     network.train()
-    loss, samples = total.tolist()
-    return loss / samples, _dice(confusion.cpu(), list(plan.labels.scored.values()))
+    loss = torch.stack(losses).cpu().double() @ torch.tensor(samples).double() / sum(samples)  # MPS has no float64
+    return float(loss), _dice(confusion.cpu(), list(plan.labels.scored.values()))
+
+
+def _divided(batches: Iterable[Batch], parts: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and targets of batches, each in so many parts or in samples."""
+    for batch in batches:
+        image, target = (batch[key].tensor_split(min(parts, len(batch[key]))) for key in ("image", "target"))
+        yield from zip(image, target, strict=True)
 
 
 def decide(logits: Tensor, heads: LabelSet) -> Tensor:

@@ -17,7 +17,7 @@ import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure, timed
 from autoseg.nn.sliding_window import tile_starts
+from autoseg.nn.training_step import is_out_of_memory
 from autoseg.plan import Configuration, Plan, Training
 from autoseg.processes import available_cores
 from autoseg.pseudo_dice import watched_samples
@@ -162,10 +163,23 @@ def choose_dtype(network: nn.Module, sample: Tensor, wanted: str) -> tuple[Preci
     `wanted` is "auto" (measure and choose) or a dtype to use as it is.
     """
     tried = candidates(sample.device) if wanted == "auto" else tuple(dict.fromkeys(("float32", wanted)))
-    trials = measure(network, sample, tried)
+    trials = _measured(network, sample, tried)
+    if not trials:  # no memory for float32; what the plan was made for must do, though nothing can be compared
+        trials = measure(network, sample, tried[-1:])
+        return trials[0], f"float32 does not fit the memory -> {trials[0].dtype}"
     chosen = precision.choose(trials) if wanted == "auto" else trials[-1]
     shown = ", ".join(f"{t.dtype} {1000 * t.seconds:.0f} ms (off by {t.difference:.1%})" for t in trials)
     return chosen, f"{shown} -> {chosen.dtype}"
+
+
+def _measured(network: nn.Module, sample: Tensor, dtypes: Sequence[str]) -> list[PrecisionTrial]:
+    """Trials of these dtypes; none where memory runs out, and there are others than the first to try."""
+    try:
+        return measure(network, sample, dtypes)
+    except (RuntimeError, MemoryError) as error:
+        if len(dtypes) == 1 or not is_out_of_memory(error):
+            raise
+    return []
 
 
 def improve(

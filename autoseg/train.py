@@ -25,20 +25,16 @@ from torch import nn
 
 from autoseg.diagnosis import diagnose
 from autoseg.errors import AutosegError, OutOfMemory
-from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, held, open_fold, require_same_plan
+from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, held, open_fold, require_same_training
 from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_newest, save_generation
-from autoseg.nn.training_step import clipped_gradients, loss_of, update
-from autoseg.pseudo_dice import Batch, validate
+from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
+from autoseg.pseudo_dice import Batch, WatchedSamples, validate
 from autoseg.stopping import StopSignals
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
 RETREATS = 2  # times it does so before it gives up
-OUT_OF_MEMORY = (  # in the words of CPUs, of CUDA and its libraries, of MPS
-    "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
-    "MPS backend out of memory",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,8 @@ def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldR
         stop: asked after every step whether to save and end.
 
     Raises:
-        StateError: data are not preprocessed, the fold was trained under another plan, or another process trains it.
+        StateError: data are not preprocessed, the fold was trained under another plan, with other cases or from another
+            model, or another process trains it.
         Stopped: it was asked for; the fold is saved.
         OutOfMemory: a single sample does not fit.
         AutosegError: the loss stays non-finite.
@@ -70,7 +67,7 @@ def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldR
         saved, damage = load_newest(task.folder)  # on the CPU: the device need not hold it twice
         if saved:
             saved = upgrade_checkpoint(saved)
-            require_same_plan(saved["plan"], task.plan, task.configuration_name, task.folder)
+            require_same_training(saved, task, options)
             if saved["finished"]:
                 return _result(task, Position(**saved["position"]), saved["history"], already_finished=True)
         history = saved["history"] if saved else []
@@ -102,9 +99,10 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
         loss = step_within_memory(fold, batch)
         state.advance(loss, clock.elapsed())
         if not math.isfinite(loss):
-            fold.say(f"step {state.position.step}: the loss is not finite, nothing is learnt of {_named(batch)}")
+            named = ", ".join(dict.fromkeys(ranks.gather(batch["cases"])))  # the loss is that of all
+            fold.say(f"step {state.position.step}: the loss is not finite, nothing is learnt of {named}")
             if state.position.refused == PATIENCE_NON_FINITE:
-                retreat(fold, batch)
+                retreat(fold, named)
 
         # What depends on time and signals is agreed upon by all processes that train together
         schedule, epoch_over, stopping = ranks.agree(
@@ -133,10 +131,9 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
 def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     """Look at the fixed samples, write the epoch down, and notice a plateau."""
     state, position = fold.state, fold.state.position
-    looked_at = (fold.task.plan, fold.task.device, state.choices.dtype)
     with state.averaged():
-        validation_loss, pseudo_dice = validate(fold.network, fold.criterion, fold.held_out, *looked_at)
-        _, training_dice = validate(fold.network, fold.criterion, fold.learnt, *looked_at)
+        validation_loss, pseudo_dice = validate_within_memory(fold, fold.held_out)
+        _, training_dice = validate_within_memory(fold, fold.learnt)
     plateau = state.watch_plateau(validation_loss, pseudo_dice, schedule)
     state.position = position.next_epoch(fold.clock.elapsed())
     progress = state.due_progress(schedule)
@@ -159,8 +156,6 @@ def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
 def step_within_memory(fold: Fold, batch: Batch) -> float:
     """Do one step; where it does not fit the memory, again in halves of the batch, and so from then on.
 
-    Several processes must do the same at the same time: they do not try.
-
     Raises:
         OutOfMemory: not a single sample fits, or not what the optimiser remembers.
     """
@@ -177,23 +172,50 @@ def step_within_memory(fold: Fold, batch: Batch) -> float:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
-        # outside of `except`, so that the error no longer holds the feature maps
-        if state.micro_batches >= samples or task.ranks.count > 1:
-            raise OutOfMemory(
-                f"fold {task.number}: {reason}",
-                remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
-            )
-        state.micro_batches = min(2 * state.micro_batches, samples)
-        state.optimizer.zero_grad(set_to_none=True)
-        state.renew_scaler(task.device)
-        if task.device.type == "cuda":
-            torch.cuda.empty_cache()
-        fold.say(f"out of memory: from now on a batch passes the network in {state.micro_batches} parts")
+        take_less(fold, samples, reason)  # outside of `except`, so that the error no longer holds the feature maps
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch often says so by an error of no class of its own."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+def validate_within_memory(fold: Fold, samples: WatchedSamples) -> tuple[float, list[float | None]]:
+    """Loss and pseudo Dice, the same on every rank; batches that do not fit the memory pass in halves, from then on.
+
+    Raises:
+        OutOfMemory: not a single sample fits.
+    """
+    task, state = fold.task, fold.state
+    while True:
+        try:
+            found = validate(
+                fold.network, fold.criterion, samples, task.plan, task.device, state.choices.dtype,
+                parts=state.micro_batches,
+            )  # fmt: skip
+            return task.ranks.from_first(found)  # what it leads to, all do
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        take_less(fold, samples.batch_size, reason)
+
+
+def take_less(fold: Fold, samples: int, reason: str) -> None:
+    """Divide batches of so many samples into twice as many parts, from now on, and forget a step that was broken off.
+
+    Several processes would have to do so at the same time: they do not try.
+
+    Raises:
+        OutOfMemory: a part is a single sample already.
+    """
+    task, state = fold.task, fold.state
+    if state.micro_batches >= samples or task.ranks.count > 1:
+        raise OutOfMemory(
+            f"fold {task.number}: {reason}",
+            remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
+        )
+    state.micro_batches = min(2 * state.micro_batches, samples)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.renew_scaler(task.device)
+    if task.device.type == "cuda":
+        torch.cuda.empty_cache()
+    fold.say(f"out of memory: from now on a batch passes the network in {state.micro_batches} parts")
 
 
 def training_step(
@@ -247,8 +269,11 @@ def training_step(
     return value
 
 
-def retreat(fold: Fold, batch: Batch) -> None:
+def retreat(fold: Fold, named: str) -> None:
     """Go back to the last checkpoint and go on more carefully: in float32, or with half the learning rate.
+
+    Args:
+        named: the cases of the last step, for the message.
 
     Raises:
         AutosegError: that was done RETREATS times already.
@@ -259,7 +284,7 @@ def retreat(fold: Fold, batch: Batch) -> None:
     if retreats == RETREATS:
         raise AutosegError(
             f"fold {fold.task.number}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on "
-            f"{_named(batch)}, after {RETREATS} returns to an earlier checkpoint, too",
+            f"{named}, after {RETREATS} returns to an earlier checkpoint, too",
             remedy="look at these images; or try --set training.learning_rate=..., --set training.autocast=float32",
         )
     saved, _ = load_newest(fold.task.folder)
@@ -287,14 +312,10 @@ def save(fold: Fold, *, finished: bool) -> None:
         save_generation(fold.task.folder, checkpoint_of(fold, finished=finished))
 
 
-def _named(batch: Mapping[str, Any]) -> str:
-    return ", ".join(dict.fromkeys(batch["cases"]))
-
-
 def _result(
     task: FoldTask, position: Position, history: Sequence[Mapping[str, Any]], *, already_finished: bool
 ) -> FoldResult:
     findings = diagnose(history, list(task.plan.labels.scored))
-    warnings = tuple(warning(task.number, finding) for finding in findings)
+    warnings = tuple(warning(task.number, finding, task.configuration_name) for finding in findings)
     pseudo_dice = tuple(history[-1]["pseudo_dice"])
     return FoldResult(task.number, task.folder, position, pseudo_dice, warnings, already_finished)

@@ -40,7 +40,7 @@ def run(*arguments: object) -> int:
     ("text", "seconds"),
     [
         ("90s", 90), ("90", 90), ("10m", 600), ("2h", 7200), ("1h30m", 5400), ("1h30m15s", 5415), ("2h5", 7205),
-        ("1.5h", 5400), ("0.5m", 30), ("0.5", 0.5), (" 25s ", 25), ("0h2m", 120),
+        ("1.5h", 5400), ("0.5m", 30), ("0.5", 0.5), (" 25s ", 25), ("0h2m", 120), ("2d", 172800), ("1d2h3m4s", 93784),
     ],
 )  # fmt: skip
 def test_durations(text, seconds):
@@ -48,7 +48,7 @@ def test_durations(text, seconds):
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "s", "h", "0", "0s", "0h0m", "-5s", "5 m", "10min", "1m2h", "1d", "1e3", "inf", "nan", "1h2h"]
+    "text", ["", " ", "s", "h", "0", "0s", "0h0m", "-5s", "5 m", "10min", "1m2h", "1h1d", "1e3", "inf", "nan", "1h2h"]
 )
 def test_what_is_no_duration(text):
     with pytest.raises(argparse.ArgumentTypeError, match="10m"):

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from autoseg import fold_log
-from autoseg.diagnosis import diagnose
+from autoseg.diagnosis import Finding, diagnose
 from autoseg.errors import Stopped, StorageError
-from autoseg.fold_log import PICTURE_SECONDS, SHORT_EPOCHS, Clock, FoldLog, epoch_steps
+from autoseg.fold_log import PICTURE_SECONDS, SHORT_EPOCHS, Clock, FoldLog, epoch_steps, warning
 
 
 class Time:
@@ -326,6 +326,23 @@ def test_a_picture_that_fails_ends_no_training(tmp_path, time, monkeypatch, bare
     assert len(read_history(tmp_path)) == 4
     complaints = [line for line in read_log(tmp_path) if "progress.png" in line]
     assert complaints == ["fold 0  progress.png cannot be written, training goes on: StorageError: the disk is full"]
+
+
+def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with FoldLog(tmp_path, 0, ["liver", "tumour"], []) as log:
+        epoch(log, 1)
+        epoch(log, 2)
+    assert len(read_history(tmp_path)) == 2
+    assert capsys.readouterr().out.count("log.txt cannot be written, training goes on: OSError: [Errno 28]") == 1
+
+
+def test_a_warning_says_which_fold_to_begin_anew():
+    finding = Finding("collapse", "liver", "liver is lost", "begin anew (--restart) with more epochs")
+    assert warning(1, finding) == "fold 1  collapses: liver is lost\n  -> begin anew (--restart) with more epochs"
+    assert warning(1, finding, "3d_lowres") == (
+        "fold 1 of 3d_lowres  collapses: liver is lost\n  -> begin anew (-c 3d_lowres -f 1 --restart) with more epochs"
+    )
 
 
 def test_a_stop_that_comes_while_drawing_is_heard(tmp_path, monkeypatch, bare):

@@ -188,8 +188,8 @@ def test_averaged_weights_are_there_while_they_are_looked_at():
 
 
 def test_a_checkpoint_of_the_future_is_refused():
-    with pytest.raises(StateError, match="version 4, this autoseg knows 3"):
-        upgrade_checkpoint({"version": 4, "plan": {"version": 3}})
+    with pytest.raises(StateError, match="version 5, this autoseg knows 4"):
+        upgrade_checkpoint({"version": 5, "plan": {"version": 3}})
 
 
 def test_a_checkpoint_of_version_2_goes_on_waiting_for_a_better_loss():
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_version_2_goes_on_waiting_for_a_better_loss():
         "found": 0,
     }
     new = upgrade_checkpoint({"version": 2, "plan": {"version": 3}, "plateau": plateau})
-    assert new["version"] == 3
+    assert new["version"] == 4
     assert Plateau(**new["plateau"]) == Plateau(3, averages=(0.5, None), bests=(0.4, None), waited=2)
     assert upgrade_checkpoint({"version": 2, "plan": {"version": 3}, "plateau": None})["plateau"] is None
 
@@ -212,7 +212,8 @@ def test_a_checkpoint_of_version_1_is_read():
     plan = {"version": 3}
     old = {"version": 1, "plan": plan, "dtype": "bfloat16", "forward_seconds": 0.5, "position": {"epoch": 1}}
     new = upgrade_checkpoint(old)
-    assert new["version"] == 3
+    assert new["version"] == 4
+    assert new["init_from"] is None
     assert new["choices"] == {
         "dtype": "bfloat16", "channels_last": False, "compiled": False, "chain": "host", "forward_seconds": 0.5
     }  # fmt: skip

@@ -1,15 +1,16 @@
-"""Plans for networks side by side: made once from plan.json, kept with their edits, made anew for other data."""
+"""Plans for networks side by side, made once, kept with their edits, made anew for other data; the device at hand."""
 
 from dataclasses import replace
 
 import pytest
+import torch
 from cascaded import with_cascade
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 from autoseg.errors import StateError, UsageError
 from autoseg.pipeline import opening
-from autoseg.pipeline.opening import open_plan
+from autoseg.pipeline.opening import choose_device, open_plan
 from autoseg.plan import Decision, Plan
 from autoseg.planner import make_plan
 from autoseg.records import load, save
@@ -114,3 +115,28 @@ def test_an_unknown_network_is_refused_by_name(workspace):
 def test_without_a_plan_there_is_none_for_another_network(tmp_path):
     with pytest.raises(StateError, match=r"plan\.json does not exist"):
         open_plan(Workspace(tmp_path), "swin_unet", silent)
+
+
+@pytest.mark.parametrize(
+    ("asked", "local_rank", "chosen"),
+    [
+        ("auto", None, "cuda:0"),
+        ("cuda", None, "cuda:0"),
+        ("cuda:1", None, "cuda:1"),
+        ("auto", "1", "cuda:1"),
+        ("cuda", "1", "cuda:1"),
+        ("auto", "5", "cuda:0"),  # there is none of its own, of which the ranks tell when they meet
+    ],
+)
+def test_a_process_touches_its_own_gpu_alone(monkeypatch, asked, local_rank, chosen):
+    """Each GPU that is touched loses a few hundred megabytes to the process, of which plans know nothing."""
+    touched = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: touched.append(str(device)))
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: touched.append(str(device)))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert choose_device(asked) == torch.device(chosen)
+    assert touched == [chosen, chosen]

@@ -1,12 +1,14 @@
-"""The plan as a record: it names its fingerprint, and one of version 1 is read."""
+"""The plan as a record: it names its fingerprint, a training has one length, and a plan of version 1 is read."""
 
 import json
 from dataclasses import replace
 
+import pytest
 from planned import ONE, golden_pair, plan
 from synthetic_fingerprints import label_set, uniform
 
-from autoseg.plan import Plan
+from autoseg.errors import StateError, UsageError
+from autoseg.plan import Plan, Training
 from autoseg.records import load, to_plain
 
 
@@ -15,9 +17,40 @@ def test_a_plan_names_its_fingerprint():
     assert plan(found, labels).fingerprint == found.hash
 
 
-def test_a_plan_of_version_1_is_read(tmp_path):
+def a_plan() -> Plan:
     labels = label_set(3)
-    made = plan(uniform(ONE, (60, 60, 60), 5, labels), labels)
+    return plan(uniform(ONE, (60, 60, 60), 5, labels), labels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs", "steps", "seconds"),
+    [
+        (["training.steps=7"], None, 7, None),
+        (["training.epochs=3"], 3, None, None),
+        (["training.time_budget_seconds=90"], None, None, 90.0),
+        (["training.steps=7", "training.seed=1"], None, 7, None),
+        (["training.steps=null", "training.epochs=2"], 2, None, None),
+        (["training.seed=1"], None, 5, None),
+    ],
+)
+def test_a_length_that_is_set_takes_the_place_of_another(settings, epochs, steps, seconds):
+    made = a_plan()
+    made = replace(made, training=replace(made.training, epochs=None, steps=5))
+    training = made.with_settings(settings).training
+    assert (training.epochs, training.steps, training.time_budget_seconds) == (epochs, steps, seconds)
+
+
+def test_a_training_has_one_length():
+    with pytest.raises(StateError, match=r"epochs is 1000 and steps is 3"):
+        Training(steps=3)
+    with pytest.raises(UsageError, match="neither epochs nor steps nor time_budget_seconds is given"):
+        a_plan().with_settings(["training.epochs=null"])
+    with pytest.raises(UsageError, match="one length: epochs is 3 and steps is 4"):
+        a_plan().with_settings(["training.epochs=3", "training.steps=4"])
+
+
+def test_a_plan_of_version_1_is_read(tmp_path):
+    made = a_plan()
     plain = to_plain(made)
     old = {key: value for key, value in plain.items() if key not in ("rules", "preset")} | {"version": 1}
     old["configurations"] = {

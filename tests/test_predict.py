@@ -333,7 +333,7 @@ def test_models_that_see_an_image_alike_share_its_preparation(tmp_path, monkeypa
         ({"labels": LabelSet({"organ": 8})}, "labels: .*7.* and .*8"),
         ({"orientation": "as_stored"}, "orientation: canonical and as_stored"),
         ({"axis_order": (2, 1, 0)}, r"axis order: \(0, 1, 2\) and \(2, 1, 0\)"),
-        ({"training": replace(plan_of().training, loss="dice_bce")}, "loss, and so heads: dice_ce and dice_bce"),
+        ({"training": replace(plan_of().training, loss="dice_bce")}, "heads: softmax and sigmoid"),
     ],
 )
 def test_models_of_different_kinds_do_not_vote_together(changes, what, tmp_path):
@@ -342,6 +342,13 @@ def test_models_of_different_kinds_do_not_vote_together(changes, what, tmp_path)
     with pytest.raises(StateError, match=f"3d_fullres-unet and 2d-unet .* {what}"):
         predict_cases(models, [case_of(path)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_models_of_other_losses_vote_together_where_their_heads_are_alike(tmp_path):
+    path = nifti(tmp_path / "image.nii", picture((8, 9, 10)), np.eye(4))
+    focal = replace(plan_of(), training=replace(plan_of().training, loss="dice_focal"))
+    (made,) = predict_cases([model_of((1.0,) * 3), model_of((1.0,) * 2, plan=focal)], [case_of(path)], tmp_path / "out")
+    assert made.path.exists()
 
 
 class Follower(nn.Module):

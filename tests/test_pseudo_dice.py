@@ -64,6 +64,23 @@ def test_pseudo_dice_counts_voxels_of_all_patches_together():
     assert dice == [pytest.approx(2 * 3 / 9), 0, None]
 
 
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_batches_are_looked_at_in_parts(parts):
+    """The means are those of whole batches, whatever fits the memory; a batch has as many parts as samples at most."""
+    plan, seen = plan_of(labels=label_set(2)), []
+
+    def mean(logits: list[Tensor], target: Tensor) -> Tensor:
+        seen.append(len(target))
+        return logits[0][:, 1].mean()  # -1 where the image is 0
+
+    pieces = [batch([1, 1, 0], [1, 0, 0]), batch([0, 1, 1], [1, 1, 0]), batch([1, 0, 0], [1, 1, 1])]
+    whole = {key: torch.cat([piece[key] for piece in pieces]) for key in ("image", "target")}
+    loss, dice = validate(Show(2), mean, [whole, pieces[0]], plan, CPU, "float32", parts=parts)
+    assert seen == {1: [3, 1], 2: [2, 1, 1], 4: [1, 1, 1, 1]}[parts]
+    assert loss == pytest.approx(-(1 + 1 + 2 + 1) / 3 / 4)
+    assert dice == [pytest.approx(2 * 4 / (2 + 1 + 2 + 2 + 1 + 3 + 2 + 1))]
+
+
 def test_pseudo_dice_knows_what_nobody_annotated():
     """Of three claimed voxels one is right and one is ignored."""
     plan = plan_of(labels=LabelSet({"organ": 1}, ignore=255))
@@ -148,7 +165,7 @@ def test_large_volumes_are_seen_in_fixed_patches(store):
     other = replace(plan, training=replace(plan.training, seed=plan.training.seed + 1))
     samples = watch(store, CASES, plan, configuration, samples=10)
     batches = list(samples)
-    assert [len(b["target"]) for b in batches] == [3, 3, 3, 1]
+    assert [len(b["target"]) for b in batches] == [3, 3, 3, 3]
     for again in (list(samples), list(watch(store, CASES, other, configuration, samples=10))):
         assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, again, strict=True))
         assert all(torch.equal(a["target"], b["target"]) for a, b in zip(batches, again, strict=True))

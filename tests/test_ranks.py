@@ -140,6 +140,7 @@ def train_every_case(ranks, folder):
     results["sum"] = ranks.sum(counts)
     results["mean"] = ranks.mean(0.5 + ranks.rank)
     results["first"] = ranks.from_first({"dtype": "float32", "rank": ranks.rank})
+    results["gathered"] = ranks.gather([f"case{ranks.rank}", ranks.rank])
     assert counts.tolist() == [[1, 2 + ranks.rank]]  # as they were
     torch.save(results, folder / f"{ranks.rank}.pt")
 
@@ -244,6 +245,7 @@ def test_processes_agree_and_add_up(together):
         assert found["sum"].tolist() == [[2, 5]]
         assert found["mean"] == 1.0
         assert found["first"] == {"dtype": "float32", "rank": 0}
+        assert found["gathered"] == ["case0", 0, "case1", 1]
 
 
 def test_alone_everything_is_as_it_is():
@@ -252,6 +254,7 @@ def test_alone_everything_is_as_it_is():
     assert ranks.mean(0.25) == 0.25
     assert ranks.sum(counts) is counts
     assert ranks.from_first(counts) is counts
+    assert ranks.gather(("a", "b")) == ["a", "b"]
     assert ranks.wrap(network, CPU) is network
     assert sum_over_ranks(counts) is counts
     ranks.barrier()

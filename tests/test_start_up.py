@@ -20,6 +20,7 @@ from autoseg.start_up import (
     Choices,
     apply,
     choose,
+    choose_dtype,
     has_compiler,
     seconds_per_sample,
     validation_seconds,
@@ -160,8 +161,8 @@ def test_the_length_of_the_training_follows_from_the_step_where_it_is_not_known(
     machine.stage["compiled"], machine.rest["compiled"] = 0.5, 7.0
     samples = plan_of().configurations["2d"].batch_size
     steps = math.ceil(HOUR / 10 / samples)
-    assert choices_of(machine, seconds=None, steps=steps)[0].compiled
-    assert not choices_of(machine, seconds=None, steps=steps - 1)[0].compiled
+    assert choices_of(machine, seconds=None, epochs=None, steps=steps)[0].compiled
+    assert not choices_of(machine, seconds=None, epochs=None, steps=steps - 1)[0].compiled
     epochs = {"steps": None, "epochs": steps, "iterations_per_epoch": 1}
     assert choices_of(machine, seconds=None, **epochs)[0].compiled
 
@@ -221,6 +222,24 @@ def test_a_batch_that_was_tried_in_part_is_measured_whole(machine, monkeypatch):
 
     monkeypatch.setattr("autoseg.start_up.measure", full)
     assert seconds_per_sample(network, image, trial, 1) == 12.0
+
+
+def test_where_float32_does_not_fit_half_precision_must_do(machine, monkeypatch):
+    """A plan may fill the device with a batch of one, in half precision."""
+    real, asked = precision.measure, []
+
+    def measure(network, image, dtypes, repeats=2):
+        asked.append(dtypes)
+        if "float32" in dtypes:
+            raise torch.OutOfMemoryError("no room")
+        return real(network, image, dtypes, repeats)
+
+    monkeypatch.setattr("autoseg.start_up.measure", measure)
+    trial, told = choose_dtype(FakeNetwork(machine), torch.zeros(1, 1, 8, 8), "auto")
+    assert (trial.dtype, asked) == ("bfloat16", [("float32", "bfloat16"), ("bfloat16",)])
+    assert told == "float32 does not fit the memory -> bfloat16"
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_dtype(FakeNetwork(machine), torch.zeros(1, 1, 8, 8), "float32")
 
 
 # ---- apply

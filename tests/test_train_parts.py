@@ -1,7 +1,10 @@
 """The parts of a fold's training, each by itself: a step, want of memory, the networks and losses of plans."""
 
 import math
+import re
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +17,9 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autoseg.data.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
-from autoseg.fold import require_same_plan
+from autoseg.fold import Fold, FoldOptions, FoldTask, require_same_training
 from autoseg.fold_state import FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
 from autoseg.imaging.labels import LabelSet
@@ -27,6 +31,7 @@ from autoseg.planner import make_plan
 from autoseg.records import to_plain
 from autoseg.start_up import Choices
 from autoseg.train import step_within_memory, training_step
+from autoseg.workspace import Workspace
 
 CPU = torch.device("cpu")
 LABELS = label_set(3)
@@ -226,6 +231,40 @@ def test_out_of_memory_has_many_names(sign):
     assert fold.state.micro_batches == 2
 
 
+class Batches:
+    """A stream of numbered batches, of which some do not fit the device at first."""
+
+    def __init__(self, too_large: tuple[int, ...]) -> None:
+        self.prepared, self.too_large = -1, list(too_large)
+
+    def __next__(self) -> dict:
+        self.prepared += 1
+        return {"number": self.prepared}
+
+    def finish(self, batch: dict, device: torch.device) -> dict:
+        if batch["number"] in self.too_large:
+            self.too_large.remove(batch["number"])
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch
+
+
+def test_a_batch_that_does_not_fit_at_first_stays_due():
+    """Batch 0 when it is asked for, batch 2 when it is to come beside a step: none is left out, none comes twice."""
+    fold = object.__new__(Fold)
+    fold.task = SimpleNamespace(device=torch.device("cuda"))
+    fold.stream, fold.raw, fold.ahead = Batches(too_large=(0, 2)), None, None
+    with pytest.raises(torch.OutOfMemoryError):
+        fold.next_batch()
+    seen = [fold.next_batch()["number"]]
+    fold.bring_next()
+    seen.append(fold.next_batch()["number"])
+    with pytest.raises(torch.OutOfMemoryError):
+        fold.bring_next()
+    fold.bring_next()
+    seen += [fold.next_batch()["number"] for _ in range(2)]
+    assert seen == [0, 1, 2, 3]
+
+
 def test_without_memory_for_the_optimiser_no_step_is_tried_again(monkeypatch):
     """Half of the weights may be new by then."""
     fold, _ = fold_that_needs_memory(Memory(9, MemoryError()))
@@ -281,9 +320,19 @@ def test_mirror_axes_of_a_patch(axes, in_space, in_plane):
     assert configuration_mirror_axes(plan, plan.configurations["2d"]) == in_plane
 
 
+def task_of(plan: Plan, folder: Path, **cases) -> FoldTask:
+    split = Split(0, **({"train": ("a", "b", "c"), "validation": ("d",)} | cases))
+    return FoldTask(Workspace(folder), plan, "3d_fullres", split, torch.device("cpu"), Ranks())
+
+
+def saved_of(plan: Plan, **more) -> dict:
+    return {"plan": to_plain(plan), "train": ["a", "b", "c"], "validation": ["d"], "init_from": None} | more
+
+
 def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
     plan = plan_of()
-    trained, name = to_plain(plan), "3d_fullres"
+    saved, name = saved_of(plan), "3d_fullres"
+    folder = task_of(plan, tmp_path).folder
     other = replace(plan.configurations["2d"], batch_size=99)
     cheaper = replace(plan.configurations[name], cost=None)
     for indifferent in (
@@ -293,7 +342,7 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
         replace(plan, recommended="2d", vram_gb=3.0),
         replace(plan, configurations=plan.configurations | {"2d": other, name: cheaper}),
     ):
-        require_same_plan(trained, indifferent, name, tmp_path)
+        require_same_training(saved, task_of(indifferent, tmp_path), FoldOptions())
     larger = replace(plan.configurations[name], batch_size=99)
     for changes, named in (
         ({"training": replace(plan.training, seed=5)}, "training.seed differ"),
@@ -303,12 +352,50 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
         ),
         ({"configurations": plan.configurations | {name: larger}}, "configurations.3d_fullres differ"),
     ):
-        with pytest.raises(StateError, match=f"{tmp_path} was trained under another plan: {named}") as caught:
-            require_same_plan(trained, replace(plan, **changes), name, tmp_path)
+        with pytest.raises(StateError, match=f"{folder} was trained under another plan: {named}") as caught:
+            require_same_training(saved, task_of(replace(plan, **changes), tmp_path), FoldOptions())
         assert "--restart" in caught.value.remedy
-    older = {key: value for key, value in trained.items() if key != "vram_gb"} | {"orientation": "as_stored"}
+    older = {key: value for key, value in saved["plan"].items() if key != "vram_gb"} | {"orientation": "as_stored"}
     with pytest.raises(StateError, match="orientation differ"):
-        require_same_plan(older, plan, name, tmp_path)
+        require_same_training(saved | {"plan": older}, task_of(plan, tmp_path), FoldOptions())
+
+
+@pytest.mark.parametrize(
+    ("cases", "said"),
+    [
+        ({"train": ("a", "b", "d"), "validation": ("c",)}, "to train on others (2 differ, c is one)"),
+        ({"validation": ("d", "e")}, "to hold out others (1 differ, e is one)"),
+    ],
+)
+def test_other_cases_are_refused(tmp_path, cases, said):
+    """Held-out cases that a fold has learnt from would make the cross-validation worthless."""
+    plan = plan_of()
+    with pytest.raises(StateError, match=re.escape(f"fold 0 of splits.json is {said}")) as caught:
+        require_same_training(saved_of(plan), task_of(plan, tmp_path, **cases), FoldOptions())
+    assert "put back the splits.json" in caught.value.remedy
+    reordered = task_of(plan, tmp_path, train=("c", "b", "a"))
+    with pytest.raises(StateError, match="in another order"):
+        require_same_training(saved_of(plan), reordered, FoldOptions())
+    require_same_training(saved_of(plan, finished=True), reordered, FoldOptions())
+
+
+@pytest.mark.parametrize(
+    ("began", "asked", "said"),
+    [
+        (None, "other", "began from random weights, not from {folder}/other"),
+        ("one", "other", "began from {folder}/one, not from {folder}/other"),
+        ("one", "one", ""),
+        ("one", None, ""),
+        (None, None, ""),
+    ],
+)
+def test_a_fold_does_not_begin_from_a_model_twice(tmp_path, monkeypatch, began, asked, said):
+    plan = plan_of()
+    monkeypatch.chdir(tmp_path)  # models are compared by their whole path
+    saved = saved_of(plan, init_from=began and str(tmp_path.resolve() / began))
+    refused = pytest.raises(StateError, match=re.escape(said.format(folder=tmp_path.resolve()))) if said else None
+    with refused or nullcontext():
+        require_same_training(saved, task_of(plan, tmp_path), FoldOptions(init_from=Path(asked) if asked else None))
 
 
 # ---- networks of plans

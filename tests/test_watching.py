@@ -242,14 +242,18 @@ def test_new_weights_are_not_scored_by_old_predictions(workspace):
 
 
 def test_out_of_memory_costs_speed_alone(workspace, monkeypatch, capsys):
-    real = train.loss_of
+    """A network that takes one sample at a time, in steps and when it is looked at."""
+    real = train.train
 
-    def small(network, criterion, image, *arguments, **options):
-        if len(image) > 1:
+    def refuse(_, images):
+        if len(images[0]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(network, criterion, image, *arguments, **options)
 
-    monkeypatch.setattr(train, "loss_of", small)
+    def train_in_little_memory(fold, checkpoint_seconds):
+        fold.network.register_forward_pre_hook(refuse)
+        real(fold, checkpoint_seconds)
+
+    monkeypatch.setattr(train, "train", train_in_little_memory)
     run("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SHORT)
     assert capsys.readouterr().out.count("out of memory: from now on a batch passes the network in 2 parts") == 1
     state = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")

@@ -13,6 +13,7 @@ Every call of a loss is therefore collective: all ranks make it, equally often a
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -156,6 +157,14 @@ class Ranks:
         held = [value]
         dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
         return held[0]
+
+    def gather(self, items: Sequence[Any]) -> list[Any]:
+        """The plain data of all ranks, in their order, on every rank."""
+        if self.count == 1:
+            return list(items)
+        held: list[Any] = [None] * self.count
+        dist.all_gather_object(held, list(items))
+        return [item for items_of_one in held for item in items_of_one]
 
     def barrier(self) -> None:
         """Wait until all ranks are here, BARRIER_TIMEOUT at most."""

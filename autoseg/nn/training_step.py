@@ -1,13 +1,19 @@
 """The arithmetic of one training step, in pieces that ask no value of the device.
 
 `train.training_step` puts them together and looks at the loss between them; `memory` runs the same pieces on tensors
-without content, which have no values to look at. So what is predicted is what is trained.
+without content, which have no values to look at. So what is predicted is what is trained. Besides: what an error says
+when there was no memory for a step.
 """
 
 import torch
 from torch import Tensor, nn
 
 from autoseg.nn.precision import autocast
+
+OUT_OF_MEMORY = (  # in the words of CPUs, of CUDA and its libraries, of MPS
+    "DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)  # fmt: skip
 
 
 def loss_of(
@@ -51,3 +57,8 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> No
     """Move the weights along their gradients; a scaler in use skips gradients that are not finite."""
     scaler.step(optimizer)
     scaler.update()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch often says so by an error of no class of its own."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in OUT_OF_MEMORY)

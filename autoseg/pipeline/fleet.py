@@ -25,8 +25,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from autoseg.diagnosis import diagnose
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
+from autoseg.fold_log import warning
 from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.phases import (
     bring_previous_stage,
@@ -89,7 +92,8 @@ def train_on_gpus(workspace: Workspace, options: TrainOptions, gpus: str, say: S
 
 def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str], stop: StopSignals, say: Say) -> None:
     """Train the folds of a phase, whose shared parts are there, show a table of them, and raise if one is missing."""
-    _, configuration = load_records(workspace, phase.network)[1].configuration(phase.configuration)
+    plan = load_records(workspace, phase.network)[1]
+    _, configuration = plan.configuration(phase.configuration)
     model = workspace.model(str(phase.configuration), configuration.network.name)
     jobs = [
         FoldJob(fold, fold_command(workspace, phase, fold), model / f"fold_{fold}.output.txt")
@@ -98,6 +102,8 @@ def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str],
     say(f"{phase.configuration}: {len(jobs)} folds on GPU {', '.join(gpus)}")
     ends = run_folds(jobs, gpus, stop, say)
     say(table(ends, model))
+    for line in warnings(ends, model, str(phase.configuration), list(plan.labels.scored)):
+        say(line)
     _require_success(ends, phase)
 
 
@@ -280,16 +286,27 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
     """
     lines = ["fold    GPU     time  epoch  pseudo Dice  "]
     for end in ends:
-        history = model / f"fold_{end.fold}" / "history.jsonl"
         epoch = mean = "-"
-        if history.exists() and (rows := history.read_text(encoding="utf-8").splitlines()):
-            row = json.loads(rows[-1])
+        if history := _history(model, end.fold):
+            row = history[-1]
             dice = [d for d in row["pseudo_dice"] if d is not None]
             epoch, mean = str(row["epoch"]), f"{sum(dice) / len(dice):.3f}" if dice else "-"
         minutes, seconds = divmod(round(end.seconds), 60)
         spent = f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
         lines.append(f"{end.fold:4d} {end.gpu or '-':>6} {spent:>8} {epoch:>6} {mean:>12}  {_how_ended(end)}")
     return "\n".join(lines)
+
+
+def warnings(ends: Sequence[FoldEnd], model: Path, configuration: str, labels: Sequence[str]) -> list[str]:
+    """What is wrong with folds as they stand, and what to try."""
+    histories = {end.fold: _history(model, end.fold) for end in ends}
+    return [warning(fold, f, configuration) for fold, rows in histories.items() for f in diagnose(rows, labels)]
+
+
+def _history(model: Path, fold: int) -> list[dict[str, Any]]:
+    """The rows of a fold's history.jsonl; none where it has not come to its first epoch."""
+    history = model / f"fold_{fold}" / "history.jsonl"
+    return [json.loads(row) for row in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
 
 
 def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions) -> None:

@@ -12,7 +12,6 @@ from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.planning import FOLDS
 from autoseg.plan import Plan
 from autoseg.preprocess import preprocess
-from autoseg.records import override
 from autoseg.workspace import Workspace
 
 
@@ -47,7 +46,7 @@ class Folds:
     def open(cls, workspace: Workspace, options: TrainOptions, say: Say) -> "Folds":
         """Those of a workspace. Raises StateError where nothing has been planned."""
         dataset, plan, splits = load_records(workspace, options.network, say)
-        return cls(workspace, dataset, _with_length(override(plan, options.settings), options), splits)
+        return cls(workspace, dataset, _with_length(plan.with_settings(options.settings), options), splits)
 
     def chosen(self, folds: Sequence[int] | None) -> list[Split]:
         """The folds of these numbers, or all. Of fewer patients than folds: those that exist.

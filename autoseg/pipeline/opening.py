@@ -1,5 +1,6 @@
 """What commands start from: the records of a workspace, the plan for a network, and a device."""
 
+import os
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -61,6 +62,9 @@ def _data_side(plan: Plan) -> tuple:
 def choose_device(name: str) -> "torch.device":
     """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
 
+    Under torchrun, a CUDA device without a number is that of the process's local rank: whoever touches another GPU
+    keeps a few hundred megabytes of it. It becomes the current one, for pinned memory and for libraries.
+
     Raises:
         UsageError: there is no such device here.
     """
@@ -70,6 +74,11 @@ def choose_device(name: str) -> "torch.device":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda":
+            rank = int(os.environ.get("LOCAL_RANK", 0))
+            number = rank if rank < torch.cuda.device_count() else 0  # Ranks.meet tells of too few GPUs
+            device = torch.device("cuda", number if device.index is None else device.index)
+            torch.cuda.set_device(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(

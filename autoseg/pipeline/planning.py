@@ -16,7 +16,7 @@ from autoseg.planner import describe, make_plan
 from autoseg.planning.table import summary
 from autoseg.preprocess import preprocess
 from autoseg.problems import check, problem_table, without_bad_cases
-from autoseg.records import load, override, save
+from autoseg.records import load, save
 from autoseg.workspace import Workspace, lock
 
 FOLDS = 5
@@ -71,7 +71,7 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             device="cpu" if vram_gb is None else "gpu",
             vram_gb=vram_gb,
         )
-        plan = override(plan, options.settings)
+        plan = plan.with_settings(options.settings)
         splits = _split(dataset, fingerprint, workspace, options.seed)
         say(describe(plan))
         say("\n" + summary(plan) + "\n")
