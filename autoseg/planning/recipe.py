@@ -37,7 +37,7 @@ def plan_training(asked: Request, space: Space, chosen: Configuration) -> Traini
         asked.decide(
             "5.4 foreground", recipe.foreground_fraction, "nnU-Net v2's share of patches centred on foreground"
         )
-        return replace(recipe, augmentation="nnunet")
+        return replace(recipe, augmentation="nnunet", patience=0)  # it trains to the end of its schedule
     found = asked.fingerprint
     if chosen.dims == 3:
         patch, shapes, spacings = chosen.patch_size, space.shapes, np.broadcast_to(space.spacing, space.shapes.shape)
@@ -54,13 +54,16 @@ def plan_training(asked: Request, space: Space, chosen: Configuration) -> Traini
     asked.decide("5.5 cases", cases, why)
     classes, why = sparsity.class_sampling(found)
     asked.decide("5.6 classes", classes, why)
+    axes = _plan_mirroring(asked, space)
+    why = "epochs without better validation loss or Dice, after which the training cools down and ends"
+    asked.decide("5.8 patience", recipe.patience, why)
     return replace(
         recipe,
         class_weights=weights,
         foreground_fraction=fraction,
         case_sampling=cases,
         class_sampling=classes,
-        mirror_axes=_plan_mirroring(asked, space),
+        mirror_axes=axes,
     )
 
 
