@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from autoseg.cascade import open_previous
 from autoseg.data.loader import BatchStream, ChainName
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
-from autoseg.errors import StateError, UsageError
+from autoseg.errors import StateError, StorageError, UsageError
 from autoseg.fold_log import Clock, FoldLog, epoch_steps
 from autoseg.fold_state import CHECKPOINT_VERSION, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
+from autoseg.nn.checkpoint import CheckpointWriter
 from autoseg.nn.ranks import Ranks
 from autoseg.plan import Configuration, Plan
 from autoseg.pseudo_dice import Batch, WatchedSamples, watch, watched_samples
@@ -76,7 +77,8 @@ class Fold:
     clock: Clock
     log: FoldLog
     stop: StopSignals
-    init_from: str | None = None  # the model whose weights it began with
+    checkpoints: CheckpointWriter
+    init_from: str | None  # the model whose weights it began with
     stream: BatchStream | None = None
     raw: Batch | None = None  # the batch of the next step, where it was prepared and is not on the device yet
     ahead: Batch | None = None  # the batch of the next step, where it is on the device already
@@ -84,12 +86,15 @@ class Fold:
     def __enter__(self) -> "Fold":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.stream:
             self.stream.close()
+        with suppress(StorageError) if kind else nullcontext():  # what ended the training says more
+            self.checkpoints.wait()
 
     def open_stream(self) -> None:
         """Let batches come from where the state stands."""
+        self.checkpoints.wait()  # no process is forked from one whose threads are busy
         self.raw = self.ahead = None
         if self.stream:
             self.stream.close()
@@ -191,7 +196,8 @@ def open_fold(
     return Fold(
         task=task, network=network, trained=ranks.wrap(network, device), criterion=criterion,
         stream_of=lambda step: data.stream(state.choices.chain, start_step=step, workers=workers),
-        held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop, init_from=init_from,
+        held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop,
+        checkpoints=CheckpointWriter(task.folder), init_from=init_from,
     )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
     from torch.utils.tensorboard import SummaryWriter
 
 SHORT_EPOCHS = 20  # a short time budget, or a short length in steps, is cut into so many epochs to watch
-PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png, which take a second or two
+PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png,
+PICTURE_SHARE = 0.01  # which may take so much of it
 DECIMALS = {"seconds": 2, "loss": 5, "validation_loss": 5, "training_dice": 4, "pseudo_dice": 4, "progress": 4}
 
 
@@ -122,7 +123,7 @@ class FoldLog:
         self._curves = _Curves(folder / "tensorboard", self.label_names)
         self._failed: set[str] = set()  # what was said to have failed
         self._pictured = len(self.history)  # epochs that need no new picture
-        self._pictured_at = time.perf_counter()
+        self._picture_due = time.perf_counter() + PICTURE_SECONDS
         self.bar = tqdm(
             total=1000, initial=_thousandths(self.history), disable=True if quiet else None, leave=False,
             desc=f"fold {fold}", bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}",
@@ -185,7 +186,7 @@ class FoldLog:
         for finding in news:
             self.say(warning(self.fold, finding))
         self._attempt("tensorboard", lambda: self._curves.add(self.history))
-        if time.perf_counter() - self._pictured_at >= PICTURE_SECONDS:
+        if time.perf_counter() >= self._picture_due:
             self._attempt("progress.png", self._draw)
 
     def summary(self) -> list[str]:
@@ -214,8 +215,11 @@ class FoldLog:
         return f"  pseudo Dice {shown}" + (f" (training {sum(gaps) / len(gaps):+.3f})" if gaps else "")
 
     def _draw(self) -> None:
-        self._pictured, self._pictured_at = len(self.history), time.perf_counter()
+        self._pictured, began = len(self.history), time.perf_counter()
+        self._picture_due = began + PICTURE_SECONDS  # should it fail
         draw_progress(self.folder / "progress.png", self.history, self.label_names, f"fold {self.fold}")
+        now = time.perf_counter()
+        self._picture_due = now + max(PICTURE_SECONDS, (now - began) / PICTURE_SHARE)
 
     def _attempt(self, what: str, act: Callable[[], None]) -> None:
         """Do what no training depends on; that it fails is said once."""

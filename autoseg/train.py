@@ -28,7 +28,7 @@ from autoseg.errors import AutosegError, OutOfMemory
 from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, held, open_fold, require_same_training
 from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
-from autoseg.nn.checkpoint import load_newest, save_generation
+from autoseg.nn.checkpoint import load_newest
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
 from autoseg.pseudo_dice import Batch, WatchedSamples, validate
 from autoseg.stopping import StopSignals
@@ -124,6 +124,7 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
             save(fold, finished=finished)
             saved_at = clock.elapsed()
         if stopping and not finished:
+            fold.checkpoints.wait()
             fold.say(f"saved after step {state.position.step}")
             fold.stop.now()
 
@@ -287,6 +288,8 @@ def retreat(fold: Fold, named: str) -> None:
             f"{named}, after {RETREATS} returns to an earlier checkpoint, too",
             remedy="look at these images; or try --set training.learning_rate=..., --set training.autocast=float32",
         )
+    fold.checkpoints.wait()
+    fold.task.ranks.barrier()  # until the first has written what all read
     saved, _ = load_newest(fold.task.folder)
     assert saved is not None, "a checkpoint is written before the first step"
     saved = upgrade_checkpoint(saved)
@@ -307,9 +310,9 @@ def retreat(fold: Fold, named: str) -> None:
 
 
 def save(fold: Fold, *, finished: bool) -> None:
-    """Write a checkpoint; of several processes the first one does."""
+    """Have a checkpoint written, beside the steps that follow; of several processes the first one does."""
     if fold.task.ranks.rank == 0:
-        save_generation(fold.task.folder, checkpoint_of(fold, finished=finished))
+        fold.checkpoints.save(checkpoint_of(fold, finished=finished))
 
 
 def _result(

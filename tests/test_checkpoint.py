@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import pickle
+import threading
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoseg.errors import StateError, StorageError
-from autoseg.nn.checkpoint import load_checkpoint, load_newest, save_checkpoint, save_generation
+from autoseg.nn import checkpoint
+from autoseg.nn.checkpoint import CheckpointWriter, load_checkpoint, load_newest, save_checkpoint, save_generation
 
 
 def state_of_a_fold(seed=0):
@@ -392,3 +394,65 @@ def test_bytes_that_come_back_changed_are_noticed(tmp_path, monkeypatch):
             save_generation(tmp_path, {"epoch": 2})
     assert epoch_of(tmp_path) == (1, "")
     assert names_in(tmp_path) == ["checkpoints.sha256", "last.pt"]
+
+
+# ---- written beside the training
+
+
+def test_a_state_is_saved_as_it_was(tmp_path):
+    """The training goes on changing it in place, while it is written."""
+    weights, history = torch.ones(3), [{"epoch": 1, "pseudo_dice": [0.5]}]
+    state = {"network": {"w": weights}, "history": history, "average": [weights], "position": (1, 2.5)}
+    begun = threading.Event()
+
+    def late(folder, what):
+        begun.wait(10)
+        save_generation(folder, what)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_generation", late)
+        writer = CheckpointWriter(tmp_path)
+        writer.save(state)
+        weights.zero_()
+        history[0]["pseudo_dice"].append(0.7)
+        history.append({"epoch": 2})
+        begun.set()
+        writer.wait()
+    saved, _ = load_newest(tmp_path)
+    assert saved["network"]["w"].tolist() == saved["average"][0].tolist() == [1, 1, 1]
+    assert saved["history"] == [{"epoch": 1, "pseudo_dice": [0.5]}]
+    assert saved["position"] == (1, 2.5)
+
+
+def test_states_are_saved_one_after_the_other(tmp_path, monkeypatch):
+    order, gate = [], threading.Event()
+
+    def slow(folder, state):
+        gate.wait(10)
+        order.append(state["step"])
+
+    monkeypatch.setattr(checkpoint, "save_generation", slow)
+    writer = CheckpointWriter(tmp_path)
+    writer.save({"step": 1})
+    assert order == []  # the training goes on
+    threading.Timer(0.2, gate.set).start()
+    writer.save({"step": 2})
+    assert order[0] == 1
+    writer.wait()
+    writer.wait()
+    assert order == [1, 2]
+
+
+def test_what_could_not_be_saved_is_told_later_and_once(tmp_path, monkeypatch):
+    def full(folder, state):
+        raise StorageError("the disk is full")
+
+    writer = CheckpointWriter(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_generation", full)
+        writer.save({"step": 1})
+        with pytest.raises(StorageError, match="the disk is full"):
+            writer.save({"step": 2})
+    writer.save({"step": 3})
+    writer.wait()
+    assert load_newest(tmp_path)[0] == {"step": 3}

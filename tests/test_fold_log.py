@@ -306,6 +306,22 @@ def test_pictures_are_a_minute_apart_and_one_is_of_the_end(tmp_path, time, drawn
     assert drawn == [3, 6, 7]
 
 
+def test_pictures_take_a_hundredth_of_the_time(tmp_path, time, monkeypatch, bare):
+    """One that takes 2 s is not drawn again for 200 s."""
+    drawn = []
+
+    def draw(path, history, *_):
+        time.now += 2
+        drawn.append(len(history))
+
+    monkeypatch.setattr(fold_log, "draw_progress", draw)
+    with FoldLog(tmp_path, 0, ["liver", "tumour"], []) as log:
+        for number in range(1, 8):
+            time.now += 60
+            epoch(log, number)
+    assert drawn == [1, 5, 7]
+
+
 def test_the_picture_is_a_png(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with FoldLog(tmp_path, 0, ["liver", "tumour"], []) as log:
