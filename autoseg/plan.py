@@ -263,4 +263,7 @@ def _upgrade_from_2(plain: dict[str, Any]) -> dict[str, Any]:
     Trainings go on as they were begun: without an end at a plateau, on the host chain.
     """
     added = {"steps": None, "patience": 0, "component_weight": 0.0, "dropout": 0.0, "chain": "host"}
-    return plain | {"version": 3, "training": added | plain["training"]}
+    training = added | plain["training"]
+    if training.get("time_budget_seconds") is not None:  # it ruled over epochs that were given, too
+        training["epochs"] = None
+    return plain | {"version": 3, "training": training}

@@ -6,7 +6,7 @@
                        3.7 receptive field  3.8 memory  3.9 nnU-Net  3.10 preprocessed copies  3.11 lowres
     4  recommended     4.1 configuration
     5  training        5.1 recipe  5.2 loss  5.3 class weights  5.4 foreground  5.5 cases  5.6 classes  5.7 mirroring
-                      5.8 patience
+                       5.8 patience
     6  what would change the plan
 
 `rules="nnunet"` follows nnU-Net v2 alone: its plain planner, or with a preset its residual-encoder planners.
