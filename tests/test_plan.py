@@ -49,6 +49,16 @@ def test_a_training_has_one_length():
         a_plan().with_settings(["training.epochs=3", "training.steps=4"])
 
 
+def test_a_time_budget_of_version_2_is_the_length(tmp_path):
+    later = ("steps", "patience", "component_weight", "dropout", "chain")
+    plain = to_plain(a_plan())
+    training = {key: value for key, value in plain["training"].items() if key not in later}
+    old = plain | {"version": 2, "training": training | {"epochs": 60, "time_budget_seconds": 90.0}}
+    (tmp_path / "plan.json").write_text(json.dumps(old), encoding="utf-8")
+    read = load(Plan, tmp_path / "plan.json").training
+    assert (read.epochs, read.steps, read.time_budget_seconds, read.patience) == (None, None, 90.0, 0)
+
+
 def test_a_plan_of_version_1_is_read(tmp_path):
     made = a_plan()
     plain = to_plain(made)
