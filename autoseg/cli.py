@@ -44,10 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):  # the latter is torch's, not imported here
+        if not _is_out_of_memory(error):
             raise
         print(f"error: out of memory: {error}\n  -> {OUT_OF_MEMORY_REMEDY}", file=sys.stderr)
         return OutOfMemory.exit_code
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch is asked, which has many words for it, where the command has imported it."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from autoseg.nn.training_step import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,9 +14,9 @@ from autoseg.cascade import open_previous
 from autoseg.data.loader import BatchStream, ChainName
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
-from autoseg.errors import StateError, StorageError, UsageError
+from autoseg.errors import StateError, UsageError
 from autoseg.fold_log import Clock, FoldLog, epoch_steps
-from autoseg.fold_state import CHECKPOINT_VERSION, FoldState
+from autoseg.fold_state import CHECKPOINT_VERSION, UNKNOWN, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
 from autoseg.nn.checkpoint import CheckpointWriter
 from autoseg.nn.ranks import Ranks
@@ -89,12 +89,11 @@ class Fold:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.stream:
             self.stream.close()
-        with suppress(StorageError) if kind else nullcontext():  # what ended the training says more
+        with suppress(Exception) if kind else nullcontext():  # what ended the training says more
             self.checkpoints.wait()
 
     def open_stream(self) -> None:
         """Let batches come from where the state stands."""
-        self.checkpoints.wait()  # no process is forked from one whose threads are busy
         self.raw = self.ahead = None
         if self.stream:
             self.stream.close()
@@ -304,7 +303,7 @@ def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOp
                 remedy="put back the splits.json it was begun with, or begin anew with --restart",
             )
     asked = _place(options.init_from)
-    if asked not in (None, saved["init_from"]):
+    if asked not in (None, saved["init_from"]) and saved["init_from"] != UNKNOWN:
         began = f"from {saved['init_from']}" if saved["init_from"] else "from random weights"
         raise StateError(
             f"{task.folder} began {began}, not from {asked}",

@@ -81,15 +81,17 @@ class Clock:
         return (steps >= self.iterations_per_epoch or seconds >= share) and left >= min(share, seconds) / 2
 
 
-def warning(fold: int, finding: Finding, configuration: str = "") -> str:
+def warning(fold: int, finding: Finding, model: tuple[str, str] | None = None) -> str:
     """What is wrong with a fold, and what to try, in two lines.
 
     Args:
-        configuration: of the fold, where it does not follow from what is said around it.
+        model: configuration and network, where they do not follow from what is said around it.
     """
-    of, again = (f" of {configuration}", f"-c {configuration} -f {fold} --restart") if configuration else ("", "")
-    remedy = finding.remedy.replace("--restart", again or "--restart")
-    return f"fold {fold}{of}  {finding.kind}s: {finding.what}\n  -> {remedy}"
+    if model is None:
+        return f"fold {fold}  {finding.kind}s: {finding.what}\n  -> {finding.remedy}"
+    configuration, network = model
+    remedy = finding.remedy.replace("--restart", f"-c {configuration} --network {network} -f {fold} --restart")
+    return f"fold {fold} of {configuration} ({network})  {finding.kind}s: {finding.what}\n  -> {remedy}"
 
 
 class FoldLog:

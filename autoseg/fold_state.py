@@ -29,6 +29,7 @@ from autoseg.plan import Plan, Training
 from autoseg.start_up import Choices
 
 CHECKPOINT_VERSION = 4
+UNKNOWN = "an unknown model, or from random weights"  # what a fold of an older version began from
 
 
 @dataclass(frozen=True)
@@ -238,5 +239,8 @@ def _upgrade_from_2(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_from_3(plain: dict[str, Any]) -> dict[str, Any]:
-    """Version 4 knows which model a fold began from; before, nobody wrote it down."""
-    return plain | {"version": 4, "init_from": None}
+    """Version 4 knows which model a fold began from, and watches other samples: values of before are no measure."""
+    plateau = plain["plateau"]
+    if plateau:
+        plateau = plateau | {"averages": (), "bests": (), "waited": 0}
+    return plain | {"version": 4, "init_from": UNKNOWN, "plateau": plateau}

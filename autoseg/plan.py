@@ -13,7 +13,7 @@ from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.records import override
 
-VERSION = 3
+VERSION = 4
 LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
 LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -235,7 +235,7 @@ class Plan:
     @classmethod
     def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Plain data of an older version, as this version writes them."""
-        for version, upgrade in enumerate((_upgrade_from_1, _upgrade_from_2), start=1):
+        for version, upgrade in enumerate((_upgrade_from_1, _upgrade_from_2, _upgrade_from_3), start=1):
             if plain.get("version") == version:
                 plain = upgrade(plain)
         return plain
@@ -263,7 +263,12 @@ def _upgrade_from_2(plain: dict[str, Any]) -> dict[str, Any]:
     Trainings go on as they were begun: without an end at a plateau, on the host chain.
     """
     added = {"steps": None, "patience": 0, "component_weight": 0.0, "dropout": 0.0, "chain": "host"}
-    training = added | plain["training"]
-    if training.get("time_budget_seconds") is not None:  # it ruled over epochs that were given, too
-        training["epochs"] = None
-    return plain | {"version": 3, "training": training}
+    return plain | {"version": 3, "training": added | plain["training"]}
+
+
+def _upgrade_from_3(plain: dict[str, Any]) -> dict[str, Any]:
+    """Version 4 has one length of a training; before, a time budget ruled over steps, and steps over epochs."""
+    training = dict(plain["training"])
+    ruling = next((name for name in reversed(LENGTHS) if training[name] is not None), None)
+    training |= {name: None for name in LENGTHS if name != ruling}
+    return plain | {"version": 4, "training": training}

@@ -9,7 +9,7 @@ cases: the gap between the two is what a fold has learnt by heart. Together they
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from autoseg.augmentation import AUGMENTATIONS
 from autoseg.data.previous_stage import PreviousStage, one_hot
 from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
-from autoseg.data.store import CaseStore
+from autoseg.data.store import CaseStore, StoredCase
 from autoseg.imaging.geometry import Axes3
 from autoseg.imaging.labels import OUTSIDE, LabelSet
 from autoseg.nn.precision import autocast
@@ -31,6 +31,7 @@ LEAST_WATCHED = 16  # samples, however short an epoch is
 WATCHED_SHARE = 0.1  # of an epoch's samples; one that is only watched takes a third of the time of one that is learnt
 SMALL = 2  # tiles: volumes that come to no more on average are seen whole
 PLACES_SEED = 1_000_000  # of where patches lie
+OPEN_CASES = 32  # mapped at a time, of the validation and of the training cases; each holds three file descriptors
 
 Batch = dict[str, Any]
 
@@ -53,6 +54,7 @@ class WatchedSamples:
     patch_size: tuple[int, ...]
     batch_size: int
     stage: PreviousStage | None = None  # of a cascade
+    _cases: dict[str, StoredCase] = field(default_factory=dict, init=False, repr=False, compare=False)  # mapped
 
     def __iter__(self) -> Iterator[Batch]:
         """{"image": float32 (B, C, *patch), "target": integer class indices (B, *patch)}, on the CPU.
@@ -65,7 +67,11 @@ class WatchedSamples:
             yield {"image": torch.stack(images), "target": torch.stack(targets)}
 
     def _cut(self, case_id: str, lower: Axes3) -> tuple[Tensor, Tensor]:
-        case, size = self.store.open(case_id), self.patch_size
+        if case_id not in self._cases:
+            if len(self._cases) >= OPEN_CASES:
+                self._cases.pop(next(iter(self._cases)))
+            self._cases[case_id] = self.store.open(case_id)
+        case, size = self._cases[case_id], self.patch_size
         image = cut_patch(case.image, lower, size, 0.0).astype(np.float32)
         target = np.maximum(cut_patch(case.target, lower, size, OUTSIDE), 0)
         if self.stage:

@@ -220,8 +220,9 @@ def seconds_per_sample(network: nn.Module, image: Tensor, trial: PrecisionTrial,
         try:
             whole = measure(network, image, (trial.dtype,))[0]
             return whole.seconds / len(image)
-        except torch.OutOfMemoryError:  # the training will divide the batch
-            pass
+        except (RuntimeError, MemoryError) as error:  # the training will divide the batch
+            if not is_out_of_memory(error):
+                raise
     return trial.seconds / tried
 
 

@@ -28,7 +28,7 @@ from autoseg.errors import AutosegError, OutOfMemory
 from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, held, open_fold, require_same_training
 from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
-from autoseg.nn.checkpoint import load_newest
+from autoseg.nn.checkpoint import load_newest, remove_leftovers
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
 from autoseg.pseudo_dice import Batch, WatchedSamples, validate
 from autoseg.stopping import StopSignals
@@ -64,6 +64,8 @@ def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldR
     """
     with held(task.folder, options.restart, task.ranks):
         began = time.perf_counter()
+        if task.ranks.rank == 0:
+            remove_leftovers(task.folder)
         saved, damage = load_newest(task.folder)  # on the CPU: the device need not hold it twice
         if saved:
             saved = upgrade_checkpoint(saved)
@@ -120,7 +122,7 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
         finished = progress >= 1
         late = clock.elapsed() - saved_at >= checkpoint_seconds
         sound = state.position.refused == 0  # a state to go back to
-        if finished or stopping or ((epoch_over or late) and sound):
+        if finished or stopping or ((epoch_over or late or fold.checkpoints.failed) and sound):
             save(fold, finished=finished)
             saved_at = clock.elapsed()
         if stopping and not finished:
@@ -319,6 +321,7 @@ def _result(
     task: FoldTask, position: Position, history: Sequence[Mapping[str, Any]], *, already_finished: bool
 ) -> FoldResult:
     findings = diagnose(history, list(task.plan.labels.scored))
-    warnings = tuple(warning(task.number, finding, task.configuration_name) for finding in findings)
+    model = (task.configuration_name, task.configuration.network.name)
+    warnings = tuple(warning(task.number, finding, model) for finding in findings)
     pseudo_dice = tuple(history[-1]["pseudo_dice"])
     return FoldResult(task.number, task.folder, position, pseudo_dice, warnings, already_finished)

@@ -70,7 +70,7 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
         return patch_stream(store, split.train, plan, configuration, chain=chain, workers=processes)
 
     said: list[str] = []
-    image = next(iter(watch(store, split.validation, plan, configuration, samples=1)))["image"]
+    image = next(iter(watch(store, split.validation, plan, configuration, samples=configuration.batch_size)))["image"]
     choices = choose(network, plan, configuration, stream_of, image, device, workers, said.append, EXPECTED_SECONDS)
     apply(choices, network, image, said.append)
     optimizer = OPTIMIZERS[training.optimizer](

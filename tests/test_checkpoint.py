@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import hashlib
+import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import zipfile
 from pathlib import Path
@@ -17,7 +19,14 @@ from torch import nn
 
 from autoseg.errors import StateError, StorageError
 from autoseg.nn import checkpoint
-from autoseg.nn.checkpoint import CheckpointWriter, load_checkpoint, load_newest, save_checkpoint, save_generation
+from autoseg.nn.checkpoint import (
+    CheckpointWriter,
+    load_checkpoint,
+    load_newest,
+    remove_leftovers,
+    save_checkpoint,
+    save_generation,
+)
 
 
 def state_of_a_fold(seed=0):
@@ -443,16 +452,89 @@ def test_states_are_saved_one_after_the_other(tmp_path, monkeypatch):
     assert order == [1, 2]
 
 
-def test_what_could_not_be_saved_is_told_later_and_once(tmp_path, monkeypatch):
-    def full(folder, state):
-        raise StorageError("the disk is full")
+def full(folder, state):
+    raise StorageError("the disk is full")
 
+
+def test_what_could_not_be_saved_is_told_once(tmp_path, monkeypatch):
     writer = CheckpointWriter(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_generation", full)
         writer.save({"step": 1})
         with pytest.raises(StorageError, match="the disk is full"):
-            writer.save({"step": 2})
-    writer.save({"step": 3})
+            writer.wait()
+        writer.wait()
+        writer.save({"step": 2})
+        writer.settle()
+        assert writer.failed
+        with pytest.raises(StorageError, match="the disk is full"):
+            writer.save({"step": 3})
+    writer.save({"step": 4})
     writer.wait()
-    assert load_newest(tmp_path)[0] == {"step": 3}
+    assert load_newest(tmp_path)[0] == {"step": 4}
+
+
+def test_after_a_state_that_could_not_be_saved_the_next_one_is(tmp_path, monkeypatch):
+    writer = CheckpointWriter(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_generation", full)
+        writer.save({"step": 1})
+        writer.settle()
+    writer.save({"step": 2})
+    assert load_newest(tmp_path)[0] == {"step": 2}  # at once
+    assert not writer.failed
+    writer.wait()
+
+
+def test_no_process_is_forked_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """It would keep a copy of the state in its memory for as long as it lives."""
+    order, gate = [], threading.Event()
+
+    def slow(folder, state):
+        gate.wait(10)
+        order.append("written")
+
+    monkeypatch.setattr(checkpoint, "save_generation", slow)
+    writer = CheckpointWriter(tmp_path)
+    writer.save({"step": 1})
+    threading.Timer(0.2, gate.set).start()
+    process = multiprocessing.get_context("fork").Process(target=order.append, args=("in the child",))
+    process.start()
+    order.append("forked")
+    process.join()
+    assert order == ["written", "forked"]
+
+
+def test_an_interrupted_wait_can_be_repeated(tmp_path, monkeypatch):
+    """Ctrl-C while it waits, once; the lock of the fold must not be given up before the checkpoint is there."""
+    gate = threading.Event()
+    monkeypatch.setattr(checkpoint, "save_generation", lambda folder, state: gate.wait(10))
+    writer = CheckpointWriter(tmp_path)
+    writer.save({"step": 1})
+    main = threading.main_thread().ident
+    threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    threading.Timer(0.5, gate.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        writer.wait()
+    assert not gate.is_set()
+    writer.wait()
+    assert gate.is_set()
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    save_generation(tmp_path, {"step": 1})
+    (tmp_path / ".last.pt.new.12-34.part").write_bytes(b"half")
+    (tmp_path / "..last.pt.new.12-35.part").write_bytes(b"half")
+    kept = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".part")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert load_newest(tmp_path)[0] == {"step": 1}
+
+
+def test_a_refusing_file_system_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "sha256", refuse)
+    with pytest.raises(StorageError, match=f"no checkpoint can be written to {tmp_path}: Input/output error"):
+        save_generation(tmp_path, {"step": 1})

@@ -430,7 +430,10 @@ def test_the_default_workspace_is_not_committed():
     assert f"{cli.DEFAULT_WORKSPACE}/" in ignored
 
 
-@pytest.mark.parametrize("error", [MemoryError("600 GB"), type("OutOfMemoryError", (RuntimeError,), {})("600 GB")])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("600 GB"), torch.OutOfMemoryError("600 GB"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED, 600 GB")],
+)
 def test_memory_that_runs_out_has_an_exit_code_of_its_own(error, monkeypatch, capsys):
     def fail(*_, **__):
         raise error

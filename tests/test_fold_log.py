@@ -356,8 +356,9 @@ def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
 def test_a_warning_says_which_fold_to_begin_anew():
     finding = Finding("collapse", "liver", "liver is lost", "begin anew (--restart) with more epochs")
     assert warning(1, finding) == "fold 1  collapses: liver is lost\n  -> begin anew (--restart) with more epochs"
-    assert warning(1, finding, "3d_lowres") == (
-        "fold 1 of 3d_lowres  collapses: liver is lost\n  -> begin anew (-c 3d_lowres -f 1 --restart) with more epochs"
+    assert warning(1, finding, ("3d_lowres", "fcn")) == (
+        "fold 1 of 3d_lowres (fcn)  collapses: liver is lost\n"
+        "  -> begin anew (-c 3d_lowres --network fcn -f 1 --restart) with more epochs"
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autoseg.errors import StateError
-from autoseg.fold_state import FoldState, Position, upgrade_checkpoint
+from autoseg.fold_state import UNKNOWN, FoldState, Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.nn.optimization import Plateau
 from autoseg.plan import Training
@@ -189,10 +189,10 @@ def test_averaged_weights_are_there_while_they_are_looked_at():
 
 def test_a_checkpoint_of_the_future_is_refused():
     with pytest.raises(StateError, match="version 5, this autoseg knows 4"):
-        upgrade_checkpoint({"version": 5, "plan": {"version": 3}})
+        upgrade_checkpoint({"version": 5, "plan": {"version": 4}})
 
 
-def test_a_checkpoint_of_version_2_goes_on_waiting_for_a_better_loss():
+def test_a_checkpoint_of_version_2_waits_anew_for_something_better():
     plateau = {
         "patience": 3,
         "tolerance": 0.001,
@@ -202,18 +202,18 @@ def test_a_checkpoint_of_version_2_goes_on_waiting_for_a_better_loss():
         "waited": 2,
         "found": 0,
     }
-    new = upgrade_checkpoint({"version": 2, "plan": {"version": 3}, "plateau": plateau})
+    new = upgrade_checkpoint({"version": 2, "plan": {"version": 4}, "plateau": plateau})
     assert new["version"] == 4
-    assert Plateau(**new["plateau"]) == Plateau(3, averages=(0.5, None), bests=(0.4, None), waited=2)
-    assert upgrade_checkpoint({"version": 2, "plan": {"version": 3}, "plateau": None})["plateau"] is None
+    assert Plateau(**new["plateau"]) == Plateau(3)  # and nothing of other samples is kept
+    assert upgrade_checkpoint({"version": 2, "plan": {"version": 4}, "plateau": None})["plateau"] is None
 
 
 def test_a_checkpoint_of_version_1_is_read():
-    plan = {"version": 3}
+    plan = {"version": 4}
     old = {"version": 1, "plan": plan, "dtype": "bfloat16", "forward_seconds": 0.5, "position": {"epoch": 1}}
     new = upgrade_checkpoint(old)
     assert new["version"] == 4
-    assert new["init_from"] is None
+    assert new["init_from"] == UNKNOWN
     assert new["choices"] == {
         "dtype": "bfloat16", "channels_last": False, "compiled": False, "chain": "host", "forward_seconds": 0.5
     }  # fmt: skip

@@ -59,6 +59,22 @@ def test_a_time_budget_of_version_2_is_the_length(tmp_path):
     assert (read.epochs, read.steps, read.time_budget_seconds, read.patience) == (None, None, 90.0, 0)
 
 
+@pytest.mark.parametrize(
+    ("given", "rules"),
+    [
+        ({"epochs": 60, "steps": 7}, (None, 7, None)),
+        ({"epochs": 60, "steps": 7, "time_budget_seconds": 90.0}, (None, None, 90.0)),
+        ({"epochs": 60}, (60, None, None)),
+    ],
+)
+def test_the_length_that_ruled_in_version_3_is_the_one(tmp_path, given, rules):
+    plain = to_plain(a_plan())
+    old = plain | {"version": 3, "training": plain["training"] | given}
+    (tmp_path / "plan.json").write_text(json.dumps(old), encoding="utf-8")
+    read = load(Plan, tmp_path / "plan.json").training
+    assert (read.epochs, read.steps, read.time_budget_seconds) == rules
+
+
 def test_a_plan_of_version_1_is_read(tmp_path):
     made = a_plan()
     plain = to_plain(made)

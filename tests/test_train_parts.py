@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from autoseg.data.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.fold import Fold, FoldOptions, FoldTask, require_same_training
-from autoseg.fold_state import FoldState
+from autoseg.fold_state import UNKNOWN, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
 from autoseg.imaging.labels import LabelSet
 from autoseg.nn.blocks import Stage
@@ -387,12 +387,13 @@ def test_other_cases_are_refused(tmp_path, cases, said):
         ("one", "one", ""),
         ("one", None, ""),
         (None, None, ""),
+        (UNKNOWN, "other", ""),  # begun by an older version
     ],
 )
 def test_a_fold_does_not_begin_from_a_model_twice(tmp_path, monkeypatch, began, asked, said):
     plan = plan_of()
     monkeypatch.chdir(tmp_path)  # models are compared by their whole path
-    saved = saved_of(plan, init_from=began and str(tmp_path.resolve() / began))
+    saved = saved_of(plan, init_from=began if began in (None, UNKNOWN) else str(tmp_path.resolve() / began))
     refused = pytest.raises(StateError, match=re.escape(said.format(folder=tmp_path.resolve()))) if said else None
     with refused or nullcontext():
         require_same_training(saved, task_of(plan, tmp_path), FoldOptions(init_from=Path(asked) if asked else None))

@@ -19,6 +19,7 @@ import hashlib
 import io
 import os
 import threading
+import weakref
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,16 @@ def save_generation(folder: Path, state: dict[str, Any]) -> None:
         StorageError: the disk is full or refuses, or gives back other bytes than were written; the checkpoints that
             were there are untouched.
     """
+    try:
+        _save_generation(folder, state)
+    except OSError as error:
+        raise StorageError(
+            f"no checkpoint can be written to {folder}: {error.strerror or error}",
+            remedy="see to the disk's space and to your rights there; the same command goes on",
+        ) from error
+
+
+def _save_generation(folder: Path, state: dict[str, Any]) -> None:
     newest, previous, coming = folder / NEWEST, folder / PREVIOUS, folder / f".{NEWEST}.new"
     known = _digests(folder)
     stays = newest if newest.exists() else previous
@@ -70,23 +81,39 @@ def save_generation(folder: Path, state: dict[str, Any]) -> None:
 class CheckpointWriter:
     """Saves states as generations of a folder, each in a thread, one after the other.
 
-    Call `wait` before the checkpoints are read, the training ends, or processes are started.
+    Call `wait` before the checkpoints are read, and before anybody else may write them. No process is forked while one
+    is being written: it would keep what is written in its memory.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
+        self._idle = threading.Event()  # not `Thread.join`: Ctrl-C in it makes Python take the thread for ended
+        self._idle.set()
+        _WRITERS.add(self)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a state could not be saved: the next `save` does so at once, or tells why it cannot."""
+        return self._error is not None
 
     def save(self, state: dict[str, Any]) -> None:
         """Copy a state, and have the copy saved. What becomes of `state` afterwards changes nothing.
 
         Raises:
-            StorageError: the state before could not be saved, see `save_generation`.
+            StorageError: the state before could not be saved, nor can this one; see `save_generation`.
         """
-        self.wait()
-        self._thread = threading.Thread(target=self._write, args=(copied(state),), name="checkpoint")
-        self._thread.start()
+        self.settle()
+        if self._error:
+            self._error = None
+            save_generation(self.folder, state)
+            return
+        copy = copied(state)
+        self._idle.clear()
+        try:
+            threading.Thread(target=self._write, args=(copy,), name="checkpoint").start()
+        except RuntimeError:  # there are too many threads
+            self._write(copy)
 
     def wait(self) -> None:
         """Wait until everything is saved.
@@ -94,18 +121,40 @@ class CheckpointWriter:
         Raises:
             StorageError: it could not be saved, see `save_generation`.
         """
-        if self._thread:
-            self._thread.join()
-            self._thread = None
+        self.settle()
         error, self._error = self._error, None
         if error:
             raise error
 
+    def settle(self) -> None:
+        """Wait until nothing is being written, whatever became of it."""
+        self._idle.wait()
+
     def _write(self, state: dict[str, Any]) -> None:
         try:
             save_generation(self.folder, state)
-        except BaseException as error:
+        except Exception as error:
             self._error = error
+        finally:
+            self._idle.set()
+
+
+_WRITERS: weakref.WeakSet[CheckpointWriter] = weakref.WeakSet()
+
+
+def _settle_all() -> None:
+    for writer in list(_WRITERS):
+        writer.settle()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_settle_all)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers left behind that were killed; nobody may be writing to the folder."""
+    for path in folder.glob(f".*{NEWEST}*.part"):
+        path.unlink(missing_ok=True)
 
 
 def copied(plain: Any) -> Any:

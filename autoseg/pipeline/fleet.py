@@ -102,7 +102,7 @@ def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str],
     say(f"{phase.configuration}: {len(jobs)} folds on GPU {', '.join(gpus)}")
     ends = run_folds(jobs, gpus, stop, say)
     say(table(ends, model))
-    for line in warnings(ends, model, str(phase.configuration), list(plan.labels.scored)):
+    for line in warnings(ends, model, (str(phase.configuration), configuration.network.name), list(plan.labels.scored)):
         say(line)
     _require_success(ends, phase)
 
@@ -297,10 +297,15 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
     return "\n".join(lines)
 
 
-def warnings(ends: Sequence[FoldEnd], model: Path, configuration: str, labels: Sequence[str]) -> list[str]:
-    """What is wrong with folds as they stand, and what to try."""
-    histories = {end.fold: _history(model, end.fold) for end in ends}
-    return [warning(fold, f, configuration) for fold, rows in histories.items() for f in diagnose(rows, labels)]
+def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labels: Sequence[str]) -> list[str]:
+    """What is wrong with folds as they stand, and what to try.
+
+    Args:
+        folder: of the folds, whose histories are read.
+        model: their configuration and network.
+    """
+    histories = {end.fold: _history(folder, end.fold) for end in ends}
+    return [warning(fold, f, model) for fold, rows in histories.items() for f in diagnose(rows, labels)]
 
 
 def _history(model: Path, fold: int) -> list[dict[str, Any]]:
