@@ -123,6 +123,8 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
         late = clock.elapsed() - saved_at >= checkpoint_seconds
         sound = state.position.refused == 0  # a state to go back to
         if finished or stopping or ((epoch_over or late or fold.checkpoints.failed) and sound):
+            if problem := fold.checkpoints.failed:
+                fold.say(f"{problem}: trying again")
             save(fold, finished=finished)
             saved_at = clock.elapsed()
         if stopping and not finished:

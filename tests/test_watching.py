@@ -16,7 +16,9 @@ from phantom import tiny_dataset
 from autoseg import train
 from autoseg.cli import main
 from autoseg.data.store import StoredCase
+from autoseg.errors import StorageError
 from autoseg.imaging.readers import read_labels, write_labels
+from autoseg.nn import checkpoint
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
 
@@ -239,6 +241,26 @@ def test_new_weights_are_not_scored_by_old_predictions(workspace):
         (folder / name).unlink()
     run("train", "-f", 0, "--epochs", 1, "-w", workspace.root, *SHORT)
     assert prediction.read_bytes() == good
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_nothing(workspace, monkeypatch, capsys):
+    """The checkpoint of epoch 1 cannot be written; the next step writes its own, without waiting for epoch 2."""
+    real, steps = checkpoint.save_generation, []
+
+    def save(folder, state):
+        steps.append(state["position"]["step"])
+        if len(steps) == 2:
+            raise StorageError("the disk is full")
+        real(folder, state)
+
+    monkeypatch.setattr(checkpoint, "save_generation", save)
+    run("train", "-f", 0, "--epochs", 3, "-w", workspace.root, *SHORT)
+    each = steps[-1] // 3
+    assert steps[:2] == [0, each]
+    assert each < steps[2] < 2 * each
+    assert steps[3:] == [2 * each, 3 * each]
+    assert capsys.readouterr().out.count("fold 0  the disk is full: trying again") == 1
+    assert load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")["finished"]
 
 
 def test_out_of_memory_costs_speed_alone(workspace, monkeypatch, capsys):

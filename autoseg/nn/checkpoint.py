@@ -93,9 +93,9 @@ class CheckpointWriter:
         _WRITERS.add(self)
 
     @property
-    def failed(self) -> bool:
-        """Whether a state could not be saved: the next `save` does so at once, or tells why it cannot."""
-        return self._error is not None
+    def failed(self) -> str:
+        """Why a state could not be saved, or "": the next `save` writes before it returns, or raises."""
+        return str(self._error or "").partition("\n")[0]
 
     def save(self, state: dict[str, Any]) -> None:
         """Copy a state, and have the copy saved. What becomes of `state` afterwards changes nothing.
