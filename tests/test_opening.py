@@ -140,3 +140,10 @@ def test_a_process_touches_its_own_gpu_alone(monkeypatch, asked, local_rank, cho
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert choose_device(asked) == torch.device(chosen)
     assert touched == [chosen, chosen]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("asked", ["cuda", "cuda:3", "cdua"])
+def test_a_device_that_is_not_there_is_refused(asked):
+    with pytest.raises(UsageError, match=f"--device {asked} cannot be used here"):
+        choose_device(asked)

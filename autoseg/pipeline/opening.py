@@ -78,8 +78,9 @@ def choose_device(name: str) -> "torch.device":
             rank = int(os.environ.get("LOCAL_RANK", 0))
             number = rank if rank < torch.cuda.device_count() else 0  # Ranks.meet tells of too few GPUs
             device = torch.device("cuda", number if device.index is None else device.index)
-            torch.cuda.set_device(device)
         torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"--device {name} cannot be used here: {str(error).splitlines()[0]}", remedy="use --device cpu, or auto"
