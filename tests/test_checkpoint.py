@@ -466,7 +466,7 @@ def test_what_could_not_be_saved_is_told_once(tmp_path, monkeypatch):
         writer.wait()
         writer.save({"step": 2})
         writer.settle()
-        assert writer.failed
+        assert writer.failed == "the disk is full"
         with pytest.raises(StorageError, match="the disk is full"):
             writer.save({"step": 3})
     writer.save({"step": 4})
@@ -484,6 +484,16 @@ def test_after_a_state_that_could_not_be_saved_the_next_one_is(tmp_path, monkeyp
     assert load_newest(tmp_path)[0] == {"step": 2}  # at once
     assert not writer.failed
     writer.wait()
+
+
+def test_want_of_memory_is_a_failure_too(tmp_path, monkeypatch):
+    """A MemoryError has no text of its own."""
+    monkeypatch.setattr(checkpoint, "save_generation", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    writer = CheckpointWriter(tmp_path)
+    assert writer.failed == ""
+    writer.save({"step": 1})
+    writer.settle()
+    assert writer.failed == "MemoryError"
 
 
 def test_no_process_is_forked_while_a_checkpoint_is_written(tmp_path, monkeypatch):

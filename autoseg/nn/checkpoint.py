@@ -95,7 +95,9 @@ class CheckpointWriter:
     @property
     def failed(self) -> str:
         """Why a state could not be saved, or "": the next `save` writes before it returns, or raises."""
-        return str(self._error or "").partition("\n")[0]
+        if self._error is None:
+            return ""
+        return str(self._error).partition("\n")[0] or type(self._error).__name__
 
     def save(self, state: dict[str, Any]) -> None:
         """Copy a state, and have the copy saved. What becomes of `state` afterwards changes nothing.
