@@ -8,8 +8,9 @@ cases: the gap between the two is what a fold has learnt by heart. Together they
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,15 @@ def watched_samples(batch_size: int, iterations_per_epoch: int) -> int:
 class WatchedSamples:
     """Samples that stand for some cases: iterate over them, as often as you like, for the same batches.
 
-    Only their places are kept. The voxels are cut from the store each time: 75 patches of 128 x 128 x 128 voxels and
-    four channels would take three gigabytes of memory.
+    Only their places are kept. The voxels are cut from the mapped cases each time: 75 patches of 128 x 128 x 128 voxels
+    and four channels would take almost three gigabytes of memory.
     """
 
-    store: CaseStore
+    open_case: Callable[[str], StoredCase]
     places: tuple[tuple[str, Axes3], ...]  # case and lower corner (z, y, x) of each sample
     patch_size: tuple[int, ...]
     batch_size: int
     stage: PreviousStage | None = None  # of a cascade
-    _cases: dict[str, StoredCase] = field(default_factory=dict, init=False, repr=False, compare=False)  # mapped
 
     def __iter__(self) -> Iterator[Batch]:
         """{"image": float32 (B, C, *patch), "target": integer class indices (B, *patch)}, on the CPU.
@@ -67,11 +67,7 @@ class WatchedSamples:
             yield {"image": torch.stack(images), "target": torch.stack(targets)}
 
     def _cut(self, case_id: str, lower: Axes3) -> tuple[Tensor, Tensor]:
-        if case_id not in self._cases:
-            if len(self._cases) >= OPEN_CASES:
-                self._cases.pop(next(iter(self._cases)))
-            self._cases[case_id] = self.store.open(case_id)
-        case, size = self._cases[case_id], self.patch_size
+        case, size = self.open_case(case_id), self.patch_size
         image = cut_patch(case.image, lower, size, 0.0).astype(np.float32)
         target = np.maximum(cut_patch(case.target, lower, size, OUTSIDE), 0)
         if self.stage:
@@ -95,7 +91,7 @@ def watch(
         samples: about how many patches there are to be, in whole batches, or tiles of small volumes.
         previous: for a cascade, the folder of the previous stage's segmentations.
     """
-    patch = configuration.patch_size
+    patch, open_case = configuration.patch_size, lru_cache(OPEN_CASES)(store.open)
     tiles_per_case = sum(tile_count(store.info(case).shape, patch) for case in cases) / len(cases)
     if tiles_per_case > SMALL:
         size = configuration.batch_size
@@ -104,7 +100,7 @@ def watch(
         seen = alike(cases, max(1, int(samples / tiles_per_case)))
         places = [(case, lower) for case in seen for lower in _tiles(store.info(case).shape, patch)]
     stage = PreviousStage(previous, plan.labels.num_labels, AUGMENTATIONS["none"]) if previous else None
-    return WatchedSamples(store, tuple(places), patch, configuration.batch_size, stage)
+    return WatchedSamples(open_case, tuple(places), patch, configuration.batch_size, stage)
 
 
 def alike(cases: Sequence[str], number: int) -> list[str]:
