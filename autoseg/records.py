@@ -2,8 +2,9 @@
 
 A record is a frozen dataclass made of `None`, `bool`, `int`, `float`, `str`, tuples, string-keyed dicts, other records,
 `Literal` choices and unions of these. `to_plain` turns one into what `json` can write; `from_plain` reads it back and
-names the exact place of an unknown, missing or ill-typed key: a person edits these files. `override` applies
-`training.epochs=50` from the command line with the same checks.
+names the exact place of an unknown, missing or ill-typed key: a person edits these files. A field with a default may be
+absent, so that a record may gain one without a new version. `override` applies `training.epochs=50` from the command
+line with the same checks.
 
 Dict keys that are numbers are kept as numbers when the annotation says `dict[int, ...]`. Non-finite floats are refused
 both ways, because JSON has no word for them; so is a key that stands twice. What a record's own checks refuse is
@@ -149,14 +150,18 @@ def _record(record_type: type, value: Any, where: str) -> Any:
         raise StateError(
             f"{where}: unknown key {unknown[0]!r}", remedy=f"{record_type.__name__} has: {', '.join(fields)}"
         )
-    missing = [name for name in fields if name not in value]
+    missing = [name for name, f in fields.items() if name not in value and not _has_default(f)]
     if missing:
         raise StateError(f"{where}: missing key {missing[0]!r}", remedy=f"add it to {record_type.__name__}")
-    arguments = {name: from_plain(hints[name], value[name], f"{where}.{name}") for name in fields}
+    arguments = {name: from_plain(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
     try:
         return record_type(**arguments)
     except AutosegError as error:  # the record's own checks, which do not know where it stands
         raise StateError(f"{where}: {error.what}", remedy=error.remedy) from None
+
+
+def _has_default(record_field: dataclasses.Field) -> bool:
+    return record_field.default is not dataclasses.MISSING or record_field.default_factory is not dataclasses.MISSING
 
 
 def _union(arguments: tuple, value: Any, where: str) -> Any:

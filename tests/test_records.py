@@ -204,10 +204,13 @@ def test_error_names_the_exact_place(path, value, message):
     assert caught.value.what.startswith(message)
 
 
-def test_missing_key_is_named_even_where_it_has_a_default():
-    plain = {"size": [1, 2], "scheme": "ct"}
-    with pytest.raises(StateError, match=r"^record: missing key 'weight'"):
-        from_plain(Inner, plain)
+def test_missing_key_is_named():
+    with pytest.raises(StateError, match=r"^record: missing key 'scheme'"):
+        from_plain(Inner, {"size": [1, 2], "weight": 1})
+
+
+def test_key_with_a_default_may_be_absent():
+    assert from_plain(Inner, {"size": [1, 2], "scheme": "ct"}) == Inner(size=(1, 2), scheme="ct", weight=1.0)
 
 
 def test_unknown_key_is_answered_with_those_that_exist():
