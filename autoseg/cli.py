@@ -74,7 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "-o", "--out", type=Path, default=Path("autoseg_demo"), help="where to put it (default: %(default)s)"
     )
-    demo.add_argument("--time-budget", type=duration, default=None, help="training time per fold, e.g. 25s")
+    demo.add_argument(
+        "--time-budget", type=duration, default=None,
+        help="time per fold, e.g. 25s, instead of a fixed number of steps; the machine's speed then decides",
+    )  # fmt: skip
+    demo.add_argument("--seed", type=int, default=0, help="of the trainings (default: %(default)s)")
     demo.add_argument("--data-only", action="store_true", help="write the dataset and stop")
     demo.set_defaults(run=run_demo)
 
@@ -258,7 +262,7 @@ def run_demo(options: argparse.Namespace) -> int:
     if options.data_only:
         print(f"wrote {write_dataset(options.out / 'dataset')}")
         return 0
-    return run(options.out, time_budget_seconds=options.time_budget)
+    return run(options.out, time_budget_seconds=options.time_budget, seed=options.seed)
 
 
 def run_check(options: argparse.Namespace) -> int:

@@ -148,6 +148,7 @@ class Training:
     mirror_axes: tuple[int, ...] = (0, 1, 2)  # spatial axes of the patch, in permuted order
     test_time_mirroring: bool = True
     autocast: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: measured at start-up
+    autotune: bool = True  # time dtype, layout, compiling and chain at start-up; off: the same choices on every machine
     workers: int | None = None  # None: chosen from the cores at hand
     seed: int = 1234
 
