@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from autoseg.cascade import on_grid
 from autoseg.data.previous_stage import one_hot
-from autoseg.dataset import Case, LoadedCase, load_case
-from autoseg.errors import DataError, UsageError
+from autoseg.dataset import Case, LoadedCase, Problem, load_case
+from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
 from autoseg.from_plan import configuration_mirror_axes, head_probabilities
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.readers import ending_of, write_labels
@@ -68,14 +68,16 @@ def predict_cases(
     options: PredictOptions = PredictOptions(),
     *,
     title: str = "predict",
+    faults: list[Problem] | None = None,
 ) -> list[Prediction]:
     """Segment cases and write one label file per case, named after it, in the format of its image.
 
     Args:
         models: they vote together: the mean of their probabilities decides.
+        faults: what is wrong with single images is added to it, and the others are segmented; None: it is raised.
 
     Raises:
-        DataError: an image cannot be read, or has another number of channels than the model.
+        DataError: an image cannot be read, or has another number of channels than the model, and `faults` is None.
         StateError: the models were trained on different channels, labels or orientations.
         UsageError: a segmentation would be written over an image.
     """
@@ -88,17 +90,30 @@ def predict_cases(
     members = [member_of(model, options) for model in models]
     predictions = []
     for case, path in zip(tqdm(cases, desc=title, disable=None, leave=False), paths, strict=True):
-        loaded = load_case(case, None, orientation=plan.orientation, axis_order=plan.axis_order)
-        if len(loaded.image) != len(plan.channels):
-            raise DataError(
-                f"{', '.join(case.images)}: {len(loaded.image)} channels, the model was trained on "
-                f"{len(plan.channels)}: {', '.join(plan.channels)}",
-                remedy="give images of the kind the model was trained on",
-            )
+        try:
+            loaded = _load(case, plan)
+        except (DataError, StorageError, OutOfMemory) as error:  # of reading: a disk that is full ends it all below
+            if faults is None:
+                raise
+            file = next((file for file in case.images if file in error.what), case.images[0])
+            faults.append(Problem(case.id, file, error.what.removeprefix(file).lstrip(": "), error.remedy))
+            continue
         indices = segment(members, loaded)
         write_labels(path, plan.labels.to_file_values(indices), like=Path(case.images[0]))
         predictions.append(Prediction(case.id, path))
     return predictions
+
+
+def _load(case: Case, plan: Plan) -> LoadedCase:
+    """An image as the plan wants it. Raises DataError where it cannot be read, or has other channels than the plan."""
+    loaded = load_case(case, None, orientation=plan.orientation, axis_order=plan.axis_order)
+    if len(loaded.image) != len(plan.channels):
+        raise DataError(
+            f"{', '.join(case.images)}: {len(loaded.image)} channels, the model was trained on "
+            f"{len(plan.channels)}: {', '.join(plan.channels)}",
+            remedy="give images of the kind the model was trained on",
+        )
+    return loaded
 
 
 def output_ending(case: Case) -> str:
