@@ -19,7 +19,7 @@ from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import read_image, read_labels
-from autoseg.intake.contents import table_beside
+from autoseg.intake.contents import dicom_below, dicom_remedy, table_beside
 from autoseg.intake.folds import read_splits, sound_splits
 from autoseg.intake.inputs import FileNames, images_in, naming_of
 from autoseg.intake.layouts import LAYOUTS
@@ -115,7 +115,10 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
         raise UsageError(f"{root} does not exist", remedy="give the folder of a dataset, or a table of its images")
     found = next((f for layout in LAYOUTS.values() if (f := layout(root, options.channels)) is not None), None)
     if found is None:
-        raise DataError(f"{root} has none of the layouts autoseg knows", remedy=_LAYOUTS_KNOWN)
+        dicom = dicom_below(root) if root.is_dir() else []
+        holds = f"; it holds DICOM files, such as {dicom[0]}" if dicom else ""
+        remedy = f"{dicom_remedy(dicom[0].parent)}; {_LAYOUTS_KNOWN}" if dicom else _LAYOUTS_KNOWN
+        raise DataError(f"{root} has none of the layouts autoseg knows{holds}", remedy=remedy)
     folder = root if root.is_dir() else root.parent
     if found.layout != "table":
         _unused_tables(found, root)
@@ -133,6 +136,10 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
             found.splits = read_splits(found, path)
         else:
             found.notes.append(f"{path.name} is not used: the folds are those of {Path(found.splits_from).name}")
+    elif found.splits is None and (path := table_beside(folder, "splits_final.pkl")):
+        what = "the folds in it are not used: a pickle can run code, and is never opened"
+        remedy = 'write them as splits_final.json, a list of {"train": [ids], "val": [ids]}, or remove the file'
+        found.problems.append(Problem(None, str(path), what, remedy))
     _shared_patients(found, cases, test_cases)
     splits = sound_splits(found, patients)
     channels = _channels(found, options, cases)

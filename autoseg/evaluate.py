@@ -18,8 +18,9 @@ from autoseg.errors import DataError
 from autoseg.imaging.geometry import Geometry, Vector3, corner_distance_voxels
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
-from autoseg.imaging.readers import ending_of, read_labels, stem_of
+from autoseg.imaging.readers import ending_of, read_labels
 from autoseg.intake.loading import is_picture
+from autoseg.intake.pairing import name_of
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
 
@@ -107,7 +108,7 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
     for folder in (predictions, references):
         files[folder] = {}
         for path in _label_files(folder):
-            other = files[folder].setdefault(stem_of(path), path)
+            other = files[folder].setdefault(name_of(path), path)
             if other != path:
                 raise DataError(
                     f"{folder} holds both {other.name} and {path.name}", remedy="leave one file per case in it"

@@ -25,6 +25,7 @@ from autoseg.imaging.resample import resample_probabilities
 from autoseg.model import Model, require_common
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import mirrored, predict_logits
+from autoseg.nn.training_step import is_out_of_memory
 from autoseg.plan import Plan
 from autoseg.preprocess import Prepared, prepare, spacing_for
 
@@ -91,14 +92,13 @@ def predict_cases(
     predictions = []
     for case, path in zip(tqdm(cases, desc=title, disable=None, leave=False), paths, strict=True):
         try:
-            loaded = _load(case, plan)
-        except (DataError, StorageError, OutOfMemory) as error:  # of reading: a disk that is full ends it all below
-            if faults is None:
+            indices = segment(members, _load(case, plan))
+        except Exception as error:
+            fault = _fault_of_image(case, error)
+            if faults is None or fault is None:
                 raise
-            file = next((file for file in case.images if file in error.what), case.images[0])
-            faults.append(Problem(case.id, file, error.what.removeprefix(file).lstrip(": "), error.remedy))
+            faults.append(fault)
             continue
-        indices = segment(members, loaded)
         write_labels(path, plan.labels.to_file_values(indices), like=Path(case.images[0]))
         predictions.append(Prediction(case.id, path))
     return predictions
@@ -114,6 +114,17 @@ def _load(case: Case, plan: Plan) -> LoadedCase:
             remedy="give images of the kind the model was trained on",
         )
     return loaded
+
+
+def _fault_of_image(case: Case, error: Exception) -> Problem | None:
+    """What went wrong with one image alone, so that others may be segmented; None for anything else."""
+    if isinstance(error, (DataError, StorageError, OutOfMemory)):  # of reading it
+        file = next((file for file in case.images if file in error.what), case.images[0])
+        return Problem(case.id, file, error.what.removeprefix(file).lstrip(": "), error.remedy)
+    if is_out_of_memory(error):
+        what = f"segmenting it takes more memory than there is: {str(error).splitlines()[0][:120]}"
+        return Problem(case.id, case.images[0], what, "segment it alone, or on a machine with more memory")
+    return None
 
 
 def output_ending(case: Case) -> str:

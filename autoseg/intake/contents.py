@@ -154,6 +154,11 @@ def stray_folders(found: Contents) -> list[Problem]:
     return problems
 
 
+def dicom_below(folder: Path) -> list[Path]:
+    """DICOM files in a folder and in those inside it, the first few hundred."""
+    return [path for path in images_below(folder) if _is_dicom(path)]
+
+
 def images_below(folder: Path) -> list[Path]:
     """Images, links to images and DICOM files in a folder and in those inside it, the first few hundred."""
     found: list[Path] = []

@@ -19,10 +19,7 @@ from autoseg.intake.spelling import Matched, match_ids
 NAMED = 5  # ids named in a message about many
 EXPECTED = 'expected a list of folds, each {"train": [ids], "val": [ids]}'
 OWN_FOLDS = "correct it, or remove it: autoseg then makes its own folds"
-TRAIN_ALL = (
-    "to train on all cases, remove or rename it, plan again and run: autoseg train -f full; for a cross-validation, "
-    "give every fold training and validation cases of its own, or remove it: autoseg then makes its own folds"
-)
+CSV_ENDINGS = (".csv", ".tsv")
 
 
 def read_splits(found: Found, path: Path) -> tuple[Split, ...]:
@@ -79,18 +76,19 @@ def sound_splits(found: Found, patients: Mapping[str, str]) -> tuple[Split, ...]
     patient. `--skip-bad` does not pass over that: nobody's folds are replaced by others without being asked.
     """
     faults: list[tuple[str, str]] = []
+    own, train_all = _remedies(found.splits_from)
     for split in found.splits or ():
         train, validation = set(split.train), set(split.validation)
         both = sorted({patients[i] for i in train} & {patients[i] for i in validation})
         if not validation:
-            faults.append((f"fold {split.fold} validates on no case, and trains on {len(train)}", TRAIN_ALL))
+            faults.append((f"fold {split.fold} validates on no case, and trains on {len(train)}", train_all))
         elif not train:
-            faults.append((f"fold {split.fold} trains on no case: all {len(validation)} are for validation", TRAIN_ALL))
+            faults.append((f"fold {split.fold} trains on no case: all {len(validation)} are for validation", train_all))
         elif train == validation:
-            faults.append((f"fold {split.fold} trains and validates on the same {len(train)} cases", TRAIN_ALL))
+            faults.append((f"fold {split.fold} trains and validates on the same {len(train)} cases", train_all))
         elif twice := sorted(train & validation):
             what = f"fold {split.fold} trains and validates on the same case{'s' * (len(twice) > 1)}: {some(twice)}"
-            faults.append((what, OWN_FOLDS))
+            faults.append((what, own))
         elif both:
             training, validating = _one_of_each(split, patients, both[0])
             more = f" (and of {len(both) - 1} more patients: {some(both[1:])})" if len(both) > 1 else ""
@@ -98,7 +96,7 @@ def sound_splits(found: Found, patients: Mapping[str, str]) -> tuple[Split, ...]
             faults.append(
                 (
                     f"fold {split.fold} {pair}, both of patient {both[0]}{more}",
-                    f"keep the cases of a patient together; {OWN_FOLDS}",
+                    f"keep the cases of a patient together; {own}",
                 )
             )
     found.problems += [Problem(None, found.splits_from, what, remedy, stays=True) for what, remedy in faults]
@@ -107,6 +105,15 @@ def sound_splits(found: Found, patients: Mapping[str, str]) -> tuple[Split, ...]
         what = f"{len(repeated)} cases are validated in several folds: {some(repeated)}"
         found.problems.append(Problem(None, found.splits_from, what, "fine if this is what you want", "warning"))
     return None if faults else found.splits
+
+
+def _remedies(source: str) -> tuple[str, str]:
+    """What to do about folds that cannot be used: to get folds of one's own, and to train on all cases."""
+    table = source.lower().endswith(CSV_ENDINGS)
+    given = "the columns fold (the fold that validates on a case) and split" if table else Path(source).name
+    them = "them" if table else "it"
+    own = f"correct {given}, or remove {them}: autoseg then makes its own folds"
+    return own, f"{own}; to train on all cases, remove {them}, plan again, and run: autoseg train -f full"
 
 
 def report_unknown(found: Found, unknown: Sequence[str], path: Path, what: str) -> None:

@@ -48,13 +48,13 @@ def match_ids(written: Iterable[str], ids: Collection[str]) -> Matched:
     An id may be written as the case, as a file of it (`c1.nii.gz`, `images/c1_0000.nii.gz`), or, where only one case
     can be meant, in other letters (`C1`) or without leading zeros (`1` for `001`).
     """
-    same: tuple[Callable[[str], str], ...] = (composed, _of_file, lambda text: _of_file(text).removesuffix("_0000"))
-    alike: tuple[Callable[[str], str], ...] = (lambda text: _of_file(text).casefold(), _without_zeros)
     known, found = set(ids), Matched()
-    by_likeness = [_grouped(known, rule) for rule in alike]
+    alike = {rule: _grouped(known, rule) for rule in (str.casefold, _without_zeros)}
     for text in dict.fromkeys(written):
-        exact = next((name for rule in same if (name := rule(text)) in known), None)
-        guesses = [table.get(rule(text), []) for rule, table in zip(alike, by_likeness, strict=True)]
+        name = composed(stem_of(Path(text.replace("\\", "/"))))
+        forms = (composed(text), name, name.removesuffix("_0000"))
+        exact = next((form for form in forms if form in known), None)
+        guesses = [groups.get(rule(form), []) for rule, groups in alike.items() for form in forms]
         only = next((guess[0] for guess in guesses if len(guess) == 1), None)
         if exact is not None:
             found.cases[text] = exact
@@ -72,11 +72,6 @@ def _grouped(ids: Iterable[str], rule: Callable[[str], str]) -> dict[str, list[s
     return groups
 
 
-def _of_file(text: str) -> str:
-    return composed(stem_of(Path(text.replace("\\", "/"))))
-
-
-def _without_zeros(text: str) -> str:
+def _without_zeros(name: str) -> str:
     """Numbers without their leading zeros; other names as they are, so that p01 is not p1 by chance."""
-    name = _of_file(text).casefold()
     return name.lstrip("0") or "0" if name.isdecimal() else name

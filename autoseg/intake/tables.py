@@ -32,18 +32,22 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a table as dicts, names lower case, text stripped; blank rows are left out.
 
     Raises:
-        DataError: it is not UTF-8 text, or a row has more fields than the first line.
+        DataError: it cannot be read, is not UTF-8 text, or a row has more fields than the first line.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             text = re.sub(r"\A(\s*[\r\n]|sep=.[\r\n]+)+", "", file.read())  # sep=; is Excel's way to name it
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text.splitlines()[:1])))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}", remedy="check the file and its permissions"
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a readable table: {error}", remedy="save it as UTF-8 CSV") from None
     rows = [[text.strip() for text in row] for row in rows]
     names = [name.lower() for name in rows[0]] if rows else []
     for number, row in enumerate(rows[1:], start=2):
-        if len(row) > len(names):
+        if any(row[len(names) :]):
             what = f"{path}: row {number} has {len(row)} fields, the first line {len(names)}"
             raise DataError(what, remedy="put fields that hold a separator in quotes")
     return [dict.fromkeys(names, "") | dict(zip(names, row, strict=False)) for row in rows[1:] if any(row)]

@@ -130,7 +130,8 @@ def _split(dataset: Dataset, fingerprint: Fingerprint, workspace: Workspace, see
     """The folds: those the dataset brings along, otherwise ours; cases known from before keep their fold."""
     patients = {case.id: case.patient for case in dataset.cases}
     if dataset.splits is not None:
-        return splits_from_nnunet([{"train": s.train, "val": s.validation} for s in dataset.splits], patients)
+        folds = [{"train": s.train, "val": s.validation} for s in dataset.splits]
+        return splits_from_nnunet(folds, patients, file="the dataset")
     existing = load(Splits, workspace.splits) if workspace.splits.exists() else None
     volumes = {
         case.id: [case.class_voxels.get(name, 0) * _voxel_mm3(case.spacing) for name in dataset.labels.values]

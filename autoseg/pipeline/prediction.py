@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.dataset import Case, Problem, images_in
+from autoseg.dataset import Case, Dataset, Problem, images_in
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.pipeline.opening import Say, choose_device, open_plan
 from autoseg.problems import problem_table
+from autoseg.records import load
 from autoseg.workspace import Workspace
 
 
@@ -53,6 +54,7 @@ def predict_images(
     if trained.file_names not in (None, plan.file_names):  # the model was trained on images called otherwise
         found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names)
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
+    _spare_references(workspace, cases, out)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     options = PredictOptions(step=step, mirroring=mirroring)
     written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
@@ -75,8 +77,23 @@ def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> Non
         files = "file" if len(errors) == 1 else "files"
         raise DataError(
             f"{len(errors)} {files} could not be segmented (listed above); {written} segmentations are in {out}",
-            remedy="repair them as the list says, and segment them alone: autoseg predict -i FILE ...",
+            remedy="repair them as the list says, then repeat the command",
         )
+
+
+def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) -> None:
+    """Refuse to write a segmentation over a label of the dataset: `-i imagesTr -o labelsTr`. Raises UsageError."""
+    from autoseg.predict import output_ending
+
+    if not workspace.dataset.exists():
+        return
+    dataset = load(Dataset, workspace.dataset)
+    labels = {Path(case.label).resolve() for case in (*dataset.cases, *dataset.test_cases) if case.label}
+    for case in cases:
+        if (path := out / f"{case.id}{output_ending(case)}").resolve() in labels:
+            raise UsageError(
+                f"{path} is a label of the dataset, and would be overwritten", remedy="choose another folder"
+            )
 
 
 def _named_models(workspace: Workspace, names: Sequence[str]) -> list[tuple[str, str]]:
