@@ -188,7 +188,8 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _no_case(found: Found) -> str:
-    faults = "; ".join(f"{problem.file}: {problem.what}" for problem in found.problems[:3])
+    faults = "; ".join(f"{problem.file}: {problem.what} ({problem.remedy})" for problem in found.problems[:3])
+    faults += f"; and {len(found.problems) - 3} more like these" if len(found.problems) > 3 else ""
     return faults or "add images and labels in one of the formats autoseg reads"
 
 

@@ -51,6 +51,8 @@ ENTRIES = {  # what makes the entry d.* of a folder -> its name, words of the me
     "old": ("d.nii.gz.old", ".nii.gz.old", "rename it: d.nii.gz", "error"),
     "hidden by Windows": ("d.nii.gz.txt", ".nii.gz.txt", "rename it: d.nii.gz", "error"),
     "no ending": ("d", "holds an image", "rename", "error"),
+    "dvc": ("d.nii.gz.dvc", "DVC", "dvc pull", "error"),
+    "shortcut": ("d.nii.gz.lnk", "shortcut", "copy the file", "error"),
     "backup": ("a.nii.gz~", "a.nii.gz lies beside it", "nothing", "warning"),
     "document": ("d.docx", "not an image of a known format", "convert", "warning"),
     "folder like a file": ("d.nii.gz", "is a folder, expected a .nii.gz file", "remove", "error"),
@@ -101,6 +103,17 @@ def test_what_is_passed_over_without_a_word(tmp_path):
     (root / "images/__MACOSX").mkdir()
     (root / "labels/fetch.json").symlink_to(ANNEX)
     assert discover(root)[1] == []
+
+
+def test_what_a_program_left_beside_an_image_hides_no_case(tmp_path):
+    root = plain(tmp_path)
+    for name in ("a.mat", "b.gif", "b.hdr", "b.img"):
+        put(root / "images" / name)
+    problems = discover(root)[1]
+    assert [(Path(p.file).name, p.severity) for p in problems] == [
+        ("a.mat", "warning"), ("b.gif", "warning"), ("b.hdr", "warning"), ("b.img", "warning")
+    ]  # fmt: skip
+    assert all(p.what.endswith(f"not used, {Path(p.file).stem}.nii.gz lies beside it") for p in problems)
 
 
 def test_the_voxels_of_a_metaimage_header_are_no_stray_file(tmp_path):

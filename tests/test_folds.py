@@ -260,6 +260,19 @@ def test_a_patient_of_no_case_is_an_error(tmp_path):
     assert discover(tmp_path)[1] == []
 
 
+def test_patients_of_listed_images_without_labels(tmp_path):
+    tiny.nnunet(tmp_path, ("a", "b"))
+    entries = [{"image": f"imagesTr/{i}_0000.nii.gz", "label": f"labelsTr/{i}.nii.gz"} for i in ("a", "b")]
+    listed = {
+        "labels": {"0": "background", "1": "one", "2": "two"},
+        "training": entries,
+        "test": ["./imagesTs/t.nii.gz"],
+    }
+    tiny.text(tmp_path / "dataset.json", listed)
+    tiny.text(tmp_path / "patients.csv", "case,patient\na_0000,p\nb_0000,q\nt,q\n")
+    assert discover(tmp_path)[1] == []
+
+
 def test_two_ids_that_one_written_id_could_mean(tmp_path):
     _, problems = patients_of(tmp_path, "case,patient\n1,p\n", ids=("01", "001"))
     assert [(p.case, p.severity) for p in problems] == [("1", "error")]

@@ -14,13 +14,14 @@ import os
 import re
 import shlex
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from autoseg.errors import DataError
 from autoseg.imaging.readers import READERS, ending_of, stem_of
-from autoseg.intake.spelling import composed
+from autoseg.intake.spelling import CHANNEL_SUFFIX, composed
 
 SIDE_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme", "license", "licence", "changes", "@eadir")
 SIDE_ENDINGS = (
@@ -56,7 +57,9 @@ IMAGE_BEGINNINGS = (
 )
 INSIDE = re.compile("(.+)(" + "|".join(re.escape(ending) for ending in READERS) + ")(.+)", re.IGNORECASE | re.DOTALL)
 NAMED_AT_ONCE = 3  # files of a DICOM series named; the rest are counted
-LOOKED_AT = 200  # entries of a folder looked at for images, at most
+LOOKED_AT = 200  # images below a folder that are counted, at most
+VISITED = 20_000  # files below a folder that are looked at, at most
+SHORTCUT_ENDINGS = (".lnk", ".url", ".webloc", ".desktop")
 KNOWN = f"autoseg reads {', '.join(READERS)}"
 
 
@@ -102,7 +105,7 @@ def contents(folder: Path, ending: str = "") -> Contents:
     Raises:
         DataError: the folder cannot be listed.
     """
-    found, dicom = Contents(), []
+    found, dicom, others = Contents(), [], []
     for path in _entries(folder):
         if path.name.startswith(".") and not path.name.lower().endswith(".icloud"):
             continue
@@ -118,7 +121,10 @@ def contents(folder: Path, ending: str = "") -> Contents:
         elif _is_dicom(path):
             dicom.append(path)
         else:
-            found.problems.append(Problem(_stem(path), str(path), *_foreign(path)))
+            others.append(Problem(_stem(path), str(path), *_foreign(path)))
+    names = {composed(stem_of(image)): image.name for image in found.images[::-1]}
+    names |= {CHANNEL_SUFFIX.sub(r"\1", name): image for name, image in names.items()}
+    found.problems += [_beside(problem, names) for problem in others]
     _join_pairs(found)
     data_files = _data_files_of(found.images)
     found.problems = [p for p in found.problems if Path(p.file).name.lower() not in data_files]
@@ -162,11 +168,13 @@ def dicom_below(folder: Path) -> list[Path]:
 def images_below(folder: Path) -> list[Path]:
     """Images, links to images and DICOM files in a folder and in those inside it, the first few hundred."""
     found: list[Path] = []
+    visited = 0
     for where, folders, files in os.walk(folder, onerror=None, followlinks=False):
         folders[:] = [name for name in sorted(folders) if not name.startswith((".", "__"))]
         paths = [Path(where) / name for name in sorted(files) if not name.startswith(".")]
         found += [path for path in paths if ending_of(path) or _is_foreign(path) or _is_dicom(path)]
-        if len(found) >= LOOKED_AT:
+        visited += len(paths) + len(folders)
+        if len(found) >= LOOKED_AT or visited >= VISITED:
             return found[:LOOKED_AT]
     return found
 
@@ -256,6 +264,10 @@ def _foreign(path: Path) -> _Fault:
     right = path.with_name(inside[1] + inside[2]) if inside else path
     if inside and not inside[3].strip():
         return _Fault("has blanks after its ending", f"rename it: mv {quoted(path)} {quoted(right)}")
+    if name.endswith(".dvc") and not right.is_file():
+        return _Fault("stands for a file that DVC keeps elsewhere", f"fetch it: dvc pull {quoted(path)}")
+    if name.endswith(SHORTCUT_ENDINGS):
+        return _Fault("is a shortcut, not the file itself", "copy the file here", "error" if inside else "warning")
     if inside and right.is_file():
         return _Fault(f"is not used: {right.name} lies beside it", "nothing, or move it away", "warning")
     if name.endswith(PARTIAL_ENDINGS):
@@ -269,6 +281,19 @@ def _foreign(path: Path) -> _Fault:
     if _beginning(path).startswith(IMAGE_BEGINNINGS):
         return _Fault("holds an image, as its first bytes say, but its ending does not say so", f"rename it; {KNOWN}")
     return _Fault("is not an image of a known format, and is not used", f"nothing, or convert it; {KNOWN}", "warning")
+
+
+def _beside(problem: Problem, names: Mapping[str, str]) -> Problem:
+    """The same of a file that hides no case, because an image of its name lies beside it: what SPM or a viewer left."""
+    twin = names.get(problem.case or "")
+    if problem.severity == "warning" or twin is None:
+        return problem
+    return replace(
+        problem,
+        what=f"{problem.what}: not used, {twin} lies beside it",
+        remedy="nothing, or move it away",
+        severity="warning",
+    )
 
 
 def _conversion(path: Path, pair: bool) -> str:

@@ -14,7 +14,7 @@ from autoseg.data.splits import Split
 from autoseg.errors import DataError
 from autoseg.intake.contents import read_json
 from autoseg.intake.pairing import Found, Problem
-from autoseg.intake.spelling import Matched, match_ids
+from autoseg.intake.spelling import CHANNEL_SUFFIX, Matched, match_ids
 
 NAMED = 5  # ids named in a message about many
 EXPECTED = 'expected a list of folds, each {"train": [ids], "val": [ids]}'
@@ -119,6 +119,7 @@ def _remedies(source: str) -> tuple[str, str]:
 def report_unknown(found: Found, unknown: Sequence[str], path: Path, what: str) -> None:
     """Report ids of a table that no case has, unless the case is known and reported, or has no label."""
     known = {problem.case for problem in found.problems if problem.case} | found.unused_ids
+    known |= {CHANNEL_SUFFIX.sub(r"\1", name) for name in known}
     unknown = [name for name in unknown if not match_ids([name], known).cases]
     tests = match_ids(unknown, {case.id for case in found.test_cases}).cases
     remedy = "correct the name, add the case, or remove it from the file"

@@ -87,6 +87,7 @@ def msd(root: Path, wanted: Wanted) -> Found | None:
         numbered_splits(found, {case.id: folds.get(case.id, -1) for case in found.cases}, str(where))
     _unlisted(found, root)
     _test_folders(found, root)
+    found.unused_ids |= {composed(stem_of(Path(str(image)))) for image in _paths_of(description.get("test"))}
     if description.get("test") and not found.test_cases:
         found.notes.append("the test images listed in dataset.json have no labels and are not used")
     return found
@@ -256,6 +257,12 @@ def _entries_of(found: Found, entries: object, where: Path) -> list[dict[str, An
         elif not Path(str(entry["image"])).name.startswith("._"):
             good.append(entry)
     return good
+
+
+def _paths_of(entries: object) -> list[str]:
+    """The images of a list without labels: paths, or {image: path}."""
+    listed = entries if isinstance(entries, list) else []
+    return [str(entry.get("image") if isinstance(entry, dict) else entry) for entry in listed]
 
 
 def _unlisted(found: Found, root: Path) -> None:
