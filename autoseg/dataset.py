@@ -19,7 +19,8 @@ from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import read_image, read_labels
-from autoseg.intake.contents import dicom_below, dicom_remedy, table_beside
+from autoseg.intake.contents import dicom_below, table_beside
+from autoseg.intake.entries import dicom_remedy
 from autoseg.intake.folds import read_splits, sound_splits
 from autoseg.intake.inputs import FileNames, images_in, naming_of
 from autoseg.intake.layouts import LAYOUTS
