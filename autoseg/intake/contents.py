@@ -25,6 +25,7 @@ from autoseg.intake.entries import (
     dicom_remedy,
     foreign,
     is_dicom,
+    is_foreign,
     is_side_file,
     stem,
 )

@@ -1,10 +1,12 @@
 """What one entry of a folder of images is, by its name, its kind and its first bytes.
 
-is_side_file   whether it is passed over without a word
-absence        what hinders it from being a file: a link that leads nowhere, a device, iCloud
-foreign        what a file without a known ending is, and what to do about it
-is_dicom       whether it is DICOM, with an ending or without
-stem           the case that a name would be of
+    is_side_file   whether it is passed over without a word
+    absence        what hinders it from being a file: a link that leads nowhere, a device, iCloud
+    foreign        what a file without a known ending is, and what to do about it
+    is_dicom       whether it is DICOM, with an ending or without
+    stem           the case that a name would be of
+
+At most the first bytes of a file are read.
 """
 
 import re
@@ -40,13 +42,7 @@ FOREIGN = {  # formats of images that autoseg does not read -> what they are
     **dict.fromkeys((".gif", ".webp", ".jp2", ".j2k", ".heic", ".heif", ".dng", ".pgm", ".ppm"), "a picture"),
 }
 IMAGE_BEGINNINGS = (
-    b"\x89PNG\r\n",
-    b"\xff\xd8\xff",
-    b"II*\x00",
-    b"MM\x00*",
-    b"NRRD000",
-    b"\x5c\x01\x00\x00",
-    b"\x1f\x8b",
+    *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"NRRD000", b"\x5c\x01\x00\x00", b"\x1f\x8b"),
 )
 INSIDE = re.compile("(.+)(" + "|".join(re.escape(ending) for ending in READERS) + ")(.+)", re.IGNORECASE | re.DOTALL)
 SHORTCUT_ENDINGS = (".lnk", ".url", ".webloc", ".desktop")
@@ -54,12 +50,15 @@ KNOWN = f"autoseg reads {', '.join(READERS)}"
 
 
 class Fault(NamedTuple):
+    """What is wrong with an entry, and what to do."""
+
     what: str
     remedy: str
     severity: Literal["error", "warning"] = "error"
 
 
 def is_side_file(path: Path) -> bool:
+    """Whether an entry is known to be no image: notes, tables, what a system leaves behind."""
     name = path.name.lower()
     if name in SIDE_NAMES:
         return True
