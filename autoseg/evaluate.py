@@ -18,8 +18,10 @@ from autoseg.errors import DataError
 from autoseg.imaging.geometry import Geometry, Vector3, corner_distance_voxels
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
-from autoseg.imaging.readers import ending_of, read_labels, stem_of
+from autoseg.imaging.readers import ending_of, read_labels
+from autoseg.intake.contents import contents, stray_folders
 from autoseg.intake.loading import is_picture
+from autoseg.intake.pairing import name_of
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
 
@@ -100,18 +102,19 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
     """Pair the label files of two folders by name; formats may differ.
 
     Raises:
-        DataError: a folder is missing or empty, a reference has no prediction (all of them are named), or a name occurs
-            twice in a folder.
+        DataError: a folder is missing or empty, a name occurs twice in a folder, a reference is no readable file or has
+            no prediction (all of them are named).
     """
     files: dict[Path, dict[str, Path]] = {}
     for folder in (predictions, references):
         files[folder] = {}
         for path in _label_files(folder):
-            other = files[folder].setdefault(stem_of(path), path)
+            other = files[folder].setdefault(name_of(path), path)
             if other != path:
                 raise DataError(
                     f"{folder} holds both {other.name} and {path.name}", remedy="leave one file per case in it"
                 )
+    _demand_usable(references)
     missing = sorted(set(files[references]) - set(files[predictions]))
     if missing:
         raise DataError(
@@ -217,6 +220,15 @@ def _label_files(folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"{folder} holds no label file", remedy="give two folders of label files")
     return files
+
+
+def _demand_usable(references: Path) -> None:
+    """Refuse references that would not be scored: the mean would be that of the others, without a word."""
+    there = contents(references)
+    if errors := [p for p in (*there.problems, *stray_folders(there)) if p.severity == "error"]:
+        first = errors[0]
+        what = f"{len(errors)} references cannot be read, {first.file} is the first: {first.what}"
+        raise DataError(what, remedy=f"{first.remedy}; or move it out of {references}")
 
 
 def _common_spacing(job: ScoreJob, reference: Geometry, segmentation: Geometry) -> Vector3:

@@ -319,7 +319,7 @@ def _place(model: Path | None) -> str | None:
 def _what_decides(plan: dict[str, Any], name: str) -> dict[str, Any]:
     """What the weights of a fold follow from, of a plan as plain data."""
     indifferent = ("decisions", "configurations", "recommended", "rules", "preset", "device", "vram_gb", "training")
-    kept = {key: value for key, value in plan.items() if key not in indifferent}
+    kept = {key: value for key, value in plan.items() if key not in (*indifferent, "file_names")}
     configuration = {key: value for key, value in plan["configurations"][name].items() if key != "cost"}
     training = {f"training.{key}": value for key, value in plan["training"].items() if key != "workers"}
     return kept | training | {f"configurations.{name}": configuration}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.intake.inputs import FileNames
 from autoseg.records import override
 
 VERSION = 4
@@ -207,6 +208,7 @@ class Plan:
     vram_gb: float | None
     fingerprint: str  # content hash of the fingerprint it was made from
     decisions: tuple[Decision, ...]
+    file_names: FileNames | None = None  # how the images of a case are called, for those to segment too
 
     @property
     def heads(self) -> LabelSet:

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from autoseg.dataset import Dataset, workers_for
+from autoseg.duplicates import find_duplicates
 from autoseg.errors import AutosegError, DataError
 from autoseg.imaging.geometry import Volume, orientation_code
 from autoseg.imaging.labels import LabelSet
@@ -172,11 +173,16 @@ def problem_table(problems: Sequence[Problem]) -> str:
 
 
 def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
-    """Leave out every case that has an error; a note says which.
+    """Leave out every case that has an error; notes say which, and what becomes of the folds that were given.
 
     Raises:
-        DataError: no training case remains.
+        DataError: no training case remains, no fold remains of those given, or something is wrong that does not go away
+            with a case.
     """
+    problems = list(problems)
+    if lasting := [problem for problem in problems if problem.severity == "error" and problem.stays]:
+        what = f"{lasting[0].file}: {lasting[0].what}; leaving cases out does not mend it"
+        raise DataError(what, remedy=lasting[0].remedy)
     bad = {problem.case for problem in problems if problem.severity == "error"}
     cases = tuple(case for case in dataset.cases if case.id not in bad)
     test_cases = tuple(case for case in dataset.test_cases if case.id not in bad)
@@ -191,8 +197,15 @@ def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
         )
         for split in dataset.splits or ()
     ]
-    splits = [split for split in splits if split.train and split.validation]
+    kept = [split for split in splits if split.train and split.validation]
     notes = (*dataset.notes, f"left out for their errors: {', '.join(left_out)}") if left_out else dataset.notes
+    if len(kept) < len(splits):
+        lost = ", ".join(str(split.fold) for split in splits if split not in kept)
+        what = f"fold {lost} of those given has lost all its training or all its validation cases"
+        if not kept:
+            raise DataError(what, remedy="repair the cases, or remove the folds: autoseg then makes its own")
+        notes = (*notes, f"WARNING: {what}: {len(kept)} folds are left, counted from 0")
+    splits = kept
     return replace(dataset, cases=cases, test_cases=test_cases, splits=tuple(splits) or None, notes=notes)
 
 
@@ -245,19 +258,7 @@ def _look_at_label(inspection: Inspection, file: str, label: Volume, labels: Lab
 
 
 def _duplicates(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
-    """Images with the same voxels under two ids: training and validation would share them."""
-    first: dict[str, tuple[str, str]] = {}
-    problems = []
-    for inspection in inspections:
-        for file, digest in inspection.digests.items():
-            case_id, original = first.setdefault(digest, (inspection.case.id, file))
-            if case_id != inspection.case.id:
-                what = f"duplicate content: the same image as {Path(original).name} of {case_id}"
-                problems.append(Problem(inspection.case.id, file, what, "remove one of the two cases"))
-            elif original != file:
-                what = f"the same image as channel {Path(original).name}"
-                problems.append(Problem(case_id, file, what, "replace it by the right channel", "warning"))
-    return problems
+    return find_duplicates(dataset, [(inspection.case.id, inspection.digests) for inspection in inspections])
 
 
 def _mixed_dimensions(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:

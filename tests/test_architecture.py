@@ -26,6 +26,7 @@ ORDER: list[set[str]] = [
     # stages, in the order data pass them
     {"intake"},
     {"dataset"},
+    {"duplicates"},
     {"problems"},
     {"fingerprint"},
     {"plan"},

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -329,3 +330,20 @@ def test_the_csv_has_one_row_per_case_and_label(tmp_path):
     assert table[3][2:] == [""] * 5
     assert float(table[4][3]) == 1 / 3  # in full
     assert b"\r" not in (tmp_path / "new" / "scores.csv").read_bytes()
+
+
+def test_references_that_cannot_be_read_are_not_left_out_of_the_mean(tmp_path):
+    for folder in ("predictions", "references"):
+        nifti(tmp_path / folder / "a.nii", volume([0, 1]), AFFINE)
+    (tmp_path / "predictions/b.nii.gz.part").write_bytes(b"left behind")
+    assert len(pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)) == 1
+    (tmp_path / "references/b.mgz").write_bytes(b"something")
+    with pytest.raises(DataError, match=r"1 references cannot be read, .*b\.mgz is the first: is a FreeSurfer volume"):
+        pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+
+
+def test_names_of_predictions_match_however_their_accents_are_composed(tmp_path):
+    for folder, form in (("predictions", "NFC"), ("references", "NFD")):
+        nifti(tmp_path / folder / (unicodedata.normalize(form, "café") + ".nii"), volume([0, 1]), AFFINE)
+    (job,) = pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+    assert job.case == "caf\u00e9"

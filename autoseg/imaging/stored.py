@@ -87,6 +87,7 @@ class _Kind(NamedTuple):
 
 _KINDS = (
     _Kind(b"version https://git-lfs", "a Git LFS pointer, not the image itself", (), "fetch it with `git lfs pull`"),
+    _Kind(b"/annex/objects/", "a git-annex pointer, not the image itself", (), "fetch it with `datalad get`"),
     _Kind(
         b"\x00\x05\x16\x07", "macOS metadata, not an image", (), "delete it; the image has no leading ._ in its name"
     ),

@@ -1,13 +1,14 @@
 """Folder -> checked cases -> fingerprint -> plan -> splits -> preprocessed cases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from autoseg.data.splits import Splits, make_splits, splits_from_nnunet
 from autoseg.dataset import Dataset, IntakeOptions, discover
+from autoseg.duplicates import as_one_patient
 from autoseg.errors import DataError
 from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.pipeline.opening import Say, gpu_memory_gb
@@ -43,7 +44,7 @@ def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = No
     """Say what was understood of a dataset and everything that is wrong with it; 3 if it cannot be planned, else 0."""
     dataset, problems = discover(root, intake)
     problems, _ = check(dataset, known=problems, workers=workers)
-    say(describe_dataset(dataset))
+    say(describe_dataset(as_one_patient(dataset, problems)))
     say(problem_table(problems))
     return DataError.exit_code if any(problem.severity == "error" for problem in problems) else 0
 
@@ -71,7 +72,7 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             device="cpu" if vram_gb is None else "gpu",
             vram_gb=vram_gb,
         )
-        plan = plan.with_settings(options.settings)
+        plan = replace(plan, file_names=dataset.file_names).with_settings(options.settings)
         splits = _split(dataset, fingerprint, workspace, options.seed)
         say(describe(plan))
         say("\n" + summary(plan) + "\n")
@@ -107,6 +108,7 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
     dataset, problems = discover(root, options.intake)
     measure = partial(measure_case, labels=dataset.labels, samples=samples_per_case(len(dataset.cases)))
     problems, measured = check(dataset, measure, known=problems, workers=options.workers)
+    dataset = as_one_patient(dataset, problems)
     say(describe_dataset(dataset))
     if problems:
         say(problem_table(problems))
@@ -116,7 +118,10 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
             f"{root} has {len(errors)} errors (listed above)",
             remedy="repair them, or leave the faulty cases out with --skip-bad",
         )
+    known = len(dataset.notes)
     dataset = without_bad_cases(dataset, problems)
+    for note in dataset.notes[known:]:
+        say(f"note: {note}")
     kept = {case.id: measured[case.id] for case in dataset.cases}
     return dataset, summarise(kept, channels=dataset.channels, labels=dataset.labels)
 
@@ -125,7 +130,8 @@ def _split(dataset: Dataset, fingerprint: Fingerprint, workspace: Workspace, see
     """The folds: those the dataset brings along, otherwise ours; cases known from before keep their fold."""
     patients = {case.id: case.patient for case in dataset.cases}
     if dataset.splits is not None:
-        return splits_from_nnunet([{"train": s.train, "val": s.validation} for s in dataset.splits], patients)
+        folds = [{"train": s.train, "val": s.validation} for s in dataset.splits]
+        return splits_from_nnunet(folds, patients, file="the dataset")
     existing = load(Splits, workspace.splits) if workspace.splits.exists() else None
     volumes = {
         case.id: [case.class_voxels.get(name, 0) * _voxel_mm3(case.spacing) for name in dataset.labels.values]

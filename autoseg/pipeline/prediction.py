@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.dataset import Case, images_in
-from autoseg.errors import StateError, UsageError
+from autoseg.dataset import Case, Dataset, Problem, images_in
+from autoseg.errors import DataError, StateError, UsageError
 from autoseg.pipeline.opening import Say, choose_device, open_plan
+from autoseg.problems import problem_table
+from autoseg.records import load
 from autoseg.workspace import Workspace
 
 
@@ -30,7 +32,10 @@ def predict_images(
         models: or models to average, as their folders are called: 3d_fullres-unet.
         folds: of each model; None: all that are trained.
 
+    What is wrong with single images is listed at the end, after the sound ones have been segmented.
+
     Raises:
+        DataError: an image could not be segmented; the others have been.
         StateError: a model is not trained, or models were trained on different channels, labels or orientations.
         UsageError: models are given in both ways, or there is nothing to segment.
     """
@@ -42,18 +47,53 @@ def predict_images(
     plan = open_plan(workspace, network, say)
     name, chosen = plan.configuration(configuration)
     pairs = _named_models(workspace, models) if models else [(name, chosen.network.name)]
-    cases = [
-        Case(i, i, tuple(map(str, files)), None) for i, files in images_in(images, len(plan.channels), plan.channels)
-    ]
+    found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names)
     chosen_device = choose_device(device)
     opened = [open_model(workspace, *pair, folds=folds, device=chosen_device) for pair in pairs]
-    written = predict_cases(opened, cases, out, PredictOptions(step=step, mirroring=mirroring))
+    trained = opened[0].plan
+    if trained.file_names not in (None, plan.file_names):  # the model was trained on images called otherwise
+        found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names)
+    cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
+    _spare_references(workspace, cases, out)
+    before = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    options = PredictOptions(step=step, mirroring=mirroring)
+    written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
     voters = [
         f"{len(model.folds)} fold{'s' * (len(model.folds) != 1)} of {pair[0]} ({pair[1]})"
         for model, pair in zip(opened, pairs, strict=True)
     ]
     say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
+    if replaced := [prediction for prediction in written if prediction.path.name in before]:
+        say(f"note: {len(replaced)} of them take the place of files that were in {out} before")
+    _report(faults, len(written), out, say)
     return [prediction.path for prediction in written]
+
+
+def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> None:
+    """List what is wrong with the images. Raises DataError where one of them could not be segmented."""
+    if faults:
+        say(problem_table(faults))
+    if errors := [fault for fault in faults if fault.severity == "error"]:
+        files = "file" if len(errors) == 1 else "files"
+        raise DataError(
+            f"{len(errors)} {files} could not be segmented (listed above); {written} segmentations are in {out}",
+            remedy="repair them as the list says, then repeat the command",
+        )
+
+
+def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) -> None:
+    """Refuse to write a segmentation over a label of the dataset: `-i imagesTr -o labelsTr`. Raises UsageError."""
+    from autoseg.predict import output_ending
+
+    if not workspace.dataset.exists():
+        return
+    dataset = load(Dataset, workspace.dataset)
+    labels = {Path(case.label).resolve() for case in (*dataset.cases, *dataset.test_cases) if case.label}
+    for case in cases:
+        if (path := out / f"{case.id}{output_ending(case)}").resolve() in labels:
+            raise UsageError(
+                f"{path} is a label of the dataset, and would be overwritten", remedy="choose another folder"
+            )
 
 
 def _named_models(workspace: Workspace, names: Sequence[str]) -> list[tuple[str, str]]:
