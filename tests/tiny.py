@@ -24,6 +24,15 @@ def nifti(path: Path, array: np.ndarray, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0
     return path
 
 
+def unplaced(path: Path) -> Path:
+    """Set both form codes of a NIfTI file to 0, in place: it does not say any more where its voxels lie."""
+    image = nibabel.load(path)
+    fresh = nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+    fresh.header["qform_code"] = fresh.header["sform_code"] = 0
+    path.write_bytes(fresh.to_bytes())
+    return path
+
+
 def image(seed: int, shape=SHAPE) -> np.ndarray:
     """An image that no other seed has, float32."""
     return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
