@@ -20,12 +20,14 @@ from autoseg.dataset import Case, LoadedCase, load_case
 from autoseg.errors import DataError, UsageError
 from autoseg.from_plan import configuration_mirror_axes, head_probabilities
 from autoseg.imaging.components import as_slices
+from autoseg.imaging.geometry import Remark
 from autoseg.imaging.readers import ending_of, write_labels
 from autoseg.imaging.resample import resample_probabilities
 from autoseg.model import Model, require_common
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import mirrored, predict_logits
 from autoseg.plan import Plan
+from autoseg.planning.grids import require_like
 from autoseg.preprocess import Prepared, prepare, spacing_for
 
 LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must come back as it was
@@ -50,6 +52,7 @@ class Prediction:
 
     case: str
     path: Path
+    remarks: tuple[tuple[str, str, Remark], ...] = ()  # case id, file, what is odd about it though it is used
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def predict_cases(
         models: they vote together: the mean of their probabilities decides.
 
     Raises:
-        DataError: an image cannot be read, or has another number of channels than the model.
+        DataError: an image cannot be read, has other channels than the model, or is unlike its training data.
         StateError: the models were trained on different channels, labels or orientations.
         UsageError: a segmentation would be written over an image.
     """
@@ -95,10 +98,21 @@ def predict_cases(
                 f"{len(plan.channels)}: {', '.join(plan.channels)}",
                 remedy="give images of the kind the model was trained on",
             )
+        remarks = [(case.id, *remark) for remark in loaded.remarks]
+        remarks += [(case.id, loaded.file, remark) for remark in _unlike_training(models, loaded)]
         indices = segment(members, loaded)
         write_labels(path, plan.labels.to_file_values(indices), like=Path(case.images[0]))
-        predictions.append(Prediction(case.id, path))
+        predictions.append(Prediction(case.id, path, tuple(remarks)))
     return predictions
+
+
+def _unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark]:
+    """What is worth a warning about an image, by the first model's training data. Raises DataError."""
+    plan = models[0].plan
+    slices_alone = all(model.configuration.dims == 2 for model in models)
+    return require_like(
+        loaded.file, loaded.geometry, loaded.spacing, plan.grids, plan.axis_order, slices_alone=slices_alone
+    )
 
 
 def output_ending(case: Case) -> str:
@@ -175,7 +189,7 @@ def _prepared(model: Model, loaded: LoadedCase, made: Preparations) -> Prepared:
     plan, configuration = model.plan, model.configuration
     key = (plan.normalization, plan.resampling, spacing_for(configuration, loaded.spacing))
     if key not in made:
-        made[key] = prepare(loaded.image, None, loaded.spacing, plan, configuration)
+        made[key] = prepare(loaded.image, None, loaded.spacing, plan, configuration, loaded.file or loaded.id)
     return made[key]
 
 

@@ -1,5 +1,6 @@
 """Tiny image files and datasets for tests of the intake: a few voxels, written by nibabel and Pillow."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def unplaced(path: Path) -> Path:
     image = nibabel.load(path)
     fresh = nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header)
     fresh.header["qform_code"] = fresh.header["sform_code"] = 0
-    path.write_bytes(fresh.to_bytes())
+    content = fresh.to_bytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
 
 

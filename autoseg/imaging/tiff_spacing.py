@@ -109,7 +109,7 @@ def _beside(path: Path) -> Sizes | None:
             continue  # not there, or a file of another purpose
         if (spacing := _three_numbers(noted)) is None:
             raise DataError(
-                f"{path.with_name(name)}: spacing must be three numbers (z, y, x) in mm, found {noted!r}",
+                f"{path.with_name(name)}: the voxel size must be three numbers (z, y, x) above 0, found {noted!r}",
                 remedy='write "spacing": [z, y, x]',
             )
         return spacing
@@ -197,7 +197,7 @@ def _positive(value: object) -> bool:
 
 
 def _three_numbers(value: object) -> Vector3 | None:
-    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, int | float) for v in value):
+    if not isinstance(value, list) or len(value) != 3 or not all(_positive(v) for v in value):
         return None
     z, y, x = value
     return float(z), float(y), float(x)
