@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from autoseg.workspace import Workspace, write_atomically
 
 FOLDS = 5
 STEPS_PER_FOLD = 260
-PRESET = "s"  # the recipe of a CPU, also where there is a GPU: the demo is the same everywhere
+PRESET: Literal["s"] = "s"  # the recipe of a CPU, also where there is a GPU: the demo is the same everywhere
 SETTINGS = ("training.autotune=false", "training.learning_rate=0.004")  # a short training takes a higher rate
 DICE_TO_REACH = 0.75  # mean over the labels of the held-out cases
 LABEL_DICE_TO_REACH = 0.5  # of each label; benchmarks/README.md, section 4, shows what three seeds reach
@@ -140,15 +141,15 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
         shutil.rmtree(out)
     dataset, segmentations, picture_path = out / "dataset", out / "segmentations", out / "segmentation.png"
     workspace = Workspace(out / "workspace")
+    settings: tuple[str, ...] = (f"training.seed={seed}",)
     if time_budget_seconds is None:
         length, training = ["--steps", str(STEPS_PER_FOLD)], TrainOptions(steps=STEPS_PER_FOLD)
-        settings = (*SETTINGS, f"training.seed={seed}")
+        settings = (*SETTINGS, *settings)
     else:
         length, training = (
             ["--time-budget", f"{time_budget_seconds:g}s"],
             TrainOptions(time_budget_seconds=time_budget_seconds),
         )
-        settings = (f"training.seed={seed}",)
     here = ["-w", str(workspace.root)]
     chosen = [part for setting in settings for part in ("--set", setting)]
     commands = [

@@ -15,17 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError
-from autoseg.imaging.geometry import Geometry, Vector3, corner_distance_voxels
+from autoseg.imaging.alignment import compare_grids
+from autoseg.imaging.geometry import Vector3, Volume
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
 from autoseg.imaging.readers import ending_of, read_labels
 from autoseg.intake.contents import contents, stray_folders
-from autoseg.intake.loading import is_picture
 from autoseg.intake.pairing import name_of
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
-
-GRID_TOLERANCE_VOXELS = 0.1  # farther apart than this, two label maps are not on the same grid
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def score_case(job: ScoreJob) -> CaseScore:
         DataError: the grids differ, or a file holds values that are no label.
     """
     reference, segmentation = read_labels(job.reference), read_labels(job.segmentation)
-    spacing = _common_spacing(job, reference.geometry, segmentation.geometry)
+    segmentation, spacing = _on_grid_of(job, reference, segmentation)
     maps = []
     for path, volume in ((job.reference, reference), (job.segmentation, segmentation)):
         if unexpected := job.labels.unexpected(volume.array):
@@ -231,18 +229,21 @@ def _demand_usable(references: Path) -> None:
         raise DataError(what, remedy=f"{first.remedy}; or move it out of {references}")
 
 
-def _common_spacing(job: ScoreJob, reference: Geometry, segmentation: Geometry) -> Vector3:
-    """Spacing of the grid both lie on. A picture does not say where it lies: its shape must do."""
-    distance = corner_distance_voxels(reference, segmentation)
-    pictures = [is_picture(str(path)) for path in (job.reference, job.segmentation)]
-    if not (reference.shape == segmentation.shape if any(pictures) else distance <= GRID_TOLERANCE_VOXELS):
+def _on_grid_of(job: ScoreJob, reference: Volume, segmentation: Volume) -> tuple[Volume, Vector3]:
+    """The segmentation in the axis order of the reference, and the spacing (Z, Y, X) of the grid both lie on.
+
+    The rules are those for the files of a case (`compare_grids`). Where one file states no voxel size, that of the
+    other holds.
+    """
+    match = compare_grids(segmentation.geometry, reference.geometry, job.reference.name)
+    if not match.usable:
         raise DataError(
-            f"{job.segmentation} lies on another grid than {job.reference}: shapes {segmentation.shape} and "
-            f"{reference.shape}, corners {distance:.3g} voxels apart",
+            f"{job.segmentation} lies on another grid than {job.reference}: {'; '.join(match.differences)}",
             remedy="compare segmentations with references of the same image, on its own grid",
         )
-    silent = pictures[0] and reference.spacing == (1.0, 1.0, 1.0)
-    return segmentation.spacing if silent else reference.spacing
+    turned = Volume(np.ascontiguousarray(match.apply(segmentation.array)), reference.geometry)
+    sized = reference.geometry if reference.geometry.sized else segmentation.geometry
+    return turned, sized.spacing
 
 
 def _or_none(value: float) -> float | None:

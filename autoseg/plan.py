@@ -188,6 +188,16 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class TrainingGrids:
+    """Range of the cases a plan was made for, in their canonical order of axes (Z, Y, X), before `axis_order`."""
+
+    spacing_min: tuple[float, float, float]  # mm
+    spacing_max: tuple[float, float, float]
+    shape_min: tuple[int, int, int]  # voxels
+    shape_max: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything needed to preprocess, train and predict in the same way again."""
 
@@ -209,6 +219,7 @@ class Plan:
     fingerprint: str  # content hash of the fingerprint it was made from
     decisions: tuple[Decision, ...]
     file_names: FileNames | None = None  # how the images of a case are called, for those to segment too
+    grids: TrainingGrids | None = None  # None: not known (planned by an older version)
 
     @property
     def heads(self) -> LabelSet:

@@ -6,6 +6,7 @@ nonzero region, normalise, resample. Cases are committed one by one and a restar
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,14 @@ import numpy as np
 
 from autoseg.data.store import CaseInfo, CaseStore
 from autoseg.dataset import Case, Dataset, load_case
-from autoseg.errors import DataError, StateError
+from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.components import Box, bounding_box, nonzero_mask
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.imaging.normalize import normalize
-from autoseg.imaging.resample import resample_image, resample_labels, resampled_shape
+from autoseg.imaging.resample import require_possible, resample_image, resample_labels
 from autoseg.plan import Configuration, Plan, Resampling
-from autoseg.processes import map_in_processes
+from autoseg.processes import free_memory, map_in_processes
 from autoseg.records import to_plain
 from autoseg.workspace import Workspace, lock
 
@@ -39,7 +40,12 @@ class Prepared:
 
 
 def prepare(
-    image: np.ndarray, target: np.ndarray | None, spacing: Vector3, plan: Plan, configuration: Configuration
+    image: np.ndarray,
+    target: np.ndarray | None,
+    spacing: Vector3,
+    plan: Plan,
+    configuration: Configuration,
+    name: str = "the image",
 ) -> Prepared:
     """Crop, normalise and resample one case.
 
@@ -47,6 +53,11 @@ def prepare(
         image: (C, Z, Y, X) float32 in the plan's axis order.
         target: (Z, Y, X) class indices, or None.
         spacing: mm, (Z, Y, X) in the same order.
+        name: of its file, for messages.
+
+    Raises:
+        DataError: at the configuration's spacing, nothing would be left of an axis, or absurdly many voxels come out.
+        OutOfMemory: what comes out exceeds the free memory.
     """
     inside = nonzero_mask(image)
     box = bounding_box(inside)
@@ -64,7 +75,8 @@ def prepare(
         for channel, n in zip(cropped, plan.normalization, strict=True)
     ]  # fmt: skip
     wanted = spacing_for(configuration, spacing)
-    shape = resampled_shape(cropped.shape[1:], spacing, wanted)
+    shape = require_possible(cropped.shape[1:], spacing, wanted, name)
+    _require_memory(shape, len(image) + 1 + (plan.heads.num_heads if target is None else 0), name)
     rules = plan.resampling
     resampled = resample_image(
         np.stack(channels), spacing, wanted, shape, order=rules.image_order,
@@ -91,6 +103,17 @@ def spacing_for(configuration: Configuration, spacing: Vector3) -> Vector3:
     if configuration.dims == 2:
         return (spacing[0], *configuration.spacing)  # type: ignore[return-value]
     return configuration.spacing  # type: ignore[return-value]
+
+
+def _require_memory(shape: Axes3, arrays: int, name: str) -> None:
+    """Refuse what cannot be held: so many float32 arrays of a shape. A lower bound of what resampling takes."""
+    needed, free = 4 * arrays * math.prod(shape), free_memory()
+    if needed > free:
+        raise OutOfMemory(
+            f"{name}: at the plan's spacing it has {shape} voxels, which take {needed / 1e9:.3g} GB or more, "
+            f"{free / 1e9:.3g} GB are free",
+            remedy="use a machine with more memory, or a configuration of lower resolution",
+        )
 
 
 def preprocess(
@@ -132,7 +155,7 @@ def preprocess(
 def _store_case(job: tuple[Case, str, Plan, Configuration, Path]) -> None:
     case, key, plan, configuration, folder = job
     loaded = load_case(case, plan.labels, orientation=plan.orientation, axis_order=plan.axis_order)
-    prepared = prepare(loaded.image, loaded.target, loaded.spacing, plan, configuration)
+    prepared = prepare(loaded.image, loaded.target, loaded.spacing, plan, configuration, name=loaded.file)
     assert prepared.target is not None
     info = CaseInfo(
         id=case.id,

@@ -22,18 +22,17 @@ import numpy as np
 from autoseg.dataset import Dataset, workers_for
 from autoseg.duplicates import find_duplicates
 from autoseg.errors import AutosegError, DataError
-from autoseg.imaging.geometry import Volume, orientation_code
+from autoseg.imaging.geometry import Geometry, Remark, Volume, orientation_code
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
 from autoseg.imaging.readers import read_image, read_labels
+from autoseg.intake import grids
 from autoseg.intake.loading import (
     REPLACE_NON_FINITE,
-    SAME_GRID,
     LoadedCase,
     assemble,
     class_indices,
     count_values,
-    grid_differences,
     non_finite,
 )
 from autoseg.intake.pairing import Case, Problem
@@ -56,6 +55,8 @@ class Inspection:
     digests: dict[str, str] = field(default_factory=dict)  # image file -> hash of its voxels
     orientation: str = ""  # empty: flat, or unreadable
     flat: bool | None = None
+    grid: Geometry | None = None  # of the images
+    remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd about it though it is used
     hounsfield: tuple[bool, ...] = ()  # per channel
     values: tuple[int, ...] | None = None  # in the label file
     is_measured: bool = False
@@ -98,7 +99,7 @@ def check(
     files = [file for case, _, _ in jobs for file in (*case.images, case.label) if file]
     inspections = map_in_processes(inspect, jobs, title="check", workers=workers_for(files, workers))
     problems = [*known, *(problem for inspection in inspections for problem in inspection.problems)]
-    for compare in (_duplicates, _mixed_dimensions, _mixed_orientations, _aliases, _absent_labels, _hounsfield):
+    for compare in (_grids, _duplicates, _mixed_dimensions, _mixed_orientations, _aliases, _absent_labels, _hounsfield):
         problems += compare(dataset, inspections)
     bad = {problem.case for problem in problems if problem.severity == "error"}
     return problems, {i.case.id: i.measured for i in inspections if i.is_measured and i.case.id not in bad}
@@ -123,13 +124,14 @@ def inspect_case(
     volumes = {file: v for file in case.images if (v := _read(inspection, file, read_image)) is not None}
     label = _read(inspection, case.label, read_labels) if case.label else None
     if volumes:
-        first, reference = next(iter(volumes.items()))
-        others = {**volumes, case.label: label} if case.label and label is not None else volumes
-        for file, volume in others.items():
-            for difference in grid_differences(file, volume.geometry, first, reference.geometry):
-                inspection.report(file, difference, SAME_GRID)
-        inspection.flat = reference.geometry.flat
-        inspection.orientation = "" if inspection.flat else orientation_code(reference.geometry)
+        aligned = grids.align(case.id, volumes, (case.label, label) if case.label and label is not None else None)
+        inspection.problems += aligned.problems
+        inspection.remarks += aligned.remarks
+        volumes = {file: aligned.volumes.get(file, volume) for file, volume in volumes.items()}
+        label = aligned.volumes.get(case.label or "", label)
+        inspection.grid = next(iter(aligned.volumes.values())).geometry
+        inspection.flat = inspection.grid.flat
+        inspection.orientation = "" if inspection.flat else orientation_code(inspection.grid)
     number = sum(len(volume.array) for volume in volumes.values())
     if complete and len(volumes) == len(case.images) and number != len(channels):
         what = f"{number} channel{'s' * (number != 1)} instead of {len(channels)} ({', '.join(channels)})"
@@ -255,6 +257,13 @@ def _look_at_label(inspection: Inspection, file: str, label: Volume, labels: Lab
             inspection.report(file, what, f"if {alias} means not annotated, pass --ignore {alias}; otherwise write one")
     if not counts.keys() - {0, labels.ignore}:
         inspection.report(file, "empty label: it holds background alone", "fine if nothing is there to see", "warning")
+
+
+def _grids(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    """What grids say of themselves, and against the rest of the set."""
+    known = {i.case.id: (i.case.images[0], i.grid) for i in inspections if i.grid is not None}
+    notes = [(i.case.id, file, remark) for i in inspections for file, remark in i.remarks]
+    return [*grids.odd_grids(known), *grids.mixed_sizes(known), *grids.header_notes(notes)]
 
 
 def _duplicates(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:

@@ -162,7 +162,7 @@ def test_voxel_sizes_without_meaning_are_refused(tmp_path, value):
 
 @pytest.mark.parametrize("row", [(0, 0, 0, 0), (np.nan, 0, 0, 0), (0, 3, 0, 0)])
 def test_a_degenerate_sform_is_refused(tmp_path, row):
-    path = hostile.patched(hostile.nifti(tmp_path / "a.nii"), srow=(hostile.SROW_X, "<4f", row))
+    path = hostile.patched(hostile.nifti(tmp_path / "a.nii", qform=0), srow=(hostile.SROW_X, "<4f", row))
     with pytest.raises(DataError, match=r"patched-a\.nii"):
         read_geometry(path)
 

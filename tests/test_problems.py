@@ -60,7 +60,7 @@ def faulty(tmp_path_factory):
     (labels / "label_missing.nii.gz").unlink()
     tiny.nifti(labels / "label_shape.nii.gz", tiny.label(1, 2, shape=(3, 4, 6)))
     (labels / "label_truncated.nii.gz").write_bytes((labels / "healthy.nii.gz").read_bytes()[:-20])
-    tiny.nifti(images / "mirrored_0001.nii.gz", tiny.image(78), origin=(4.0, 0.0, 0.0), axes="RPS")
+    tiny.nifti(images / "mirrored_0001.nii.gz", tiny.image(78), origin=(4.0, 0.0, 1.0), axes="RPS")
     tiny.nifti(labels / "moved.nii.gz", tiny.label(1, 2), origin=(0.0, 0.0, 1.5))
     holes[0, 0, :2] = np.nan
     tiny.nifti(images / "nan_0000.nii.gz", holes)
@@ -90,7 +90,12 @@ def faulty(tmp_path_factory):
         ("label_shape", "label_shape.nii.gz", "shape (z, y, x) (3, 4, 6) differs from (3, 4, 5)", "resample"),
         ("label_truncated", "label_truncated.nii.gz", "truncated", ""),
         ("mirrored", "mirrored_0001.nii.gz", "direction of the axes differs", "header"),
-        ("moved", "moved.nii.gz", "origin (x, y, z) (0, 0, 1.5) differs from (0, 0, 0) mm of", "header"),
+        (
+            "moved",
+            "moved.nii.gz",
+            "origin (0, 0, 1.5) mm (RAS, sform) differs from (0, 0, 0) mm (RAS, sform)",
+            "header",
+        ),
         ("nan", "nan_0000.nii.gz", "2 NaN voxels", "replace them"),
         ("pointer", "pointer_0000.nii.gz", "Git LFS", "git lfs pull"),
         ("shape", "shape_0001.nii.gz", "shape (z, y, x) (3, 5, 5) differs from (3, 4, 5)", "resample"),

@@ -1,6 +1,6 @@
 """Images without a place in the body: PNG, BMP and JPEG through Pillow, TIFF through tifffile.
 
-    read_geometry        header -> Geometry with 1 mm spacing; several TIFF pages are slices
+    read_geometry        header -> Geometry, of 1 mm where no size is stated; several TIFF pages are slices
     load, load_labels    voxels: colours become channels in images, palette indices are values in label maps
     write                a label map, lossless
 
@@ -9,9 +9,7 @@ No value may change on the way. So 16-bit colour PNGs go through SimpleITK (Pill
 that leads out of the file is an error and not the end of the stack.
 """
 
-import json
 import math
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,9 @@ import tifffile
 from PIL import Image
 
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.geometry import Geometry, Vector3, geometry_from_steps
+from autoseg.imaging.geometry import Geometry
 from autoseg.imaging.stored import COPY_AGAIN, StoredVoxels, decoding
+from autoseg.imaging.tiff_spacing import StatedSize, stated_size, tiff_geometry, written_size
 
 _TIFF = (".tif", ".tiff")
 _LOSSY = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.JPEG_LOSSY)
@@ -64,7 +63,7 @@ def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None)
             photometric="minisblack",
             compression="zlib",
             software=False,
-            metadata=None if geometry.flat else {"axes": "ZYX", "spacing": list(geometry.spacing)},
+            metadata=written_size(geometry),
         )
         return
     if len(labels) != 1:
@@ -102,7 +101,7 @@ def _without_alpha(channels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _flat_geometry(height: int, width: int) -> Geometry:
-    return Geometry(shape=(1, height, width), spacing=(1.0, 1.0, 1.0), flat=True)
+    return Geometry(shape=(1, height, width), spacing=(1.0, 1.0, 1.0), flat=True, placed=False, sized=False)
 
 
 # ---- PNG, BMP, JPEG -------------------------------------------------------------------------------------------------
@@ -159,7 +158,7 @@ class _Tiff:
     paged: bool  # a stack, even if of one slice
     alpha: bool  # the last channel is opacity
     palette: np.ndarray | None  # (3, colours) uint16
-    spacing: Vector3  # mm, of stacks
+    size: StatedSize  # of its voxels
 
 
 def _load_tiff(path: Path, *, colours: bool) -> StoredVoxels:
@@ -179,9 +178,7 @@ def _load_tiff(path: Path, *, colours: bool) -> StoredVoxels:
 
 
 def _tiff_geometry(tiff: _Tiff, path: Path) -> Geometry:
-    if not tiff.paged:
-        return _flat_geometry(*tiff.shape[2:])
-    return geometry_from_steps(tiff.shape[1:], np.diag(tiff.spacing)[:, ::-1], np.zeros(3), flat=False, file=str(path))
+    return tiff_geometry(tiff.shape[1:], tiff.size, path, paged=tiff.paged)
 
 
 def _inspect_tiff(path: Path) -> _Tiff:
@@ -196,7 +193,7 @@ def _inspect_tiff(path: Path) -> _Tiff:
         extra = page.extrasamples or ()
         alpha = bool(extra) and int(extra[-1]) in (1, 2)  # 0 is "unspecified": a channel as good as the others
         palette = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
-        described = (file.shaped_metadata or ({},))[0].get("spacing")
+        size = stated_size(file, path, paged=bool(set(axes) - set("CSYX")))
     groups: dict[str, list[int]] = {"C": [], "Z": [], "Y": [], "X": []}
     for i, letter in enumerate(axes):
         groups["C" if letter in "SC" else letter if letter in "YX" else "Z"].append(i)
@@ -207,7 +204,7 @@ def _inspect_tiff(path: Path) -> _Tiff:
             f"{path}: expected slices and channels at most, this file has the axes {axes} of extent {extents}",
             remedy="save one time point, or one image, per file",
         )
-    return _Tiff((c, z, y, x), order, bool(groups["Z"]), alpha, palette, _tiff_spacing(path, described))
+    return _Tiff((c, z, y, x), order, bool(groups["Z"]), alpha, palette, size)
 
 
 def _decode_tiff(path: Path) -> np.ndarray:
@@ -248,26 +245,3 @@ def _refuse_broken_chain(file: tifffile.TiffFile, path: Path) -> None:
 def _is_lossy(path: Path) -> bool:
     with decoding(path), tifffile.TiffFile(path) as file:
         return file.pages.first.compression in _LOSSY
-
-
-def _tiff_spacing(path: Path, described: object) -> Vector3:
-    """Spacing (Z, Y, X) of a stack: from a .json beside it (nnU-Net's habit), from its own description, or 1 mm."""
-    for name in (f"{path.stem}.json", re.sub(r"_\d{4}$", "", path.stem) + ".json"):
-        try:
-            noted = json.loads(path.with_name(name).read_text(encoding="utf-8"))["spacing"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not there, or a file of another purpose
-        if (spacing := _three_numbers(noted)) is None:
-            raise DataError(
-                f"{path.with_name(name)}: spacing must be three numbers (z, y, x) in mm, found {noted!r}",
-                remedy='write "spacing": [z, y, x]',
-            )
-        return spacing
-    return _three_numbers(described) or (1.0, 1.0, 1.0)
-
-
-def _three_numbers(value: object) -> Vector3 | None:
-    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, int | float) for v in value):
-        return None
-    z, y, x = value
-    return float(z), float(y), float(x)

@@ -9,4 +9,5 @@ inputs.py    the images to segment, sorted by the names of those trained on
 tables.py    the list of images, the patients
 folds.py     the folds a dataset brings: honoured, or refused
 loading.py   one case from its files to arrays in one axis order
+grids.py     the files of a case on one grid; grids that do not fit the others of the set
 """

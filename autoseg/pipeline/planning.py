@@ -14,6 +14,7 @@ from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, sum
 from autoseg.pipeline.opening import Say, gpu_memory_gb
 from autoseg.plan import Plan
 from autoseg.planner import describe, make_plan
+from autoseg.planning.grids import training_grids
 from autoseg.planning.table import summary
 from autoseg.preprocess import preprocess
 from autoseg.problems import check, problem_table, without_bad_cases
@@ -72,7 +73,8 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             device="cpu" if vram_gb is None else "gpu",
             vram_gb=vram_gb,
         )
-        plan = replace(plan, file_names=dataset.file_names).with_settings(options.settings)
+        plan = replace(plan, file_names=dataset.file_names, grids=training_grids(fingerprint))
+        plan = plan.with_settings(options.settings)
         splits = _split(dataset, fingerprint, workspace, options.seed)
         say(describe(plan))
         say("\n" + summary(plan) + "\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from autoseg.dataset import Case, Dataset, Problem, images_in
 from autoseg.errors import DataError, StateError, UsageError
+from autoseg.intake.grids import header_notes
 from autoseg.pipeline.opening import Say, choose_device, open_plan
 from autoseg.problems import problem_table
 from autoseg.records import load
@@ -62,6 +63,8 @@ def predict_images(
         f"{len(model.folds)} fold{'s' * (len(model.folds) != 1)} of {pair[0]} ({pair[1]})"
         for model, pair in zip(opened, pairs, strict=True)
     ]
+    for problem in header_notes([remark for prediction in written for remark in prediction.remarks]):
+        say(f"warning: {problem.file}: {problem.what} ({problem.remedy})")
     say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
     if replaced := [prediction for prediction in written if prediction.path.name in before]:
         say(f"note: {len(replaced)} of them take the place of files that were in {out} before")
