@@ -2,14 +2,18 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tiny
+from nibabel.cmdline import convert
 
 from autoseg.dataset import discover
 from autoseg.errors import DataError
+from autoseg.imaging.readers import read_image
 from autoseg.intake.contents import Problem, contents, stray_folders
 
 DICOM = bytes(128) + b"DICM" + bytes(100)
@@ -41,7 +45,7 @@ ENTRIES = {  # what makes the entry d.* of a folder -> its name, words of the me
     "pipe": ("d.nii.gz", "a device or a pipe", "put a file", "error"),
     "icloud": (".d.nii.gz.icloud", "iCloud", "download", "error"),
     "pair": ("d.hdr", "with d.img, a .hdr/.img pair", "nib-convert", "error"),
-    "half": ("d.img.gz", "half of a .hdr/.img pair", "nib-convert", "error"),
+    "half": ("d.img.gz", "half of a .hdr/.img pair", "copy d.hdr here", "error"),
     "freesurfer": ("d.mgz", "FreeSurfer", "nib-convert", "error"),
     "minc": ("d.mnc", "MINC", "convert", "error"),
     "blank": ("d.nii.gz ", "blanks after its ending", "mv '", "error"),
@@ -114,6 +118,19 @@ def test_what_a_program_left_beside_an_image_hides_no_case(tmp_path):
         ("a.mat", "warning"), ("b.gif", "warning"), ("b.hdr", "warning"), ("b.img", "warning")
     ]  # fmt: skip
     assert all(p.what.endswith(f"not used, {Path(p.file).stem}.nii.gz lies beside it") for p in problems)
+
+
+@pytest.mark.parametrize("ending", [".mgz", ".hdr"])
+def test_the_conversion_that_is_suggested_works_as_typed(tmp_path, ending):
+    root = plain(tmp_path / "a folder")
+    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    image = (nibabel.MGHImage if ending == ".mgz" else nibabel.Nifti1Pair)(array.astype(np.float32), np.eye(4))
+    nibabel.save(image, root / f"images/d{ending}")
+    (problem,) = [p for p in discover(root)[1] if Path(p.file).parent.name == "images"]
+    program, *arguments = shlex.split(problem.remedy.removeprefix("convert it: ").split(";")[0])
+    assert program == "nib-convert"
+    assert convert.main(arguments) is None
+    np.testing.assert_array_equal(read_image(root / "images/d.nii.gz").array[0], array.T)
 
 
 def test_the_voxels_of_a_metaimage_header_are_no_stray_file(tmp_path):

@@ -97,8 +97,7 @@ def foreign(path: Path) -> Fault:
     """What a file without a known ending is."""
     name = path.name.lower()
     if name.endswith(PAIR_ENDINGS):
-        header = stem(path) + (".hdr" if not name.endswith(".gz") else ".hdr.gz")
-        return Fault("is half of a .hdr/.img pair (NIfTI pair or Analyze)", _conversion(path.with_name(header), True))
+        return _half_of_pair(path)
     if ending := next((ending for ending in FOREIGN if name.endswith(ending)), None):
         convert = ending in (".mgz", ".mgh")
         remedy = _conversion(path, False) if convert else "convert it to .nii.gz, .nrrd, .mha, .png or .tif"
@@ -126,7 +125,20 @@ def foreign(path: Path) -> Fault:
     return Fault("is not an image of a known format, and is not used", f"nothing, or convert it; {KNOWN}", "warning")
 
 
-def _is_foreign(path: Path) -> bool:
+def _half_of_pair(path: Path) -> Fault:
+    """A .hdr or .img: with its other half, it can be converted."""
+    name = path.name.lower().removesuffix(".gz")
+    start = path.name[: len(name) - len(".hdr")]
+    wanted = (".img", ".img.gz") if name.endswith(".hdr") else (".hdr", ".hdr.gz")
+    halves = [half for ending in wanted if (half := path.with_name(start + ending)).is_file()]
+    what = "is half of a .hdr/.img pair (NIfTI pair or Analyze), which autoseg does not read"
+    if not halves:
+        return Fault(f"{what}; {start}{wanted[0]} is missing", f"copy {start}{wanted[0]} here, then convert the two")
+    return Fault(what, _conversion(path if name.endswith(".hdr") else halves[0], True))
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a name is that of an image in a format that autoseg does not read."""
     name = path.name.lower()
     return name.endswith((*PAIR_ENDINGS, *FOREIGN))
 
@@ -152,15 +164,16 @@ def data_files_of(images: list[Path]) -> set[str]:
     for file in images:
         if file.name.lower().endswith(".mhd"):
             head = _beginning(file, 4096).decode("latin-1")
-            names |= {
-                Path(word).name.lower() for word in re.findall(r"^ElementDataFile\s*=\s*(\S+)", head, re.MULTILINE)
-            }
+            named = re.findall(r"^ElementDataFile\s*=\s*([^\r\n]+)", head, re.MULTILINE)
+            names |= {Path(name.strip()).name.lower() for name in named}
     return names
 
 
 def _conversion(path: Path, pair: bool) -> str:
     """How nibabel, which autoseg needs anyway, makes NIfTI of a file."""
-    command = f"nib-convert {quoted(path)} {quoted(path.with_name(stem(path) + '.nii.gz'))}"
+    name = path.name.lower().removesuffix(".gz")
+    target = path.with_name(path.name[: name.rindex(".")] + ".nii.gz")
+    command = f"nib-convert {quoted(path)} {quoted(target)}"
     return f"convert it: {command}" + ("; if it is Analyze 7.5, look afterwards whether left is left" if pair else "")
 
 
