@@ -88,7 +88,7 @@ def predict_cases(
     members = [member_of(model, options) for model in models]
     predictions = []
     for case, path in zip(tqdm(cases, desc=title, disable=None, leave=False), paths, strict=True):
-        loaded = load_case(case, None, orientation=plan.orientation, axis_order=plan.axis_order)
+        loaded = load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
         if len(loaded.image) != len(plan.channels):
             raise DataError(
                 f"{', '.join(case.images)}: {len(loaded.image)} channels, the model was trained on "

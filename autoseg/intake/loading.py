@@ -25,6 +25,7 @@ from autoseg.imaging.geometry import (
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
 from autoseg.intake.pairing import Case
+from autoseg.intake.voxels import spoilt, to_channels
 
 SPACING_TOLERANCE = 1e-3  # relative
 CORNER_TOLERANCE = 1e-2  # voxels
@@ -54,26 +55,31 @@ def load_case(
     case: Case,
     labels: LabelSet | None,
     *,
+    channels: Sequence[str] = (),
     orientation: Literal["canonical", "as_stored"] = "canonical",
     axis_order: Axes3 = (0, 1, 2),
 ) -> LoadedCase:
     """Read one case: image (C, Z, Y, X) float32 and, with `labels`, target (Z, Y, X) int16 class indices.
 
     Args:
+        channels: names of all channels, to which grey pictures and colours are brought (`voxels.to_channels`).
         orientation: "canonical" brings the axes to Z, Y, X growing towards S, P, L.
         axis_order: axis_order[i] is the axis that becomes axis i, after that.
 
     Raises:
-        DataError: a file cannot be read, holds NaN or infinity or unexpected values, or its grid is another one.
+        DataError: a file cannot be read, holds NaN or infinity, values that drown all others or unexpected values, or
+            its grid is another one.
     """
     volumes = [read_image(Path(file)) for file in case.images]
+    if channels:
+        volumes = [to_channels(v, f, channels, len(volumes)) for f, v in zip(case.images, volumes, strict=True)]
     for file, volume in zip(case.images, volumes, strict=True):
-        if bad := non_finite(volume.array):
+        if bad := non_finite(volume.array) or spoilt(volume.array):
             raise DataError(f"{file}: {bad}", remedy=REPLACE_NON_FINITE)
         _demand_same_grid(file, volume.geometry, case.images[0], volumes[0].geometry)
     indices = None
     if labels is not None and case.label is not None:
-        label = read_labels(Path(case.label))
+        label = read_labels(Path(case.label), labels.colours)
         _demand_same_grid(case.label, label.geometry, case.images[0], volumes[0].geometry)
         values = [*count_values(label.array)]
         if strange := labels.unexpected(np.array(values)):
