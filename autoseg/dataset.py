@@ -13,12 +13,15 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import read_image, read_labels
+from autoseg.imaging.regions import refuse_lost_labels
+from autoseg.intake.annotation import agree_on_colours, colours_of_labels
 from autoseg.intake.contents import dicom_below, table_beside
 from autoseg.intake.entries import dicom_remedy
 from autoseg.intake.folds import read_splits, sound_splits
@@ -27,6 +30,7 @@ from autoseg.intake.layouts import LAYOUTS
 from autoseg.intake.loading import LoadedCase, count_values, is_picture, load_case
 from autoseg.intake.pairing import Case, Found, Problem, identical_ids
 from autoseg.intake.tables import lists_images, patients_of
+from autoseg.intake.voxels import picture_channels
 from autoseg.processes import map_in_processes
 
 __all__ = [
@@ -55,6 +59,7 @@ class IntakeOptions:
     regions: dict[str, tuple[int, ...]] | None = None  # name -> values of its labels
     ignore: int | None = None
     patient_regex: str | None = None
+    colours: dict[str, int] | None = None  # "#rrggbb" in pictures -> value of its label
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ def parse_options(
     names = None if channels is None else tuple(name.strip() for name in channels.split(","))
     if names is not None and (not all(names) or len({name.lower() for name in names}) != len(names)):
         raise UsageError(f"--channels {channels!r} has an empty or a repeated name", remedy="write --channels CT,MR")
-    values = {name: _integers("--labels", text)[0] for name, text in _pairs("--labels", labels).items()}
+    pairs = _pairs("--labels", labels)
+    colours = colours_of_labels(pairs)  # then labels are given by colour
+    values = {name: colours.get(text.lower()) or _integers("--labels", text)[0] for name, text in pairs.items()}
     unions = {name: _integers("--regions", text) for name, text in _pairs("--regions", regions).items()}
     return IntakeOptions(
         channels=names,
@@ -99,6 +106,7 @@ def parse_options(
         regions=None if regions is None else unions,
         ignore=None if ignore is None else _integers("--ignore", str(ignore))[0],
         patient_regex=patient_regex,
+        colours=colours or None,
     )
 
 
@@ -237,8 +245,10 @@ def _channels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> tu
                 number = len(read_image(Path(case.images[0])).array)
             except DataError:
                 continue  # `check` reports it
-            if number == 3 and is_picture(case.images[0]):
-                return ("R", "G", "B")
+            if number in (1, 3) and is_picture(case.images[0]):
+                names, note = picture_channels([case.images[0] for case in cases if len(case.images) == 1])
+                found.notes += [note] if note else []
+                return names
             break
     return ("image",) if number <= 1 else tuple(f"channel_{channel}" for channel in range(number))
 
@@ -246,15 +256,21 @@ def _channels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> tu
 def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> LabelSet:
     """Labels by option, by the layout, or those found in the label files; with regions and ignore label by option."""
     ignore = options.ignore
+    colours = options.colours or {}
+    if not colours:
+        colours, problems = agree_on_colours([case.label for case in cases if case.label is not None])
+        found.problems += problems
     if options.labels is not None:
         values = {name: value for name, value in options.labels.items() if value != 0}
         labels = LabelSet(values, ignore=ignore)
     elif found.labels is not None:
         labels = found.labels if ignore is None else replace(found.labels, ignore=ignore)
     else:
-        labels = LabelSet(_found_labels(found, ignore, cases), ignore=ignore)
+        labels = LabelSet(_found_labels(found, ignore, cases, colours), ignore=ignore)
     if options.regions is not None:
         labels = replace(labels, regions=options.regions, region_values=_values_to_write(options.regions))
+        refuse_lost_labels(labels.regions, labels.region_values, as_option=True)
+    labels = replace(labels, colours=colours)
     if [*labels.values.values()] == [1] and labels.ignore != 255:
         labels = replace(labels, aliases={255: 1})  # a mask saved as a picture: `check` reports where it was met
     return labels
@@ -276,14 +292,15 @@ def _values_to_write(regions: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(written)
 
 
-def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case]) -> dict[str, int]:
+def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colours: dict[str, int]) -> dict[str, int]:
     """Names for the values found in the label files of the training cases; every file is read.
 
     Raises:
         DataError: there is no value but 0, or so many that these are no labels.
     """
     files = [case.label for case in cases if case.label is not None]
-    contents = map_in_processes(_values_in, files, title="labels", workers=workers_for(files, None))
+    read = partial(_values_in, colours=colours)
+    contents = map_in_processes(read, files, title="labels", workers=workers_for(files, None))
     values = sorted({value for content in contents for value in content if value > 0} - {ignore})
     if not values:
         what = f"no label file in {Path(files[0]).parent} holds any label" if files else "no case has a label file"
@@ -305,9 +322,9 @@ def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case]) -> di
     return named
 
 
-def _values_in(file: str) -> tuple[int, ...]:
+def _values_in(file: str, colours: dict[str, int]) -> tuple[int, ...]:
     """Values in a label file; none where it cannot be read, which `check` reports."""
     try:
-        return tuple(count_values(read_labels(Path(file)).array))
+        return tuple(count_values(read_labels(Path(file), colours).array))
     except DataError:
         return ()

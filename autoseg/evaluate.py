@@ -61,7 +61,7 @@ def score_case(job: ScoreJob) -> CaseScore:
     Raises:
         DataError: the grids differ, or a file holds values that are no label.
     """
-    reference, segmentation = read_labels(job.reference), read_labels(job.segmentation)
+    reference, segmentation = (read_labels(file, job.labels.colours) for file in (job.reference, job.segmentation))
     segmentation, spacing = _on_grid_of(job, reference, segmentation)
     maps = []
     for path, volume in ((job.reference, reference), (job.segmentation, segmentation)):

@@ -58,6 +58,15 @@ class FoldTask:
         return self.plan.configurations[self.configuration_name]
 
     @property
+    def unseen_labels(self) -> list[str]:
+        """What is scored and in no training case; nothing where the cases are not preprocessed."""
+        store = CaseStore(self.workspace.preprocessed(self.configuration.data))
+        with suppress(StateError):
+            present = store.classes_in(self.split.train)
+            return [name for name, classes in self.plan.labels.scored.items() if present.isdisjoint(classes)]
+        return []
+
+    @property
     def folder(self) -> Path:
         return self.workspace.fold(self.configuration_name, self.configuration.network.name, self.number)
 

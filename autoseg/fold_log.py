@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
 SHORT_EPOCHS = 20  # a short time budget, or a short length in steps, is cut into so many epochs to watch
 PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png,
 PICTURE_SHARE = 0.01  # which may take so much of it
+MOST_SHOWN = 20  # labels in a line; of more, the others are counted
+VERBS = {"unseen": "cannot learn a label"}  # how a kind of finding is said; otherwise with an s
 DECIMALS = {"seconds": 2, "loss": 5, "validation_loss": 5, "training_dice": 4, "pseudo_dice": 4, "progress": 4}
 
 
@@ -87,11 +89,12 @@ def warning(fold: int, finding: Finding, model: tuple[str, str] | None = None) -
     Args:
         model: configuration and network, where they do not follow from what is said around it.
     """
+    verb = VERBS.get(finding.kind, f"{finding.kind}s")
     if model is None:
-        return f"fold {fold}  {finding.kind}s: {finding.what}\n  -> {finding.remedy}"
+        return f"fold {fold}  {verb}: {finding.what}\n  -> {finding.remedy}"
     configuration, network = model
     remedy = finding.remedy.replace("--restart", f"-c {configuration} --network {network} -f {fold} --restart")
-    return f"fold {fold} of {configuration} ({network})  {finding.kind}s: {finding.what}\n  -> {remedy}"
+    return f"fold {fold} of {configuration} ({network})  {verb}: {finding.what}\n  -> {remedy}"
 
 
 class FoldLog:
@@ -101,6 +104,7 @@ class FoldLog:
         folder: of the fold; made when the first line is written.
         label_names: of the entries of `training_dice` and `pseudo_dice`.
         history: rows of the epochs before, of a fold that is resumed. What could be found in them counts as told.
+        unseen: names of the labels that no training case has; they join every row, by position.
         quiet: write nothing and show nothing, for all processes of a training but one.
 
     `history` and `findings` hold all rows, and what they show as of the last one.
@@ -113,9 +117,11 @@ class FoldLog:
         label_names: Sequence[str],
         history: Sequence[Mapping[str, Any]],
         *,
+        unseen: Sequence[str] = (),
         quiet: bool = False,
     ) -> None:
         self.folder = folder
+        self.unseen = [i for i, name in enumerate(label_names) if name in unseen]
         self.fold = fold
         self.label_names = tuple(label_names)
         self.quiet = quiet
@@ -175,9 +181,8 @@ class FoldLog:
                 learning_rate, skipped. Figures are rounded, those that are not finite become None.
             progress: share of the training that is done; it joins the row.
         """
-        self.history.append(
-            {key: _plain(value, DECIMALS.get(key)) for key, value in {**row, "progress": progress}.items()}
-        )
+        full = {**row, "progress": progress, **({"unseen": self.unseen} if self.unseen else {})}
+        self.history.append({key: _plain(value, DECIMALS.get(key)) for key, value in full.items()})
         self.findings = diagnose(self.history, self.label_names)
         news = [f for f in self.findings if not {(f.kind, f.label), (f.kind, None)} & self._told]
         self._told |= {(f.kind, f.label) for f in news}
@@ -209,9 +214,17 @@ class FoldLog:
         )
 
     def _dice(self, row: Mapping[str, Any]) -> str:
-        """Pseudo Dice of every label, and how much more the mean is on training patches, where both are known."""
+        """Pseudo Dice per label, and how much more the mean is on training patches, where both are known.
+
+        Of more than MOST_SHOWN labels the first are shown, and the mean of all.
+        """
         pseudo = row["pseudo_dice"]
-        shown = "  ".join(f"{n} {_shown(d, '.3f')}" for n, d in zip(self.label_names, pseudo, strict=True))
+        each = [f"{n} {_shown(d, '.3f')}" for n, d in zip(self.label_names, pseudo, strict=True)]
+        shown = "  ".join(each[:MOST_SHOWN])
+        if len(each) > MOST_SHOWN:
+            known = [d for d in pseudo if d is not None]
+            mean = _shown(sum(known) / len(known) if known else None, ".3f")
+            shown += f"  and {len(each) - MOST_SHOWN} more, mean of all {mean}"
         pairs = zip(row.get("training_dice") or [None] * len(pseudo), pseudo, strict=True)
         gaps = [training - dice for training, dice in pairs if training is not None and dice is not None]
         return f"  pseudo Dice {shown}" + (f" (training {sum(gaps) / len(gaps):+.3f})" if gaps else "")

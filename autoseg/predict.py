@@ -113,7 +113,7 @@ def predict_cases(
 
 def _load(case: Case, plan: Plan) -> LoadedCase:
     """An image as the plan wants it. Raises DataError where it cannot be read, or has other channels than the plan."""
-    loaded = load_case(case, None, orientation=plan.orientation, axis_order=plan.axis_order)
+    loaded = load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
     if len(loaded.image) != len(plan.channels):
         raise DataError(
             f"{', '.join(case.images)}: {len(loaded.image)} channels, the model was trained on "

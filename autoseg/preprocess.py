@@ -154,7 +154,9 @@ def preprocess(
 
 def _store_case(job: tuple[Case, str, Plan, Configuration, Path]) -> None:
     case, key, plan, configuration, folder = job
-    loaded = load_case(case, plan.labels, orientation=plan.orientation, axis_order=plan.axis_order)
+    loaded = load_case(
+        case, plan.labels, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order
+    )
     prepared = prepare(loaded.image, loaded.target, loaded.spacing, plan, configuration, name=loaded.file)
     assert prepared.target is not None
     info = CaseInfo(
@@ -171,8 +173,12 @@ def _store_case(job: tuple[Case, str, Plan, Configuration, Path]) -> None:
 
 
 def _settings_hash(plan: Plan, configuration: Configuration) -> str:
-    settings = [plan.labels, plan.orientation, plan.axis_order, plan.normalization, plan.resampling]
-    text = json.dumps([to_plain(s) for s in settings] + [configuration.dims, configuration.spacing], sort_keys=True)
+    labels = to_plain(plan.labels)
+    if not labels["colours"]:
+        del labels["colours"]  # copies made before there were any stay valid
+    settings = [plan.orientation, plan.axis_order, plan.normalization, plan.resampling]
+    plain = [labels, *(to_plain(s) for s in settings), configuration.dims, configuration.spacing]
+    text = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -74,7 +74,8 @@ def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldR
                 return _result(task, Position(**saved["position"]), saved["history"], already_finished=True)
         history = saved["history"] if saved else []
         labels = list(task.plan.labels.scored)
-        with FoldLog(task.folder, task.number, labels, history, quiet=task.ranks.rank > 0) as log:
+        quiet = task.ranks.rank > 0
+        with FoldLog(task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=quiet) as log:
             if damage:
                 log.say(f"fold {task.number}  {damage}")
             fold = open_fold(task, options, stop, log, saved, began)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoseg.data.splits import Split
+from autoseg.data.store import CaseStore
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.fold import Fold, FoldOptions, FoldTask, require_same_training
 from autoseg.fold_state import UNKNOWN, FoldState
@@ -323,6 +324,21 @@ def test_mirror_axes_of_a_patch(axes, in_space, in_plane):
 def task_of(plan: Plan, folder: Path, **cases) -> FoldTask:
     split = Split(0, **({"train": ("a", "b", "c"), "validation": ("d",)} | cases))
     return FoldTask(Workspace(folder), plan, "3d_fullres", split, torch.device("cpu"), Ranks())
+
+
+def test_labels_that_no_training_case_has(tmp_path, monkeypatch):
+    """The store says which classes the training cases hold; regions count as soon as one of their labels is there."""
+    asked = []
+    monkeypatch.setattr(CaseStore, "classes_in", lambda self, ids: asked.append(list(ids)) or {2})
+    plan = replace(plan_of(), labels=LabelSet({"one": 1, "two": 5, "three": 9}))
+    assert task_of(plan, tmp_path).unseen_labels == ["one", "three"]
+    assert asked == [["a", "b", "c"]]
+    regions = replace(plan.labels, regions={"both": (1, 5), "inner": (9,)}, region_values=(1, 9))
+    assert task_of(replace(plan, labels=regions), tmp_path).unseen_labels == ["inner"]
+
+
+def test_where_nothing_is_preprocessed_no_label_counts_as_unseen(tmp_path):
+    assert task_of(plan_of(), tmp_path).unseen_labels == []
 
 
 def saved_of(plan: Plan, **more) -> dict:

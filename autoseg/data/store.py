@@ -133,6 +133,13 @@ class CaseStore:
         annotated = lists.pop() if info.ignore_index is not None else None
         return StoredCase(image, target, dict(enumerate(lists, start=1)), annotated, info)
 
+    def classes_in(self, ids: Iterable[str]) -> set[int]:
+        """Class indices 1..n that at least one of the cases holds. Raises StateError if one is missing."""
+        infos = [self.info(case_id) for case_id in ids]
+        return {
+            i for info in infos for i, voxels in enumerate(info.class_voxels[: info.num_labels + 1]) if i and voxels
+        }
+
     def nbytes(self, case_id: str) -> int:
         """Bytes of a case's arrays."""
         return sum(self.path(case_id, part).stat().st_size for part in ARRAYS)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from autoseg.errors import UsageError
+from autoseg.imaging.regions import order_that_works
 
 OUTSIDE = -1
 
@@ -27,6 +28,7 @@ class LabelSet:
     region_values: tuple[int, ...] = ()  # the value each region writes, in writing order (later overwrites)
     ignore: int | None = None  # value in the files
     aliases: dict[int, int] = field(default_factory=dict)  # other values met in files -> the value they mean
+    colours: dict[str, int] = field(default_factory=dict)  # "#rrggbb" in files -> the value it means; empty: by value
 
     def __post_init__(self) -> None:
         ordered = dict(sorted(self.values.items(), key=lambda item: item[1]))
@@ -48,13 +50,14 @@ class LabelSet:
             raise UsageError(
                 f"regions name the values {sorted(unknown)}, which no label has", remedy=f"labels: {ordered}"
             )
-        if len(self.region_values) != len(self.regions):
-            raise UsageError(
-                f"{len(self.regions)} regions but {len(self.region_values)} values to write for them",
-                remedy="give regions_class_order one value per region",
-            )
         if empty := [name for name, union in self.regions.items() if not union]:
             raise UsageError(f"region {empty[0]!r} unites no labels", remedy=f"labels: {ordered}")
+        if len(self.region_values) != len(self.regions):
+            raise UsageError(
+                f"{len(self.regions)} regions but {len(self.region_values)} values to write for them: "
+                "regions_class_order says what each region writes where it is found, later ones over earlier ones",
+                remedy=order_that_works(self.regions) if self.regions else "leave regions_class_order out",
+            )
         if strange := sorted(set(self.region_values) - set(ordered.values()) - {0}):
             raise UsageError(
                 f"regions_class_order writes the values {strange}, which no label has", remedy=f"labels: {ordered}"

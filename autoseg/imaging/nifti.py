@@ -175,6 +175,13 @@ def _dtype(header: Header, path: Path) -> np.dtype:
 
 
 def _scaling(header: Header, path: Path) -> tuple[float, float]:
+    """Slope and intercept; a slope of 0 or NaN is NIfTI's word for "not scaled"."""
+    written = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isinf(written[0]) or (math.isfinite(written[0]) and written[0] and not math.isfinite(written[1])):
+        raise DataError(
+            f"{path}: the header's scaling is not finite (scl_slope {written[0]:g}, scl_inter {written[1]:g})",
+            remedy="write scl_slope 1 and scl_inter 0 if the voxels are stored as they are",
+        )
     with decoding(path):
         slope, intercept = header.get_slope_inter()
     return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))

@@ -18,6 +18,7 @@ from typing import Any
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import ending_of, stem_of
+from autoseg.imaging.regions import refuse_lost_labels
 from autoseg.intake.contents import contents, read_json, stray_folders, why_absent
 from autoseg.intake.folds import numbered_splits
 from autoseg.intake.pairing import (
@@ -180,7 +181,9 @@ def labels_of(labels: Any, order: Any, where: Path) -> LabelSet | None:
             return LabelSet({name: v[0] for name, v in entries.items()}, ignore=ignore)
         single = {v[0]: name for name, v in entries.items() if len(v) == 1}
         values = {single.get(value, f"label_{value}"): value for v in entries.values() for value in v}
-        return LabelSet(values, entries, tuple(int(value) for value in order or ()), ignore)
+        found = LabelSet(values, entries, tuple(int(value) for value in order or ()), ignore)
+        refuse_lost_labels(found.regions, found.region_values)
+        return found
     except (UsageError, TypeError, ValueError) as error:
         what = error.what if isinstance(error, UsageError) else str(error)
         raise DataError(f"{where}: {what}", remedy=getattr(error, "remedy", "") or "correct its labels") from None

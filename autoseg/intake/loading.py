@@ -26,6 +26,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
 from autoseg.intake.grids import align
 from autoseg.intake.pairing import Case
+from autoseg.intake.voxels import spoilt, to_channels
 
 COUNTED_AT_ONCE = 2**16  # a span of label values that is counted by a table, not by sorting
 REPLACE_NON_FINITE = "replace them (by the value of air, say), or leave the case out"
@@ -57,24 +58,31 @@ def load_case(
     case: Case,
     labels: LabelSet | None,
     *,
+    channels: Sequence[str] = (),
     orientation: Literal["canonical", "as_stored"] = "canonical",
     axis_order: Axes3 = (0, 1, 2),
 ) -> LoadedCase:
     """Read one case: image (C, Z, Y, X) float32 and, with `labels`, target (Z, Y, X) int16 class indices.
 
     Args:
+        channels: names of all channels, to which grey pictures and colours are brought (`voxels.to_channels`).
         orientation: "canonical" brings the axes to Z, Y, X growing towards S, P, L.
         axis_order: axis_order[i] is the axis that becomes axis i, after that.
 
     Raises:
-        DataError: a file cannot be read, holds NaN or infinity or unexpected values, or lies elsewhere than the first.
+        DataError: a file cannot be read, holds NaN or infinity, values that drown all others or unexpected values, or
+            lies elsewhere than the first.
     """
     images = {file: read_image(Path(file)) for file in case.images}
+    if channels:
+        images = {file: to_channels(volume, file, channels, len(images)) for file, volume in images.items()}
     for file, volume in images.items():
-        if bad := non_finite(volume.array):
+        if bad := non_finite(volume.array) or spoilt(volume.array):
             raise DataError(f"{file}: {bad}", remedy=REPLACE_NON_FINITE)
-    wanted = labels is not None and case.label is not None
-    aligned = align(case.id, images, (case.label, read_labels(Path(case.label))) if wanted and case.label else None)
+    label_file = None
+    if labels is not None and case.label is not None:
+        label_file = (case.label, read_labels(Path(case.label), labels.colours))
+    aligned = align(case.id, images, label_file)
     if aligned.problems:
         file, remedy = aligned.problems[0].file, aligned.problems[0].remedy
         raise DataError(f"{file}: {'; '.join(p.what for p in aligned.problems if p.file == file)}", remedy=remedy)
