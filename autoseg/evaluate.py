@@ -21,7 +21,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
 from autoseg.imaging.readers import ending_of, read_labels
 from autoseg.intake.contents import contents, stray_folders
-from autoseg.intake.pairing import name_of
+from autoseg.intake.pairing import LABEL_SUFFIX, name_of
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
 
@@ -113,14 +113,18 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
                     f"{folder} holds both {other.name} and {path.name}", remedy="leave one file per case in it"
                 )
     _demand_usable(references)
-    missing = sorted(set(files[references]) - set(files[predictions]))
+    found = {
+        name: files[predictions].get(name) or files[predictions].get(LABEL_SUFFIX.sub("", name))
+        for name in files[references]
+    }  # the label of c1 may be called c1_seg
+    missing = sorted(name for name, path in found.items() if path is None)
     if missing:
         raise DataError(
             f"{len(missing)} of {len(files[references])} references have no prediction in {predictions}: "
             + ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else ""),
             remedy="predict these cases, or move their references away",
         )  # fmt: skip
-    return [ScoreJob(stem, path, files[predictions][stem], labels) for stem, path in files[references].items()]
+    return [ScoreJob(name, files[references][name], path, labels) for name, path in found.items() if path]
 
 
 def labels_found(folder: Path) -> LabelSet:

@@ -364,3 +364,11 @@ def test_names_of_predictions_match_however_their_accents_are_composed(tmp_path)
         nifti(tmp_path / folder / (unicodedata.normalize(form, "café") + ".nii"), volume([0, 1]), AFFINE)
     (job,) = pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
     assert job.case == "caf\u00e9"
+
+
+def test_a_reference_may_say_that_it_is_one(tmp_path):
+    """As in training: images/a.nii with labels/a_seg.nii."""
+    for name in ("predictions/a", "predictions/b_seg", "references/a_seg", "references/b_seg"):
+        nifti(tmp_path / f"{name}.nii", volume([0, 1]), AFFINE)
+    jobs = pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+    assert [(job.reference.stem, job.segmentation.stem) for job in jobs] == [("a_seg", "a"), ("b_seg", "b_seg")]

@@ -273,6 +273,14 @@ def test_patients_of_listed_images_without_labels(tmp_path):
     assert discover(tmp_path)[1] == []
 
 
+def test_patients_that_differ_by_blanks_or_letters(tmp_path):
+    found, problems = patients_of(tmp_path, "case,patient\na,Ann  B\nb, Ann B\nc,ann b\nd,q\n")
+    assert (found["a"], found["b"], found["c"]) == ("Ann B", "Ann B", "ann b")
+    assert [(p.severity, p.what) for p in problems] == [
+        ("warning", "patients.csv has patients 'Ann B' and 'ann b': they count as two")
+    ]
+
+
 def test_two_ids_that_one_written_id_could_mean(tmp_path):
     _, problems = patients_of(tmp_path, "case,patient\n1,p\n", ids=("01", "001"))
     assert [(p.case, p.severity) for p in problems] == [("1", "error")]

@@ -6,7 +6,7 @@ sound_splits      folds -> folds that can be trained, or None and what is wrong 
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from autoseg.data.splits import Split
 from autoseg.errors import DataError
 from autoseg.intake.contents import read_json
 from autoseg.intake.pairing import Found, Problem
-from autoseg.intake.spelling import CHANNEL_SUFFIX, Matched, match_ids
+from autoseg.intake.spelling import CHANNEL_SUFFIX, NAMED, Matched, match_ids, some
 
-NAMED = 5  # ids named in a message about many
 EXPECTED = 'expected a list of folds, each {"train": [ids], "val": [ids]}'
 OWN_FOLDS = "correct it, or remove it: autoseg then makes its own folds"
 CSV_ENDINGS = (".csv", ".tsv")
@@ -139,12 +138,6 @@ def report_spelling(found: Found, matched: Matched, path: Path) -> None:
         found.problems.append(
             Problem(None, str(path), what, "nothing, if these are the same; spell them alike", "warning")
         )
-
-
-def some(names: Collection[str]) -> str:
-    """The first few of many names."""
-    listed = list(names)
-    return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")
 
 
 def _is_list_of_ids(value: Any) -> bool:

@@ -26,7 +26,7 @@ from autoseg.intake.contents import (
     why_absent,
 )
 from autoseg.intake.pairing import LABEL_STEMS, Case, by_channel, channel_files, name_of
-from autoseg.intake.spelling import CHANNEL_SUFFIX, composed
+from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, some
 
 Group = list[tuple[int, Path]]  # (channel, file) of one case
 FOUR_DIGITS = re.compile(r"_\d{4}")
@@ -149,7 +149,7 @@ class _Names:
         if self.rule is None or len(others) == 1:
             return [(case_id, [(c, others[name][0]) for c, name in enumerate(sorted(others))])]
         expected = ", ".join(wanted or self.names)
-        what = f"the folder has {', '.join(sorted(others)) or 'no image'}, the model needs {expected}"
+        what = f"the folder has {some(sorted(others)) or 'no image'}, the model needs {expected}"
         self.problems.append(Problem(case_id, str(folder), what, "name the files after the channels"))
         return []
 

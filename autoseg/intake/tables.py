@@ -6,7 +6,7 @@ CSV (commas, semicolons or tabs) and TSV, UTF-8 with or without a byte order mar
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from autoseg.imaging.readers import stem_of
 from autoseg.intake.contents import table_beside
 from autoseg.intake.folds import numbered_splits, report_spelling, report_unknown
 from autoseg.intake.pairing import Found, Problem, choose_channels, listed_case
-from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, match_ids
+from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, match_ids, some
 
 TABLE_ENDINGS = (".csv", ".tsv")
 CASE_COLUMNS = ("case", "case_id", "id")
@@ -102,7 +102,7 @@ def cases_of_table(path: Path, wanted: tuple[str, ...] | None) -> Found:
             what = f"the split {row['split']!r} is not train, validation or test"
             found.problems.append(Problem(case_id, str(path), what, "correct the column split"))
         if patient_column and row[patient_column]:
-            found.patients[case_id] = composed(row[patient_column])
+            found.patients[case_id] = _patient(row[patient_column])
         (found.test_cases if split == "test" else found.cases).append(case)
         if split != "test":
             training[case_id] = row
@@ -129,6 +129,7 @@ def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str
     if not patients:
         found.notes.append(NO_PATIENTS)
         return {case_id: case_id for case_id in ids}, False
+    _alike(found, set(patients.values()), source, root)
     alone = [case_id for case_id in ids if case_id not in patients]
     testing = {case.id for case in found.test_cases}
     for case_id in [case_id for case_id in alone if case_id not in testing]:
@@ -139,6 +140,20 @@ def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str
             f"{source} names no patient for {len(set(alone) & testing)} test cases: each counts as its own"
         )
     return {case_id: patients.get(case_id, case_id) for case_id in ids}, True
+
+
+def _patient(text: str) -> str:
+    """A patient's name, composed, with single blanks."""
+    return " ".join(composed(text).split())
+
+
+def _alike(found: Found, names: Collection[str], source: str, root: Path) -> None:
+    """Warn of patients whose names differ by upper and lower case alone: most likely they are one."""
+    first: dict[str, str] = {}
+    for name in sorted(names):
+        if (other := first.setdefault(name.casefold(), name)) != name:
+            what = f"{source} has patients {other!r} and {name!r}: they count as two"
+            found.problems.append(Problem(None, str(root), what, "spell them alike, if they are one person", "warning"))
 
 
 def _numbered(channels: Iterable[str]) -> bool:
@@ -224,8 +239,7 @@ def _patients_by_pattern(ids: Sequence[str], pattern: str) -> dict[str, str]:
     matches = {case_id: compiled.search(case_id) for case_id in ids}
     unmatched = [case_id for case_id, match in matches.items() if match is None or not match.group(1)]
     if unmatched:
-        shown = ", ".join(unmatched[:5]) + (f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else "")
-        what = f"--patient-regex {pattern!r} names no patient for {shown}"
+        what = f"--patient-regex {pattern!r} names no patient for {some(unmatched)}"
         raise UsageError(what, remedy="its first group must match part of every case id")
     return {case_id: match.group(1) for case_id, match in matches.items() if match}
 
@@ -242,7 +256,7 @@ def _patients_by_case(found: Found, path: Path, ids: Sequence[str]) -> dict[str,
     report_unknown(found, matched.unknown, path, f"{path.name} names a case that does not exist")
     patients: dict[str, str] = {}
     for row in rows:
-        case_id, patient = matched.cases.get(row[case_column]), composed(row[patient_column])
+        case_id, patient = matched.cases.get(row[case_column]), _patient(row[patient_column])
         if case_id and patient and patients.setdefault(case_id, patient) != patient:
             what = f"two patients for one case: {patients[case_id]} and {patient}"
             found.problems.append(Problem(case_id, str(path), what, "keep one of the two lines"))
