@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from autoseg.diagnosis import Finding, diagnose, ever_found
 from autoseg.progress_picture import draw_progress
-from autoseg.workspace import write_text
+from autoseg.workspace import FoldName, write_text
 
 if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
     from torch.utils.tensorboard import SummaryWriter
@@ -81,7 +81,7 @@ class Clock:
         return (steps >= self.iterations_per_epoch or seconds >= share) and left >= min(share, seconds) / 2
 
 
-def warning(fold: int, finding: Finding, model: tuple[str, str] | None = None) -> str:
+def warning(fold: FoldName, finding: Finding, model: tuple[str, str] | None = None) -> str:
     """What is wrong with a fold, and what to try, in two lines.
 
     Args:
@@ -102,6 +102,7 @@ class FoldLog:
         label_names: of the entries of `training_dice` and `pseudo_dice`.
         history: rows of the epochs before, of a fold that is resumed. What could be found in them counts as told.
         quiet: write nothing and show nothing, for all processes of a training but one.
+        held_back: write nothing before `release`: the folder is still that of an older training.
 
     `history` and `findings` hold all rows, and what they show as of the last one.
     """
@@ -109,16 +110,18 @@ class FoldLog:
     def __init__(
         self,
         folder: Path,
-        fold: int,
+        fold: FoldName,
         label_names: Sequence[str],
         history: Sequence[Mapping[str, Any]],
         *,
         quiet: bool = False,
+        held_back: bool = False,
     ) -> None:
         self.folder = folder
         self.fold = fold
         self.label_names = tuple(label_names)
         self.quiet = quiet
+        self._held_back: list[str] | None = [] if held_back else None
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.findings = diagnose(self.history, self.label_names)
         self._told = ever_found(self.history, self.label_names)
@@ -155,7 +158,16 @@ class FoldLog:
         tqdm.write(text)
         self._attempt("log.txt", lambda: self._keep(text))
 
+    def release(self) -> None:
+        """Write down what was said up to now, and from now on everything."""
+        lines, self._held_back = self._held_back or [], None
+        if lines and not self.quiet:
+            self._attempt("log.txt", lambda: self._keep("\n".join(lines)))
+
     def _keep(self, text: str) -> None:
+        if self._held_back is not None:
+            self._held_back.append(text)
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -201,16 +213,20 @@ class FoldLog:
 
     def _line(self, row: Mapping[str, Any]) -> str:
         skipped = f"  {row['skipped']} steps skipped" if row.get("skipped") else ""
+        validation = f" / {_shown(row['validation_loss'], '+.3f')}" if "validation_loss" in row else ""
         remaining = row["seconds"] * (1 - row["progress"]) / max(row["progress"], 1e-9)
         return (
-            f"fold {self.fold}  epoch {row['epoch']:3d}  step {row['step']:5d}  loss {_shown(row['loss'], '+.3f')} / "
-            f"{_shown(row['validation_loss'], '+.3f')}{self._dice(row)}{skipped}  "
+            f"fold {self.fold}  epoch {row['epoch']:3d}  step {row['step']:5d}  loss {_shown(row['loss'], '+.3f')}"
+            f"{validation}{self._dice(row)}{skipped}  "
             f"{_duration(row['seconds'])}, {_duration(remaining)} to go"
         )
 
     def _dice(self, row: Mapping[str, Any]) -> str:
         """Pseudo Dice of every label, and how much more the mean is on training patches, where both are known."""
-        pseudo = row["pseudo_dice"]
+        pseudo = row.get("pseudo_dice")
+        if pseudo is None:  # no case is held out
+            training = zip(self.label_names, row["training_dice"], strict=True)
+            return "  training Dice " + "  ".join(f"{n} {_shown(d, '.3f')}" for n, d in training)
         shown = "  ".join(f"{n} {_shown(d, '.3f')}" for n, d in zip(self.label_names, pseudo, strict=True))
         pairs = zip(row.get("training_dice") or [None] * len(pseudo), pseudo, strict=True)
         gaps = [training - dice for training, dice in pairs if training is not None and dice is not None]
@@ -254,7 +270,7 @@ class _Curves:
         assert self.writer is not None
         values = {
             "loss/training": row["loss"],
-            "loss/validation": row["validation_loss"],
+            "loss/validation": row.get("validation_loss"),
             "learning_rate": row["learning_rate"],
         }
         for key in ("training_dice", "pseudo_dice"):

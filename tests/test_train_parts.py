@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoseg.data.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
-from autoseg.fold import Fold, FoldOptions, FoldTask, require_same_training
+from autoseg.fold import Fold, FoldOptions, FoldTask
 from autoseg.fold_state import UNKNOWN, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
 from autoseg.imaging.labels import LabelSet
@@ -29,6 +29,7 @@ from autoseg.nn.ranks import Ranks
 from autoseg.plan import ChannelNormalization, Plan, Training
 from autoseg.planner import make_plan
 from autoseg.records import to_plain
+from autoseg.resuming import require_same_training
 from autoseg.start_up import Choices
 from autoseg.train import step_within_memory, training_step
 from autoseg.workspace import Workspace

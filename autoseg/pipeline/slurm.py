@@ -33,7 +33,7 @@ from autoseg.pipeline.phases import (
     train_arguments,
 )
 from autoseg.pipeline.training import TrainOptions
-from autoseg.workspace import Workspace
+from autoseg.workspace import FULL, Workspace
 
 if TYPE_CHECKING:
     import submitit
@@ -116,9 +116,10 @@ def submit_folds(workspace: Workspace, options: TrainOptions, slurm: SlurmOption
         folds = phase.folds or ()
         commands = [(train_arguments(workspace, replace(phase, folds=(fold,))),) for fold in folds]
         chain.submit(f"{phase.configuration} {folds_text(folds)}", AutosegJob(), commands)
-    name, configuration = load_records(workspace, options.network)[1].configuration(options.configuration)
-    model = [f"--configuration={name}", f"--network={configuration.network.name}"]
-    chain.submit("evaluate", AutosegJob(), [(["evaluate", f"--workspace={workspace.root}", *model],)])
+    if phases[-1].folds != (FULL,):  # which holds nothing out
+        name, configuration = load_records(workspace, options.network)[1].configuration(options.configuration)
+        model = [f"--configuration={name}", f"--network={configuration.network.name}"]
+        chain.submit("evaluate", AutosegJob(), [(["evaluate", f"--workspace={workspace.root}", *model],)])
     ids = ",".join(chain.ids)
     say(f"watch: squeue -j {ids}; tail -f {chain.folder}/*_log.out; autoseg status -w {workspace.root}")
     say(f"cancel: scancel {ids.replace(',', ' ')}")
