@@ -44,6 +44,7 @@ class Standing:
     """What today's plan, folds and cases mean for a fold that was begun."""
 
     refused: str = ""  # why it neither resumes nor is scored
+    other_cases: bool = False  # it is refused for them
     remark: str = ""  # what its owner should know
     options: tuple[str, ...] = ()  # with which `autoseg train` takes it up again
 
@@ -97,7 +98,7 @@ def standing(begun: BegunFold, plan: Plan, name: str, split: Split, workspace: W
     ):
         if differ := sorted(set(here) ^ set(there)):
             many = f"({len(differ)} differ, {differ[0]} is one)"
-            return Standing(refused=f"trained with other cases: it is to {what} others now {many}")
+            return Standing(refused=f"trained with other cases: it is to {what} others now {many}", other_cases=True)
     contents = contents_today(workspace, plan, name, (*split.train, *split.validation))
     changed = content_differences(begun.basis.contents, contents, split.train)
     if changed and not begun.finished:

@@ -4,7 +4,6 @@
 reference and of its segmentation.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +101,7 @@ def run(out: Path, *, time_budget_seconds: float | None = None) -> int:
     """Write the synthetic dataset, take it through every command, and check what comes out.
 
     Args:
-        out: folder for the dataset, the workspace, the segmentations and the picture; an older demo there is replaced.
+        out: folder for the dataset, the workspace, the segmentations and the picture; an older demo there is renamed.
         time_budget_seconds: per fold.
 
     Returns:
@@ -125,7 +124,9 @@ def run(out: Path, *, time_budget_seconds: float | None = None) -> int:
     if out.exists() and any(out.iterdir()):
         if not (out / "dataset" / "dataset.json").exists():
             raise StateError(f"{out} is not empty and holds no demo", remedy="choose another folder with --out")
-        shutil.rmtree(out)
+        aside = out.resolve().with_name(f"{out.resolve().name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+        out.rename(aside)
+        print(f"the demo that was in {out} is kept as {aside}")
     dataset, segmentations, picture_path = out / "dataset", out / "segmentations", out / "segmentation.png"
     workspace = Workspace(out / "workspace")
     commands = [

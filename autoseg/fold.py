@@ -165,8 +165,8 @@ def open_fold(
 
     if split.fold == FULL:
         say(
-            f"trains on all {len(split.train)} cases and holds none out: loss and Dice are those of training cases, and "
-            "the training ends with its schedule, because no plateau can be noticed"
+            f"trains on all {len(split.train)} cases and holds none out: loss and Dice are those of training cases, "
+            "and the training ends with its schedule, because no plateau can be noticed"
         )
 
     # The network and its loss

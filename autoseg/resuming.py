@@ -23,6 +23,7 @@ from autoseg.same_training import (
     plan_differences,
 )
 from autoseg.sources import plan_again
+from autoseg.workspace import FULL
 
 KEPT = "(the old fold is kept aside)"
 
@@ -142,10 +143,11 @@ def _require_same_plan(saved: dict[str, Any], task: FoldTask, options: FoldOptio
 
 def _require_same_cases(saved: dict[str, Any], task: FoldTask, finished: bool) -> None:
     split = task.split
+    source = "the dataset" if split.fold == FULL else f"fold {split.fold} of splits.json"
     for what, cases, trained in (("train on", split.train, "train"), ("hold out", split.validation, "validation")):
         if differ := sorted(set(cases) ^ set(saved[trained])):
             raise StateError(
-                f"{task.folder} was trained with other cases: fold {split.fold} of splits.json is to {what} others "
+                f"{task.folder} was trained with other cases: {source} is to {what} others "
                 f"({len(differ)} differ, {differ[0]} is one)",
                 remedy="put back the splits.json it was trained with, or retrain from scratch with --restart " + KEPT,
             )

@@ -11,7 +11,7 @@ from autoseg.dataset import Dataset, IntakeOptions, discover
 from autoseg.errors import DataError
 from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.pipeline.opening import Say, gpu_memory_gb
-from autoseg.pipeline.replanning import Replanning, folds_after, options_again, require_related
+from autoseg.pipeline.replanning import Replanning, folds_after, options_again, require_related, with_kept_statistics
 from autoseg.plan import Plan
 from autoseg.planner import describe, make_plan
 from autoseg.planning.table import summary
@@ -75,7 +75,7 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             device="cpu" if vram_gb is None else "gpu",
             vram_gb=vram_gb,
         )
-        plan = plan.with_settings(options.settings)
+        plan = with_kept_statistics(plan, workspace, say).with_settings(options.settings)
         splits = _split(dataset, fingerprint, workspace, options.seed)
         say(describe(plan))
         say("\n" + summary(plan) + "\n")

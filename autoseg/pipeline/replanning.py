@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autoseg.begun import begun_of, split_of, standing
 from autoseg.data.splits import Splits
 from autoseg.dataset import Dataset, IntakeOptions
 from autoseg.errors import StateError
-from autoseg.pipeline.opening import keep_aside, open_plan
-from autoseg.plan import Plan
-from autoseg.same_training import command
+from autoseg.pipeline.opening import Say, keep_aside, open_plan
+from autoseg.plan import ChannelNormalization, Plan
+from autoseg.records import load
+from autoseg.same_training import STATISTICS, USE_STATISTICS, command
 from autoseg.workspace import FoldName, Workspace
+
+STATISTICS_TOLERANCE = 0.02  # of the standard deviation
 
 
 def require_related(workspace: Workspace, dataset: Dataset) -> None:
@@ -61,6 +65,37 @@ class Replanning:
             else:
                 told.append(f"note: folds were trained under another {path.name}; it is kept as {aside}")
         return told
+
+
+def with_kept_statistics(plan: Plan, workspace: Workspace, say: Say) -> Plan:
+    """The plan with the intensity statistics that trained folds know, where today's hardly differ.
+
+    They are measured on the foreground: one corrected label moves them by next to nothing, and yet no fold would see
+    the images as it did before.
+    """
+    if not workspace.models() or not workspace.plan.exists():
+        return plan
+    try:
+        earlier = load(Plan, workspace.plan)
+    except StateError:  # it is about to be replaced
+        return plan
+    if plan.channels != earlier.channels or plan.normalization == earlier.normalization:
+        return plan
+    if not all(map(_hardly_differ, earlier.normalization, plan.normalization)):
+        return plan
+    if any(channel.scheme in USE_STATISTICS for channel in plan.normalization):
+        say(
+            "note: the intensities of the foreground differ from those that the trained folds know by less than "
+            f"{STATISTICS_TOLERANCE:.0%} of their deviation: theirs are kept"
+        )
+    return replace(plan, normalization=earlier.normalization)
+
+
+def _hardly_differ(a: ChannelNormalization, b: ChannelNormalization) -> bool:
+    if (a.scheme, a.inside_mask) != (b.scheme, b.inside_mask):
+        return False
+    allowed = STATISTICS_TOLERANCE * a.std
+    return all(abs(getattr(a, key) - getattr(b, key)) <= allowed for key in STATISTICS)
 
 
 def folds_after(workspace: Workspace, dataset: Dataset, plan: Plan, splits: Splits) -> list[str]:

@@ -13,7 +13,7 @@ from autoseg.plan import Plan
 from autoseg.records import load, save
 from autoseg.same_training import command
 from autoseg.sources import changed_since, require_in_place
-from autoseg.workspace import FULL, Workspace
+from autoseg.workspace import FULL, Workspace, begun_folds
 
 if TYPE_CHECKING:  # torch is imported where something is predicted
     from autoseg.crossval import CrossValidation, HeldOutScores
@@ -85,7 +85,11 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
             continue
         found = standing(begun, plan, name, split, workspace)
         resume = command(*shlex.split(train)[1:], options=found.options)
-        if found.refused:
+        honest = found.other_cases and begun.finished and not set(begun.basis.train) & set(split.validation)
+        if honest and segmented(begun.folder / "validation", split.validation):
+            scored.append(split)  # it was trained with other cases, but with none of those
+            notes.append(f"note: fold {fold}: {found.refused}; none of its held-out cases was among them")
+        elif found.refused:
             notes.append(f"WARNING: fold {fold} is left out: {found.refused}; to retrain it: {train} --restart")
         elif not begun.finished:
             where = f"epoch {begun.epoch}, step {begun.step}"
@@ -156,6 +160,10 @@ def score_test_set(
             )
         name, chosen = plan.configuration(configuration)
         folds = [split.fold for split in splits.splits]
+        begun = begun_folds(workspace.model(name, chosen.network.name))
+        if FULL in begun and not set(folds) & set(begun):
+            say("note: the model of all cases predicts, no fold is trained")
+            folds = [FULL]
         model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
         folder = workspace.model(name, chosen.network.name) / "test"
         predict_cases([model], cases, folder, title="test set")

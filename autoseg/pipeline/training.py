@@ -138,8 +138,8 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     if split.fold == FULL:
         state = "is trained already" if result.already_finished else "is trained"
         run.say(
-            f"fold {FULL}  {state} on all {len(split.train)} cases ({result.folder}); no cross-validation tells what it "
-            "is worth, only that of the folds"
+            f"fold {FULL}  {state} on all {len(split.train)} cases ({result.folder}); no cross-validation tells what "
+            "it is worth, only that of the folds"
         )
         return result
     # what was predicted before is of older weights, if there are new ones
