@@ -4,13 +4,12 @@ With `--restart` the old fold stays where it is until everything else is known t
 weights to begin with are read, the data are open and the first batch is there. Only then it gets another name.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from autoseg.nn.ranks import Ranks
-from autoseg.workspace import lock
+from autoseg.workspace import aside_name, lock
 
 
 class FoldFolder:
@@ -39,7 +38,7 @@ class FoldFolder:
         if self.aside is None or self.guard is None or not self.replaced:
             return
         self.guard.close()
-        self.path.rename(self.path.with_name(f"{self.path.name}.failed-{_now()}"))
+        self.path.rename(self.path.with_name(aside_name(self.path).replace(".before-", ".failed-")))
         self.aside.rename(self.path)
         self.replaced = False
 
@@ -59,7 +58,7 @@ def held(folder: Path, restart: bool, ranks: Ranks) -> Iterator[FoldFolder]:
     Args:
         restart: `FoldFolder.begin` is to set aside what is there.
     """
-    aside = folder.with_name(f"{folder.name}.before-{_now()}") if restart and _holds_something(folder) else None
+    aside = folder.with_name(aside_name(folder)) if restart and _holds_something(folder) else None
     if ranks.rank > 0:
         ranks.barrier()
         yield FoldFolder(folder, aside)
@@ -76,7 +75,3 @@ def _holds_something(folder: Path) -> bool:
 
 def _locked(folder: Path) -> AbstractContextManager[None]:
     return lock(folder / ".lock", f"training {folder}")
-
-
-def _now() -> str:
-    return time.strftime("%Y%m%d-%H%M%S")

@@ -14,6 +14,7 @@ may be another file system), flushed to disk, and renamed. A lock is a kernel lo
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -100,6 +101,17 @@ def fold_of(folder: Path) -> FoldName | None:
 def fold_order(fold: FoldName) -> tuple[bool, int]:
     """Key that sorts folds: by number, FULL last."""
     return (True, 0) if fold == FULL else (False, fold)
+
+
+def set_aside_since(fold: Path, began: float) -> bool:
+    """Whether a fold of this folder was set aside by --restart since a time (of `time.time`), to the second."""
+    earliest = aside_name(fold, began)
+    return any(path.name >= earliest for path in fold.parent.glob(f"{fold.name}.before-*"))
+
+
+def aside_name(fold: Path, when: float | None = None) -> str:
+    """The name that the folder of a fold gets when it is set aside, now or at a time (of `time.time`)."""
+    return f"{fold.name}.before-{time.strftime('%Y%m%d-%H%M%S', time.localtime(when))}"
 
 
 def begun_folds(model: Path) -> dict[FoldName, Path]:

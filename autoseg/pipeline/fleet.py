@@ -40,7 +40,7 @@ from autoseg.pipeline.phases import (
 )
 from autoseg.pipeline.training import TrainOptions
 from autoseg.stopping import StopSignals
-from autoseg.workspace import FoldName, Workspace
+from autoseg.workspace import FoldName, Workspace, set_aside_since
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 20
@@ -100,11 +100,13 @@ def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str],
         for fold in phase.folds or ()
     ]
     say(f"{phase.configuration}: {len(jobs)} folds on GPU {', '.join(gpus)}")
+    began = time.time()
     ends = run_folds(jobs, gpus, stop, say)
     say(table(ends, model))
     for line in warnings(ends, model, (str(phase.configuration), configuration.network.name), list(plan.labels.scored)):
         say(line)
-    _require_success(ends, phase)
+    replaced = [fold for fold in phase.folds or () if set_aside_since(model / f"fold_{fold}", began)]
+    _require_success(ends, phase, replaced if phase.restart else None)
 
 
 def choose_gpus(gpus: str, device: str = "auto") -> list[str]:
@@ -314,8 +316,12 @@ def _history(model: Path, fold: FoldName) -> list[dict[str, Any]]:
     return [json.loads(row) for row in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
 
 
-def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions) -> None:
-    """Raise what tells of the folds of a phase that are not trained, if there are any."""
+def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Sequence[FoldName] | None = None) -> None:
+    """Raise what tells of the folds of a phase that are not trained, if there are any.
+
+    Args:
+        replaced: folds whose old training was set aside; None: all that were started.
+    """
     stopped = [end.fold for end in ends if end.code in STOPPED]
     failed = [end for end in ends if end.code not in (0, *STOPPED)]
     told = []
@@ -323,7 +329,11 @@ def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions) -> None:
         told.append(f"fold {folds_text([end.fold for end in failed])} of {phase.configuration} failed, see above")
     if stopped:
         told.append(f"fold {folds_text(stopped)} of {phase.configuration} is stopped and can go on")
-        untouched = [end.fold for end in ends if end.gpu is None]
+        untouched = [
+            end.fold
+            for end in ends
+            if end.gpu is None or (end.code in STOPPED and replaced is not None and end.fold not in replaced)
+        ]
         remedy = f"fold {folds_text(untouched)}: still to --restart" if untouched and phase.restart else ""
         interrupted = any(end.code == Interrupted.exit_code for end in ends)
         raise (Interrupted if interrupted else Stopped)("; ".join(told), remedy=remedy)
