@@ -105,6 +105,12 @@ def open_previous(
     return folder
 
 
+def previous_digest(folder: Path, case_id: str) -> str:
+    """sha256 of the label file that a case's segmentation in `folder` was made from; "" where there is none."""
+    known = _known(folder, case_id)
+    return known.sha256 if known else ""
+
+
 def on_grid(
     indices: np.ndarray, *, box: Box, spacing: Vector3, target_spacing: Vector3, shape: Axes3, rules: Resampling
 ) -> np.ndarray:

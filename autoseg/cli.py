@@ -14,6 +14,7 @@ from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
 
 if TYPE_CHECKING:
     from autoseg.dataset import IntakeOptions
+    from autoseg.workspace import FoldName
 
 DEFAULT_WORKSPACE = Path("autoseg_workspace")
 INTERRUPTED = 130
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except Stopped as stopped:
-        again = [a for a in (sys.argv[1:] if arguments is None else arguments) if a != "--restart"]
+        typed = sys.argv[1:] if arguments is None else arguments
+        again = [a for a in typed if a != "--restart" or stopped.restart_due]
         command = shlex.join(["autoseg", *again])
         if "TORCHELASTIC_RUN_ID" in os.environ:
             command = f"the torchrun command as it was, of which this is a part: {command}"
@@ -107,7 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", help="train folds and predict their held-out cases")
     add_workspace(train)
-    train.add_argument("-f", "--folds", nargs="+", default=["all"], help="0 | 0 2 | 0,2 | 0..4 | all (default: all)")
+    train.add_argument(
+        "-f", "--folds", nargs="+", default=["all"],
+        help="0 | 0 2 | 0,2 | 0..4 | all | full: one model on all cases, none held out (default: all)",
+    )  # fmt: skip
     add_model(train)
     length = train.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive, default=None, help="length of each fold's training")
@@ -127,7 +132,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint-every", type=duration, default=60.0, metavar="TIME", help="at the latest (default: 60s)"
     )
     train.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
-    train.add_argument("--restart", action="store_true", help="train these folds anew (the old ones are kept aside)")
+    train.add_argument(
+        "--restart", action="store_true", help="retrain these folds from scratch (the old folders are renamed)"
+    )
+    train.add_argument(
+        "--finish", action="store_true", help="let begun folds cool down now, end, and predict their held-out cases"
+    )
     several = train.add_mutually_exclusive_group()
     several.add_argument("--gpus", default=None, help="one fold per GPU at the same time: all, or numbers such as 0,2")
     several.add_argument(
@@ -160,7 +170,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="average these, as their folders are called: 3d_fullres-unet 2d-unet",
     )  # fmt: skip
     predict.add_argument(
-        "-f", "--folds", nargs="+", default=["all"], help="which folds form the ensemble (default: all trained)"
+        "-f", "--folds", nargs="+", default=["all"],
+        help="which folds form the ensemble: 0,2 | full (default: all that are trained; full only where it alone is)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--unfinished", action="store_true", help="also use folds that are not trained to the end, as they stand"
     )
     predict.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
     predict.add_argument("--step", type=share, default=0.5, help="tile distance as a share of the tile (default: 0.5)")
@@ -240,19 +254,21 @@ def share(text: str) -> float:
     return number
 
 
-def parse_folds(text: str) -> tuple[int, ...] | None:
-    """Folds of "0", "0,2", "0 2", "0..4"; None for "all"."""
+def parse_folds(text: str) -> "tuple[FoldName, ...] | None":
+    """Folds of "0", "0,2", "0 2", "0..4", "full"; None for "all"."""
     if text.strip() == "all":
         return None
-    folds: list[int] = []
+    folds: list[FoldName] = []
     for part in re.split(r"[,\s]+", text.strip()):
         match = re.fullmatch(r"(\d+)\.\.(\d+)", part)
         if match and int(match[1]) <= int(match[2]):
             folds.extend(range(int(match[1]), int(match[2]) + 1))
         elif part.isdecimal():
             folds.append(int(part))
+        elif part == "full":
+            folds.append("full")
         else:
-            raise UsageError(f"-f {text!r} names no folds", remedy="write 0, 0,2, 0..4 or all")
+            raise UsageError(f"-f {text!r} names no folds", remedy="write 0, 0,2, 0..4, all or full")
     return tuple(dict.fromkeys(folds))
 
 
@@ -298,6 +314,9 @@ def run_train(options: argparse.Namespace) -> None:
     from autoseg.workspace import Workspace
 
     workspace = Workspace(options.workspace)
+    if options.finish and (options.restart or options.init_from):
+        other = "--restart" if options.restart else "--init-from"
+        raise UsageError(f"--finish ends what was begun, {other} begins", remedy="leave one of them out")
     chosen = TrainOptions(
         folds=parse_folds(" ".join(options.folds)),
         configuration=options.configuration,
@@ -307,6 +326,7 @@ def run_train(options: argparse.Namespace) -> None:
         time_budget_seconds=options.time_budget,
         device=options.device,
         restart=options.restart,
+        finish=options.finish,
         init_from=options.init_from,
         stop_after_seconds=options.stop_after,
         checkpoint_seconds=options.checkpoint_every,
@@ -352,6 +372,7 @@ def run_predict(options: argparse.Namespace) -> None:
         Workspace(options.workspace), options.images, options.out, configuration=options.configuration,
         network=options.network, models=tuple(options.models), folds=parse_folds(" ".join(options.folds)),
         device=options.device, step=options.step, mirroring=False if options.no_mirroring else None,
+        unfinished=options.unfinished,
     )  # fmt: skip
 
 

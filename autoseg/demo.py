@@ -5,7 +5,6 @@ reference and of its segmentation.
 """
 
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -113,7 +112,7 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     float32, one layout and one augmentation chain. A slow or busy machine takes longer and reaches the same.
 
     Args:
-        out: folder for the dataset, the workspace, the segmentations and the picture; an older demo there is replaced.
+        out: folder for the dataset, the workspace, the segmentations and the picture; an older demo there is renamed.
         time_budget_seconds: of each fold, instead of STEPS_PER_FOLD; the result then depends on the machine.
         seed: of the trainings.
 
@@ -138,7 +137,9 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     if out.exists() and any(out.iterdir()):
         if not (out / "dataset" / "dataset.json").exists():
             raise StateError(f"{out} is not empty and holds no demo", remedy="choose another folder with --out")
-        shutil.rmtree(out)
+        aside = out.resolve().with_name(f"{out.resolve().name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+        out.rename(aside)
+        print(f"the demo that was in {out} is kept as {aside}")
     dataset, segmentations, picture_path = out / "dataset", out / "segmentations", out / "segmentation.png"
     workspace = Workspace(out / "workspace")
     settings: tuple[str, ...] = (f"training.seed={seed}",)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from autoseg.diagnosis import Finding, diagnose, ever_found
 from autoseg.progress_picture import draw_progress
-from autoseg.workspace import write_text
+from autoseg.workspace import FoldName, write_text
 
 if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
     from torch.utils.tensorboard import SummaryWriter
@@ -83,7 +83,7 @@ class Clock:
         return (steps >= self.iterations_per_epoch or seconds >= share) and left >= min(share, seconds) / 2
 
 
-def warning(fold: int, finding: Finding, model: tuple[str, str] | None = None) -> str:
+def warning(fold: FoldName, finding: Finding, model: tuple[str, str] | None = None) -> str:
     """What is wrong with a fold, and what to try, in two lines.
 
     Args:
@@ -106,6 +106,7 @@ class FoldLog:
         history: rows of the epochs before, of a fold that is resumed. What could be found in them counts as told.
         unseen: names of the labels that no training case has; they join every row, by position.
         quiet: write nothing and show nothing, for all processes of a training but one.
+        held_back: write nothing before `release`: the folder is still that of an older training.
 
     `history` and `findings` hold all rows, and what they show as of the last one.
     """
@@ -113,18 +114,20 @@ class FoldLog:
     def __init__(
         self,
         folder: Path,
-        fold: int,
+        fold: FoldName,
         label_names: Sequence[str],
         history: Sequence[Mapping[str, Any]],
         *,
         unseen: Sequence[str] = (),
         quiet: bool = False,
+        held_back: bool = False,
     ) -> None:
         self.folder = folder
         self.unseen = [i for i, name in enumerate(label_names) if name in unseen]
         self.fold = fold
         self.label_names = tuple(label_names)
         self.quiet = quiet
+        self._held_back: list[str] | None = [] if held_back else None
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.findings = diagnose(self.history, self.label_names)
         self._told = ever_found(self.history, self.label_names)
@@ -161,7 +164,16 @@ class FoldLog:
         tqdm.write(text)
         self._attempt("log.txt", lambda: self._keep(text))
 
+    def release(self) -> None:
+        """Write down what was said up to now, and from now on everything."""
+        lines, self._held_back = self._held_back or [], None
+        if lines and not self.quiet:
+            self._attempt("log.txt", lambda: self._keep("\n".join(lines)))
+
     def _keep(self, text: str) -> None:
+        if self._held_back is not None:
+            self._held_back.append(text)
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -206,10 +218,11 @@ class FoldLog:
 
     def _line(self, row: Mapping[str, Any]) -> str:
         skipped = f"  {row['skipped']} steps skipped" if row.get("skipped") else ""
+        validation = f" / {_shown(row['validation_loss'], '+.3f')}" if "validation_loss" in row else ""
         remaining = row["seconds"] * (1 - row["progress"]) / max(row["progress"], 1e-9)
         return (
-            f"fold {self.fold}  epoch {row['epoch']:3d}  step {row['step']:5d}  loss {_shown(row['loss'], '+.3f')} / "
-            f"{_shown(row['validation_loss'], '+.3f')}{self._dice(row)}{skipped}  "
+            f"fold {self.fold}  epoch {row['epoch']:3d}  step {row['step']:5d}  loss {_shown(row['loss'], '+.3f')}"
+            f"{validation}{self._dice(row)}{skipped}  "
             f"{_duration(row['seconds'])}, {_duration(remaining)} to go"
         )
 
@@ -218,16 +231,22 @@ class FoldLog:
 
         Of more than MOST_SHOWN labels the first are shown, and the mean of all.
         """
-        pseudo = row["pseudo_dice"]
-        each = [f"{n} {_shown(d, '.3f')}" for n, d in zip(self.label_names, pseudo, strict=True)]
-        shown = "  ".join(each[:MOST_SHOWN])
-        if len(each) > MOST_SHOWN:
-            known = [d for d in pseudo if d is not None]
-            mean = _shown(sum(known) / len(known) if known else None, ".3f")
-            shown += f"  and {len(each) - MOST_SHOWN} more, mean of all {mean}"
+        pseudo = row.get("pseudo_dice")
+        if pseudo is None:  # no case is held out
+            return f"  training Dice {self._each(row['training_dice'])}"
         pairs = zip(row.get("training_dice") or [None] * len(pseudo), pseudo, strict=True)
         gaps = [training - dice for training, dice in pairs if training is not None and dice is not None]
-        return f"  pseudo Dice {shown}" + (f" (training {sum(gaps) / len(gaps):+.3f})" if gaps else "")
+        return f"  pseudo Dice {self._each(pseudo)}" + (f" (training {sum(gaps) / len(gaps):+.3f})" if gaps else "")
+
+    def _each(self, dice: Sequence[float | None]) -> str:
+        """Dice of every label by name; of more than MOST_SHOWN labels the first ones, and the mean of all."""
+        each = [f"{n} {_shown(d, '.3f')}" for n, d in zip(self.label_names, dice, strict=True)]
+        shown = "  ".join(each[:MOST_SHOWN])
+        if len(each) <= MOST_SHOWN:
+            return shown
+        known = [d for d in dice if d is not None]
+        mean = _shown(sum(known) / len(known) if known else None, ".3f")
+        return f"{shown}  and {len(each) - MOST_SHOWN} more, mean of all {mean}"
 
     def _draw(self) -> None:
         self._pictured, began = len(self.history), time.perf_counter()
@@ -267,7 +286,7 @@ class _Curves:
         assert self.writer is not None
         values = {
             "loss/training": row["loss"],
-            "loss/validation": row["validation_loss"],
+            "loss/validation": row.get("validation_loss"),
             "learning_rate": row["learning_rate"],
         }
         for key in ("training_dice", "pseudo_dice"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.data.store import CaseInfo, CaseStore
-from autoseg.dataset import Case, Dataset, load_case
+from autoseg.dataset import Case, Dataset, LoadedCase, load_case
 from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.components import Box, bounding_box, nonzero_mask
 from autoseg.imaging.geometry import Axes3, Vector3
@@ -168,8 +168,23 @@ def _store_case(job: tuple[Case, str, Plan, Configuration, Path]) -> None:
         shape_after_crop=prepared.shape_after_crop,
         num_labels=plan.labels.num_labels,
         ignore_index=plan.labels.ignore_index,
+        content=content_of(loaded),
     )
     CaseStore(folder).commit(case.id, prepared.image, prepared.target, info)
+
+
+def content_of(loaded: LoadedCase) -> tuple[str, str]:
+    """Digests of a case's image and of its label as they were read: equal for equal voxels, wherever they are stored.
+
+    Of what is compressed or named in another way, or has another origin, the digests are the same.
+    """
+    assert loaded.target is not None
+    grid = json.dumps([loaded.image.shape, [f"{edge:.5g}" for edge in loaded.spacing]]).encode()
+    image, label = (
+        hashlib.sha256(grid + np.ascontiguousarray(array).tobytes()).hexdigest()
+        for array in (loaded.image, loaded.target.astype(np.int32))
+    )
+    return image, label
 
 
 def _settings_hash(plan: Plan, configuration: Configuration) -> str:

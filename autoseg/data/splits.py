@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoseg.errors import DataError
+from autoseg.workspace import FULL, FoldName
 
 VERSION = 1
 CANDIDATES = 20
@@ -24,7 +25,7 @@ SIZE_SCALE = 0.5  # cases; against label terms measured in standard deviations o
 class Split:
     """One fold: case ids, sorted."""
 
-    fold: int
+    fold: FoldName
     train: tuple[str, ...]
     validation: tuple[str, ...]
 
@@ -126,9 +127,9 @@ def splits_from_nnunet(
     return Splits(VERSION, 0, tuple(splits), (), (*notes, *leakage_notes(found, patients)))
 
 
-def leaking_patients(splits: Splits, patients: Mapping[str, str]) -> dict[int, tuple[str, ...]]:
+def leaking_patients(splits: Splits, patients: Mapping[str, str]) -> dict[FoldName, tuple[str, ...]]:
     """Patients with cases on both sides of a fold: fold -> patients; folds without any are left out."""
-    found = {}
+    found: dict[FoldName, tuple[str, ...]] = {}
     for split in splits.splits:
         train, validation = ({patients[c] for c in side if c in patients} for side in (split.train, split.validation))
         if both := sorted(train & validation):
@@ -195,7 +196,7 @@ def _only_one_patient(splits: Splits) -> bool:
 
 def _homes(splits: Sequence[Split]) -> dict[str, int] | None:
     """Case -> the fold that validates it, if the folds are a partition: numbered from 0, all others train."""
-    home = {case: split.fold for split in splits for case in split.validation}
+    home = {case: split.fold for split in splits if split.fold != FULL for case in split.validation}
     partition = len(splits) > 1 and [split.fold for split in splits] == list(range(len(splits)))
     partition &= all(set(split.train) == {c for c in home if home[c] != split.fold} for split in splits)
     partition &= len(home) == sum(len(split.validation) for split in splits)

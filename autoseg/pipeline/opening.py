@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.data.splits import Splits
@@ -46,10 +48,17 @@ def open_plan(workspace: Workspace, network: str | None = None, say: Say = print
     path = workspace.plan_for(network)
     if path.exists() and _data_side(known := load(Plan, path)) == _data_side(plan):
         return known
+    keep_aside(path, time.strftime("%Y%m%d-%H%M%S"))
     made = with_network(plan, load(Fingerprint, workspace.fingerprint, remedy=PLAN_FIRST), network)
     save(path, made)
     say(f"plan for {network}, in {path}:\n{describe(made)}")
     return made
+
+
+def keep_aside(path: Path, stamp: str) -> None:
+    """Copy a record that is about to be replaced: plan.json to plan.before-STAMP.json."""
+    if path.exists():
+        shutil.copy2(path, path.with_name(f"{path.stem}.before-{stamp}{path.suffix}"))
 
 
 def _data_side(plan: Plan) -> tuple:

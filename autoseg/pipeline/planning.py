@@ -12,6 +12,7 @@ from autoseg.duplicates import as_one_patient
 from autoseg.errors import DataError
 from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.pipeline.opening import Say, gpu_memory_gb
+from autoseg.pipeline.replanning import Replanning, folds_after, options_again, require_related, with_kept_statistics
 from autoseg.plan import Plan
 from autoseg.planner import describe, make_plan
 from autoseg.planning.grids import training_grids
@@ -19,6 +20,7 @@ from autoseg.planning.table import summary
 from autoseg.preprocess import preprocess
 from autoseg.problems import check, problem_table, without_bad_cases
 from autoseg.records import load, save
+from autoseg.sources import measure
 from autoseg.workspace import Workspace, lock
 
 FOLDS = 5
@@ -58,7 +60,9 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
         UsageError: an option does not fit the dataset or the plan.
     """
     with lock(workspace.root / ".plan.lock", f"planning in {workspace.root}"):
+        replanning = Replanning(workspace)
         dataset, fingerprint = _examine(root, options, say)
+        require_related(workspace, dataset)
         vram_gb = options.vram_gb
         if vram_gb is None and options.preset is None:
             vram_gb = gpu_memory_gb()
@@ -74,20 +78,26 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             vram_gb=vram_gb,
         )
         plan = replace(plan, file_names=dataset.file_names, grids=training_grids(fingerprint))
-        plan = plan.with_settings(options.settings)
+        plan = with_kept_statistics(plan, workspace, say).with_settings(options.settings)
         splits = _split(dataset, fingerprint, workspace, options.seed)
         say(describe(plan))
         say("\n" + summary(plan) + "\n")
         for note in splits.notes:
             say(f"note: {note}")
+        save(workspace.sources, measure(dataset, _as_typed(options), workers=options.workers))
         save(workspace.dataset, dataset)
         save(workspace.fingerprint, fingerprint)
-        save(workspace.splits, splits)
-        save(workspace.plan, plan)
+        for path, record in ((workspace.splits, splits), (workspace.plan, plan)):
+            replanning.keep(path)
+            save(path, record)
+        for note in replanning.kept():
+            say(note)
         if options.preprocess:
             for name in options.configurations or (plan.recommended,):
                 store = preprocess(dataset, plan, name, workspace, workers=options.workers)
                 say(f"{name}: {len(dataset.cases)} preprocessed cases in {store.folder}")
+        for line in folds_after(workspace, dataset, plan, splits):
+            say(line)
     return plan
 
 
@@ -103,6 +113,18 @@ def describe_dataset(dataset: Dataset) -> str:
     if dataset.labels.has_regions:
         lines.append("regions: " + ", ".join(f"{n}={'+'.join(map(str, v))}" for n, v in dataset.labels.regions.items()))
     return "\n".join([*lines, *(f"note: {note}" for note in dataset.notes)])
+
+
+def _as_typed(options: PlanOptions) -> tuple[str, ...]:
+    """The options as they are typed, but for those that only say how the work is done."""
+    return options_again(
+        options.intake,
+        (
+            ("--rules", options.rules if options.rules != "autoseg" else None), ("--preset", options.preset),
+            ("--network", options.network), ("--vram", options.vram_gb), ("--skip-bad", options.skip_bad),
+            ("--configurations", ",".join(options.configurations) or None), ("--set", options.settings),
+        ),
+    )  # fmt: skip
 
 
 def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Fingerprint]:
