@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
@@ -34,6 +35,7 @@ from autoseg.intake.pairing import (
 )  # fmt: skip
 from autoseg.intake.tables import patients_of
 from autoseg.processes import map_in_processes
+from autoseg.rules import anything, entries, exactly
 
 __all__ = [
     "Case",
@@ -67,17 +69,17 @@ class IntakeOptions:
 class Dataset:
     """A labelled dataset as autoseg understood it."""
 
-    version: int
-    name: str
-    root: str
-    layout: str
-    channels: tuple[str, ...]
+    version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of datasets that this autoseg reads")]
+    name: Annotated[str, anything("any text")]
+    root: Annotated[str, anything("any path")]
+    layout: Annotated[str, anything("any text")]
+    channels: Annotated[tuple[Annotated[str, anything("any text")], ...], entries(1)]
     labels: LabelSet
     cases: tuple[Case, ...]  # sorted by id
     test_cases: tuple[Case, ...]  # held out
     patients_known: bool
     splits: tuple[Split, ...] | None  # folds that the dataset brings along
-    notes: tuple[str, ...]
+    notes: tuple[Annotated[str, anything("any text")], ...]
 
 
 def parse_options(

@@ -19,7 +19,7 @@ MAX_LINES = 450
 # From the bottom up.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"augmentation", "workspace", "processes", "stopping"},
+    {"augmentation", "workspace", "processes", "stopping", "rules"},
     {"records"},
     {"imaging"},
     {"data", "nn"},
@@ -28,8 +28,7 @@ ORDER: list[set[str]] = [
     {"dataset"},
     {"problems"},
     {"fingerprint"},
-    {"plan"},
-    {"planning"},
+    {"plan", "planning"},
     {"planner"},
     {"preprocess"},
     {"cascade"},
@@ -75,6 +74,7 @@ TORCH_NOWHERE = {
     "workspace",
     "processes",
     "records",
+    "rules",
     "imaging",
     "plan",
     "planner",

@@ -10,23 +10,32 @@ body. With regions, the heads are sigmoid channels, one per region; without, the
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 
 from autoseg.errors import UsageError
+from autoseg.rules import anything, between
 
 OUTSIDE = -1
+Name = Annotated[str, anything("any text")]
+FileValue = Annotated[int, between(-(2**31), 2**31 - 1)]  # what a label file may hold: int32
+LabelValue = Annotated[int, between(1, 2**31 - 1)]
 
 
 @dataclass(frozen=True)
 class LabelSet:
     """Names and values of the foreground labels, in ascending order of value."""
 
-    values: dict[str, int]  # label name -> value in the files, without background and ignore
-    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)  # region name -> values of its labels
-    region_values: tuple[int, ...] = ()  # the value each region writes, in writing order (later overwrites)
-    ignore: int | None = None  # value in the files
-    aliases: dict[int, int] = field(default_factory=dict)  # other values met in files -> the value they mean
+    values: dict[Name, LabelValue]  # label name -> value in the files, without background and ignore
+    regions: dict[Name, tuple[LabelValue, ...]] = field(default_factory=dict)  # region name -> values of its labels
+    region_values: tuple[
+        Annotated[int, between(0, 2**31 - 1)], ...
+    ] = ()  # the value each region writes, in writing order (later overwrites)
+    ignore: FileValue | None = None  # value in the files
+    aliases: dict[FileValue, FileValue] = field(
+        default_factory=dict
+    )  # other values met in files -> the value they mean
 
     def __post_init__(self) -> None:
         ordered = dict(sorted(self.values.items(), key=lambda item: item[1]))
