@@ -48,7 +48,7 @@ ORDER: list[set[str]] = [
     {"status"},
     {"pipeline"},
     {"demo"},  # runs the pipeline as a user would
-    {"cli"},
+    {"cli", "arguments"},
     {"__main__"},
 ]
 STRANGERS = [{"data", "nn"}]  # of one row, and yet neither may import the other

@@ -44,6 +44,8 @@ class LabelSet:
             raise UsageError("no foreground label is named", remedy="name at least one: --labels liver=1")
         if 0 in ordered.values() or any(value < 0 for value in ordered.values()):
             raise UsageError(f"label values must be positive, found {ordered}", remedy="0 is background, always")
+        if any(value >= 2**31 for value in ordered.values()):
+            raise UsageError(f"label values must be below {2**31}, found {ordered}", remedy="use smaller values")
         if len(set(ordered.values())) != len(ordered):
             raise UsageError(f"two labels share a value: {ordered}", remedy="give each label a value of its own")
         if self.ignore in ordered.values():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 PLAN_FIRST = "make a plan first: autoseg plan DATASET"
+DEVICES = ("cuda", "cpu", "mps")
 Say = Callable[[str], None]
 
 
@@ -84,6 +85,8 @@ def choose_device(name: str) -> "torch.device":
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.partition(":")[0] not in DEVICES:
+        raise UsageError(f"--device {name!r}: expected one of {', '.join(DEVICES)}", remedy="use --device cpu, or auto")
     try:
         device = torch.device(name)
         if device.type == "cuda":
