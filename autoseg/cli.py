@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
+from autoseg.arguments import above, duration, positive, share, whole
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
+from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
 
 if TYPE_CHECKING:
     from autoseg.dataset import IntakeOptions
     from autoseg.workspace import FoldName
 
+MAX_FOLD = 9999
 DEFAULT_WORKSPACE = Path("autoseg_workspace")
 INTERRUPTED = 130
 OUT_OF_MEMORY_REMEDY = "plan for less memory (autoseg plan --vram 8), or use a machine with more"
@@ -94,7 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "-c", "--configurations", default="", help="to preprocess, e.g. 2d,3d_fullres (default: recommended)"
     )
-    plan.add_argument("--vram", type=float, default=None, metavar="GB", help="plan for a GPU of this memory")
+    plan.add_argument(
+        "--vram", type=above(0, MAX_GIGABYTES), default=None, metavar="GB", help="plan for a GPU of this memory"
+    )
     plan.add_argument(
         "--preset", choices=("s", "m", "l", "xl"), default=None,
         help="s: CPU; m, l, xl: residual encoders for 8, 24, 40 GB (default: plain U-Net for the machine at hand)",
@@ -115,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_model(train)
     length = train.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=positive, default=None, help="length of each fold's training")
+    length.add_argument("--epochs", type=whole(1, MAX_EPOCHS), default=None, help="length of each fold's training")
     length.add_argument("--steps", type=positive, default=None, help="the same, in optimiser steps")
     length.add_argument("--time-budget", type=duration, default=None, help="wall time per fold, e.g. 10m, 2h")
     train.add_argument(
@@ -157,7 +162,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--test", action="store_true", help="the ensemble on the dataset's held-out test cases; scored once"
     )
     evaluate.add_argument("--csv", type=Path, help="also write one row per case and label")
-    evaluate.add_argument("--workers", type=int, default=None, help="processes (default: from cores and memory)")
+    evaluate.add_argument(
+        "--workers", type=whole(1, MAX_WORKERS), default=None, help="processes (default: from cores and memory)"
+    )
     evaluate.set_defaults(run=run_evaluate)
 
     predict = command("predict", help="segment images with the ensemble of the trained folds")
@@ -223,35 +230,14 @@ def add_intake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", help="what the channels are, e.g. CT or T1,FLAIR")
     parser.add_argument("--labels", help="names and values, e.g. liver=1,tumour=2")
     parser.add_argument("--regions", help="unions of label values predicted as one, e.g. whole=1+2,core=2")
-    parser.add_argument("--ignore", type=int, help="label value that marks voxels nobody annotated")
+    parser.add_argument(
+        "--ignore", type=whole(-(2**31), 2**31 - 1), help="label value that marks voxels nobody annotated"
+    )
     parser.add_argument("--patient-regex", help="its first group, found in the case id, names the patient")
     parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of refusing")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: from cores and memory)")
-
-
-def duration(text: str) -> float:
-    """Seconds of "90s", "10m", "2h", "1h30m", "2d" or a plain number of seconds."""
-    number = r"(\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"(?:{number}d)?(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip())
-    parts = [float(part or 0) for part in match.groups()] if match else [0.0]
-    total = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
-    if total <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 10m, 2h, 1h30m or 2d")
-    return total
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """A number above 0, at most 1."""
-    if not 0 < (number := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie above 0 and up to 1")
-    return number
+    parser.add_argument(
+        "--workers", type=whole(1, MAX_WORKERS), default=None, help="processes (default: from cores and memory)"
+    )
 
 
 def parse_folds(text: str) -> "tuple[FoldName, ...] | None":
@@ -260,10 +246,10 @@ def parse_folds(text: str) -> "tuple[FoldName, ...] | None":
         return None
     folds: list[FoldName] = []
     for part in re.split(r"[,\s]+", text.strip()):
-        match = re.fullmatch(r"(\d+)\.\.(\d+)", part)
+        match = re.fullmatch(r"([0-9]{1,20})\.\.([0-9]{1,20})", part)
         if match and int(match[1]) <= int(match[2]):
-            folds.extend(range(int(match[1]), int(match[2]) + 1))
-        elif part.isdecimal():
+            folds.extend(range(int(match[1]), min(int(match[2]), MAX_FOLD + 1) + 1))
+        elif re.fullmatch("[0-9]{1,20}", part):
             folds.append(int(part))
         elif part == "full":
             folds.append("full")

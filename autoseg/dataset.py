@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
@@ -32,6 +33,7 @@ from autoseg.intake.pairing import Case, Found, Problem, identical_ids
 from autoseg.intake.tables import lists_images, patients_of
 from autoseg.intake.voxels import picture_channels
 from autoseg.processes import map_in_processes
+from autoseg.rules import anything, entries, exactly
 
 __all__ = [
     "Case",
@@ -66,17 +68,17 @@ class IntakeOptions:
 class Dataset:
     """A labelled dataset as autoseg understood it."""
 
-    version: int
-    name: str
-    root: str
-    layout: str
-    channels: tuple[str, ...]
+    version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of datasets that this autoseg reads")]
+    name: Annotated[str, anything("any text")]
+    root: Annotated[str, anything("any path")]
+    layout: Annotated[str, anything("any text")]
+    channels: Annotated[tuple[Annotated[str, anything("any text")], ...], entries(1)]
     labels: LabelSet
     cases: tuple[Case, ...]  # sorted by id
     test_cases: tuple[Case, ...]  # held out
     patients_known: bool
     splits: tuple[Split, ...] | None  # folds that the dataset brings along
-    notes: tuple[str, ...]
+    notes: tuple[Annotated[str, anything("any text")], ...]
     file_names: FileNames | None = None  # how the images of a case are called; None: by no rule
 
 

@@ -19,7 +19,7 @@ MAX_LINES = 450
 # From the bottom up.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"augmentation", "workspace", "processes", "stopping"},
+    {"augmentation", "workspace", "processes", "stopping", "rules"},
     {"records"},
     {"imaging"},
     {"data", "nn"},
@@ -29,8 +29,7 @@ ORDER: list[set[str]] = [
     {"duplicates"},
     {"problems"},
     {"fingerprint"},
-    {"plan"},
-    {"planning"},
+    {"plan", "planning"},
     {"planner"},
     {"preprocess"},
     {"cascade", "same_training"},
@@ -53,7 +52,7 @@ ORDER: list[set[str]] = [
     {"status"},
     {"pipeline"},
     {"demo"},  # runs the pipeline as a user would
-    {"cli"},
+    {"cli", "arguments"},
     {"__main__"},
 ]
 STRANGERS = [{"data", "nn"}]  # of one row, and yet neither may import the other
@@ -79,6 +78,7 @@ TORCH_NOWHERE = {
     "workspace",
     "processes",
     "records",
+    "rules",
     "imaging",
     "plan",
     "planner",

@@ -70,6 +70,8 @@ def plan_of(
         spacing=spacing or plan.configurations[name].spacing,
     )  # fmt: skip
     kept = plan.configurations | {name: configuration}
+    if cascade:
+        kept["3d_lowres"] = replace(configuration, cascade_from=None)
     return replace(plan, configurations=kept, recommended=name, training=replace(plan.training, **training))
 
 

@@ -8,13 +8,16 @@ the best of many seeded random assignments, each improved by moving and exchangi
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 
 from autoseg.errors import DataError
+from autoseg.rules import anything, between, entries, exactly, file_name
 from autoseg.workspace import FULL, FoldName
 
 VERSION = 1
+CaseId = Annotated[str, file_name()]
 CANDIDATES = 20
 EXCHANGED_AT_ONCE = 128  # patients looked at in one step of the improvement, so that thousands stay quick
 STEPS = 400  # of the improvement of one candidate, at most
@@ -25,20 +28,20 @@ SIZE_SCALE = 0.5  # cases; against label terms measured in standard deviations o
 class Split:
     """One fold: case ids, sorted."""
 
-    fold: FoldName
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
+    fold: Annotated[int, between(0, 9999)] | Literal["full"]  # a workspace.FoldName
+    train: Annotated[tuple[CaseId, ...], entries(0, distinct=True)]
+    validation: Annotated[tuple[CaseId, ...], entries(0, distinct=True)]
 
 
 @dataclass(frozen=True)
 class Splits:
     """All folds of a data set, and what its owner should know about them."""
 
-    version: int
-    seed: int
+    version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of splits that this autoseg reads")]
+    seed: Annotated[int, between(0, 2**32 - 1)]
     splits: tuple[Split, ...]
-    test: tuple[str, ...]  # held out: in no fold
-    notes: tuple[str, ...]
+    test: tuple[CaseId, ...]  # held out: in no fold
+    notes: tuple[Annotated[str, anything("any text")], ...]
 
 
 def make_splits(

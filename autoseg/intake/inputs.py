@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from autoseg.errors import UsageError
 from autoseg.imaging.readers import READERS, ending_of
@@ -27,6 +27,7 @@ from autoseg.intake.contents import (
 )
 from autoseg.intake.pairing import LABEL_STEMS, Case, by_channel, channel_files, name_of
 from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, some
+from autoseg.rules import anything, entries
 
 Group = list[tuple[int, Path]]  # (channel, file) of one case
 FOUR_DIGITS = re.compile(r"_\d{4}")
@@ -37,8 +38,8 @@ class FileNames:
     """How the images of a case are called, one entry per channel."""
 
     kind: Literal["suffix", "folder"]
-    channels: tuple[
-        str, ...
+    channels: Annotated[
+        tuple[Annotated[str, anything("any text")], ...], entries(1)
     ]  # suffix: what follows the id, "_0000" or ""; folder: names of the files in a case's folder
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from autoseg.data.splits import Split
 from autoseg.errors import UsageError
@@ -16,7 +17,9 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import ending_of, stem_of
 from autoseg.intake.contents import Contents, Problem, contents, stray_folders, why_absent
 from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, find
+from autoseg.rules import anything, between, entries, file_name, file_path
 
+FilePath = Annotated[str, file_path()]
 LABEL_STEMS = ("seg", "segmentation", "label", "labels", "mask", "gt", "groundtruth", "ground_truth")
 LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|gt)$", re.IGNORECASE)
 
@@ -25,11 +28,11 @@ LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|gt)$", re.I
 class Case:
     """One scan with all its channels, and the person it came from."""
 
-    id: str
-    patient: str
-    images: tuple[str, ...]  # absolute paths, one per channel; a file of several channels stands alone
-    label: str | None
-    fold: int | None = None  # the fold that validates on it, where a table says so
+    id: Annotated[str, file_name()]
+    patient: Annotated[str, anything("any text")]
+    images: Annotated[tuple[FilePath, ...], entries(1)]  # absolute, one per channel; a file of several stands alone
+    label: FilePath | None
+    fold: Annotated[int, between(0, 9999)] | None = None  # the fold that validates on it, where a table says so
 
 
 @dataclass
