@@ -2,8 +2,8 @@
 
 `train_fold` reads top to bottom: where the fold stands, its network, its data, what is fastest here, then steps until
 the schedule is through. The schedule spans what was asked for: epochs, steps, or a wall-time budget that includes the
-validation afterwards. Where neither validation loss nor Dice gets better, the learning rate cools down and the training
-ends.
+validation afterwards (`autoseg.validation_budget`). Where neither validation loss nor Dice gets better, the learning
+rate cools down and the training ends.
 
 Nothing is lost: once a minute, after every epoch and when it is asked to stop, the fold writes a checkpoint; the same
 command goes on from there, with the very batch that was due.
@@ -29,9 +29,11 @@ from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, held, open_
 from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_newest, remove_leftovers
+from autoseg.nn.precision import forward_seconds
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
 from autoseg.pseudo_dice import Batch, WatchedSamples, validate
 from autoseg.stopping import StopSignals
+from autoseg.validation_budget import keep_inference
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
 RETREATS = 2  # times it does so before it gives up
@@ -120,6 +122,8 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
             (schedule,) = ranks.agree(clock.progress(state.position.step))  # validating took some of a time budget
             progress = state.due_progress(schedule)
         finished = progress >= 1
+        if finished:
+            settle_validation(fold)
         late = clock.elapsed() - saved_at >= checkpoint_seconds
         sound = state.position.refused == 0  # a state to go back to
         if finished or stopping or ((epoch_over or late or fold.checkpoints.failed) and sound):
@@ -136,6 +140,7 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
 def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     """Look at the fixed samples, write the epoch down, and notice a plateau."""
     state, position = fold.state, fold.state.position
+    began = fold.clock.elapsed()
     with state.averaged():
         validation_loss, pseudo_dice = validate_within_memory(fold, fold.held_out)
         _, training_dice = validate_within_memory(fold, fold.learnt)
@@ -156,6 +161,30 @@ def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     fold.log.epoch(row, progress)
     if plateau:
         fold.say(plateau)
+    follow_the_time(fold, began)
+
+
+def follow_the_time(fold: Fold, began: float) -> None:
+    """Correct what a time budget keeps back for the validation, by forward passes timed now.
+
+    Args:
+        began: when the epoch's last step was done, by the clock.
+    """
+    if fold.clock.budget_seconds is None:
+        return
+    watching = fold.clock.elapsed() - began
+    passes = forward_seconds(fold.network, fold.tile, fold.state.choices.dtype)
+    fold.after.observe(*fold.task.ranks.from_first((passes, watching)))
+    if told := fold.after.follow(fold.clock):
+        fold.say(told)
+
+
+def settle_validation(fold: Fold) -> None:
+    """Choose how the validation cases are segmented, now that the last step is done, and write it down."""
+    if told := fold.after.settle(fold.clock):
+        fold.say(told)
+    if fold.task.ranks.rank == 0:
+        keep_inference(fold.task.folder, fold.after.way)
 
 
 def step_within_memory(fold: Fold, batch: Batch) -> float:

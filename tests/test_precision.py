@@ -128,14 +128,16 @@ def test_the_best_of_the_repeats_counts(image, monkeypatch):
 @pytest.mark.parametrize(
     ("float32", "bfloat16", "passes"),
     [
-        (1.0, 5.5, 1),
+        (1.0, 5.5, 2),  # one pass may have been held up by another process
         (1.0, 4.5, REPEATS),  # soon over, though hopeless
         (3.0, 14.5, REPEATS),  # slower, but other work may be the reason
-        (3.0, 15.5, 1),
+        (3.0, 15.5, 2),
+        (1.0, 30.5, 1),  # no stall is as bad
+        (3.0, 90.5, 1),
         (0.001, 4.5, REPEATS),  # so long may warming up take
     ],
 )
-def test_a_dtype_that_is_far_slower_is_run_but_once(float32, bfloat16, passes, image, monkeypatch):
+def test_a_dtype_that_is_far_slower_is_run_no_more_than_it_takes_to_see(float32, bfloat16, passes, image, monkeypatch):
     network = TwoStages()
     clock = [0.0]
 

@@ -90,11 +90,17 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     """Train one fold and predict its held-out cases; what is done already is left alone."""
     from autoseg.fold import FoldTask
     from autoseg.model import open_model
-    from autoseg.predict import predict_cases
+    from autoseg.predict import options_for, predict_cases
+    from autoseg.rehearsal import seconds_beside_network
     from autoseg.train import train_fold
+    from autoseg.validation_budget import inference_of
 
     folds = run.folds
-    task = FoldTask(folds.workspace, folds.plan, name, split, run.device, run.ranks)
+
+    def beside_network() -> float:
+        return seconds_beside_network(folds.workspace, folds.plan, name, folds.cases(split), run.device)
+
+    task = FoldTask(folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network)
     result = train_fold(task, options, run.stop)
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold
@@ -106,8 +112,10 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     network = folds.plan.configurations[name].network.name
     model = open_model(folds.workspace, name, network, folds=[split.fold], device=run.device)
     folder = result.folder / "validation"
-    predict_cases([model], missing, folder, title=f"fold {split.fold} validation")
-    run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder}")
+    way = inference_of(result.folder)
+    predict_cases([model], missing, folder, options_for(way), title=f"fold {split.fold} validation")
+    how = f" ({way}: cheaper than autoseg predict)" if way and way.cheaper else ""
+    run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder}{how}")
     return result
 
 
