@@ -10,6 +10,7 @@ import time
 
 SHORT_EPOCHS = 20  # a short time budget, or a short length in steps, is cut into so many epochs to watch
 MOST_RESERVED = 1 / 3  # of the time that is left when training begins
+WATCHED_SHARE = 0.1  # of an epoch under a time budget, that looking at the fixed samples may take
 MOST_HASTE = 0.5  # of the time until the end of the schedule, that one correction may take away
 
 
@@ -42,6 +43,7 @@ class Clock:
         self.budget_seconds = budget_seconds
         self.start_seconds = 0.0  # that went into the start, before the first step
         self.reserve_seconds = 0.0  # kept back for the validation after the last step
+        self.watching_seconds = 0.0  # that go into the fixed samples after an epoch, as far as known
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.begin
@@ -66,6 +68,11 @@ class Clock:
             wanted = min(wanted, self.budget_seconds - now - (1 - MOST_HASTE) * max(end - now, 0.0))
         self.reserve_seconds = max(wanted, 0.0)
 
+    @property
+    def _half(self) -> float:
+        assert self.budget_seconds is not None
+        return (self.budget_seconds - self.reserve_seconds) / 2
+
     def remaining(self) -> float:
         """Seconds of the budget that are left, for everything; negative when it is overdrawn."""
         assert self.budget_seconds is not None
@@ -82,10 +89,11 @@ class Clock:
         """Whether an epoch of so many steps, begun so many seconds ago, is at its end.
 
         Epochs have `iterations_per_epoch` steps; under a short time budget they end sooner, so that there are about
-        SHORT_EPOCHS of them to watch. What would be left for less than half an epoch joins the one before.
+        SHORT_EPOCHS of them to watch, or fewer on a machine so slow that watching would take more than WATCHED_SHARE
+        of the time. What would be left for less than half an epoch joins the one before.
         """
         if self.budget_seconds is None:
             return steps >= self.iterations_per_epoch
-        share = self.budget_seconds / SHORT_EPOCHS
+        share = max(self.budget_seconds / SHORT_EPOCHS, min(self.watching_seconds / WATCHED_SHARE, self._half))
         left = self.budget_seconds - self.reserve_seconds - self.elapsed()
         return (steps >= self.iterations_per_epoch or seconds >= share) and left >= min(share, seconds) / 2

@@ -123,6 +123,7 @@ class AfterTraining:
             return ""
         self._chosen = self._first_within(clock.most_reserved, self.seconds)
         clock.reserve(self.seconds())
+        clock.watching_seconds = self.watching_seconds
         return self._told(clock) if any(self.forward_passes) else ""  # no case is held out
 
     def observe(self, forward: Sequence[float], watching_seconds: float) -> None:
@@ -141,6 +142,7 @@ class AfterTraining:
         elif best < before:
             self._chosen = min(before, self._first_within((1 - STEADY) * limit, self.seconds))
         clock.reserve(self.seconds(), training=True)
+        clock.watching_seconds = self.watching_seconds
         return self._told(clock) if self._chosen != before else ""
 
     def settle(self, clock: Clock) -> str:

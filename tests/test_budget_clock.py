@@ -144,3 +144,17 @@ def test_the_end_of_the_schedule_comes_closer_by_half_at_most(time):
     clock.reserve(95.0, training=True)  # after the end nothing is left to be taken away
     assert clock.reserve_seconds == pytest.approx(65)
     assert clock.progress(0) == 1
+
+
+def test_watching_takes_a_tenth_of_the_time_at_most(time):
+    """Of 300 seconds an epoch takes 15; where watching takes 3 it takes 30, where it takes 60 half of the schedule."""
+    clock = budget_of(time)
+    found = []
+    for watching in (0.0, 1.0, 3.0, 60.0):
+        clock.watching_seconds = watching
+        found.append(next(seconds for seconds in range(1000) if clock.epoch_is_over(1, seconds)))
+    assert found == [15, 15, 30, 150]
+    assert clock.epoch_is_over(25, 1.0)  # so many steps are an epoch in any case
+    clock.reserve(100.0)
+    assert not clock.epoch_is_over(1, 99.0)
+    assert clock.epoch_is_over(1, 100.0)

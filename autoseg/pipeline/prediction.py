@@ -21,6 +21,7 @@ def predict_images(
     device: str = "auto",
     step: float = 0.5,
     mirroring: bool | None = None,
+    tile: float | None = None,
     say: Say = print,
 ) -> list[Path]:
     """Segment images with the ensemble of the trained folds; one label file per case, on the image's own grid.
@@ -29,6 +30,7 @@ def predict_images(
         configuration, network: of one model; None: as recommended, as planned.
         models: or models to average, as their folders are called: 3d_fullres-unet.
         folds: of each model; None: all that are trained.
+        tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
 
     Raises:
         StateError: a model is not trained, or models were trained on different channels, labels or orientations.
@@ -47,7 +49,7 @@ def predict_images(
     ]
     chosen_device = choose_device(device)
     opened = [open_model(workspace, *pair, folds=folds, device=chosen_device) for pair in pairs]
-    written = predict_cases(opened, cases, out, PredictOptions(step=step, mirroring=mirroring))
+    written = predict_cases(opened, cases, out, PredictOptions(step=step, mirroring=mirroring, tile=tile))
     voters = [
         f"{len(model.folds)} fold{'s' * (len(model.folds) != 1)} of {pair[0]} ({pair[1]})"
         for model, pair in zip(opened, pairs, strict=True)

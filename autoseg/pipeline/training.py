@@ -1,5 +1,6 @@
 """Folds, one after the other, each with the predictions of its held-out cases; before a cascade, its previous stage."""
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     from autoseg.predict import options_for, predict_cases
     from autoseg.rehearsal import seconds_beside_network
     from autoseg.train import train_fold
-    from autoseg.validation_budget import inference_of
+    from autoseg.validation_budget import inference_of, shown
 
     folds = run.folds
 
@@ -112,10 +113,11 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     network = folds.plan.configurations[name].network.name
     model = open_model(folds.workspace, name, network, folds=[split.fold], device=run.device)
     folder = result.folder / "validation"
-    way = inference_of(result.folder)
+    way, began = inference_of(result.folder), time.perf_counter()
     predict_cases([model], missing, folder, options_for(way), title=f"fold {split.fold} validation")
-    how = f" ({way}: cheaper than autoseg predict)" if way and way.cheaper else ""
-    run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder}{how}")
+    how = f", {way}, which is cheaper than autoseg predict" if way and way.cheaper else ""
+    took = shown(time.perf_counter() - began)
+    run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder} in {took}{how}")
     return result
 
 
