@@ -165,8 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--tile", type=float, metavar="N",
-        help="tiles up to N times as long as the training patch, where that is less to compute (default: 1.5 on a CPU, "
-        "otherwise 1)",
+        help="tiles up to N times as long as the training patch: faster, less accurate on small images (default: 1)",
     )  # fmt: skip
     predict.set_defaults(run=run_predict)
 
