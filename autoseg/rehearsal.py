@@ -31,6 +31,8 @@ def seconds_beside_network(
     Args:
         name: of the configuration, whose preprocessed copies are there: they tell how large the cases are.
     """
+    if not cases:
+        return 0.0
     store = CaseStore(workspace.preprocessed(plan.configurations[name].data))
     volumes = [float(np.prod(store.info(case.id).shape)) for case in cases]
     number = case_to_measure(volumes)

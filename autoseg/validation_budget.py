@@ -31,7 +31,7 @@ STEADY = 0.15  # an estimate may exceed its limit by this share before the way c
 SLACK = 0.03  # of the budget, by which a validation may run over before a cheaper way is chosen for it
 VALIDATION_MARGIN = 1.1  # wall time of segmenting cases over the bare forward passes
 SECONDS_PER_CASE = 0.1  # reading, resampling and writing a case, where nobody measured it
-CLOSING_SECONDS = 1.5  # last checkpoint, last picture, and opening the trained fold
+CLOSING_SECONDS = 1.5  # after the last epoch: last checkpoint, last picture, and opening the trained fold
 FILE = "inference.json"
 
 
@@ -150,7 +150,8 @@ class AfterTraining:
         if clock.budget_seconds is None:
             return ""
         before, left = self._chosen, clock.remaining()
-        self._chosen = self._first_within(left + SLACK * clock.budget_seconds, self.validation_seconds)
+        limit = left + SLACK * clock.budget_seconds - CLOSING_SECONDS
+        self._chosen = self._first_within(limit, self.validation_seconds)
         if self._chosen == before:
             return ""
         seconds = shown(self.validation_seconds())

@@ -198,11 +198,11 @@ def test_the_way_does_not_waver(time):
     ("left", "way"),
     [
         (92.0, FULL),
-        (83.5, FULL),  # 92 s run over by 8.5, of 9 that may
-        (82.5, SOME),
+        (85.0, FULL),  # 92 s, and 1.5 to close, run over by 8.5, of 9 that may
+        (84.0, SOME),
         (200.0, FULL),  # a plateau ended the training
-        (6.5, SOME),
-        (5.5, NONE),
+        (8.0, SOME),
+        (7.0, NONE),
         (-40.0, NONE),  # the cheapest, where nothing fits
     ],
 )

@@ -227,7 +227,7 @@ class Calls:
     ],
 )
 def test_no_budget_is_refused_for_its_validation(workspace, monkeypatch, capsys, forward, cheaper, said):
-    """Of 600 s training has 400 at least, however long the validation takes; a cheaper way is said, also by evaluate."""
+    """Of 600 s training has 400 at least, however long the validation takes; evaluate, too, says what was cheaper."""
     for module in (fold, train):
         monkeypatch.setattr(module, "forward_seconds", lambda *_: [forward] * 3)
     monkeypatch.setattr(budget_clock, "time", Calls())
