@@ -190,7 +190,7 @@ def open_fold(
         iterations_per_epoch=epoch_steps(training.steps, training.iterations_per_epoch),
         budget_seconds=training.time_budget_seconds,
     )
-    watched = sum([len(samples.places) for samples in (held_out, learnt) if samples])
+    watched = len(learnt.places) + (len(held_out.places) if held_out else 0)
     after = _after_training(task, data, choices, network, image[:1], watched=watched)
     if clock.budget_seconds is not None:
         clock.start_seconds = 0.0 if saved else clock.elapsed()
