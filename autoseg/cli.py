@@ -188,6 +188,10 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--no-mirroring", action="store_true", help="no test-time flips: faster, a little less accurate"
     )
+    predict.add_argument(
+        "--tile", type=float, metavar="N",
+        help="tiles up to N times as long as the training patch: faster, less accurate on small images (default: 1)",
+    )  # fmt: skip
     predict.set_defaults(run=run_predict)
 
     status = command("status", help="where this workspace stands and what to type next")
@@ -358,7 +362,7 @@ def run_predict(options: argparse.Namespace) -> None:
         Workspace(options.workspace), options.images, options.out, configuration=options.configuration,
         network=options.network, models=tuple(options.models), folds=parse_folds(" ".join(options.folds)),
         device=options.device, step=options.step, mirroring=False if options.no_mirroring else None,
-        unfinished=options.unfinished,
+        tile=options.tile, unfinished=options.unfinished,
     )  # fmt: skip
 
 

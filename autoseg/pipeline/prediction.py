@@ -31,6 +31,7 @@ def predict_images(
     step: float = 0.5,
     mirroring: bool | None = None,
     unfinished: bool = False,
+    tile: float | None = None,
     say: Say = print,
 ) -> list[Path]:
     """Segment images with the ensemble of the trained folds; one label file per case, on the image's own grid.
@@ -39,6 +40,7 @@ def predict_images(
         configuration, network: of one model; None: as recommended, as planned.
         models: or models to average, as their folders are called: 3d_fullres-unet.
         folds: of each model; None: all partitions that are trained, or FULL where it alone is.
+        tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
         unfinished: also use folds that are not trained to the end, as they stand.
 
     What is wrong with single images is listed at the end, after the sound ones have been segmented.
@@ -68,7 +70,7 @@ def predict_images(
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
     _spare_references(workspace, cases, out)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    options = PredictOptions(step=step, mirroring=mirroring)
+    options = PredictOptions(step=step, mirroring=mirroring, tile=tile)
     written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
     voters = [f"{_voters(model)} of {pair[0]} ({pair[1]})" for model, pair in zip(opened, pairs, strict=True)]
     for problem in header_notes([remark for prediction in written for remark in prediction.remarks]):

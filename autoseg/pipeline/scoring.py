@@ -34,6 +34,7 @@ def cross_validate(
     """
     from autoseg.crossval import cross_validate_folds, describe, validation_jobs
     from autoseg.evaluate import write_csv
+    from autoseg.validation_budget import inference_of
 
     dataset, plan, splits = load_records(workspace, network, say)
     name, chosen = plan.configuration(configuration)
@@ -60,6 +61,10 @@ def cross_validate(
     if csv:
         write_csv(csv, result.cases)
     say(describe(result, plan.labels))
+    for fold in jobs:
+        way = inference_of(workspace.fold(name, chosen.network.name, fold))
+        if way and way.cheaper:
+            say(f"note: fold {fold} had no time to segment its cases as predict does: {way}; predict may score higher")
     if configuration is None and network is None:
         for line in _other_models(workspace, (name, chosen.network.name)):
             say(line)

@@ -1,5 +1,6 @@
 """Folds, one after the other, each with the predictions of its held-out cases; before a cascade, its previous stage."""
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,11 +125,17 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     """Train one fold and predict its held-out cases; what is done already is left alone."""
     from autoseg.fold import FoldTask
     from autoseg.model import open_model
-    from autoseg.predict import predict_cases
+    from autoseg.predict import options_for, predict_cases
+    from autoseg.rehearsal import seconds_beside_network
     from autoseg.train import train_fold
+    from autoseg.validation_budget import inference_of, shown
 
     folds = run.folds
-    task = FoldTask(folds.workspace, folds.plan, name, split, run.device, run.ranks)
+
+    def beside_network() -> float:
+        return seconds_beside_network(folds.workspace, folds.plan, name, folds.cases(split), run.device)
+
+    task = FoldTask(folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network)
     result = train_fold(task, options, run.stop)
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold
@@ -150,9 +157,12 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     network = folds.plan.configurations[name].network.name
     model = open_model(folds.workspace, name, network, folds=[split.fold], device=run.device)
     folder = result.folder / "validation"
-    predict_cases([model], missing, folder, title=f"fold {split.fold} validation")
+    way, began = inference_of(result.folder), time.perf_counter()
+    predict_cases([model], missing, folder, options_for(way), title=f"fold {split.fold} validation")
     folds.note_predicted(name, split)
-    run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder}")
+    how = f", {way}, which is cheaper than autoseg predict" if way and way.cheaper else ""
+    took = shown(time.perf_counter() - began)
+    run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder} in {took}{how}")
     return result
 
 
