@@ -58,7 +58,7 @@ def predict_images(
     plan = open_plan(workspace, network, say)
     name, chosen = plan.configuration(configuration)
     pairs = _named_models(workspace, models) if models else [(name, chosen.network.name)]
-    found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names)
+    found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names, out)
     chosen_device = choose_device(device)
     opened = [open_model(workspace, *pair, folds=folds, device=chosen_device, unfinished=unfinished) for pair in pairs]
     for model in opened:
@@ -66,7 +66,7 @@ def predict_images(
             say(note)
     trained = opened[0].plan
     if trained.file_names not in (None, plan.file_names):  # the model was trained on images called otherwise
-        found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names)
+        found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names, out)
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
     _spare_references(workspace, cases, out)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
