@@ -33,8 +33,8 @@ NEAR = 0.1  # voxels by which corners may lie apart in files that are read as on
 _PERMUTATIONS: tuple[Axes3, ...] = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 _FLIPS: tuple[Axes3, ...] = tuple(sorted(itertools.product((0, 1), repeat=3), key=sum))  # type: ignore[arg-type]
 _LOOK = (
-    "open both in a viewer that reads headers (ITK-SNAP, 3D Slicer): where they lie over each other there, resample "
-    "this one onto that grid; where only the voxels correspond, copy the header of the other file"
+    "look at both in a viewer that reads headers: if they lie over each other, resample this one onto that grid; if "
+    "only their voxels correspond, copy the other header"
 )
 
 
