@@ -272,6 +272,16 @@ class TrainingGrids:
     shape_min: tuple[Voxels, Voxels, Voxels]  # voxels
     shape_max: tuple[Voxels, Voxels, Voxels]
 
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("spacing", self.spacing_min, self.spacing_max), ("shape", self.shape_min, self.shape_max)
+        ):  # fmt: skip
+            if not all(0 < a <= b for a, b in zip(low, high, strict=True)):
+                raise StateError(
+                    f"{name}_min is {low}, {name}_max {high}: expected numbers above 0, none above its maximum",
+                    remedy="plan the dataset again: autoseg plan DATASET",
+                )
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -64,7 +64,7 @@ class Inspection:
     training: bool
     problems: list[Problem] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)  # image file -> hash of its voxels
-    orientation: str = ""  # empty: flat, or unreadable
+    orientation: str = ""  # empty: flat, unreadable, or not said
     flat: bool | None = None
     grid: Geometry | None = None  # of the images
     remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd about it though it is used
@@ -149,7 +149,8 @@ def inspect_case(
         label = aligned.volumes.get(case.label or "", label)
         inspection.grid = next(iter(aligned.volumes.values())).geometry
         inspection.flat = inspection.grid.flat
-        inspection.orientation = "" if inspection.flat else orientation_code(inspection.grid)
+        known = inspection.grid.placed and not inspection.flat
+        inspection.orientation = orientation_code(inspection.grid) if known else ""
     number = sum(len(volume.array) for volume in volumes.values())
     if complete and len(volumes) == len(case.images) and number != len(channels):
         what = f"{number} channel{'s' * (number != 1)} instead of {len(channels)} ({', '.join(channels)})"
@@ -284,7 +285,7 @@ def _grids(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]
     """What grids say of themselves, and against the rest of the set."""
     known = {i.case.id: (i.case.images[0], i.grid) for i in inspections if i.grid is not None}
     notes = [(i.case.id, file, remark) for i in inspections for file, remark in i.remarks]
-    return [*grids.odd_grids(known), *grids.mixed_sizes(known), *grids.header_notes(notes)]
+    return [*grids.odd_grids(known), *grids.mixed_sizes(known), *grids.partly_placed(known), *grids.header_notes(notes)]
 
 
 def _duplicates(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:

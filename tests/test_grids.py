@@ -6,7 +6,7 @@ import tiny
 
 from autoseg.dataset import discover
 from autoseg.imaging.geometry import Geometry, Remark
-from autoseg.intake.grids import header_notes, mixed_sizes, odd_grids
+from autoseg.intake.grids import header_notes, mixed_sizes, odd_grids, partly_placed
 from autoseg.problems import check
 
 
@@ -112,6 +112,17 @@ def test_files_with_a_size_among_files_without():
     rare = {"c0": sized["c0"]} | unsized
     assert [problem.case for problem in mixed_sizes(rare)] == ["c0"]
     assert odd_grids(sized | unsized) == []
+
+
+def test_cases_without_a_place_among_cases_with_one():
+    placed, unplaced = grids(BODY, BODY), grids(BODY, BODY, BODY, placed=False)
+    assert partly_placed(placed) == partly_placed(unplaced) == []
+    mixed = placed | {f"u{n}": unplaced[f"c{n}"] for n in range(3)}
+    (problem,) = partly_placed(mixed)
+    assert (problem.case, problem.severity) == (None, "warning")
+    assert "3 of 5 cases do not say where they lie in space (u0, u1, u2), the others do" in problem.what
+    flat = {"p": ("p.png", Geometry((1, 4, 5), (1.0, 1.0, 1.0), flat=True, placed=False))}
+    assert partly_placed(placed | flat) == []
 
 
 def test_few_remarks_are_told_one_by_one_and_many_once():

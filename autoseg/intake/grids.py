@@ -4,6 +4,7 @@
     header_notes   what is odd about headers that are read all the same, counted over the data set
     odd_grids      cases whose voxel size and extent no unit of length reconciles with the others
     mixed_sizes    files that say how large their voxels are, among files that do not
+    partly_placed  the same for their place in space
 
 `load_case` and `problems.check` share the first; the others compare the cases of a set. A unit that is wrong (metres or
 micrometres written as millimetres, inches, centimetres) changes voxel size *and* extent by one factor; honest mixtures
@@ -116,6 +117,21 @@ def mixed_sizes(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
         for flat in (True, False)
         for problem in _mixed_sizes({case_id: found for case_id, found in grids.items() if found[1].flat is flat})
     ]
+
+
+def partly_placed(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
+    """Volumes of which nothing says where left is, among others of which it is known; one warning for all."""
+    placed = [case_id for case_id, (_, grid) in grids.items() if not grid.flat and grid.placed]
+    unplaced = [case_id for case_id, (_, grid) in grids.items() if not grid.flat and not grid.placed]
+    if not placed or not unplaced:
+        return []
+    names = ", ".join(unplaced[:NAMED]) + (", ..." if len(unplaced) > NAMED else "")
+    what = (
+        f"{len(unplaced)} of {len(placed) + len(unplaced)} cases do not say where they lie in space ({names}), the "
+        "others do: they may be mirrored or turned against them"
+    )
+    remedy = "look at some of both kinds side by side; write a true affine into the headers that have none"
+    return [Problem(None, grids[unplaced[0]][0], what, remedy, "warning")]
 
 
 def _mixed_sizes(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
