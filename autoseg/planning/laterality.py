@@ -7,7 +7,7 @@
 `one_sided` asks more than that a label lies on one side. Liver, spleen and heart do, and mirroring them does no harm:
 what stands at their mirrored place looks different, so a mirrored liver is one more liver to learn from. Harm is done
 where the mirrored place shows a twin: then the same picture is the structure in one patch and background in the next
-(measured with one of two equal balls: Dice 0.66 with mirroring, 0.99 without).
+(one of two equal balls in ten made-up bodies, 150 steps: Dice 0.64 with mirroring left to right, 0.84 without).
 """
 
 import re
