@@ -27,7 +27,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
 from autoseg.imaging.readers import read_image, read_labels
 from autoseg.intake import grids
-from autoseg.intake.annotation import compare_labels, empty_label
+from autoseg.intake.annotation import blurred_mask, compare_labels, empty_label
 from autoseg.intake.loading import (
     REPLACE_NON_FINITE,
     LoadedCase,
@@ -276,6 +276,8 @@ def _look_at_label(inspection: Inspection, file: str, label: Volume, labels: Lab
         if alias in counts and meaning in counts:
             what = f"the label holds both {meaning} ({counts[meaning]} voxels) and {alias} ({counts[alias]} voxels)"
             inspection.report(file, what, f"if {alias} means not annotated, pass --ignore {alias}; otherwise write one")
+    if blurred := blurred_mask(counts):
+        inspection.report(file, blurred, "export it again from the program that drew it, as .png")
     what, remedy = empty_label(counts, labels)
     if what:
         inspection.report(file, what, remedy, "warning")
