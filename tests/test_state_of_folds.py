@@ -158,6 +158,7 @@ def test_a_label_corrected_while_a_fold_is_half_trained(folds, corrected, failin
 
     said = told(*plan)
     assert "3d_fullres-unet: fold 0 stays valid" in said
+    assert f"fold 0 of 3d_fullres-unet: of its held-out cases, the label of {case} has changed; score it again" in said
     assert f"fold 1 of 3d_fullres-unet: begun with other contents: the label of {case} has changed" in said
     before = state_of(workspace, 1)["position"]
     error = failing(4, *resume)
