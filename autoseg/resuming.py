@@ -53,7 +53,7 @@ def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOp
     """
     finished = bool(saved.get("finished"))
     _require_same_plan(saved, task, options, finished)
-    _require_same_cases(saved, task, finished)
+    _require_same_cases(saved, task, options, finished)
     _require_same_beginning(saved, task, options)
     changed = content_differences(saved.get("contents", {}), task.contents, task.split.train)
     if changed and not finished:
@@ -78,7 +78,8 @@ def remarks_on_contents(saved: dict[str, Any], task: FoldTask, options: FoldOpti
         if not saved["finished"]:
             remarks.append(f"{what}the training resumes, and is watched on the new content from now on")
         else:
-            evaluate = command("evaluate", "-c", task.configuration_name, "-w", task.workspace.root)
+            model = ("-c", task.configuration_name, "--network", task.configuration.network.name)
+            evaluate = command("evaluate", *model, "-w", task.workspace.root)
             remarks.append(f"{what}its weights stay valid; score it again: {evaluate}")
     return remarks
 
@@ -97,13 +98,9 @@ def nothing_to_finish(task: FoldTask) -> StateError:
     )
 
 
-def again(task: FoldTask, options: FoldOptions, *more: object, length: tuple[str, ...] | None = None) -> str:
-    """The command that trains this fold under the present plan, with further options.
-
-    Args:
-        length: options that say how long; None: as the plan says.
-    """
-    words = [*command_of_fold(task), *(_length_of(task) if length is None else length)]
+def again(task: FoldTask, options: FoldOptions, *more: object) -> str:
+    """The command that trains this fold under the present plan, with further options."""
+    words = [*command_of_fold(task), *_length_of(task)]
     settings = [word for setting in options.settings for word in ("--set", setting)]
     return command(*words, *settings, *more, "-w", task.workspace.root)
 
@@ -141,7 +138,7 @@ def _require_same_plan(saved: dict[str, Any], task: FoldTask, options: FoldOptio
     )
 
 
-def _require_same_cases(saved: dict[str, Any], task: FoldTask, finished: bool) -> None:
+def _require_same_cases(saved: dict[str, Any], task: FoldTask, options: FoldOptions, finished: bool) -> None:
     split = task.split
     source = "the dataset" if split.fold == FULL else f"fold {split.fold} of splits.json"
     for what, cases, trained in (("train on", split.train, "train"), ("hold out", split.validation, "validation")):
@@ -149,13 +146,15 @@ def _require_same_cases(saved: dict[str, Any], task: FoldTask, finished: bool) -
             raise StateError(
                 f"{task.folder} was trained with other cases: {source} is to {what} others "
                 f"({len(differ)} differ, {differ[0]} is one)",
-                remedy="put back the splits.json it was trained with, or retrain from scratch with --restart " + KEPT,
+                remedy="put back the splits.json it was trained with, or retrain from scratch: "
+                f"{again(task, options, '--restart')} {KEPT}",
             )
         if list(cases) != list(saved[trained]) and not finished:
             raise StateError(
                 f"{task.folder}: splits.json has the cases of fold {split.fold} in another order than it was begun "
                 "with, and the batches that are due follow from it",
-                remedy="put back the splits.json it was begun with, or retrain from scratch with --restart " + KEPT,
+                remedy="put back the splits.json it was begun with, or retrain from scratch: "
+                f"{again(task, options, '--restart')} {KEPT}",
             )
 
 
@@ -166,7 +165,8 @@ def _require_same_beginning(saved: dict[str, Any], task: FoldTask, options: Fold
     began = f"from {known}" if known else "from random weights"
     raise StateError(
         f"{task.folder} began {began}, not from {asked}",
-        remedy="leave --init-from out to resume, or retrain from that model with --restart " + KEPT,
+        remedy="leave --init-from out to resume, or retrain from that model: "
+        f"{again(task, options, '--init-from', asked, '--restart')} {KEPT}",
     )
 
 

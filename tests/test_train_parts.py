@@ -408,7 +408,7 @@ def test_other_contents_of_training_cases_are_refused_while_a_fold_is_half_train
     (remark,) = remarks_on_contents(half, held_out, options)
     assert "of its held-out cases, the label of d has changed: the training resumes" in remark
     (remark,) = remarks_on_contents(done, held_out, options)
-    assert f"score it again: autoseg evaluate -c 3d_fullres -w {tmp_path}" in remark
+    assert f"score it again: autoseg evaluate -c 3d_fullres --network unet -w {tmp_path}" in remark
     require_same_training(saved_of(plan, contents={}, finished=False), relabelled, options)  # begun by an older version
 
 
