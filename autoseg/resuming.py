@@ -20,6 +20,7 @@ from autoseg.same_training import (
     content_differences,
     describe_contents,
     describe_differences,
+    options_between,
     plan_differences,
 )
 from autoseg.sources import plan_again
@@ -105,6 +106,17 @@ def again(task: FoldTask, options: FoldOptions, *more: object) -> str:
     return command(*words, *settings, *more, "-w", task.workspace.root)
 
 
+def as_begun(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> str:
+    """How a fold is trained as it was begun: the command, where options of `train` can bring that about."""
+    found = options_between(saved["plan"], to_plain(task.plan), task.configuration_name)
+    if found is None:
+        return "put back the plan.json it was begun under (plan keeps it as plan.before-*.json)"
+    length = () if set(found) & {"--epochs", "--steps", "--time-budget"} else _length_of(task)
+    settings = [word for setting in options.settings for word in ("--set", setting)]
+    words = [*command_of_fold(task), *length, *settings, *found]
+    return f"train it as it was begun: {command(*words, '-w', task.workspace.root)}"
+
+
 def command_of_fold(task: FoldTask) -> list[str]:
     """`train -f 0 -c 3d_fullres --network unet`."""
     network = task.configuration.network.name
@@ -133,8 +145,7 @@ def _require_same_plan(saved: dict[str, Any], task: FoldTask, options: FoldOptio
         )
     raise StateError(
         f"{task.folder} was trained under another plan: {differ}",
-        remedy="repeat the options it was begun with, or retrain from scratch: "
-        f"{again(task, options, '--restart')} {KEPT}",
+        remedy=f"{as_begun(saved, task, options)}; or retrain from scratch: {again(task, options, '--restart')} {KEPT}",
     )
 
 

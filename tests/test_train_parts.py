@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autoseg.cli import build_parser
 from autoseg.data.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.fold import Fold, FoldOptions, FoldTask
@@ -378,6 +380,24 @@ def test_other_cases_are_refused(tmp_path, cases, said):
     with pytest.raises(StateError, match="in another order"):
         require_same_training(saved_of(plan), reordered, FoldOptions())
     require_same_training(saved_of(plan, finished=True), reordered, FoldOptions())
+
+
+def test_a_refusal_names_the_command_under_which_a_fold_is_what_it_was(tmp_path):
+    """Begun with options that were not repeated, and asked for with others."""
+    plan = plan_of()
+    begun = plan.with_settings(["training.epochs=7", "training.learning_rate=0.5"])
+    asked = ("training.seed=5", "training.learning_rate=0.25")
+    task = task_of(plan.with_settings(asked), tmp_path)
+    with pytest.raises(StateError, match=r"training\.learning_rate, training\.seed differ") as caught:
+        require_same_training(saved_of(begun), task, FoldOptions(settings=asked))
+    words = shlex.split(caught.value.remedy.partition("as it was begun: ")[2].partition("; or")[0])
+    typed = build_parser().parse_args(words[1:])
+    again = plan.with_settings([*typed.settings, f"training.epochs={typed.epochs}"])
+    assert (typed.folds, typed.configuration, typed.workspace) == (["0"], "3d_fullres", tmp_path)
+    require_same_training(saved_of(begun), task_of(again, tmp_path), FoldOptions())
+    with pytest.raises(StateError) as caught:
+        require_same_training(saved_of(replace(plan, orientation="as_stored")), task, FoldOptions())
+    assert "put back the plan.json it was begun under" in caught.value.remedy
 
 
 def with_contents(task: FoldTask, **contents: tuple[str, str]) -> FoldTask:
