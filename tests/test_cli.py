@@ -422,6 +422,9 @@ def test_status_says_where_a_workspace_stands(tmp_path, capsys):
     assert status.status(workspace).splitlines()[-1] == f"next: autoseg evaluate -w {root}"
     workspace.crossval("3d_fullres", "unet").write_text("{}")
     assert "next: autoseg predict" in status.status(workspace).splitlines()[-1]
+    later = workspace.crossval("3d_fullres", "unet").stat().st_mtime + 60
+    os.utime(folder / "validation" / "a.nii.gz", (later, later))  # segmented again since it was scored
+    assert status.status(workspace).splitlines()[-1] == f"next: autoseg evaluate -w {root}"
 
 
 def test_env_names_versions_and_memory(capsys):
