@@ -6,11 +6,12 @@ takes no time, and read again only files whose size or time differ: a copy has o
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.dataset import Case, Dataset
-from autoseg.errors import StateError
+from autoseg.errors import StateError, StorageError
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
 from autoseg.same_training import command
@@ -92,7 +93,8 @@ def changed_since(workspace: Workspace, cases: Sequence[Case]) -> list[str]:
         else:
             changed.append(path)
     if renewed:
-        save(workspace.sources, replace(known, files=known.files | renewed))
+        with suppress(StorageError):  # who may only read reads again next time
+            save(workspace.sources, replace(known, files=known.files | renewed))
     return sorted(changed)
 
 

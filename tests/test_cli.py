@@ -319,6 +319,14 @@ def test_what_was_stopped_says_how_to_go_on(error, code, monkeypatch, capsys):
     assert capsys.readouterr().err == f"{error}\n  -> go on with: autoseg train -f 0,1 --epochs 3 -w 'my folder'\n"
 
 
+def test_a_restart_that_was_stopped_before_it_began_is_still_due(monkeypatch, capsys):
+    stopped = Stopped("stopped by SIGTERM")
+    stopped.restart_due = True
+    monkeypatch.setattr("autoseg.pipeline.train_folds", lambda *_: (_ for _ in ()).throw(stopped))
+    assert run("train", "-f", "0", "--restart") == 75
+    assert "go on with: autoseg train -f 0 --restart\n" in capsys.readouterr().err
+
+
 def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(status, "status", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -414,6 +422,9 @@ def test_status_says_where_a_workspace_stands(tmp_path, capsys):
     assert status.status(workspace).splitlines()[-1] == f"next: autoseg evaluate -w {root}"
     workspace.crossval("3d_fullres", "unet").write_text("{}")
     assert "next: autoseg predict" in status.status(workspace).splitlines()[-1]
+    later = workspace.crossval("3d_fullres", "unet").stat().st_mtime + 60
+    os.utime(folder / "validation" / "a.nii.gz", (later, later))  # segmented again since it was scored
+    assert status.status(workspace).splitlines()[-1] == f"next: autoseg evaluate -w {root}"
 
 
 def test_env_names_versions_and_memory(capsys):

@@ -11,7 +11,7 @@ from autoseg.pipeline.opening import Say, choose_device, open_plan
 from autoseg.plan import Plan
 from autoseg.problems import problem_table
 from autoseg.records import load, to_plain
-from autoseg.same_training import what_is_seen
+from autoseg.same_training import SEEN, what_is_seen
 from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
@@ -125,7 +125,7 @@ def notes_on(model: "Model", plan: Plan) -> list[str]:
         )
     name = model.configuration_name
     trained, today = (what_is_seen(to_plain(one), name) for one in (model.plan, plan))
-    if differ := [key for key in today if today[key] != trained[key]]:
+    if differ := [key for key in SEEN if today[key] != trained[key]]:
         notes.append(
             f"note: {model.name} was trained under another plan than that of today ({', '.join(differ)} differ); it "
             "predicts by the one it was trained under"
@@ -134,7 +134,7 @@ def notes_on(model: "Model", plan: Plan) -> list[str]:
 
 
 def _voters(model: "Model") -> str:
-    """ "5 folds", "1 fold", "the model of all cases"."""
+    """What of a model votes: "5 folds", "1 fold", "the model of all cases"."""
     count = sum(fold != FULL for fold in model.folds)
     parts = [f"{count} fold{'s' * (count != 1)}"] if count else []
     return " and ".join([*parts, *(["the model of all cases"] if FULL in model.folds else [])])

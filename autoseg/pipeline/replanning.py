@@ -119,6 +119,9 @@ def folds_after(workspace: Workspace, dataset: Dataset, plan: Plan, splits: Spli
                 lines.append(f"note: fold {fold} of {name}-{network}: {found.refused}; to retrain it: {again}")
                 continue
             valid.append(fold)
+            if found.held_out and begun.finished:
+                scores = command("evaluate", "-c", name, "--network", network, "-w", workspace.root)
+                lines.append(f"note: fold {fold} of {name}-{network}: {found.held_out}; score it again: {scores}")
             if found.remark:
                 lines.append(f"note: fold {fold} of {name}-{network}: {found.remark}; to retrain it: {again}")
         if valid:

@@ -8,6 +8,7 @@ from autoseg.data.splits import Split, Splits
 from autoseg.dataset import parse_options
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.pipeline.folds import require_known
 from autoseg.pipeline.opening import Say, choose_device, load_records
 from autoseg.plan import Plan
 from autoseg.records import load, save
@@ -40,6 +41,7 @@ def cross_validate(
     name, chosen = plan.configuration(configuration)
     cases = {case.id: case for case in dataset.cases}
     scored, notes = folds_to_score(workspace, plan, name, splits)
+    require_known(workspace, dataset, scored)
     jobs = {}
     for split in scored:
         held_out = [cases[i] for i in split.validation]

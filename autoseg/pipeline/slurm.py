@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +200,7 @@ class AutosegJob:
     """
 
     program: tuple[str, ...] = (sys.executable, "-u", "-m", "autoseg")
-    submitted: float = 0.0  # by `time.time`
+    submitted: float = field(default=0.0, compare=False)  # by `time.time`
 
     def __call__(self, arguments: Sequence[str]) -> None:
         import submitit
