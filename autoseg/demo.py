@@ -16,6 +16,7 @@ from autoseg.imaging.geometry import Volume, to_canonical
 from autoseg.imaging.readers import read_image, read_labels
 from autoseg.phantom import LABELS
 from autoseg.phantom import write_dataset as write_dataset
+from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace, write_atomically
 
 FOLDS = 5
@@ -129,12 +130,14 @@ def run(out: Path, *, time_budget_seconds: float | None = None) -> int:
     dataset, segmentations, picture_path = out / "dataset", out / "segmentations", out / "segmentation.png"
     workspace = Workspace(out / "workspace")
     commands = [
-        f"autoseg demo --data-only -o {out}",
-        f"autoseg plan {dataset} -w {workspace.root}",
-        f"autoseg train -f 0..{FOLDS - 1} --time-budget {seconds:g}s -w {workspace.root}",
-        f"autoseg evaluate -w {workspace.root}",
-        f"autoseg predict -i {dataset / 'imagesTs'} -o {segmentations} -w {workspace.root}",
-        f"autoseg evaluate --predictions {segmentations} --references {dataset / 'labelsTs'} -w {workspace.root}",
+        suggest("demo", "--data-only", "-o", out, workspace=None),
+        suggest("plan", dataset, workspace=workspace.root),
+        suggest("train", "-f", f"0..{FOLDS - 1}", "--time-budget", f"{seconds:g}s", workspace=workspace.root),
+        suggest("evaluate", workspace=workspace.root),
+        suggest("predict", "-i", dataset / "imagesTs", "-o", segmentations, workspace=workspace.root),
+        suggest(
+            "evaluate", "--predictions", segmentations, "--references", dataset / "labelsTs", workspace=workspace.root
+        ),
     ]
     _announce(commands[0])
     write_dataset(dataset)

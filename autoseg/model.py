@@ -13,6 +13,7 @@ from autoseg.from_plan import build_plan_network
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.plan import Configuration, Plan
 from autoseg.records import from_plain
+from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace
 
 # What models that work together must have in common.
@@ -75,12 +76,19 @@ def open_model(
         elif folds is not None:
             raise StateError(
                 f"fold {fold} in {path.parent} has not been trained to the end",
-                remedy=f"go on with: autoseg train -f {fold} -c {configuration_name}",
+                remedy="resume it with: "
+                + suggest(
+                    "train", "-f", fold, workspace=workspace.root, configuration=configuration_name, network=network
+                ),
             )
     missing = sorted(set(folds or ()) - set(states))
     if missing or not states:
         which = f"fold {missing[0]} of {folder}" if missing else f"{folder}"
-        raise StateError(f"{which} is not trained", remedy=f"train it: autoseg train -f 0..4 -c {configuration_name}")
+        raise StateError(
+            f"{which} is not trained",
+            remedy="train it: "
+            + suggest("train", workspace=workspace.root, configuration=configuration_name, network=network),
+        )
     plans = {fold: from_plain(Plan, state["plan"], f"fold {fold}: plan") for fold, state in states.items()}
     first = min(states)
     plan = plans[first]

@@ -12,6 +12,7 @@ from autoseg.data.splits import Splits
 from autoseg.plan import Plan
 from autoseg.processes import available_cores
 from autoseg.records import load
+from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import Workspace
 
 LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "scikit-image", "batchgenerators", "tqdm", "matplotlib")
@@ -20,7 +21,7 @@ LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "scikit-image", 
 def status(workspace: Workspace) -> str:
     """What exists in a workspace, fold by fold, and the next command."""
     if not workspace.plan.exists():
-        return f"{workspace.root}: nothing planned yet\nnext: autoseg plan DATASET -w {workspace.root}"
+        return f"{workspace.root}: nothing planned yet\nnext: " + suggest("plan", ANY_DATASET, workspace=workspace.root)
     plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
     cases = len(splits.splits[0].train) + len(splits.splits[0].validation)
     lines = [f"{workspace.root}: {plan.dataset}, {cases} cases, {len(splits.splits)} folds, planned for {plan.device}"]
@@ -37,11 +38,11 @@ def status(workspace: Workspace) -> str:
             lines += [f"{name}-{network}", *_model_status(workspace, name, network, splits)[0]]
     todo = untrained[plan.recommended]
     if todo:
-        command = f"autoseg train -f {','.join(map(str, todo))} -w {workspace.root}"
+        command = suggest("train", "-f", ",".join(map(str, todo)), workspace=workspace.root)
     elif not workspace.crossval(plan.recommended, plan.configurations[plan.recommended].network.name).exists():
-        command = f"autoseg evaluate -w {workspace.root}"
+        command = suggest("evaluate", workspace=workspace.root)
     else:
-        command = f"autoseg predict -i IMAGES -o SEGMENTATIONS -w {workspace.root}"
+        command = suggest("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", workspace=workspace.root)
     return "\n".join([*lines, f"next: {command}"])
 
 

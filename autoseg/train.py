@@ -32,6 +32,7 @@ from autoseg.nn.checkpoint import load_newest, remove_leftovers
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
 from autoseg.pseudo_dice import Batch, WatchedSamples, validate
 from autoseg.stopping import StopSignals
+from autoseg.suggestions import LESS_MEMORY
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
 RETREATS = 2  # times it does so before it gives up
@@ -213,7 +214,7 @@ def take_less(fold: Fold, samples: int, reason: str) -> None:
     if state.micro_batches >= samples or task.ranks.count > 1:
         raise OutOfMemory(
             f"fold {task.number}: {reason}",
-            remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
+            remedy=f"{LESS_MEMORY}, or end other programs that use this device",
         )
     state.micro_batches = min(2 * state.micro_batches, samples)
     state.optimizer.zero_grad(set_to_none=True)
@@ -267,7 +268,7 @@ def training_step(
             raise
         raise OutOfMemory(
             f"there is no memory for what the optimiser remembers: {str(error).splitlines()[0]}",
-            remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
+            remedy=f"{LESS_MEMORY}, or end other programs that use this device",
         ) from None
     if not finite and scaler.get_scale() < 1:  # it has skipped such steps while it looked for its scale, in vain
         return math.nan

@@ -6,6 +6,7 @@ from pathlib import Path
 from autoseg.dataset import Case, images_in
 from autoseg.errors import StateError, UsageError
 from autoseg.pipeline.opening import Say, choose_device, open_plan
+from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace
 
 
@@ -60,6 +61,8 @@ def _named_models(workspace: Workspace, names: Sequence[str]) -> list[tuple[str,
     """Configuration and network of each named model, each once."""
     known = {f"{configuration}-{network}": (configuration, network) for configuration, network in workspace.models()}
     if missing := [name for name in names if name not in known]:
-        remedy = f"there are: {', '.join(known)}" if known else "train first: autoseg train -f 0..4"
+        remedy = (
+            f"there are: {', '.join(known)}" if known else "train first: " + suggest("train", workspace=workspace.root)
+        )
         raise StateError(f"{workspace.root} holds no model {missing[0]!r}", remedy=remedy)
     return [known[name] for name in dict.fromkeys(names)]

@@ -9,6 +9,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.pipeline.opening import Say, choose_device, load_records
 from autoseg.plan import Plan
 from autoseg.records import load, save
+from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:  # torch is imported where something is predicted
@@ -43,7 +44,8 @@ def cross_validate(
     if not jobs:
         raise StateError(
             f"no fold of {name} ({chosen.network.name}) is trained in {workspace.root}",
-            remedy=f"train first: autoseg train -f 0..4 -c {name} --network {chosen.network.name}",
+            remedy="train first: "
+            + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
         )
     result = cross_validate_folds(name, chosen.network.name, jobs, len(splits.splits), workers=workers)
     save(workspace.crossval(name, chosen.network.name), result)
@@ -67,9 +69,8 @@ def _other_models(workspace: Workspace, shown: tuple[str, str]) -> list[str]:
         if (configuration, network) == shown:
             continue
         if not path.exists():
-            lines.append(
-                f"{configuration}, {network}: not evaluated (autoseg evaluate -c {configuration} --network {network})"
-            )
+            command = suggest("evaluate", workspace=workspace.root, configuration=configuration, network=network)
+            lines.append(f"{configuration}, {network}: not evaluated ({command})")
             continue
         result = load(CrossValidation, path)
         dice = mean_over_labels(result.summary)
