@@ -123,6 +123,8 @@ def run(out: Path, *, time_budget_seconds: float | None = None) -> int:
 
     began = time.perf_counter()
     seconds = time_budget_seconds or SECONDS_PER_FOLD
+    if out.exists() and not out.is_dir():
+        raise StateError(f"{out} is a file", remedy="choose a folder with --out")
     if out.exists() and any(out.iterdir()):
         if not (out / "dataset" / "dataset.json").exists():
             raise StateError(f"{out} is not empty and holds no demo", remedy="choose another folder with --out")

@@ -72,6 +72,8 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             vram_gb=vram_gb,
         )
         plan = plan.with_settings(options.settings)
+        for name in options.configurations:
+            plan.configuration(name)  # refused before anything is stored
         splits = _split(dataset, fingerprint, workspace, options.seed)
         say(describe(plan))
         say("\n" + summary(plan) + "\n")
