@@ -48,5 +48,12 @@ def shortened(text: str) -> str:
     return repr(text if len(text) < 40 else text[:37] + "...")
 
 
+def name(text: str) -> str:
+    """The type of an option that names a configuration or a network: not empty, and no path."""
+    if not text.strip() or "/" in text:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a name")
+    return text
+
+
 positive = whole(1, MAX_STEPS)
 share = above(0, 1)

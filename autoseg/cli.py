@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
-from autoseg.arguments import above, duration, positive, share, whole
+from autoseg.arguments import above, duration, name, positive, share, whole
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
 from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
+from autoseg.suggestions import DEFAULT_WORKSPACE, LESS_MEMORY, complete
 
 if TYPE_CHECKING:
     from autoseg.dataset import IntakeOptions
     from autoseg.workspace import FoldName
 
 MAX_FOLD = 9999
-DEFAULT_WORKSPACE = Path("autoseg_workspace")
 INTERRUPTED = 130
-OUT_OF_MEMORY_REMEDY = "plan for less memory (autoseg plan --vram 8), or use a machine with more"
+OUT_OF_MEMORY_REMEDY = f"{LESS_MEMORY}, or use a machine with more"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{stopped}\n  -> go on with: {command}", file=sys.stderr)
         return stopped.exit_code
     except AutosegError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {complete(str(error), getattr(options, 'workspace', None))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        print(f"error: out of memory: {error}\n  -> {OUT_OF_MEMORY_REMEDY}", file=sys.stderr)
+        remedy = complete(OUT_OF_MEMORY_REMEDY, getattr(options, "workspace", None))
+        print(f"error: out of memory: {error}\n  -> {remedy}", file=sys.stderr)
         return OutOfMemory.exit_code
 
 
@@ -72,8 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"autoseg {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=help, allow_abbrev=False)
+    def command(called: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(called, help=help, allow_abbrev=False)
 
     demo = command("demo", help="synthetic data through the whole pipeline: does this installation work?")
     demo.add_argument(
@@ -104,7 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--preset", choices=("s", "m", "l", "xl"), default=None,
         help="s: CPU; m, l, xl: residual encoders for 8, 24, 40 GB (default: plain U-Net for the machine at hand)",
     )  # fmt: skip
-    plan.add_argument("--network", default=None, help="architecture, e.g. attention_unet (default: the preset's)")
+    plan.add_argument(
+        "--network", type=name, default=None, help="architecture, e.g. attention_unet (default: the preset's)"
+    )
     plan.add_argument(
         "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone (default: autoseg)"
     )
@@ -218,8 +221,8 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
-    parser.add_argument("--network", default=None, help="default: the one that was planned for")
+    parser.add_argument("-c", "--configuration", type=name, default=None, help="default: the recommended one")
+    parser.add_argument("--network", type=name, default=None, help="default: the one that was planned for")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

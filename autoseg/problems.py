@@ -47,6 +47,7 @@ from autoseg.intake.voxels import (
     to_channels,
 )
 from autoseg.processes import map_in_processes
+from autoseg.suggestions import suggest
 
 __all__ = ["Problem", "check", "problem_table", "without_bad_cases"]
 
@@ -209,7 +210,8 @@ def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
     test_cases = tuple(case for case in dataset.test_cases if case.id not in bad)
     left_out = sorted({case.id for case in (*dataset.cases, *dataset.test_cases)} & bad)
     if not cases:
-        raise DataError("every training case has an error", remedy="correct them: `autoseg check` lists all")
+        command = suggest("check", Path(dataset.root), workspace=None)
+        raise DataError("every training case has an error", remedy=f"correct them; this lists all: {command}")
     splits = [
         replace(
             split,

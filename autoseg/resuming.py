@@ -16,7 +16,6 @@ from autoseg.fold_state import UNKNOWN
 from autoseg.plan import LENGTHS, Training
 from autoseg.records import from_plain, to_plain
 from autoseg.same_training import (
-    command,
     content_differences,
     describe_contents,
     describe_differences,
@@ -24,6 +23,7 @@ from autoseg.same_training import (
     plan_differences,
 )
 from autoseg.sources import plan_again
+from autoseg.suggestions import suggest
 from autoseg.workspace import FULL
 
 KEPT = "(the old fold is kept aside)"
@@ -79,8 +79,8 @@ def remarks_on_contents(saved: dict[str, Any], task: FoldTask, options: FoldOpti
         if not saved["finished"]:
             remarks.append(f"{what}the training resumes, and is watched on the new content from now on")
         else:
-            model = ("-c", task.configuration_name, "--network", task.configuration.network.name)
-            evaluate = command("evaluate", *model, "-w", task.workspace.root)
+            network, where = task.configuration.network.name, task.workspace.root
+            evaluate = suggest("evaluate", workspace=where, configuration=task.configuration_name, network=network)
             remarks.append(f"{what}its weights stay valid; score it again: {evaluate}")
     return remarks
 
@@ -95,7 +95,7 @@ def nothing_to_finish(task: FoldTask) -> StateError:
     """The refusal to finish what has not learnt anything."""
     return StateError(
         f"{task.folder} has no step that could be finished",
-        remedy=f"train it: {command(*command_of_fold(task), '-w', task.workspace.root)}",
+        remedy=f"train it: {suggest(*command_of_fold(task), workspace=task.workspace.root)}",
     )
 
 
@@ -103,7 +103,7 @@ def again(task: FoldTask, options: FoldOptions, *more: object) -> str:
     """The command that trains this fold under the present plan, with further options."""
     words = [*command_of_fold(task), *_length_of(task)]
     settings = [word for setting in options.settings for word in ("--set", setting)]
-    return command(*words, *settings, *more, "-w", task.workspace.root)
+    return suggest(*words, *settings, *more, workspace=task.workspace.root)
 
 
 def as_begun(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> str:
@@ -114,7 +114,7 @@ def as_begun(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> str
     length = () if set(found) & {"--epochs", "--steps", "--time-budget"} else _length_of(task)
     settings = [word for setting in options.settings for word in ("--set", setting)]
     words = [*command_of_fold(task), *length, *settings, *found]
-    return f"train it as it was begun: {command(*words, '-w', task.workspace.root)}"
+    return f"train it as it was begun: {suggest(*words, workspace=task.workspace.root)}"
 
 
 def command_of_fold(task: FoldTask) -> list[str]:

@@ -15,7 +15,6 @@ Plans are compared as plain data, because checkpoints of older versions lack fie
 """
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -162,8 +161,3 @@ def describe_contents(found: Mapping[str, Sequence[str]]) -> str:
     others = len(found) - 1
     many = f" and {others} other case{'s' * (others > 1)}" if others else ""
     return f"{parts} of {first}{many} {'has' if len(found) == 1 and len(found[first]) == 1 else 'have'} changed"
-
-
-def command(*words: object, options: Sequence[str] = ()) -> str:
-    """A command line of autoseg, quoted for a shell."""
-    return shlex.join(["autoseg", *map(str, words), *options])

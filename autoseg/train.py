@@ -42,6 +42,7 @@ from autoseg.resuming import (
 )
 from autoseg.same_training import content_differences
 from autoseg.stopping import StopSignals
+from autoseg.suggestions import LESS_MEMORY
 from autoseg.validation_budget import keep_inference
 from autoseg.workspace import FoldName
 
@@ -301,7 +302,7 @@ def take_less(fold: Fold, samples: int, reason: str) -> None:
     if state.micro_batches >= samples or task.ranks.count > 1:
         raise OutOfMemory(
             f"fold {task.number}: {reason}",
-            remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
+            remedy=f"{LESS_MEMORY}, or end other programs that use this device",
         )
     state.micro_batches = min(2 * state.micro_batches, samples)
     state.optimizer.zero_grad(set_to_none=True)
@@ -355,7 +356,7 @@ def training_step(
             raise
         raise OutOfMemory(
             f"there is no memory for what the optimiser remembers: {str(error).splitlines()[0]}",
-            remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
+            remedy=f"{LESS_MEMORY}, or end other programs that use this device",
         ) from None
     if not finite and scaler.get_scale() < 1:  # it has skipped such steps while it looked for its scale, in vain
         return math.nan

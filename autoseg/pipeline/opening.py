@@ -14,12 +14,13 @@ from autoseg.fingerprint import Fingerprint
 from autoseg.plan import Plan
 from autoseg.planner import describe, with_network
 from autoseg.records import load, save
+from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
 
-PLAN_FIRST = "make a plan first: autoseg plan DATASET"
+PLAN_FIRST = "make a plan first: " + suggest("plan", ANY_DATASET)
 DEVICES = ("cuda", "cpu", "mps")
 Say = Callable[[str], None]
 
@@ -40,7 +41,8 @@ def load_records(workspace: Workspace, network: str | None = None, say: Say = pr
                 raise StateError(
                     f"{workspace.splits.name}.splits[{i}].{key}: expected cases of {workspace.dataset.name}, found "
                     f"{unknown[0]!r}",
-                    remedy=f"correct it in {workspace.splits}, or plan the dataset again",
+                    remedy=f"correct it in {workspace.splits}, or plan again: "
+                    + suggest("plan", Path(dataset.root), workspace=workspace.root),
                 )
     return dataset, plan, splits
 

@@ -79,6 +79,8 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
         )
         plan = replace(plan, file_names=dataset.file_names, grids=training_grids(fingerprint))
         plan = with_kept_statistics(plan, workspace, say).with_settings(options.settings)
+        for name in options.configurations:
+            plan.configuration(name)  # refused before anything is stored
         splits = _split(dataset, fingerprint, workspace, options.seed)
         say(describe(plan))
         say("\n" + summary(plan) + "\n")

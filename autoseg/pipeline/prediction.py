@@ -12,6 +12,7 @@ from autoseg.plan import Plan
 from autoseg.problems import problem_table
 from autoseg.records import load, to_plain
 from autoseg.same_training import SEEN, what_is_seen
+from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
@@ -144,6 +145,8 @@ def _named_models(workspace: Workspace, names: Sequence[str]) -> list[tuple[str,
     """Configuration and network of each named model, each once."""
     known = {f"{configuration}-{network}": (configuration, network) for configuration, network in workspace.models()}
     if missing := [name for name in names if name not in known]:
-        remedy = f"there are: {', '.join(known)}" if known else "train first: autoseg train -f 0..4"
+        remedy = (
+            f"there are: {', '.join(known)}" if known else "train first: " + suggest("train", workspace=workspace.root)
+        )
         raise StateError(f"{workspace.root} holds no model {missing[0]!r}", remedy=remedy)
     return [known[name] for name in dict.fromkeys(names)]

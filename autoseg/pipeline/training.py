@@ -9,8 +9,8 @@ from autoseg.errors import StateError, Stopped, UsageError
 from autoseg.pipeline.folds import Folds, TrainOptions
 from autoseg.pipeline.opening import Say, choose_device
 from autoseg.pipeline.planning import FOLDS
-from autoseg.same_training import command
 from autoseg.stopping import StopSignals
+from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, Workspace
 
 if TYPE_CHECKING:  # torch is imported when training begins
@@ -102,7 +102,7 @@ def begun_among(folds: Folds, name: str, chosen: "list[Split]", say: Say) -> "li
     if not begun:
         raise StateError(
             f"none of the folds of {name} was begun: there is nothing to finish",
-            remedy=f"train them: {command('train', '-c', name, '-w', folds.workspace.root)}",
+            remedy=f"train them: {suggest('train', workspace=folds.workspace.root, configuration=name)}",
         )
     for split in chosen:
         if split not in begun:
@@ -203,7 +203,7 @@ def _require_held_out(folds: Folds, name: str, split: Split) -> None:
 
     begun = read_begun(folds.folder(name, split.fold))
     if begun and (seen := sorted(set(begun.basis.train) & set(split.validation))):
-        again = command("train", "-f", split.fold, "-c", name, "--restart", "-w", folds.workspace.root)
+        again = suggest("train", "-f", split.fold, "--restart", workspace=folds.workspace.root, configuration=name)
         raise StateError(
             f"fold {split.fold} of {name} was trained on {seen[0]}, which splits.json has it hold out",
             remedy=f"put back the splits.json it was trained with, or retrain it: {again}",
