@@ -98,6 +98,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone (default: autoseg)"
     )
     plan.add_argument("--no-preprocess", action="store_true", help="decide only")
+    plan.add_argument("--explain", action="store_true", help="print every decision with its reason")
+    plan.add_argument(
+        "--time-budget", type=duration, default=None,
+        help="wall time per fold, to train for and to size a CPU's steps by (default: the recipe's epochs, and 1h)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--cpu-rate", type=cpu_rate, default="measured", metavar="RATE",
+        help="speed of the CPU planned for: measured, reference (the same plan on every machine), or times the "
+        "reference, e.g. 0.5 (default: measured)",
+    )  # fmt: skip
     add_settings(plan)
     plan.set_defaults(run=run_plan)
 
@@ -222,6 +232,19 @@ def duration(text: str) -> float:
     return total
 
 
+def cpu_rate(text: str) -> str | float:
+    """ "measured", "reference", or a number above 0."""
+    if text in ("measured", "reference"):
+        return text
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither measured, reference nor a number above 0")
+    return rate
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     if not text.isdigit() or int(text) < 1:
@@ -280,6 +303,9 @@ def run_plan(options: argparse.Namespace) -> None:
             preset=options.preset,
             network=options.network,
             vram_gb=options.vram,
+            time_budget_seconds=options.time_budget,
+            cpu_rate=options.cpu_rate,
+            explain=options.explain,
             configurations=tuple(filter(None, options.configurations.split(","))),
             skip_bad=options.skip_bad,
             settings=tuple(options.settings),

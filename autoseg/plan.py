@@ -88,6 +88,7 @@ class Cost:
     disk_bytes: int  # of the preprocessed copy
     flops: int  # floating-point operations of one training step
     seconds_per_step: float | None  # None: this device was never measured (autoseg calibrate)
+    flops_per_second: float | None = None  # of a CPU, rounded: the rate that its step was sized by; None: not known
 
 
 @dataclass(frozen=True)

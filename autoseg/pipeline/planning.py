@@ -1,5 +1,6 @@
 """Folder -> checked cases -> fingerprint -> plan -> splits -> preprocessed cases."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,8 @@ from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, sum
 from autoseg.pipeline.opening import Say, gpu_memory_gb
 from autoseg.plan import Plan
 from autoseg.planner import describe, make_plan
+from autoseg.planning.overview import overview
+from autoseg.planning.pace import REFERENCE, Pace, pace
 from autoseg.planning.table import summary
 from autoseg.preprocess import preprocess
 from autoseg.problems import check, problem_table, without_bad_cases
@@ -20,6 +23,7 @@ from autoseg.records import load, save
 from autoseg.workspace import Workspace, lock
 
 FOLDS = 5
+COUNTED_LABELS = 9  # more are counted where they are listed
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class PlanOptions:
     preset: Literal["s", "m", "l", "xl"] | None = None
     network: str | None = None  # None: the preset's
     vram_gb: float | None = None  # plan for a GPU of this memory; None: for the machine at hand
+    time_budget_seconds: float | None = None  # wall time of a fold; None: the recipe's epochs, sized for an hour
+    # of a CPU: measured here, that of the reference machine (the same plans on every machine), or a multiple of it
+    cpu_rate: Literal["measured", "reference"] | float = "measured"
+    explain: bool = False  # say every decision
     configurations: tuple[str, ...] = ()  # to preprocess; empty: the recommended one
     skip_bad: bool = False
     settings: tuple[str, ...] = ()  # key=value, applied to the finished plan
@@ -70,36 +78,79 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             network=options.network,
             device="cpu" if vram_gb is None else "gpu",
             vram_gb=vram_gb,
+            pace=_pace(options) if vram_gb is None and options.preset in (None, "s") else None,
         )
-        plan = plan.with_settings(options.settings)
+        budget = options.time_budget_seconds
+        length = () if budget is None else (f"training.time_budget_seconds={budget:g}",)
+        plan = plan.with_settings((*length, *options.settings))
         splits = _split(dataset, fingerprint, workspace, options.seed)
-        say(describe(plan))
-        say("\n" + summary(plan) + "\n")
-        for note in splits.notes:
-            say(f"note: {note}")
         save(workspace.dataset, dataset)
         save(workspace.fingerprint, fingerprint)
         save(workspace.splits, splits)
         save(workspace.plan, plan)
+        if options.explain:
+            say("\n".join([describe(plan), "", summary(plan), "", *(f"note: {note}" for note in splits.notes)]))
+        else:
+            say(_at_a_glance(dataset, plan, splits, workspace))
         if options.preprocess:
-            for name in options.configurations or (plan.recommended,):
-                store = preprocess(dataset, plan, name, workspace, workers=options.workers)
-                say(f"{name}: {len(dataset.cases)} preprocessed cases in {store.folder}")
+            names = options.configurations or (plan.recommended,)
+            stores = [preprocess(dataset, plan, name, workspace, workers=options.workers) for name in names]
+            folder = stores[0].folder if len(stores) == 1 else workspace.root / "preprocessed"
+            say(f"{', '.join(names)}: {len(dataset.cases)} preprocessed cases in {folder}")
+        say("next: " + shlex.join(["autoseg", "train", "-w", str(workspace.root)]))
     return plan
+
+
+def _at_a_glance(dataset: Dataset, plan: Plan, splits: Splits, workspace: Workspace) -> str:
+    """What a person should see of a plan."""
+    sizes = [len(split.validation) for split in splits.splits]
+    patients = len({case.patient for case in dataset.cases})
+    held = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else str(sizes[0])
+    return overview(
+        plan,
+        understood(dataset),
+        [*dataset.notes, *splits.notes],
+        folds=f"{len(sizes)} by patient ({patients}), each holds {held} case{'s' * (held != '1')} out",
+        last=[
+            f"all {len(plan.decisions)} decisions, with their reasons: in {workspace.plan}; --explain prints them",
+        ],
+    )
+
+
+def _pace(options: PlanOptions) -> Pace:
+    """How fast the CPU planned for trains; measured where that was not done before."""
+    seconds = options.time_budget_seconds
+    if options.cpu_rate == "reference":
+        return pace(None, seconds)
+    if options.cpu_rate != "measured":
+        times = options.cpu_rate
+        rates = {dims: rate * times for dims, rate in REFERENCE.items()}
+        return pace(rates, seconds, f"given: {times:g} times the reference machine's")
+    from autoseg.nn.rate import known_rate
+
+    rate = known_rate()
+    return pace(rate.by_dims, seconds, rate.describe())
 
 
 def describe_dataset(dataset: Dataset) -> str:
     """What was understood of a dataset, in a few lines."""
+    return "\n".join([*understood(dataset), *(f"note: {note}" for note in dataset.notes)])
+
+
+def understood(dataset: Dataset) -> list[str]:
+    """A dataset's name and counts, channels, labels and regions: a line each."""
     patients = len({case.patient for case in dataset.cases})
+    many = len(dataset.labels.values)
+    count = f" ({many})" if many > COUNTED_LABELS else ""
     lines = [
         f"{dataset.name}: {len(dataset.cases)} cases of {patients} patients, {len(dataset.test_cases)} test cases "
         f"({dataset.layout} layout)",
         f"channels: {', '.join(dataset.channels)}",
-        "labels: " + ", ".join(f"{name}={value}" for name, value in dataset.labels.values.items()),
+        f"labels{count}: " + ", ".join(f"{name}={value}" for name, value in dataset.labels.values.items()),
     ]
     if dataset.labels.has_regions:
         lines.append("regions: " + ", ".join(f"{n}={'+'.join(map(str, v))}" for n, v in dataset.labels.regions.items()))
-    return "\n".join([*lines, *(f"note: {note}" for note in dataset.notes)])
+    return lines
 
 
 def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Fingerprint]:
@@ -107,10 +158,11 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
     dataset, problems = discover(root, options.intake)
     measure = partial(measure_case, labels=dataset.labels, samples=samples_per_case(len(dataset.cases)))
     problems, measured = check(dataset, measure, known=problems, workers=options.workers)
-    say(describe_dataset(dataset))
+    errors = [p for p in problems if p.severity == "error"]
+    if errors or options.explain:  # otherwise it is the first that is said of the plan
+        say(describe_dataset(dataset))
     if problems:
         say(problem_table(problems))
-    errors = [p for p in problems if p.severity == "error"]
     if errors and not options.skip_bad:
         raise DataError(
             f"{root} has {len(errors)} errors (listed above)",
