@@ -57,3 +57,16 @@ def name(text: str) -> str:
 
 positive = whole(1, MAX_STEPS)
 share = above(0, 1)
+
+
+def cpu_rate(text: str) -> str | float:
+    """ "measured", "reference", or a number above 0."""
+    if text in ("measured", "reference"):
+        return text
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not measured, reference or a number above 0")
+    return rate

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
-from autoseg.arguments import above, duration, name, positive, share, whole
+from autoseg.arguments import above, cpu_rate, duration, name, positive, share, whole
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
 from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
 from autoseg.suggestions import DEFAULT_WORKSPACE, LESS_MEMORY, complete
@@ -112,6 +112,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone (default: autoseg)"
     )
     plan.add_argument("--no-preprocess", action="store_true", help="decide only")
+    plan.add_argument("--explain", action="store_true", help="print every decision with its reason")
+    plan.add_argument(
+        "--time-budget", type=duration, default=None,
+        help="wall time per fold, to train for and to size a CPU's steps by (default: the recipe's epochs, and 1h)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--cpu-rate", type=cpu_rate, default="measured", metavar="RATE",
+        help="speed of the CPU planned for: measured, reference (the same plan on every machine), or times the "
+        "reference, e.g. 0.5 (default: measured)",
+    )  # fmt: skip
     add_settings(plan)
     plan.set_defaults(run=run_plan)
 
@@ -293,6 +303,9 @@ def run_plan(options: argparse.Namespace) -> None:
             preset=options.preset,
             network=options.network,
             vram_gb=options.vram,
+            time_budget_seconds=options.time_budget,
+            cpu_rate=options.cpu_rate,
+            explain=options.explain,
             configurations=tuple(filter(None, options.configurations.split(","))),
             skip_bad=options.skip_bad,
             settings=tuple(options.settings),

@@ -158,7 +158,7 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     images, labels = dataset / "imagesTs", dataset / "labelsTs"
     commands = [
         suggest("demo", "--data-only", "-o", out, workspace=None),
-        suggest("plan", dataset, "--preset", PRESET, *chosen, workspace=where),
+        suggest("plan", dataset, "--preset", PRESET, "--cpu-rate", "reference", *chosen, workspace=where),
         suggest("train", "-f", f"0..{FOLDS - 1}", *length, workspace=where),
         suggest("evaluate", workspace=where),
         suggest("predict", "-i", images, "-o", segmentations, workspace=where),
@@ -173,7 +173,7 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     announce(1)
     write_dataset(dataset)
     announce(2)
-    plan_dataset(dataset, workspace, PlanOptions(preset=PRESET, settings=settings))
+    plan_dataset(dataset, workspace, PlanOptions(preset=PRESET, cpu_rate="reference", settings=settings))
     announce(3)
     train_folds(workspace, training)
     announce(4)

@@ -144,6 +144,7 @@ class Cost:
     disk_bytes: Count  # of the preprocessed copy
     flops: Count  # floating-point operations of one training step
     seconds_per_step: Annotated[float, above(0, MAX_SECONDS)] | None  # None: this device was never measured
+    flops_per_second: Annotated[float, above(0, MAX_COUNT)] | None = None  # of a CPU, rounded: it sized the step
 
     def __post_init__(self) -> None:
         check_fields(self)
