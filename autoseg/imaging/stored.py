@@ -138,6 +138,14 @@ def refuse_other_content(path: Path, ending: str) -> None:
         raise DataError(f"{path} is {kind.name}; its ending says {ending}", remedy=kind.remedy)
 
 
+def endings_of_content(head: bytes) -> tuple[str, ...]:
+    """The endings that fit what begins with these bytes (the first 512); () where no image format is recognised."""
+    kind = _identify(head)
+    if kind is None and (b"ObjectType" in head[:200] or b"NDims" in head[:200]):  # MetaImage has no signature
+        return (".mha", ".mhd")
+    return () if kind is None else kind.endings
+
+
 def _identify(head: bytes) -> _Kind | None:
     for kind in _KINDS:
         if head.startswith(kind.beginning):
