@@ -10,13 +10,15 @@ voxel is a cell: an image shows the half voxel beyond the centres of its outermo
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from autoseg.imaging.geometry import Axes3, Geometry
 
+SAME_VOXELS, SAME_SPACING = 1e-2, 1e-3  # corners apart, and relative difference of spacings: rounding of headers
+NEAR_VOXELS = 0.1  # corners closer than this are one place, imprecisely written
 SMOOTHED_ABOVE = 1.5  # an axis that shrinks by more is low-pass filtered first, as planning decides (2.2)
 _EDGE = 1e-6  # voxels: rounding of a header does not push an equal grid out of sight
 
@@ -28,25 +30,43 @@ class Fit:
     permutation: Axes3
     flips: Axes3
     distance_voxels: float  # largest distance of equal corners, over the smallest spacing of the two
+    spacing_differs: float  # largest relative difference of the spacings
 
     @property
     def in_order(self) -> bool:
         return self.permutation == (0, 1, 2) and self.flips == (0, 0, 0)
 
+    @property
+    def same(self) -> bool:
+        """The grids are equal but for the rounding of headers."""
+        return self.in_order and self.distance_voxels <= SAME_VOXELS and self.spacing_differs <= SAME_SPACING
+
+    @property
+    def near(self) -> bool:
+        """The grids lie at one place, in whatever order of the axes, to a tenth of a voxel."""
+        return self.distance_voxels <= NEAR_VOXELS and self.spacing_differs <= NEAR_VOXELS
+
 
 def fit(source: Geometry, target: Geometry) -> Fit | None:
     """Find the order in which the voxels of `source` lie nearest to those of `target`; None if extents do not agree.
 
-    The axes are matched by their directions, so the order is that of the images in space, not a guess from shapes.
+    The axes are matched by their directions, so the order is that of the images in space, not a guess from shapes. A
+    spacing that differs by rounding (1e-3) counts as equal, however many voxels it adds up over.
     """
     if source.flat != target.flat:
         return None
+    first = 1 if source.flat else 0
     matrix, offset = index_map(target, source)
     scaled = matrix * np.array(source.spacing)[:, None] / np.array(target.spacing)  # cosines between the axes
     permutation = tuple(int(axis) for axis in np.abs(scaled).argmax(axis=0))
     if sorted(permutation) != [0, 1, 2] or tuple(source.shape[axis] for axis in permutation) != target.shape:
         return None
     flips = tuple(int(scaled[axis, i] < 0) for i, axis in enumerate(permutation))
+    own = [target.spacing[permutation.index(axis)] for axis in range(3)]  # of the target, in the order of the source
+    differs = max(abs(a - b) / b for a, b in list(zip(source.spacing, own, strict=True))[first:])
+    if differs <= SAME_SPACING:
+        source = replace(source, spacing=(own[0], own[1], own[2]))
+        matrix, offset = index_map(target, source)
     farthest = 0.0
     for corner in itertools.product(*((0, extent - 1) for extent in target.shape)):
         wanted = np.zeros(3)
@@ -54,11 +74,10 @@ def fit(source: Geometry, target: Geometry) -> Fit | None:
             wanted[axis] = source.shape[axis] - 1 - corner[i] if flips[i] else corner[i]
         away = (matrix @ corner + offset - wanted) * source.spacing
         farthest = max(farthest, float(np.linalg.norm(away)))
-    first = 1 if source.flat else 0
     smallest = min(*source.spacing[first:], *target.spacing[first:])
     z, y, x = permutation
     flip_z, flip_y, flip_x = flips
-    return Fit((z, y, x), (flip_z, flip_y, flip_x), farthest / smallest)
+    return Fit((z, y, x), (flip_z, flip_y, flip_x), farthest / smallest, differs)
 
 
 def index_map(target: Geometry, source: Geometry) -> tuple[np.ndarray, np.ndarray]:

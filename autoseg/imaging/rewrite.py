@@ -28,7 +28,7 @@ from autoseg.errors import DataError, StorageError, UsageError
 from autoseg.imaging import nifti
 from autoseg.imaging.geometry import Geometry
 from autoseg.imaging.itk import _IMAGE_IO, _content_of_meta_image
-from autoseg.imaging.readers import READERS, ending_of, read_geometry, stem_of, write_labels
+from autoseg.imaging.readers import READERS, ending_of, read_geometry, read_image, stem_of, write_labels
 from autoseg.imaging.stored import StoredVoxels, decoding
 
 LEVEL = 4  # of gzip: what readers.write_labels takes
@@ -127,13 +127,14 @@ def convert(path: Path, ending: str) -> None:
     try:
         renamed.hardlink_to(path) if not path.is_symlink() else shutil.copyfile(path, renamed)
         stored = READERS[ending].image(renamed)
+        if stored.scaled and family_of(path) != "nifti":  # other formats know no scaling
+            stored = StoredVoxels(read_image(renamed).array, stored.geometry)
     finally:
         renamed.unlink(missing_ok=True)
     if family_of(path) == "nifti":
         _write_nifti(path, stored, nifti._header_from(stored.geometry))
     else:
-        values = stored.to_float32() if stored.scaled else stored.values
-        _write_itk(path, values, stored.geometry, keys_of=None)
+        _write_itk(path, stored.values, stored.geometry, keys_of=None)
 
 
 def _take_place(header: nifti.Header, like: Path) -> None:

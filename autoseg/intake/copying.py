@@ -28,7 +28,7 @@ from autoseg.imaging.readers import READERS, ending_of, stem_of
 from autoseg.imaging.rewrite import convert, family_of
 from autoseg.imaging.stored import endings_of_content
 from autoseg.intake.changes import LEFT_OUT, Change
-from autoseg.intake.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files
+from autoseg.intake.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files, named
 from autoseg.workspace import write_text
 
 ELSEWHERE = "elsewhere"
@@ -131,9 +131,8 @@ def plan_copy(root: Path, out: Path) -> CopyPlan:
     if root.is_dir():
         _add_folder(plan, root, out, ancestors=(root.resolve(),))
     else:
-        besides = (PATIENTS, PARTICIPANTS, SPLITS)
-        plan.jobs += [Job(root, out / root.name)]
-        plan.jobs += [Job(folder / name, out / name) for name in besides if (folder / name).is_file()]
+        besides = [file for name in (PATIENTS, PARTICIPANTS, SPLITS) if (file := named(folder, name)) is not None]
+        plan.jobs += [Job(file, out / file.name) for file in (root, *besides)]
     known = {job.source for job in plan.jobs}
     listed = {path for _, named in listed_files(root) for path in with_companions(named)} - known
     outside = sorted(path for path in listed if not path.is_relative_to(folder))
@@ -217,6 +216,11 @@ def mend_ending(path: Path) -> tuple[Path, tuple[Change, ...]]:
 def _add_folder(plan: CopyPlan, folder: Path, target: Path, ancestors: tuple[Path, ...]) -> None:
     for entry in sorted(folder.iterdir()):
         place = target / entry.name
+        if entry.name.startswith(".") and entry.name.endswith(".icloud"):
+            plan.left_out.append(
+                Change("", str(place), "a file in iCloud, not on this machine", "not in the copy", LEFT_OUT)
+            )
+            continue
         if entry.name.startswith((".", "__")):
             continue
         if entry.is_dir():

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,17 +153,32 @@ def drop_cases(copy: Path, ids: set[str], removed: set[Path]) -> list[tuple[str,
         if gone:
             write_json(path, content)
         dropped += [(DESCRIPTION, name) for name in gone]
-    if (path := copy / SPLITS).is_file():
-        folds = read_lenient(path).content
-        gone = sorted(ids & {str(i) for fold in folds for part in ("train", "val") for i in fold.get(part, ())})
+    if splits := named(copy, SPLITS):
+        folds = read_lenient(splits).content
+        parts = [part for fold in folds if isinstance(fold, dict) for part in fold.values() if isinstance(part, list)]
+        gone = sorted({str(i) for part in parts for i in part if means(i, ids)})
+        for part in parts if gone else ():
+            part[:] = [i for i in part if not means(i, ids)]
         if gone:
-            kept = [{k: [i for i in v if str(i) not in ids] for k, v in fold.items()} for fold in folds]
-            write_json(path, kept)
-        dropped += [(SPLITS, name) for name in gone]
-    for table in [*tables_in(copy), copy / PATIENTS]:
-        if table.is_file():
-            dropped += [(table.name, name) for name in _drop_rows(table, ids)]
+            write_json(splits, folds)
+        dropped += [(splits.name, name) for name in gone]
+    patients = named(copy, PATIENTS)
+    for table in [*tables_in(copy), *([patients] if patients else [])]:
+        dropped += [(table.name, name) for name in _drop_rows(table, ids)]
     return dropped
+
+
+def named(folder: Path, name: str) -> Path | None:
+    """The file of this name in a folder, in upper or lower case; None where there is none."""
+    return next((entry for entry in sorted(folder.iterdir()) if entry.name.lower() == name and entry.is_file()), None)
+
+
+def means(written: object, ids: set[str]) -> bool:
+    """Whether an entry of a list means one of these cases: by its id, by a file of it, in whatever form of Unicode."""
+    text = unicodedata.normalize("NFC", str(written))
+    stem = stem_of(text.replace("\\", "/").rpartition("/")[2])
+    known = {unicodedata.normalize("NFC", case_id) for case_id in ids}
+    return not known.isdisjoint({text, stem, stem.removesuffix("_0000")})
 
 
 def set_num_training(copy: Path, cases: int) -> int | None:
@@ -247,7 +263,7 @@ def _drop_described(content: Any, ids: set[str], removed: set[Path], copy: Path)
         return gone
     if isinstance(entries := content.get("training"), list):
         for entry in list(entries):
-            if isinstance(entry, dict) and stem_of(str(entry.get("image"))) in ids:
+            if isinstance(entry, dict) and means(entry.get("image"), ids):
                 entries.remove(entry)
                 gone.append(str(entry["image"]))
     if isinstance(entries := content.get("test"), list):
@@ -257,7 +273,7 @@ def _drop_described(content: Any, ids: set[str], removed: set[Path], copy: Path)
                 entries.remove(entry)
                 gone.append(image)
     if isinstance(cases := content.get("dataset"), dict):
-        for case_id in [case_id for case_id in cases if case_id in ids]:
+        for case_id in [case_id for case_id in cases if means(case_id, ids)]:
             del cases[case_id]
             gone.append(case_id)
     return gone
@@ -275,8 +291,8 @@ def _drop_rows(table: Path, ids: set[str]) -> list[str]:
         names = [entry[column] for entry in entries]
     else:
         return []
-    if gone := [name for name in names if name in ids]:
-        kept = [row for name, row in zip(names, rows[1:], strict=True) if name not in ids]
+    if gone := [name for name in names if means(name, ids)]:
+        kept = [row for name, row in zip(names, rows[1:], strict=True) if not means(name, ids)]
         _write_raw(table, [rows[0], *kept], separator)
     return gone
 

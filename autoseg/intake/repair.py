@@ -20,14 +20,20 @@ import numpy as np
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.geometry import Geometry, reorient
 from autoseg.imaging.readers import READERS, ending_of, read_geometry, read_image, read_labels
-from autoseg.imaging.regrid import fit, resample_image_onto, resample_labels_onto, share_inside, smoothing
+from autoseg.imaging.regrid import (
+    SAME_SPACING,
+    fit,
+    resample_image_onto,
+    resample_labels_onto,
+    share_inside,
+    smoothing,
+)  # fmt: skip
 from autoseg.imaging.rewrite import family_of, has_place, replace_grid, replace_voxels
 from autoseg.imaging.stored import StoredVoxels
 from autoseg.intake.changes import NOT_MENDED, Change
-from autoseg.intake.loading import SPACING_TOLERANCE, count_values, grid_differences
+from autoseg.intake.loading import count_values
 from autoseg.intake.pairing import Case
 
-NEAR_VOXELS = 0.1  # corners closer than this are rounding of a header, not another place
 LEAST_COVERED_CHANNEL = 0.5  # share of the first channel's grid that a resampled channel must show
 LEAST_COVERED_LABEL = 0.75  # the same for a label map: what it does not show becomes background
 LEAST_KEPT_LABEL = 0.99  # share of the labelled voxels that must lie within the first channel's grid
@@ -43,7 +49,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Grids:
-    """The files of a case that lie in space, and where: volumes whose header can be read, the first channel first."""
+    """The files of a case that lie in space, and where: volumes whose header can be read and says so."""
 
     case: Case
     first: str
@@ -56,7 +62,7 @@ class Grids:
         """Other channels and label that do not lie on the first channel's grid."""
         label = {str(self.case.label): self.label} if self.label is not None else {}
         both = {**self.channels, **label}
-        return {file: g for file, g in both.items() if grid_differences(file, g, self.first, self.origin)}
+        return {file: g for file, g in both.items() if (found := fit(g, self.origin)) is None or not found.same}
 
 
 def mend_cases(cases: Sequence[Case], wishes: Wishes) -> list[Change]:
@@ -103,7 +109,7 @@ def reorder(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
     changes = []
     for file, geometry in grids.others.items():
         found = fit(geometry, grids.origin)
-        if found is None or found.in_order or found.distance_voxels > NEAR_VOXELS:
+        if found is None or found.in_order or not found.near:
             continue
         stored = _stored(file, file == case.label)
         values = np.ascontiguousarray(reorient(stored.values, found.permutation, found.flips))
@@ -116,17 +122,27 @@ def reorder(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
 
 
 def snap(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """Differences of origin, spacing or direction below a tenth of a voxel: the header of the first channel."""
+    """Differences of origin, spacing or direction below a tenth of a voxel: the header of the first channel.
+
+    The same where the signs of x and y alone differ: then RAS was written where LPS is read, or the reverse, and the
+    voxels correspond.
+    """
     if (grids := _grids(case)) is None:
         return []
     changes = []
     for file, geometry in grids.others.items():
-        found = fit(geometry, grids.origin)
-        if found is not None and found.in_order and found.distance_voxels <= NEAR_VOXELS:
-            replace_grid(Path(file), Path(grids.first))
-            was = "; ".join(grid_differences(file, geometry, grids.first, grids.origin))
-            now = f"the place of {Path(grids.first).name}, at most {found.distance_voxels:.2g} voxel away"
-            changes.append(Change(case.id, file, was, now, "header snapped"))
+        found, mirrored = fit(geometry, grids.origin), fit(_x_and_y_reversed(geometry), grids.origin)
+        now = f"the place of {Path(grids.first).name}"
+        if found is not None and found.in_order and found.near:
+            was = f"{_placed(geometry)}, the first channel {_placed(grids.origin)}"
+            now += f": at most {found.distance_voxels:.2g} voxel away; voxels as they were"
+        elif not geometry.flat and mirrored is not None and mirrored.in_order and mirrored.near:
+            was = f"{_placed(geometry)}: x and y have the other sign than in the first channel (RAS for LPS)"
+            now += "; voxels as they were"
+        else:
+            continue
+        replace_grid(Path(file), Path(grids.first))
+        changes.append(Change(case.id, file, was, now, "header snapped"))
     return changes
 
 
@@ -135,8 +151,8 @@ def move_label(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
     grids, file = _grids(case), case.label
     if grids is None or grids.label is None or file is None or file not in grids.others:
         return []
-    was = f"on a grid of {_described(grids.label)}, the first channel on {_described(grids.origin)}"
-    drawn_on = [c for c, g in grids.channels.items() if (f := fit(grids.label, g)) and f.distance_voxels <= NEAR_VOXELS]
+    was = f"{_described(grids.label)}, the first channel {_described(grids.origin)}"
+    drawn_on = [c for c, g in grids.channels.items() if (f := fit(grids.label, g)) and f.near]
     if not drawn_on and sorted(grids.label.shape) == sorted(grids.origin.shape):
         why = "it has the extent of the image at another place: one of the two headers is wrong, and no file says which"
         return [Change(case.id, file, was, why, NOT_MENDED)]
@@ -172,7 +188,7 @@ def move_channels(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Cha
         return []
     changes = []
     for file, geometry in [(file, g) for file, g in grids.others.items() if file in grids.channels]:
-        was = f"on a grid of {_described(geometry)}, the first channel on {_described(grids.origin)}"
+        was = f"{_described(geometry)}, the first channel {_described(grids.origin)}"
         covered = share_inside(grids.origin, geometry)
         if covered < LEAST_COVERED_CHANNEL:
             why = f"they hardly overlap: it shows {covered:.0%} of what the first channel shows"
@@ -198,11 +214,11 @@ def replace_non_finite(case: Case, wishes: Wishes, fresh: frozenset[str]) -> lis
         stored = _stored(file, False)
         if stored.values.dtype.kind != "f" and not stored.scaled:
             continue
-        image = stored.to_float32()
+        image = read_image(file).array
         bad = ~np.isfinite(image)
         if not bad.any():
             continue
-        values = image if stored.scaled else stored.values.copy()
+        values = image.copy() if stored.scaled else stored.values.copy()
         values[bad] = wishes.non_finite_to
         replace_voxels(Path(file), values)
         was = f"{int(np.isnan(image).sum())} NaN and {int(np.isinf(image).sum())} infinite voxels"
@@ -272,10 +288,16 @@ def _grid(file: str) -> Geometry | None:
 
 
 def _grids(case: Case) -> Grids | None:
-    if not case.images or (origin := _grid(case.images[0])) is None:
+    """Where the files lie that say it; None where the first channel does not: nothing can be compared with it."""
+
+    def place(file: str) -> Geometry | None:
+        grid = _grid(file)
+        return grid if grid is not None and has_place(Path(file)) else None
+
+    if not case.images or (origin := place(case.images[0])) is None:
         return None
-    channels = {file: g for file in case.images[1:] if (g := _grid(file)) is not None}
-    label = _grid(case.label) if case.label else None
+    channels = {file: g for file in case.images[1:] if (g := place(file)) is not None}
+    label = place(case.label) if case.label else None
     return Grids(case, case.images[0], channels, label, origin)
 
 
@@ -287,7 +309,7 @@ def _stored(file: str, label: bool) -> StoredVoxels:
 
 
 def _equal_cells(a: Geometry, b: Geometry) -> bool:
-    close = all(abs(x - y) <= SPACING_TOLERANCE * y for x, y in zip(a.spacing, b.spacing, strict=True))
+    close = all(abs(x - y) <= SAME_SPACING * y for x, y in zip(a.spacing, b.spacing, strict=True))
     return a.shape == b.shape and a.flat == b.flat and close
 
 
@@ -303,9 +325,20 @@ def _smallest(labels: np.ndarray) -> np.ndarray:
     return labels.astype(dtype)
 
 
+def _x_and_y_reversed(geometry: Geometry) -> Geometry:
+    x, y, z = geometry.origin
+    rows = [(-row[0], -row[1], row[2]) for row in geometry.direction]
+    return replace(geometry, origin=(-x, -y, z), direction=(rows[0], rows[1], rows[2]))
+
+
 def _described(geometry: Geometry) -> str:
-    return f"{geometry.shape} voxels of {_shown(geometry.spacing)} mm"
+    """Extent, voxel size and origin, all but the last in the order (z, y, x)."""
+    return f"{geometry.shape} voxels of {_placed(geometry)}"
+
+
+def _placed(geometry: Geometry) -> str:
+    return f"{_shown(geometry.spacing)} mm from (x, y, z) {_shown(geometry.origin)}"
 
 
 def _shown(numbers: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{number:.4g}" for number in numbers) + ")"
+    return "(" + ", ".join(f"{number + 0.0:.6g}" for number in numbers) + ")"

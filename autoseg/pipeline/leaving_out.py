@@ -43,7 +43,7 @@ def leave_out(copy: Path, dataset: Dataset, problems: Sequence[Problem]) -> list
             gone |= _remove(path, copy, kept)
     changes, ids = [], {case_id for case_id in bad if case_id}
     for problem in errors:
-        removed = _remove(Path(problem.file), copy, kept)
+        removed = {path for file in _alike(Path(problem.file)) for path in _remove(file, copy, kept)}
         gone |= removed
         if problem.case in bad or removed:
             ids |= {problem.case} if problem.case else set()
@@ -69,6 +69,20 @@ def _belongings(case: Case, copy: Path, kept: set[Path]) -> list[Path]:
         elif folder.is_dir():
             found += [file for file in folder.iterdir() if ending_of(file) and own.fullmatch(stem_of(file))]
     return [*files, *found]
+
+
+def _alike(path: Path) -> list[Path]:
+    """A file that an error names, and what it names with it: of a DICOM series, all files of the folder."""
+    if not _is_dicom(path):
+        return [path]
+    return [file for file in sorted(path.parent.iterdir()) if _is_dicom(file)]
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".ima")
 
 
 def _holds(folder: Path, kept: set[Path]) -> bool:

@@ -29,6 +29,7 @@ from autoseg.intake.lists import (
     JSON_FILES,
     declared_ending,
     mend_json,
+    named,
     read_lenient,
     relocate,
     set_ending,
@@ -110,9 +111,13 @@ def _understood(root: Path, intake: IntakeOptions) -> None:
     try:
         discover(root, _structure(intake))
     except DataError:
-        jsons = [root / name for name in JSON_FILES if (root / name).is_file()]
-        if not any(read_lenient(path).faults for path in jsons):
+        folder = root if root.is_dir() else root.parent
+        if not any(read_lenient(path).faults for path in _json_files(folder)):
             raise
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [path for name in JSON_FILES if (path := named(folder, name)) is not None]
 
 
 def _structure(intake: IntakeOptions) -> IntakeOptions:
@@ -150,12 +155,11 @@ def _copy(plan: CopyPlan, root: Path, out: Path, workers: int | None) -> list[Ch
     processes = workers_for([str(job.source) for job in plan.jobs], workers)
     copied = map_in_processes(copy_file, plan.jobs, title="copy", workers=processes)
     changes = [change for one in copied for change in one.changes]
-    for name in JSON_FILES:
-        if (out / name).is_file():
-            faults, doubtful = mend_json(out / name)
-            changes += [Change("", str(out / name), was, now, "JSON corrected") for was, now in faults]
-            why = "which of them is meant, no file says; programs take the last"
-            changes += [Change("", str(out / name), was, why, NOT_MENDED) for was in doubtful]
+    for path in _json_files(out):
+        faults, doubtful = mend_json(path)
+        changes += [Change("", str(path), was, now, "JSON corrected") for was, now in faults]
+        why = "which of them is meant, no file says; programs take the last"
+        changes += [Change("", str(path), was, why, NOT_MENDED) for was in doubtful]
     targets = {one.job.source: one.target for one in copied if one.target is not None}
     placed = Placed(root if root.is_dir() else root.parent, out, targets)
     for name, was, now in relocate(out, placed.translate):
@@ -210,7 +214,7 @@ def _sound(out: Path, intake: IntakeOptions, workers: int | None) -> tuple[Datas
     Raises:
         DataError: no case remains.
     """
-    changes: list[Change] = []
+    changes = _leave_out_by_name(out, intake)
     declared: int | None = None
     for _ in range(ROUNDS):
         dataset, problems = discover(out, intake)
@@ -230,6 +234,17 @@ def _sound(out: Path, intake: IntakeOptions, workers: int | None) -> tuple[Datas
         now = f"numTraining {len(dataset.cases)}"
         changes.append(Change("", str(out / DESCRIPTION), f"numTraining {declared}", now, "number corrected"))
     return dataset, problems, changes
+
+
+def _leave_out_by_name(out: Path, intake: IntakeOptions) -> list[Change]:
+    """Leave out what names alone show to be faulty, before every file is read."""
+    changes: list[Change] = []
+    while True:
+        dataset, problems = discover(out, _structure(intake))
+        bad = {problem.case for problem in problems if problem.severity == "error"}
+        if bad >= {case.id for case in dataset.cases} or not (more := leave_out(out, dataset, problems)):
+            return changes
+        changes += more
 
 
 def _told(out: Path, dataset: Dataset, changes: Sequence[Change]) -> list[Change]:
