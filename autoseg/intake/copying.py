@@ -273,7 +273,7 @@ def _look_inside(path: Path) -> tuple[int, bytes]:
                 return layers, b""
             if not head.startswith(b"\x1f\x8b\x08"):
                 return layers, head
-            stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]
+            stream = gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[assignment]
     return MOST_LAYERS, b""
 
 
@@ -284,7 +284,7 @@ def _repack(path: Path, layers: int, wanted: int) -> bool:
         with open(path, "rb") as file, open(staging, "wb") as target:
             stream: IO[bytes] = file
             for _ in range(max(layers - wanted, 0)):
-                stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]
+                stream = gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[assignment]
             if wanted > layers:
                 with gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=target, mtime=0) as packed:
                     shutil.copyfileobj(stream, packed, _CHUNK)
