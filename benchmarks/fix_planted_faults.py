@@ -3,8 +3,8 @@
     python benchmarks/fix_planted_faults.py
 
 Writes a tiny dataset of two channels in nnU-Net's layout to a temporary folder, plants eight faults that can be mended,
-and runs `check`, `check --fix`, and `check` on the copy. Exits non-zero unless the first names faults (exit code 3), the
-second mends all (0), the third finds nothing (0), and not a byte of the original has changed.
+and runs `check`, `check --fix`, and `check` on the copy. Exits non-zero unless the first names faults (exit code 3),
+the second mends all (0), the third finds nothing (0), and not a byte of the original has changed.
 """
 
 import gzip

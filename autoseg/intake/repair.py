@@ -132,12 +132,11 @@ def snap(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
     changes = []
     for file, geometry in grids.others.items():
         found, mirrored = fit(geometry, grids.origin), fit(_x_and_y_reversed(geometry), grids.origin)
-        now = f"the place of {Path(grids.first).name}"
+        now, was = f"the place of {Path(grids.first).name}", _compared(geometry, grids.origin)
         if found is not None and found.in_order and found.near:
-            was = f"{_placed(geometry)}, the first channel {_placed(grids.origin)}"
             now += f": at most {found.distance_voxels:.2g} voxel away; voxels as they were"
         elif not geometry.flat and mirrored is not None and mirrored.in_order and mirrored.near:
-            was = f"{_placed(geometry)}: x and y have the other sign than in the first channel (RAS for LPS)"
+            was += ": x and y with the other sign (RAS for LPS)"
             now += "; voxels as they were"
         else:
             continue
@@ -151,7 +150,7 @@ def move_label(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
     grids, file = _grids(case), case.label
     if grids is None or grids.label is None or file is None or file not in grids.others:
         return []
-    was = f"{_described(grids.label)}, the first channel {_described(grids.origin)}"
+    was = _compared(grids.label, grids.origin)
     drawn_on = [c for c, g in grids.channels.items() if (f := fit(grids.label, g)) and f.near]
     if not drawn_on and sorted(grids.label.shape) == sorted(grids.origin.shape):
         why = "it has the extent of the image at another place: one of the two headers is wrong, and no file says which"
@@ -188,7 +187,7 @@ def move_channels(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Cha
         return []
     changes = []
     for file, geometry in [(file, g) for file, g in grids.others.items() if file in grids.channels]:
-        was = f"{_described(geometry)}, the first channel {_described(grids.origin)}"
+        was = _compared(geometry, grids.origin)
         covered = share_inside(grids.origin, geometry)
         if covered < LEAST_COVERED_CHANNEL:
             why = f"they hardly overlap: it shows {covered:.0%} of what the first channel shows"
@@ -331,13 +330,14 @@ def _x_and_y_reversed(geometry: Geometry) -> Geometry:
     return replace(geometry, origin=(-x, -y, z), direction=(rows[0], rows[1], rows[2]))
 
 
-def _described(geometry: Geometry) -> str:
-    """Extent, voxel size and origin, all but the last in the order (z, y, x)."""
-    return f"{geometry.shape} voxels of {_placed(geometry)}"
+def _compared(geometry: Geometry, other: Geometry) -> str:
+    """Extent and voxel size (z, y, x) of a grid and of the first channel's; the origins too, where these are equal."""
 
+    def words(grid: Geometry) -> str:
+        origin = f" from (x, y, z) {_shown(grid.origin)}" if geometry.shape == other.shape else ""
+        return f"{grid.shape} voxels of {_shown(grid.spacing)} mm{origin}"
 
-def _placed(geometry: Geometry) -> str:
-    return f"{_shown(geometry.spacing)} mm from (x, y, z) {_shown(geometry.origin)}"
+    return f"{words(geometry)}; the first channel: {words(other)}"
 
 
 def _shown(numbers: Sequence[float]) -> str:
