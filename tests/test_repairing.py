@@ -137,7 +137,9 @@ def test_a_sound_data_set_is_copied_byte_for_byte(tmp_path):
 def test_what_cannot_be_mended_is_left_out_and_named(tmp_path):
     folder = tiny_dataset(tmp_path / "data", cases=8, channels=2, patients=[f"p{i}" for i in range(8)])
     ids = [f"case_{i:02d}" for i in range(8)]
-    (folder / "splits_final.json").write_text(json.dumps([{"train": ids[:4], "val": ids[4:]}]))
+    (folder / "splits_final.json").write_text(
+        json.dumps([{"train": ids[:6], "val": ids[6:]}, {"train": ids[6:], "val": ids[:6]}])
+    )
     (folder / "imagesTr" / "case_00_0001.nii.gz").unlink()
     (folder / "labelsTr" / "case_01.nii.gz").unlink()
     damaged = folder / "imagesTr" / "case_02_0000.nii.gz"
@@ -159,7 +161,10 @@ def test_what_cannot_be_mended_is_left_out_and_named(tmp_path):
     out = tmp_path / "out"
     assert sorted(p.name for p in (out / "labelsTr").iterdir()) == [f"case_{i:02d}.nii.gz" for i in range(4, 8)]
     assert len(list((out / "imagesTr").iterdir())) == 8
-    assert json.loads((out / "splits_final.json").read_text()) == [{"train": [], "val": ids[4:]}]
+    assert json.loads((out / "splits_final.json").read_text()) == [
+        {"train": ["case_04", "case_05"], "val": ["case_06", "case_07"]},
+        {"train": ["case_06", "case_07"], "val": ["case_04", "case_05"]},
+    ]
     assert (out / "patients.csv").read_text().split() == ["case,patient", *(f"case_{i:02d},p{i}" for i in range(4, 8))]
     assert json.loads((out / "dataset.json").read_text())["numTraining"] == 4
 

@@ -138,14 +138,6 @@ def refuse_other_content(path: Path, ending: str) -> None:
         raise DataError(f"{path} is {kind.name}; its ending says {ending}", remedy=kind.remedy)
 
 
-def endings_of_content(head: bytes) -> tuple[str, ...]:
-    """The endings that fit what begins with these bytes (the first 512); () where no image format is recognised."""
-    kind = _identify(head)
-    if kind is None and (b"ObjectType" in head[:200] or b"NDims" in head[:200]):  # MetaImage has no signature
-        return (".mha", ".mhd")
-    return () if kind is None else kind.endings
-
-
 def _identify(head: bytes) -> _Kind | None:
     for kind in _KINDS:
         if head.startswith(kind.beginning):
@@ -171,3 +163,11 @@ def decoding(path: Path) -> Iterator[None]:
             f"{path} cannot be read, it is damaged or of an unsupported kind: {reason[0]}",
             remedy=f"{COPY_AGAIN}, or convert it with the program that wrote it",
         ) from error
+
+
+def endings_of_content(head: bytes) -> tuple[str, ...]:
+    """The endings that fit what begins with these bytes (the first 512); () where no image format is recognised."""
+    kind = _identify(head)
+    if kind is None and (b"ObjectType" in head[:200] or b"NDims" in head[:200]):  # MetaImage has no signature
+        return (".mha", ".mhd")
+    return () if kind is None else kind.endings
