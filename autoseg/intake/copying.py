@@ -27,7 +27,7 @@ from autoseg.errors import AutosegError, StateError, StorageError
 from autoseg.imaging.readers import READERS, ending_of, stem_of
 from autoseg.imaging.rewrite import convert, family_of
 from autoseg.imaging.stored import endings_of_content
-from autoseg.intake.changes import LEFT_OUT, Change
+from autoseg.intake.changes import LEFT_OUT, PASSED_OVER, Change
 from autoseg.intake.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files, named
 from autoseg.workspace import write_text
 
@@ -66,6 +66,12 @@ class CopyPlan:
     @property
     def bytes(self) -> int:
         return sum(job.source.stat().st_size for job in self.jobs)
+
+    def leave(self, place: Path, why: str, method: str = "") -> None:
+        """Note what is not copied; an image that is not is a loss, unless another method is named."""
+        method = method or (LEFT_OUT if ending_of(place) else PASSED_OVER)
+        case = re.sub(r"_\d{4}$", "", stem_of(place)) if method == LEFT_OUT else ""
+        self.left_out.append(Change(case, str(place), why, "not in the copy", method))
 
 
 @dataclass
@@ -217,28 +223,25 @@ def _add_folder(plan: CopyPlan, folder: Path, target: Path, ancestors: tuple[Pat
     for entry in sorted(folder.iterdir()):
         place = target / entry.name
         if entry.name.startswith(".") and entry.name.endswith(".icloud"):
-            plan.left_out.append(
-                Change("", str(place), "a file in iCloud, not on this machine", "not in the copy", LEFT_OUT)
-            )
+            plan.leave(place.with_name(entry.name[1:-7]), "a file in iCloud, not on this machine")
             continue
         if entry.name.startswith((".", "__")):
             continue
         if entry.is_dir():
             if entry.resolve() in ancestors:
-                why = "a link to a folder that holds it"
+                plan.leave(place, "a link to a folder that holds it", PASSED_OVER)
             elif (entry / "plan.json").is_file() and (entry / "fingerprint.json").is_file():
-                why = "a workspace of autoseg"
+                plan.leave(place, "a workspace of autoseg", PASSED_OVER)
             else:
                 _add_folder(plan, entry, place, (*ancestors, entry.resolve()))
-                continue
         elif entry.is_file():
             plan.jobs.append(Job(entry, place))
-            continue
+        elif entry.is_symlink() and "annex/objects" in str(entry.readlink()):
+            plan.leave(place, "a git-annex link whose content is not on this machine (datalad get fetches it)")
         elif entry.is_symlink():
-            why = f"a link to {entry.readlink()}, which does not exist"
+            plan.leave(place, f"a link to {entry.readlink()}, which does not exist")
         else:
-            why = "neither a file nor a folder"
-        plan.left_out.append(Change("", str(place), why, "not in the copy", LEFT_OUT))
+            plan.leave(place, "neither a file nor a folder")
 
 
 def with_companions(path: Path) -> Iterator[Path]:

@@ -97,7 +97,8 @@ def copy_place(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
         if donor is not None:
             replace_grid(Path(file), Path(donor))
             was = "the header says no place (both form codes are 0)"
-            now = f"the place of {Path(donor).name}: origin (x, y, z) {_shown(grids[donor].origin)} mm"
+            name, origin = f"{Path(donor).parent.name}/{Path(donor).name}", _shown(grids[donor].origin)
+            now = f"the place of {name}: origin (x, y, z) {origin} mm"
             changes.append(Change(case.id, file, was, now, "header copied"))
     return changes
 
