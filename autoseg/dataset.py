@@ -19,6 +19,7 @@ from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
 from autoseg.intake.layouts import LAYOUTS, read_splits
+from autoseg.intake.lists import repeated_keys
 from autoseg.intake.loading import LoadedCase, count_values, is_picture, load_case
 from autoseg.intake.pairing import (
     LABEL_STEMS,
@@ -123,6 +124,7 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     if found is None:
         raise DataError(f"{root} has none of the layouts autoseg knows", remedy=_LAYOUTS_KNOWN)
     folder = root if root.is_dir() else root.parent
+    found.problems += repeated_keys(folder)
     identical_ids(found)
     _unusable_ids(found)
     if not found.cases:

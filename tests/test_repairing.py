@@ -540,11 +540,17 @@ def test_jpeg_labels_are_left_out(tmp_path):
 def test_json_with_two_readings_is_named_and_stays(tmp_path):
     folder = tiny_dataset(tmp_path / "data", cases=3)
     text = (folder / "dataset.json").read_text()
-    (folder / "dataset.json").write_text(text.replace('"organ_1": 1', '"organ_1": 3, "organ_1": 1'))
+    text = text.replace('"organ_1": 1', '"organ_1": 3, "organ_1": 1').replace('"numTraining": 3', '"numTraining": 4')
+    (folder / "dataset.json").write_text(text.replace('"Tiny"', '"Tiny", "name": "Small", "description": "x"'))
     code, told = fixed(folder, tmp_path / "out")
     assert code == 3
-    assert "the key 'organ_1' stands there twice, with two values" in told.line("dataset.json", "not mended")
-    assert (tmp_path / "out/dataset.json").read_text() == (folder / "dataset.json").read_text()
+    assert "the key 'organ_1' stands there twice, as '3' and '1'" in told.line("dataset.json", "not mended")
+    assert (tmp_path / "out/dataset.json").read_text().count("organ_1") == 2  # though numTraining was corrected
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["numTraining"] == 3
+    for place in (folder, tmp_path / "out"):
+        code, text = checked(place)
+        assert code == 3
+        assert "the key 'organ_1' stands there twice" in text
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"])

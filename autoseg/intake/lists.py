@@ -21,12 +21,26 @@ from typing import Any
 
 from autoseg.errors import DataError
 from autoseg.imaging.readers import stem_of
+from autoseg.intake.pairing import Problem
 from autoseg.intake.tables import CASE_COLUMNS, TABLE_ENDINGS, _row_ids, image_columns, lists_images, read_table
 from autoseg.workspace import write_text
 
 DESCRIPTION, SPLITS, PATIENTS, PARTICIPANTS = "dataset.json", "splits_final.json", "patients.csv", "participants.tsv"
 JSON_FILES = (DESCRIPTION, SPLITS)
+_DESCRIPTIVE = ("name", "description", "reference", "licence", "license", "release", "author", "citation", "date")
 _MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}  # byte order marks
+
+
+class _Object(dict):
+    """An object of JSON. The last of repeated keys counts, as everywhere in Python; the others are written, too."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        last = {key: number for number, (key, _) in enumerate(pairs)}
+        self.earlier = [(key, value) for number, (key, value) in enumerate(pairs) if last[key] != number]
+
+    def items(self) -> Any:
+        return [*self.earlier, *super().items()]
 
 
 @dataclass
@@ -34,13 +48,15 @@ class Lenient:
     """What a JSON file says, read with patience."""
 
     content: Any
-    text: str  # without mark and surplus commas
     faults: list[tuple[str, str]] = field(default_factory=list)  # what was, what is now
     doubtful: list[str] = field(default_factory=list)  # what has two readings
 
 
 def read_lenient(path: Path) -> Lenient:
     """Read a JSON file that may begin with a byte order mark, hold commas before a bracket, or repeat keys.
+
+    Keys that are repeated with one value, or in a description that nobody reads, are taken out of the content, which is
+    what is to be written instead. Those with two values stay in it.
 
     Raises:
         DataError: it is no JSON even so.
@@ -52,39 +68,51 @@ def read_lenient(path: Path) -> Lenient:
         text = raw[len(mark) :].decode(_MARKS.get(mark, "utf-8"))
         if mark:
             faults.append((f"a byte order mark ({_MARKS[mark]}) at the beginning", "UTF-8 without a mark"))
-        repeated: list[tuple[str, bool]] = []
         try:
-            content = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, repeated))
+            objects, content = _parsed(text)
         except json.JSONDecodeError:
             text, commas = _without_surplus_commas(text)
-            repeated.clear()
-            content = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, repeated))
+            objects, content = _parsed(text)
             faults.append((f"{commas} comma{'s' * (commas != 1)} before a closing bracket", "no such comma"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON: {error}", remedy="correct it") from None
-    doubtful = [f"the key {key!r} stands there twice, with two values" for key, equal in repeated if not equal]
-    faults += [(f"the key {key!r} twice, with one value", "once") for key, equal in repeated if equal]
-    return Lenient(content, text, faults, doubtful)
+    found = Lenient(content, faults)
+    for each in objects:
+        for key, value in list(each.earlier):
+            if (equal := json.dumps(value) == json.dumps(each[key])) or key.lower() in _DESCRIPTIVE:
+                each.earlier.remove((key, value))
+                found.faults.append((f"the key {key!r} twice", "once" if equal else f"once: {str(each[key])[:40]!r}"))
+            else:
+                values = f"{str(value)[:40]!r} and {str(each[key])[:40]!r}"
+                found.doubtful.append(f"the key {key!r} stands there twice, as {values}; the last one counts")
+    return found
 
 
-def mend_json(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Write a JSON file correctly where only one reading is possible.
-
-    Returns:
-        What was and what is now, of each fault that was mended; and what has two readings and stays as it was.
+def mend_json(path: Path) -> Lenient:
+    """Write a JSON file correctly as far as only one reading is possible; what has two stays as it was.
 
     Raises:
         DataError: it is no JSON even with patience.
     """
     found = read_lenient(path)
-    faults = found.faults
-    if found.doubtful:  # repeated keys stay as they are, all of them: a mark and commas can go nevertheless
-        faults = [fault for fault in faults if not fault[0].startswith("the key")]
-        if faults:
-            write_text(path, found.text)
-    elif faults:
+    if found.faults:
         write_json(path, found.content)
-    return faults, found.doubtful
+    return found
+
+
+def repeated_keys(folder: Path) -> list[Problem]:
+    """What `check` says of keys that a dataset.json or splits_final.json repeats: JSON readers take the last one."""
+    problems = []
+    for path in (path for name in JSON_FILES if (path := named(folder, name)) is not None):
+        try:
+            found = read_lenient(path)
+        except (DataError, OSError):
+            continue  # named where it is read
+        remedy = "keep one of the two"
+        problems += [Problem(None, str(path), what, remedy) for what in found.doubtful]
+        twice = [was for was, _ in found.faults if was.startswith("the key")]
+        problems += [Problem(None, str(path), f"{was} in this file", remedy, "warning") for was in twice]
+    return problems
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -211,14 +239,15 @@ def set_ending(copy: Path, ending: str | None) -> None:
     write_json(copy / DESCRIPTION, content)
 
 
-def _object(pairs: Sequence[tuple[str, Any]], repeated: list[tuple[str, bool]]) -> dict[str, Any]:
-    """An object of JSON; the last of repeated keys counts, as everywhere in Python."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            repeated.append((key, json.dumps(found[key]) == json.dumps(value)))
-        found[key] = value
-    return found
+def _parsed(text: str) -> tuple[list[_Object], Any]:
+    """All objects of a JSON text, and its content. Raises JSONDecodeError."""
+    objects: list[_Object] = []
+
+    def collected(pairs: Sequence[tuple[str, Any]]) -> _Object:
+        objects.append(_Object(pairs))
+        return objects[-1]
+
+    return objects, json.loads(text, object_pairs_hook=collected)
 
 
 def _without_surplus_commas(text: str) -> tuple[str, int]:

@@ -156,10 +156,10 @@ def _copy(plan: CopyPlan, root: Path, out: Path, workers: int | None) -> list[Ch
     copied = map_in_processes(copy_file, plan.jobs, title="copy", workers=processes)
     changes = [change for one in copied for change in one.changes]
     for path in _json_files(out):
-        faults, doubtful = mend_json(path)
-        changes += [Change("", str(path), was, now, "JSON corrected") for was, now in faults]
-        why = "which of them is meant, no file says; programs take the last"
-        changes += [Change("", str(path), was, why, NOT_MENDED) for was in doubtful]
+        mended = mend_json(path)
+        changes += [Change("", str(path), was, now, "JSON corrected") for was, now in mended.faults]
+        why = "as it was: no file says which of them is meant"
+        changes += [Change("", str(path), was, why, NOT_MENDED) for was in mended.doubtful]
     targets = {one.job.source: one.target for one in copied if one.target is not None}
     placed = Placed(root if root.is_dir() else root.parent, out, targets)
     for name, was, now in relocate(out, placed.translate):
