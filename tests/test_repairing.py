@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hostile import AFFINE, impostor, jpeg_mask, nifti
+from hostile import AFFINE, header_bomb, impostor, jpeg_mask, nifti
 from phantom import tiny_dataset
 from PIL import Image
 
@@ -287,6 +287,15 @@ def test_a_label_that_shows_half_of_the_image_is_refused(tmp_path):
     code, told = fixed(folder, tmp_path / "out")
     assert code == 3
     assert "hardly overlap: 67% of the image lie within it" in told.line("c0 ", "left out")
+
+
+def test_nothing_is_computed_on_the_extent_that_a_damaged_header_claims(tmp_path):
+    """A first channel of 27 thousand million voxels, as a header of some hundred bytes says."""
+    folder = plain(tmp_path / "data")
+    shutil.move(header_bomb(tmp_path), folder / "images/c0.nii.gz")
+    code, told = fixed(folder, tmp_path / "out")
+    assert code == 3
+    assert "truncated or its header is wrong" in told.line("images/c0.nii.gz", "left out")
 
 
 def test_a_label_beyond_the_image_is_refused(tmp_path):

@@ -156,6 +156,7 @@ def move_label(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
     if not drawn_on and sorted(grids.label.shape) == sorted(grids.origin.shape):
         why = "it has the extent of the image at another place: one of the two headers is wrong, and no file says which"
         return [Change(case.id, file, was, why, NOT_MENDED)]
+    read_image(grids.first)  # a damaged header may claim any extent: nothing is computed on it
     stored = _stored(file, True)
     if len(stored.values) != 1:
         return []  # `check` names it
@@ -186,15 +187,18 @@ def move_channels(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Cha
     """Channels on another grid than the first one: resampled in space, linearly, smoothed where they shrink."""
     if (grids := _grids(case)) is None:
         return []
-    changes = []
-    for file, geometry in [(file, g) for file, g in grids.others.items() if file in grids.channels]:
-        was = _compared(geometry, grids.origin)
+    changes: list[Change] = []
+    moved = [(file, g) for file, g in grids.others.items() if file in grids.channels]
+    if moved:
+        read_image(grids.first)  # a damaged header may claim any extent: nothing is computed on it
+    for file, geometry in moved:
+        image, was = read_image(file), _compared(geometry, grids.origin)
         covered = share_inside(grids.origin, geometry)
         if covered < LEAST_COVERED_CHANNEL:
             why = f"they hardly overlap: it shows {covered:.0%} of what the first channel shows"
             changes.append(Change(case.id, file, was, why, NOT_MENDED))
             continue
-        array, outside = resample_image_onto(read_image(file).array, geometry, grids.origin)
+        array, outside = resample_image_onto(image.array, geometry, grids.origin)
         replace_voxels(Path(file), array, Path(grids.first))
         widths = ", ".join(f"{sigma:.2g}" for sigma in smoothing(geometry, grids.origin))
         smoothed = f", smoothed by ({widths}) of its voxels" if any(smoothing(geometry, grids.origin)) else ""
