@@ -405,9 +405,11 @@ def test_an_unplaced_first_channel_is_no_grid_to_resample_onto(tmp_path):
         save(folder / f"p{i}/a.nii.gz", voxels, np.diag([2.0, 2, 2, 1]))
         save(folder / f"p{i}/b.nii.gz", voxels + 1, np.diag([2.0, 2, 2, 1]))
         save(folder / f"p{i}/seg.nii.gz", (voxels > 0).astype(np.uint8), np.diag([2.0, 2, 2, 1]))
-    save(folder / "p0/b.nii.gz", np.ones((12, 12, 12), np.float32), np.eye(4))
-    save(folder / "p0/seg.nii.gz", np.ones((12, 12, 12), np.uint8), np.eye(4))
     unplaced(folder / "p0/a.nii.gz")
+    made_up = nib.load(folder / "p0/a.nii.gz").affine  # about the middle of the image
+    half = made_up @ np.array([[0.5, 0, 0, -0.25], [0, 0.5, 0, -0.25], [0, 0, 0.5, -0.25], [0, 0, 0, 1]])
+    save(folder / "p0/b.nii.gz", np.ones((12, 12, 12), np.float32), half)
+    save(folder / "p0/seg.nii.gz", np.ones((12, 12, 12), np.uint8), half)
     code, told = fixed(folder, tmp_path / "out")
     assert code == 3
     assert "resampled" not in told.text
