@@ -105,6 +105,12 @@ def open_previous(
     return folder
 
 
+def previous_digest(folder: Path, case_id: str) -> str:
+    """sha256 of the label file that a case's segmentation in `folder` was made from; "" where there is none."""
+    known = _known(folder, case_id)
+    return known.sha256 if known else ""
+
+
 def on_grid(
     indices: np.ndarray, *, box: Box, spacing: Vector3, target_spacing: Vector3, shape: Axes3, rules: Resampling
 ) -> np.ndarray:
@@ -126,7 +132,9 @@ def _prepare_case(job: tuple[Case, Path, PreviousInfo, CaseInfo, Path, Plan, str
     case, root, wanted, info, folder, plan, name = job
     # The file has the grid of the case's image: it stands in for it, so that the image need not be read.
     source = Case(case.id, case.patient, (str(root / wanted.source),), str(root / wanted.source))
-    loaded = load_case(source, plan.labels, orientation=plan.orientation, axis_order=plan.axis_order)
+    loaded = load_case(
+        source, plan.labels, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order
+    )
     assert loaded.target is not None
     if loaded.target.shape != info.shape_before_crop:
         raise StateError(

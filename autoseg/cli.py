@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
+from autoseg.arguments import above, duration, finite, mapping, positive, share, whole
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
+from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
 
 if TYPE_CHECKING:
     from autoseg.dataset import IntakeOptions
+    from autoseg.workspace import FoldName
 
+MAX_FOLD = 9999
 DEFAULT_WORKSPACE = Path("autoseg_workspace")
 INTERRUPTED = 130
 OUT_OF_MEMORY_REMEDY = "plan for less memory (autoseg plan --vram 8), or use a machine with more"
@@ -27,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except Stopped as stopped:
-        again = [a for a in (sys.argv[1:] if arguments is None else arguments) if a != "--restart"]
+        typed = sys.argv[1:] if arguments is None else arguments
+        again = [a for a in typed if a != "--restart" or stopped.restart_due]
         command = shlex.join(["autoseg", *again])
         if "TORCHELASTIC_RUN_ID" in os.environ:
             command = f"the torchrun command as it was, of which this is a part: {command}"
@@ -74,7 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "-o", "--out", type=Path, default=Path("autoseg_demo"), help="where to put it (default: %(default)s)"
     )
-    demo.add_argument("--time-budget", type=duration, default=None, help="training time per fold, e.g. 25s")
+    demo.add_argument(
+        "--time-budget", type=duration, default=None,
+        help="time per fold, e.g. 25s, instead of a fixed number of steps; the machine's speed then decides",
+    )  # fmt: skip
+    demo.add_argument("--seed", type=int, default=0, help="of the trainings (default: %(default)s)")
     demo.add_argument("--data-only", action="store_true", help="write the dataset and stop")
     demo.set_defaults(run=run_demo)
 
@@ -89,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--map", type=mapping, default=None, metavar="OLD=NEW,...",
         help="with --fix: label values to change, e.g. 255=1,7=0 (write --map=-1=0 where the first is negative)",
     )  # fmt: skip
-    check.add_argument("--nan-to", type=float, default=None, metavar="VALUE", help="with --fix: for NaN and infinity")
+    check.add_argument("--nan-to", type=finite, default=None, metavar="VALUE", help="with --fix: for NaN and infinity")
     check.set_defaults(run=run_check)
 
     plan = command("plan", help="measure a dataset, decide everything, preprocess it")
@@ -98,7 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "-c", "--configurations", default="", help="to preprocess, e.g. 2d,3d_fullres (default: recommended)"
     )
-    plan.add_argument("--vram", type=float, default=None, metavar="GB", help="plan for a GPU of this memory")
+    plan.add_argument(
+        "--vram", type=above(0, MAX_GIGABYTES), default=None, metavar="GB", help="plan for a GPU of this memory"
+    )
     plan.add_argument(
         "--preset", choices=("s", "m", "l", "xl"), default=None,
         help="s: CPU; m, l, xl: residual encoders for 8, 24, 40 GB (default: plain U-Net for the machine at hand)",
@@ -113,10 +124,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", help="train folds and predict their held-out cases")
     add_workspace(train)
-    train.add_argument("-f", "--folds", nargs="+", default=["all"], help="0 | 0 2 | 0,2 | 0..4 | all (default: all)")
+    train.add_argument(
+        "-f", "--folds", nargs="+", default=["all"],
+        help="0 | 0 2 | 0,2 | 0..4 | all | full: one model on all cases, none held out (default: all)",
+    )  # fmt: skip
     add_model(train)
     length = train.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=positive, default=None, help="length of each fold's training")
+    length.add_argument("--epochs", type=whole(1, MAX_EPOCHS), default=None, help="length of each fold's training")
     length.add_argument("--steps", type=positive, default=None, help="the same, in optimiser steps")
     length.add_argument("--time-budget", type=duration, default=None, help="wall time per fold, e.g. 10m, 2h")
     train.add_argument(
@@ -133,7 +147,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint-every", type=duration, default=60.0, metavar="TIME", help="at the latest (default: 60s)"
     )
     train.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
-    train.add_argument("--restart", action="store_true", help="train these folds anew (the old ones are kept aside)")
+    train.add_argument(
+        "--restart", action="store_true", help="retrain these folds from scratch (the old folders are renamed)"
+    )
+    train.add_argument(
+        "--finish", action="store_true", help="let begun folds cool down now, end, and predict their held-out cases"
+    )
     several = train.add_mutually_exclusive_group()
     several.add_argument("--gpus", default=None, help="one fold per GPU at the same time: all, or numbers such as 0,2")
     several.add_argument(
@@ -153,7 +172,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--test", action="store_true", help="the ensemble on the dataset's held-out test cases; scored once"
     )
     evaluate.add_argument("--csv", type=Path, help="also write one row per case and label")
-    evaluate.add_argument("--workers", type=int, default=None, help="processes (default: from cores and memory)")
+    evaluate.add_argument(
+        "--workers", type=whole(1, MAX_WORKERS), default=None, help="processes (default: from cores and memory)"
+    )
     evaluate.set_defaults(run=run_evaluate)
 
     predict = command("predict", help="segment images with the ensemble of the trained folds")
@@ -166,7 +187,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="average these, as their folders are called: 3d_fullres-unet 2d-unet",
     )  # fmt: skip
     predict.add_argument(
-        "-f", "--folds", nargs="+", default=["all"], help="which folds form the ensemble (default: all trained)"
+        "-f", "--folds", nargs="+", default=["all"],
+        help="which folds form the ensemble: 0,2 | full (default: all that are trained; full only where it alone is)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--unfinished", action="store_true", help="also use folds that are not trained to the end, as they stand"
     )
     predict.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
     predict.add_argument("--step", type=share, default=0.5, help="tile distance as a share of the tile (default: 0.5)")
@@ -215,59 +240,31 @@ def add_intake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", help="what the channels are, e.g. CT or T1,FLAIR")
     parser.add_argument("--labels", help="names and values, e.g. liver=1,tumour=2")
     parser.add_argument("--regions", help="unions of label values predicted as one, e.g. whole=1+2,core=2")
-    parser.add_argument("--ignore", type=int, help="label value that marks voxels nobody annotated")
+    parser.add_argument(
+        "--ignore", type=whole(-(2**31), 2**31 - 1), help="label value that marks voxels nobody annotated"
+    )
     parser.add_argument("--patient-regex", help="its first group, found in the case id, names the patient")
     parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of refusing")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: from cores and memory)")
+    parser.add_argument(
+        "--workers", type=whole(1, MAX_WORKERS), default=None, help="processes (default: from cores and memory)"
+    )
 
 
-def duration(text: str) -> float:
-    """Seconds of "90s", "10m", "2h", "1h30m", "2d" or a plain number of seconds."""
-    number = r"(\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"(?:{number}d)?(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip())
-    parts = [float(part or 0) for part in match.groups()] if match else [0.0]
-    total = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
-    if total <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 90s, 10m, 2h, 1h30m or 2d")
-    return total
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def mapping(text: str) -> dict[int, int]:
-    """Values of "255=1,7=0"."""
-    pairs = [re.fullmatch(r"\s*(-?\d+)\s*=\s*(-?\d+)\s*", pair) for pair in text.split(",")]
-    found = {int(pair[1]): int(pair[2]) for pair in pairs if pair}
-    if not all(pairs) or len(found) < len(pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} does not map each value once; write 255=1,7=0")
-    return found
-
-
-def share(text: str) -> float:
-    """A number above 0, at most 1."""
-    if not 0 < (number := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} does not lie above 0 and up to 1")
-    return number
-
-
-def parse_folds(text: str) -> tuple[int, ...] | None:
-    """Folds of "0", "0,2", "0 2", "0..4"; None for "all"."""
+def parse_folds(text: str) -> "tuple[FoldName, ...] | None":
+    """Folds of "0", "0,2", "0 2", "0..4", "full"; None for "all"."""
     if text.strip() == "all":
         return None
-    folds: list[int] = []
+    folds: list[FoldName] = []
     for part in re.split(r"[,\s]+", text.strip()):
-        match = re.fullmatch(r"(\d+)\.\.(\d+)", part)
+        match = re.fullmatch(r"([0-9]{1,20})\.\.([0-9]{1,20})", part)
         if match and int(match[1]) <= int(match[2]):
-            folds.extend(range(int(match[1]), int(match[2]) + 1))
-        elif part.isdecimal():
+            folds.extend(range(int(match[1]), min(int(match[2]), MAX_FOLD + 1) + 1))
+        elif re.fullmatch("[0-9]{1,20}", part):
             folds.append(int(part))
+        elif part == "full":
+            folds.append("full")
         else:
-            raise UsageError(f"-f {text!r} names no folds", remedy="write 0, 0,2, 0..4 or all")
+            raise UsageError(f"-f {text!r} names no folds", remedy="write 0, 0,2, 0..4, all or full")
     return tuple(dict.fromkeys(folds))
 
 
@@ -277,7 +274,7 @@ def run_demo(options: argparse.Namespace) -> int:
     if options.data_only:
         print(f"wrote {write_dataset(options.out / 'dataset')}")
         return 0
-    return run(options.out, time_budget_seconds=options.time_budget)
+    return run(options.out, time_budget_seconds=options.time_budget, seed=options.seed)
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -320,6 +317,9 @@ def run_train(options: argparse.Namespace) -> None:
     from autoseg.workspace import Workspace
 
     workspace = Workspace(options.workspace)
+    if options.finish and (options.restart or options.init_from):
+        other = "--restart" if options.restart else "--init-from"
+        raise UsageError(f"--finish ends what was begun, {other} begins", remedy="leave one of them out")
     chosen = TrainOptions(
         folds=parse_folds(" ".join(options.folds)),
         configuration=options.configuration,
@@ -329,6 +329,7 @@ def run_train(options: argparse.Namespace) -> None:
         time_budget_seconds=options.time_budget,
         device=options.device,
         restart=options.restart,
+        finish=options.finish,
         init_from=options.init_from,
         stop_after_seconds=options.stop_after,
         checkpoint_seconds=options.checkpoint_every,
@@ -374,6 +375,7 @@ def run_predict(options: argparse.Namespace) -> None:
         Workspace(options.workspace), options.images, options.out, configuration=options.configuration,
         network=options.network, models=tuple(options.models), folds=parse_folds(" ".join(options.folds)),
         device=options.device, step=options.step, mirroring=False if options.no_mirroring else None,
+        unfinished=options.unfinished,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 Every case is scored once, by the network of the fold that did not train on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from autoseg.evaluate import (
     total_confusion,
 )
 from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.readers import stem_of
 from autoseg.predict import output_ending
+from autoseg.workspace import FoldName
 
 VERSION = 1
 
@@ -33,7 +35,7 @@ VERSION = 1
 class FoldScores:
     """The validation cases of one fold."""
 
-    fold: int
+    fold: FoldName
     cases: tuple[CaseScore, ...]
 
 
@@ -70,6 +72,12 @@ def score_test_cases(
     return HeldOutScores(VERSION, configuration, network, score_cases(validation_jobs(folder, cases, labels)))
 
 
+def segmented(folder: Path, case_ids: Sequence[str]) -> bool:
+    """Whether a folder holds a segmentation of every case, under any ending."""
+    there = {stem_of(path) for path in folder.glob("*") if path.name[0] != "."} if folder.exists() else set()
+    return set(case_ids) <= there
+
+
 def validation_jobs(folder: Path, cases: Sequence[Case], labels: LabelSet) -> list[ScoreJob]:
     """Pair the predictions a fold made for its validation cases with their references.
 
@@ -90,7 +98,12 @@ def validation_jobs(folder: Path, cases: Sequence[Case], labels: LabelSet) -> li
 
 
 def cross_validate_folds(
-    configuration: str, network: str, jobs: dict[int, list[ScoreJob]], planned_folds: int, *, workers: int | None = None
+    configuration: str,
+    network: str,
+    jobs: Mapping[FoldName, list[ScoreJob]],
+    planned_folds: int,
+    *,
+    workers: int | None = None,
 ) -> CrossValidation:
     """Score the validation cases of every trained fold."""
     flat = [job for fold in jobs.values() for job in fold]

@@ -2,39 +2,39 @@
 
     parse_options   what the command line says about a dataset -> IntakeOptions
     discover        folder or table -> Dataset, and what does not fit together
-    images_in       what `predict -i` names -> cases without labels
+    images_in       what `predict -i` names -> cases without labels, and what cannot be one
     load_case       one case -> image and target in one axis order
 
 The parts are in `intake/`: layouts, the pairing of files, patients and tables, reading. `discover` opens no image
 where names say enough: `problems.check` reads every file once, later.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
-from autoseg.intake.layouts import LAYOUTS, read_splits
+from autoseg.imaging.readers import read_image, read_labels
+from autoseg.imaging.regions import refuse_lost_labels
+from autoseg.intake.annotation import agree_on_colours, colours_of_labels
+from autoseg.intake.contents import dicom_below, table_beside
+from autoseg.intake.entries import dicom_remedy
+from autoseg.intake.folds import read_splits, sound_splits
+from autoseg.intake.inputs import FileNames, images_in, naming_of
+from autoseg.intake.layouts import LAYOUTS
 from autoseg.intake.lists import repeated_keys
 from autoseg.intake.loading import LoadedCase, count_values, is_picture, load_case
-from autoseg.intake.pairing import (
-    LABEL_STEMS,
-    Case,
-    Found,
-    Problem,
-    by_channel,
-    channel_files,
-    identical_ids,
-    image_files,
-    name_of,
-    subfolders,
-)  # fmt: skip
-from autoseg.intake.tables import patients_of
+from autoseg.intake.pairing import Case, Found, Problem, identical_ids
+from autoseg.intake.tables import lists_images, patients_of
+from autoseg.intake.voxels import picture_channels
 from autoseg.processes import map_in_processes
+from autoseg.rules import anything, entries, exactly
 
 __all__ = [
     "Case",
@@ -62,23 +62,25 @@ class IntakeOptions:
     regions: dict[str, tuple[int, ...]] | None = None  # name -> values of its labels
     ignore: int | None = None
     patient_regex: str | None = None
+    colours: dict[str, int] | None = None  # "#rrggbb" in pictures -> value of its label
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A labelled dataset as autoseg understood it."""
 
-    version: int
-    name: str
-    root: str
-    layout: str
-    channels: tuple[str, ...]
+    version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of datasets that this autoseg reads")]
+    name: Annotated[str, anything("any text")]
+    root: Annotated[str, anything("any path")]
+    layout: Annotated[str, anything("any text")]
+    channels: Annotated[tuple[Annotated[str, anything("any text")], ...], entries(1)]
     labels: LabelSet
     cases: tuple[Case, ...]  # sorted by id
     test_cases: tuple[Case, ...]  # held out
     patients_known: bool
     splits: tuple[Split, ...] | None  # folds that the dataset brings along
-    notes: tuple[str, ...]
+    notes: tuple[Annotated[str, anything("any text")], ...]
+    file_names: FileNames | None = None  # how the images of a case are called; None: by no rule
 
 
 def parse_options(
@@ -97,7 +99,9 @@ def parse_options(
     names = None if channels is None else tuple(name.strip() for name in channels.split(","))
     if names is not None and (not all(names) or len({name.lower() for name in names}) != len(names)):
         raise UsageError(f"--channels {channels!r} has an empty or a repeated name", remedy="write --channels CT,MR")
-    values = {name: _integers("--labels", text)[0] for name, text in _pairs("--labels", labels).items()}
+    pairs = _pairs("--labels", labels)
+    colours = colours_of_labels(pairs)  # then labels are given by colour
+    values = {name: colours.get(text.lower()) or _integers("--labels", text)[0] for name, text in pairs.items()}
     unions = {name: _integers("--regions", text) for name, text in _pairs("--regions", regions).items()}
     return IntakeOptions(
         channels=names,
@@ -105,6 +109,7 @@ def parse_options(
         regions=None if regions is None else unions,
         ignore=None if ignore is None else _integers("--ignore", str(ignore))[0],
         patient_regex=patient_regex,
+        colours=colours or None,
     )
 
 
@@ -122,9 +127,14 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
         raise UsageError(f"{root} does not exist", remedy="give the folder of a dataset, or a table of its images")
     found = next((f for layout in LAYOUTS.values() if (f := layout(root, options.channels)) is not None), None)
     if found is None:
-        raise DataError(f"{root} has none of the layouts autoseg knows", remedy=_LAYOUTS_KNOWN)
+        dicom = dicom_below(root) if root.is_dir() else []
+        holds = f"; it holds DICOM files, such as {dicom[0]}" if dicom else ""
+        remedy = f"{dicom_remedy(dicom[0].parent)}; {_LAYOUTS_KNOWN}" if dicom else _LAYOUTS_KNOWN
+        raise DataError(f"{root} has none of the layouts autoseg knows{holds}", remedy=remedy)
     folder = root if root.is_dir() else root.parent
     found.problems += repeated_keys(folder)
+    if found.layout != "table":
+        _unused_tables(found, root)
     identical_ids(found)
     _unusable_ids(found)
     if not found.cases:
@@ -134,56 +144,24 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     test_cases = [
         replace(case, patient=patients[case.id]) for case in sorted(found.test_cases, key=lambda case: case.id)
     ]
-    if found.splits is None and (folder / "splits_final.json").is_file():
-        found.splits = read_splits(found, folder / "splits_final.json")
+    if path := table_beside(folder, "splits_final.json"):
+        if found.splits is None:
+            found.splits = read_splits(found, path)
+        else:
+            found.notes.append(f"{path.name} is not used: the folds are those of {Path(found.splits_from).name}")
+    elif found.splits is None and (path := table_beside(folder, "splits_final.pkl")):
+        what = "the folds in it are not used: a pickle can run code, and is never opened"
+        remedy = 'write them as splits_final.json, a list of {"train": [ids], "val": [ids]}, or remove the file'
+        found.problems.append(Problem(None, str(path), what, remedy))
     _shared_patients(found, cases, test_cases)
-    splits = _sound_splits(found, patients, folder)
+    splits = sound_splits(found, patients)
     channels = _channels(found, options, cases)
     labels = _labels(found, options, cases)
     dataset = Dataset(
         VERSION, found.name, str(root), found.layout, channels, labels, tuple(cases), tuple(test_cases),
-        patients_known, splits, tuple(found.notes),
+        patients_known, splits, tuple(found.notes), naming_of(cases),
     )  # fmt: skip
-    return dataset, found.problems
-
-
-def images_in(paths: Sequence[Path], channels: int, names: Sequence[str] = ()) -> list[tuple[str, tuple[Path, ...]]]:
-    """Find the cases to predict among files and folders.
-
-    Args:
-        paths: image files, folders of image files, folders of case folders.
-        channels: how many a case has; in files `<case>_0000`, `<case>_0001`, ... or in one file together.
-        names: of the channels, by which the files of a case folder are chosen; otherwise they go by alphabet.
-
-    Returns:
-        (case id, its files in order of channel), sorted by id.
-
-    Raises:
-        UsageError: there is no such path, no image, an id occurs twice, or a case lacks a channel.
-    """
-    files: list[Path] = []
-    groups: list[tuple[str, list[tuple[int, Path]]]] = []
-    for path in (Path(path).expanduser().absolute() for path in paths):
-        if path.is_dir() and image_files(path):
-            files += image_files(path)
-        elif path.is_dir():
-            inside = [folder for folder in subfolders(path) if image_files(folder)]
-            if not inside:
-                raise UsageError(f"{path} holds no image", remedy=f"known endings: {', '.join(READERS)}")
-            groups += [(folder.name, _files_of_folder(folder, names)) for folder in inside]
-        elif not path.is_file():
-            raise UsageError(f"{path} does not exist", remedy="give image files, or a folder that holds them")
-        elif ending_of(path) is None:
-            raise UsageError(f"{path} is no image of a known format", remedy=f"known endings: {', '.join(READERS)}")
-        else:
-            files.append(path)
-    sorted_files = by_channel(files)
-    if any(channel >= channels for group in sorted_files.values() for channel, _ in group):
-        groups += [(name_of(file), [(0, file)]) for file in files]  # the digits belong to the ids
-    else:
-        groups += sorted_files.items()
-    _refuse_unequal(groups, channels)
-    return [(case_id, tuple(file for _, file in group)) for case_id, group in sorted(groups)]
+    return dataset, list(dict.fromkeys(found.problems))
 
 
 def workers_for(files: Sequence[str], workers: int | None) -> int | None:
@@ -223,8 +201,17 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _no_case(found: Found) -> str:
-    faults = "; ".join(f"{problem.file}: {problem.what}" for problem in found.problems[:3])
+    faults = "; ".join(f"{problem.file}: {problem.what} ({problem.remedy})" for problem in found.problems[:3])
+    faults += f"; and {len(found.problems) - 3} more like these" if len(found.problems) > 3 else ""
     return faults or "add images and labels in one of the formats autoseg reads"
+
+
+def _unused_tables(found: Found, root: Path) -> None:
+    """Warn of tables of images that another layout leaves unread: they may hold patients and folds."""
+    for file in [file for file in sorted(root.iterdir()) if lists_images(file)]:
+        what = f"a table of images that is not used: the folder was read as {found.layout}"
+        remedy = f"to use it, name it instead of the folder: {shlex.quote(str(file))}"
+        found.problems.append(Problem(None, str(file), what, remedy, "warning"))
 
 
 def _unusable_ids(found: Found) -> None:
@@ -248,22 +235,6 @@ def _shared_patients(found: Found, cases: Sequence[Case], test_cases: Sequence[C
             found.problems.append(Problem(case.id, next(iter(case.images), ""), what, remedy))
 
 
-def _sound_splits(found: Found, patients: dict[str, str], folder: Path) -> tuple[Split, ...] | None:
-    """The folds that the dataset brings along, or None if there are none or they cut a patient in two."""
-    place = str(folder / "splits_final.json") if (folder / "splits_final.json").is_file() else str(folder)
-    sound = True
-    for split in found.splits or ():
-        training = {patients[case_id]: case_id for case_id in reversed(split.train)}
-        for case_id in split.validation:
-            if (patient := patients[case_id]) in training:
-                pair = f"trains on {training[patient]} and validates on {case_id}"
-                what = f"fold {split.fold} {pair}, both of patient {patient}"
-                remedy = "keep the cases of a patient together, or remove the folds: autoseg makes sound ones"
-                found.problems.append(Problem(None, place, what, remedy))
-                sound = False
-    return found.splits if sound else None
-
-
 def _channels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> tuple[str, ...]:
     """Names of the channels: by option, by the layout, or made up for as many as the first readable case has."""
     if options.channels and found.channels and len(options.channels) != len(found.channels):
@@ -278,8 +249,10 @@ def _channels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> tu
                 number = len(read_image(Path(case.images[0])).array)
             except DataError:
                 continue  # `check` reports it
-            if number == 3 and is_picture(case.images[0]):
-                return ("R", "G", "B")
+            if number in (1, 3) and is_picture(case.images[0]):
+                names, note = picture_channels([case.images[0] for case in cases if len(case.images) == 1])
+                found.notes += [note] if note else []
+                return names
             break
     return ("image",) if number <= 1 else tuple(f"channel_{channel}" for channel in range(number))
 
@@ -287,15 +260,21 @@ def _channels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> tu
 def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> LabelSet:
     """Labels by option, by the layout, or those found in the label files; with regions and ignore label by option."""
     ignore = options.ignore
+    colours = options.colours or {}
+    if not colours:
+        colours, problems = agree_on_colours([case.label for case in cases if case.label is not None])
+        found.problems += problems
     if options.labels is not None:
         values = {name: value for name, value in options.labels.items() if value != 0}
         labels = LabelSet(values, ignore=ignore)
     elif found.labels is not None:
         labels = found.labels if ignore is None else replace(found.labels, ignore=ignore)
     else:
-        labels = LabelSet(_found_labels(found, ignore, cases), ignore=ignore)
+        labels = LabelSet(_found_labels(found, ignore, cases, colours), ignore=ignore)
     if options.regions is not None:
         labels = replace(labels, regions=options.regions, region_values=_values_to_write(options.regions))
+        refuse_lost_labels(labels.regions, labels.region_values, as_option=True)
+    labels = replace(labels, colours=colours)
     if [*labels.values.values()] == [1] and labels.ignore != 255:
         labels = replace(labels, aliases={255: 1})  # a mask saved as a picture: `check` reports where it was met
     return labels
@@ -317,14 +296,15 @@ def _values_to_write(regions: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(written)
 
 
-def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case]) -> dict[str, int]:
+def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colours: dict[str, int]) -> dict[str, int]:
     """Names for the values found in the label files of the training cases; every file is read.
 
     Raises:
         DataError: there is no value but 0, or so many that these are no labels.
     """
     files = [case.label for case in cases if case.label is not None]
-    contents = map_in_processes(_values_in, files, title="labels", workers=workers_for(files, None))
+    read = partial(_values_in, colours=colours)
+    contents = map_in_processes(read, files, title="labels", workers=workers_for(files, None))
     values = sorted({value for content in contents for value in content if value > 0} - {ignore})
     if not values:
         what = f"no label file in {Path(files[0]).parent} holds any label" if files else "no case has a label file"
@@ -346,30 +326,9 @@ def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case]) -> di
     return named
 
 
-def _values_in(file: str) -> tuple[int, ...]:
+def _values_in(file: str, colours: dict[str, int]) -> tuple[int, ...]:
     """Values in a label file; none where it cannot be read, which `check` reports."""
     try:
-        return tuple(count_values(read_labels(Path(file)).array))
+        return tuple(count_values(read_labels(Path(file), colours).array))
     except DataError:
         return ()
-
-
-def _files_of_folder(folder: Path, names: Sequence[str]) -> list[tuple[int, Path]]:
-    """Channel files of a case folder: those with the names of the channels, otherwise all that are no label."""
-    files = {name: same[0] for name, same in channel_files(folder).items() if name not in LABEL_STEMS}
-    if names and all(name.lower() in files for name in names):
-        return [(channel, files[name.lower()]) for channel, name in enumerate(names)]
-    return list(enumerate(files[name] for name in sorted(files)))
-
-
-def _refuse_unequal(groups: Sequence[tuple[str, list[tuple[int, Path]]]], channels: int) -> None:
-    """Refuse ids that occur twice, and cases with another number of files than the channels of a case."""
-    twice = [case_id for case_id, count in Counter(case_id.casefold() for case_id, _ in groups).items() if count > 1]
-    one_file_each = all(len(group) == 1 for _, group in groups)
-    for case_id, group in groups:
-        found = [channel for channel, _ in group]
-        if case_id.casefold() in twice or len(set(found)) < len(found):
-            raise UsageError(f"two images have the id {case_id}: {group[-1][1]}", remedy="rename one of them")
-        if found != list(range(channels)) and not (one_file_each and found == [0]):
-            what = f"{case_id} has {len(group)} image files ({group[0][1].name}, ...) for {channels} channels"
-            raise UsageError(what, remedy="give all channels of every case as <case>_0000, <case>_0001, ...")

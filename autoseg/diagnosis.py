@@ -1,4 +1,4 @@
-"""What goes wrong in a fold, read off its history: it overfits, it collapses, it diverges.
+"""What goes wrong in a fold, read off its history: it overfits, it collapses, it diverges, it lacks a label.
 
 `diagnose` looks at the rows of `history.jsonl` alone and tells how the fold stands after the last of them. It compares
 a training with itself, its validation with its training patches and its last epochs with its best, so that it needs no
@@ -8,6 +8,9 @@ finite is named at once.
 Dice means the pseudo Dice of fixed patches: of training and of validation cases, measured alike. A label that none of
 the patches holds has no Dice (None), or 0 when the network predicts it somewhere; one None tells that its zeros are no
 failure.
+
+Before a label counts as not learnt, the row's `unseen` is asked: the labels that no training case of the fold has. They
+are named once, as what they are, and judged no further. Where many labels share a verdict, one line says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +24,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Kind = Literal["overfit", "collapse", "diverge"]
+Kind = Literal["overfit", "collapse", "diverge", "unseen"]
 
 EPOCHS = 3  # judged together: sound trainings waver for an epoch or two, not for three in the same direction
+
+NAMED = 5  # labels with one verdict that are named one by one; of more, one line gives the count
 
 # Overfitting. In sound trainings the patches of training cases score 0.01 to 0.1 better than those of validation cases.
 PAUSE_SHARE = 0.25  # validation stagnates when it is no better than it was this share of all epochs ago: ...
@@ -105,6 +110,7 @@ class _Curves:
     validation: Floats  # Dice
     trained: Bools  # the Dice of training patches was measured
     validated: Bools
+    unseen: Bools  # (epochs, labels): no training case has the label
 
     @classmethod
     def read(cls, history: Sequence[Mapping[str, Any]], labels: int) -> "_Curves":
@@ -117,6 +123,7 @@ class _Curves:
             validation=_dice(history, "pseudo_dice", labels),
             trained=np.array(["training_dice" in row for row in history], dtype=bool),
             validated=np.array(["pseudo_dice" in row for row in history], dtype=bool),
+            unseen=_marked(history, "unseen", labels),
         )
 
     def until(self, epochs: int) -> "_Curves":
@@ -151,7 +158,12 @@ def _judge(curves: _Curves, label_names: Sequence[str]) -> list[Finding]:
     if not len(curves):
         return []
     with np.errstate(all="ignore"):  # figures may be of any size
-        return [*_divergence(curves), *_collapse(curves, label_names), *_overfitting(curves, label_names)]
+        return [
+            *_divergence(curves),
+            *_unseen(curves, label_names),
+            *_collapse(curves, label_names),
+            *_overfitting(curves, label_names),
+        ]
 
 
 # Divergence
@@ -193,11 +205,27 @@ def _skipped_steps(curves: _Curves) -> str | None:
     return f"{skipped:.0f} of the last {steps:.0f} steps were skipped: loss or gradients were not finite"
 
 
+# Labels without a training case
+
+
+def _unseen(curves: _Curves, label_names: Sequence[str]) -> list[Finding]:
+    names = [name for name, unseen in zip(label_names, curves.unseen[-1], strict=True) if unseen]
+    if not names:
+        return []
+    one = len(names) == 1
+    what = f"{_some(names)} {'is' if one else 'are'} in none of the fold's training cases"
+    remedy = (
+        f"nothing in this training changes that: annotate {'it' if one else 'them'} in more patients, or leave "
+        f"{'it' if one else 'them'} out of the labels"
+    )
+    return [Finding("unseen", names[0] if one else None, what, remedy)]
+
+
 # Collapse
 
 
 def _collapse(curves: _Curves, label_names: Sequence[str]) -> list[Finding]:
-    columns = [curves.occurring(label) for label in range(len(label_names))]
+    columns = [[] if curves.unseen[-1, label] else curves.occurring(label) for label in range(len(label_names))]
     verdicts = [(name, _collapsed(curves, name, dice)) for name, dice in zip(label_names, columns, strict=True) if dice]
     return _findings("collapse", verdicts)
 
@@ -287,12 +315,32 @@ def _parting_losses(curves: _Curves) -> Verdict:
 
 
 def _findings(kind: Kind, verdicts: Sequence[tuple[str | None, Verdict]]) -> list[Finding]:
-    """One finding per label with a verdict; a single one for the fold where all of several labels have one."""
+    """One finding per label with a verdict; a single one where all of several labels have one, or many have."""
     found = [(label, *verdict) for label, verdict in verdicts if verdict]
     if len(found) == len(verdicts) > 1:
         _, what, remedy = found[0]
         return [Finding(kind, None, f"all {len(found)} labels do, for instance: {what}", remedy)]
+    if len(found) > NAMED:
+        _, what, remedy = found[0]
+        names = _some([str(label) for label, _, _ in found])
+        counted = f"{len(found)} of {len(verdicts)} labels do, {names}; for instance: {what}"
+        return [Finding(kind, None, counted, remedy)]
     return [Finding(kind, label, what, remedy) for label, what, remedy in found]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first NAMED names, and how many there are beside them."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _marked(history: Sequence[Mapping[str, Any]], key: str, labels: int) -> Bools:
+    """Which labels each row lists by position (epochs, labels); none in a row that has no such list."""
+    table = np.zeros((len(history), labels), dtype=bool)
+    for line, row in zip(table, history, strict=True):
+        listed = row.get(key)
+        if isinstance(listed, (list, tuple)):
+            line[[i for i in listed if type(i) is int and 0 <= i < labels]] = True
+    return table
 
 
 def _best(values: Floats) -> tuple[int, float] | None:

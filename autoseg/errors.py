@@ -66,6 +66,7 @@ class Stopped(_Told):
     """
 
     exit_code = 75
+    restart_due = False  # a --restart was asked for, and nothing was set aside yet
 
 
 class Interrupted(Stopped):

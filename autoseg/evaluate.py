@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError
-from autoseg.imaging.geometry import Geometry, Vector3, corner_distance_voxels
+from autoseg.imaging.alignment import compare_grids
+from autoseg.imaging.geometry import Vector3, Volume
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
-from autoseg.imaging.readers import ending_of, read_labels, stem_of
-from autoseg.intake.loading import is_picture
+from autoseg.imaging.readers import ending_of, read_labels
+from autoseg.intake.contents import contents, stray_folders
+from autoseg.intake.pairing import LABEL_SUFFIX, name_of
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
-
-GRID_TOLERANCE_VOXELS = 0.1  # farther apart than this, two label maps are not on the same grid
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def score_case(job: ScoreJob) -> CaseScore:
     Raises:
         DataError: the grids differ, or a file holds values that are no label.
     """
-    reference, segmentation = read_labels(job.reference), read_labels(job.segmentation)
-    spacing = _common_spacing(job, reference.geometry, segmentation.geometry)
+    reference, segmentation = (read_labels(file, job.labels.colours) for file in (job.reference, job.segmentation))
+    segmentation, spacing = _on_grid_of(job, reference, segmentation)
     maps = []
     for path, volume in ((job.reference, reference), (job.segmentation, segmentation)):
         if unexpected := job.labels.unexpected(volume.array):
@@ -100,26 +100,31 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
     """Pair the label files of two folders by name; formats may differ.
 
     Raises:
-        DataError: a folder is missing or empty, a reference has no prediction (all of them are named), or a name occurs
-            twice in a folder.
+        DataError: a folder is missing or empty, a name occurs twice in a folder, a reference is no readable file or has
+            no prediction (all of them are named).
     """
     files: dict[Path, dict[str, Path]] = {}
     for folder in (predictions, references):
         files[folder] = {}
         for path in _label_files(folder):
-            other = files[folder].setdefault(stem_of(path), path)
+            other = files[folder].setdefault(name_of(path), path)
             if other != path:
                 raise DataError(
                     f"{folder} holds both {other.name} and {path.name}", remedy="leave one file per case in it"
                 )
-    missing = sorted(set(files[references]) - set(files[predictions]))
+    _demand_usable(references)
+    found = {
+        name: files[predictions].get(name) or files[predictions].get(LABEL_SUFFIX.sub("", name))
+        for name in files[references]
+    }  # the label of c1 may be called c1_seg
+    missing = sorted(name for name, path in found.items() if path is None)
     if missing:
         raise DataError(
             f"{len(missing)} of {len(files[references])} references have no prediction in {predictions}: "
             + ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else ""),
             remedy="predict these cases, or move their references away",
         )  # fmt: skip
-    return [ScoreJob(stem, path, files[predictions][stem], labels) for stem, path in files[references].items()]
+    return [ScoreJob(name, files[references][name], path, labels) for name, path in found.items() if path]
 
 
 def labels_found(folder: Path) -> LabelSet:
@@ -219,18 +224,30 @@ def _label_files(folder: Path) -> list[Path]:
     return files
 
 
-def _common_spacing(job: ScoreJob, reference: Geometry, segmentation: Geometry) -> Vector3:
-    """Spacing of the grid both lie on. A picture does not say where it lies: its shape must do."""
-    distance = corner_distance_voxels(reference, segmentation)
-    pictures = [is_picture(str(path)) for path in (job.reference, job.segmentation)]
-    if not (reference.shape == segmentation.shape if any(pictures) else distance <= GRID_TOLERANCE_VOXELS):
+def _demand_usable(references: Path) -> None:
+    """Refuse references that would not be scored: the mean would be that of the others, without a word."""
+    there = contents(references)
+    if errors := [p for p in (*there.problems, *stray_folders(there)) if p.severity == "error"]:
+        first = errors[0]
+        what = f"{len(errors)} references cannot be read, {first.file} is the first: {first.what}"
+        raise DataError(what, remedy=f"{first.remedy}; or move it out of {references}")
+
+
+def _on_grid_of(job: ScoreJob, reference: Volume, segmentation: Volume) -> tuple[Volume, Vector3]:
+    """The segmentation in the axis order of the reference, and the spacing (Z, Y, X) of the grid both lie on.
+
+    The rules are those for the files of a case (`compare_grids`). Where one file states no voxel size, that of the
+    other holds.
+    """
+    match = compare_grids(segmentation.geometry, reference.geometry, job.reference.name)
+    if not match.usable:
         raise DataError(
-            f"{job.segmentation} lies on another grid than {job.reference}: shapes {segmentation.shape} and "
-            f"{reference.shape}, corners {distance:.3g} voxels apart",
+            f"{job.segmentation} lies on another grid than {job.reference}: {'; '.join(match.differences)}",
             remedy="compare segmentations with references of the same image, on its own grid",
         )
-    silent = pictures[0] and reference.spacing == (1.0, 1.0, 1.0)
-    return segmentation.spacing if silent else reference.spacing
+    turned = Volume(np.ascontiguousarray(match.apply(segmentation.array)), reference.geometry)
+    sized = reference.geometry if reference.geometry.sized else segmentation.geometry
+    return turned, sized.spacing
 
 
 def _or_none(value: float) -> float | None:

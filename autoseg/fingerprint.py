@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from scipy import ndimage
@@ -24,8 +24,16 @@ from autoseg.imaging.components import as_slices, bounding_box, components, nonz
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import LabelSet
 from autoseg.records import to_plain
+from autoseg.rules import anything, at_least, between, entries, exactly, file_name
 
 VERSION = 1
+Count = Annotated[int, at_least(0, 2.0**63)]
+Extent = Annotated[float, between(0, 1e30)]  # mm or mm3
+Edge = Annotated[int, at_least(1, 2**31)]  # voxels
+Spacing = Annotated[float, between(1e-9, 1e6)]  # mm
+Position = Annotated[float, between(-1e12, 1e12)]  # mm
+Text = Annotated[str, anything("any text")]
+Number = Annotated[float, anything("any finite number")]
 POOLED_SAMPLES = 10_000_000  # intensities per channel over the whole dataset: 40 MB as float32
 CASE_SAMPLES = 200_000  # at most, per case: the 0.5th percentile is then within 0.02 percentage points
 COMPONENTS_KEPT = 64  # per label and case
@@ -41,25 +49,26 @@ Slices = tuple[slice, slice, slice]
 class ComponentSizes:
     """Connected components of one label in one case: all counted, an even selection by size described."""
 
-    count: int
-    volumes_mm3: tuple[float, ...]  # of the selection, descending
-    extents_mm: tuple[Vector3, ...]  # edges of their bounding boxes
+    count: Count
+    volumes_mm3: tuple[Extent, ...]  # of the selection, descending
+    extents_mm: tuple[tuple[Extent, Extent, Extent], ...]  # edges of their bounding boxes
 
 
 @dataclass(frozen=True)
 class CaseFingerprint:
     """One case: geometry, labels and their components."""
 
-    id: str
-    shape: Axes3
-    shape_after_crop: Axes3  # the box of the nonzero voxels
-    spacing: Vector3  # mm
-    class_voxels: dict[str, int]  # label name -> voxels in the whole case
-    components: dict[str, ComponentSizes]  # only labels that are present
-    ignored_voxels: int
-    foreground_outside_crop: int  # labelled voxels where every channel is 0: lost by cropping
-    digest: str  # of the arrays: equal digests are equal cases
-    centroids_mm: dict[str, Vector3] = field(default_factory=dict)  # of each label present, from the first voxel
+    id: Annotated[str, file_name()]
+    shape: tuple[Edge, Edge, Edge]
+    shape_after_crop: tuple[Edge, Edge, Edge]  # the box of the nonzero voxels
+    spacing: tuple[Spacing, Spacing, Spacing]
+    class_voxels: dict[Text, Count]  # label name -> voxels in the whole case
+    components: dict[Text, ComponentSizes]  # only labels that are present
+    ignored_voxels: Count
+    foreground_outside_crop: Count  # labelled voxels where every channel is 0: lost by cropping
+    digest: Text  # of the arrays: equal digests are equal cases
+    # of each label present, from the first voxel
+    centroids_mm: dict[Text, tuple[Position, Position, Position]] = field(default_factory=dict)
 
     @property
     def relative_size_after_crop(self) -> float:
@@ -70,25 +79,25 @@ class CaseFingerprint:
 class ChannelStatistics:
     """Intensities of one channel in the foreground of all cases."""
 
-    mean: float
-    median: float
-    std: float
-    min: float
-    max: float
-    p00_5: float
-    p99_5: float
+    mean: Number
+    median: Number
+    std: Annotated[float, at_least(0, 1e300)]
+    min: Number
+    max: Number
+    p00_5: Number
+    p99_5: Number
 
 
 @dataclass(frozen=True)
 class Fingerprint:
     """A dataset as the planner sees it."""
 
-    version: int
-    channels: tuple[str, ...]
-    labels: tuple[str, ...]  # names, without background and ignore
+    version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of fingerprints that this autoseg reads")]
+    channels: Annotated[tuple[Text, ...], entries(1)]
+    labels: tuple[Text, ...]  # names, without background and ignore
     cases: tuple[CaseFingerprint, ...]  # sorted by id
     statistics: tuple[ChannelStatistics, ...]  # one per channel
-    notes: tuple[str, ...]
+    notes: tuple[Text, ...]
 
     @property
     def hash(self) -> str:

@@ -1,9 +1,9 @@
 """A fold, opened: everything the loop of `train` works with, built anew or from a checkpoint."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from autoseg.data.loader import BatchStream, ChainName
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
 from autoseg.errors import StateError, UsageError
+from autoseg.fold_folder import FoldFolder
 from autoseg.fold_log import Clock, FoldLog, epoch_steps
-from autoseg.fold_state import CHECKPOINT_VERSION, UNKNOWN, FoldState
+from autoseg.fold_state import CHECKPOINT_VERSION, FoldState, seed_of
 from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
 from autoseg.nn.checkpoint import CheckpointWriter
 from autoseg.nn.ranks import Ranks
@@ -26,16 +27,19 @@ from autoseg.records import to_plain
 from autoseg.start_up import Choices, apply, choose, validation_seconds, worker_count
 from autoseg.stopping import StopSignals
 from autoseg.transfer import begin_from
-from autoseg.workspace import Workspace, lock
+from autoseg.workspace import FULL, FoldName, Workspace
 
 
 @dataclass(frozen=True)
 class FoldOptions:
     """How a fold is run; nothing of it changes what a finished fold has learnt, but where it began."""
 
-    restart: bool = False  # begin anew; what was there is kept beside it under another name
+    restart: bool = False  # retrain from scratch; what was there is kept beside it under another name
     init_from: Path | None = None  # a trained model, whose weights a new fold begins with
     checkpoint_seconds: float = 60.0
+    finish: bool = False  # cool down at once, and end
+    as_begun: bool = False  # the training settings are those of the checkpoint, not those of the plan
+    settings: tuple[str, ...] = ()  # with which the plan was changed, for commands that are suggested
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,24 @@ class FoldTask:
     split: Split  # the cases to train on and to validate with
     device: torch.device
     ranks: Ranks  # this process among those that train the fold together
+    contents: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of the cases, see `same_training.PARTS`
 
     @property
-    def number(self) -> int:
+    def number(self) -> FoldName:
         return self.split.fold
 
     @property
     def configuration(self) -> Configuration:
         return self.plan.configurations[self.configuration_name]
+
+    @property
+    def unseen_labels(self) -> list[str]:
+        """What is scored and in no training case; nothing where the cases are not preprocessed."""
+        store = CaseStore(self.workspace.preprocessed(self.configuration.data))
+        with suppress(StateError):
+            present = store.classes_in(self.split.train)
+            return [name for name, classes in self.plan.labels.scored.items() if present.isdisjoint(classes)]
+        return []
 
     @property
     def folder(self) -> Path:
@@ -71,7 +85,7 @@ class Fold:
     trained: nn.Module  # the same, or what spreads it over several processes
     criterion: nn.Module
     stream_of: Callable[[int], BatchStream]  # from a step on
-    held_out: WatchedSamples  # of the validation cases
+    held_out: WatchedSamples | None  # of the validation cases; None where none is held out
     learnt: WatchedSamples  # and of training cases
     state: FoldState
     clock: Clock
@@ -79,6 +93,7 @@ class Fold:
     stop: StopSignals
     checkpoints: CheckpointWriter
     init_from: str | None  # the model whose weights it began with
+    folder: FoldFolder
     stream: BatchStream | None = None
     raw: Batch | None = None  # the batch of the next step, where it was prepared and is not on the device yet
     ahead: Batch | None = None  # the batch of the next step, where it is on the device already
@@ -99,6 +114,11 @@ class Fold:
             self.stream.close()
             self.stream = None  # with the cases it held, before they are read again
         self.stream = self.stream_of(self.state.position.step)
+
+    def prepare_first(self) -> None:
+        """Have the batch prepared that is due."""
+        assert self.stream is not None, "the stream was not opened"
+        self.raw = next(self.stream)
 
     def next_batch(self) -> Batch:
         """The batch that is due, on the device."""
@@ -127,6 +147,7 @@ def open_fold(
     options: FoldOptions,
     stop: StopSignals,
     log: FoldLog,
+    folder: FoldFolder,
     saved: dict[str, Any] | None,
     began: float,
 ) -> Fold:
@@ -137,11 +158,11 @@ def open_fold(
         began: when this process took the fold over, by `time.perf_counter`.
 
     Raises:
-        StateError: the split has no case to train on, or none to validate with.
+        StateError: the split has no case to train on, or none to validate with (which only FULL may lack).
         UsageError: the time budget leaves nothing to train in.
     """
     plan, configuration, split, device, ranks = task.plan, task.configuration, task.split, task.device, task.ranks
-    if not split.train or not split.validation:
+    if not split.train or not (split.validation or split.fold == FULL):
         raise StateError(
             f"fold {split.fold} has {len(split.train)} cases to train on and {len(split.validation)} to validate with",
             remedy="give it some of both in splits.json, or train the other folds",
@@ -151,21 +172,32 @@ def open_fold(
     def say(text: str) -> None:
         log.say(f"fold {split.fold}  {text}")
 
+    if split.fold == FULL:
+        say(
+            f"trains on all {len(split.train)} cases and holds none out: loss and Dice are those of training cases, "
+            "and the training ends with its schedule, because no plateau can be noticed"
+        )
+
     # The network and its loss
-    torch.manual_seed(training.seed + split.fold)
+    torch.manual_seed(training.seed + seed_of(split.fold))
     network = build_plan_network(plan, configuration).to(device)
     network.deep_supervision = training.deep_supervision  # type: ignore[assignment]
     criterion = build_plan_loss(plan, configuration).to(device)
+    init_from = saved["init_from"] if saved else place(options.init_from)
     if options.init_from and not saved:
-        begin_from(options.init_from, network, plan, task.configuration_name, say, held_out=split.validation)
-    init_from = saved["init_from"] if saved else _place(options.init_from)
+        source = begin_from(
+            options.init_from, network, plan, task.configuration_name, say, held_out=split.validation, own=task.folder,
+            contents=task.contents,
+        )  # fmt: skip
+        if (lies := folder.where_it_lies(source)) != source.resolve():
+            init_from = str(lies.parent)
 
     data = _FoldData(task, say)
     held_out, learnt = data.watched()
     workers = worker_count(training.workers, device, ranks.local_count)
 
     # What is fastest on this machine; a resumed fold keeps the choices it began with
-    image = next(iter(held_out))["image"].to(device)
+    image = next(iter(held_out or learnt))["image"].to(device)
     if saved:
         choices = Choices(**saved["choices"])
     else:
@@ -196,7 +228,7 @@ def open_fold(
         task=task, network=network, trained=ranks.wrap(network, device), criterion=criterion,
         stream_of=lambda step: data.stream(state.choices.chain, start_step=step, workers=workers),
         held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop,
-        checkpoints=CheckpointWriter(task.folder), init_from=init_from,
+        checkpoints=CheckpointWriter(task.folder), init_from=init_from, folder=folder,
     )  # fmt: skip
 
 
@@ -221,16 +253,21 @@ class _FoldData:
         """The same, without cases kept in memory: a few batches are taken, and it is thrown away."""
         return self.stream(chain, memory_limit=0)
 
-    def watched(self) -> tuple[WatchedSamples, WatchedSamples]:
-        """Samples of the validation cases, and half as many of the training cases."""
+    def watched(self) -> tuple[WatchedSamples | None, WatchedSamples]:
+        """Samples of the validation cases, and half as many of the training cases.
+
+        Where no case is held out: None, and as many of the training cases.
+        """
         plan, configuration, split = self.task.plan, self.task.configuration, self.task.split
         steps = epoch_steps(plan.training.steps, plan.training.iterations_per_epoch)
         samples = watched_samples(configuration.batch_size, steps)
-        held_out, learnt = (
-            watch(self.store, cases, plan, configuration, samples=count, previous=self.previous)
-            for cases, count in ((split.validation, samples), (split.train, samples // 2))
-        )
-        return held_out, learnt
+
+        def of(cases: Sequence[str], count: int) -> WatchedSamples:
+            return watch(self.store, cases, plan, configuration, samples=count, previous=self.previous)
+
+        if not split.validation:
+            return None, of(split.train, samples)
+        return of(split.validation, samples), of(split.train, samples // 2)
 
 
 def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:
@@ -243,6 +280,7 @@ def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:
         "fold": task.number,
         "train": list(task.split.train),
         "validation": list(task.split.validation),
+        "contents": {case: list(parts) for case, parts in task.contents.items()},
         "init_from": fold.init_from,
         "finished": finished,
         "history": fold.log.history,
@@ -250,76 +288,6 @@ def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:
     return about | fold.state.to_plain()
 
 
-@contextmanager
-def held(folder: Path, restart: bool, ranks: Ranks) -> Iterator[None]:
-    """Keep other trainings off the fold's folder; with `restart`, set aside what is there.
-
-    Of several processes that train together, the first does it for all.
-    """
-    if ranks.rank > 0:
-        ranks.barrier()
-        yield
-        return
-    if restart and folder.exists():
-        with lock(folder / ".lock", f"training {folder}"):
-            folder.rename(folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
-    with lock(folder / ".lock", f"training {folder}"):
-        ranks.barrier()
-        yield
-
-
-def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> None:
-    """Refuse to go on under other settings, with other cases or from another model than those a fold began with.
-
-    What was predicted of its cost may differ, the reasons in the plan, the other configurations, and the number of
-    workers, which changes no batch. A fold that goes on need not be told again which model it began from.
-
-    Args:
-        saved: its checkpoint.
-
-    Raises:
-        StateError: names what differs.
-    """
-    name, split = task.configuration_name, task.split
-    before, now = (_what_decides(plain, name) for plain in (saved["plan"], to_plain(task.plan)))
-    changed = [key for key in now if before.get(key) != now[key]]
-    if changed:
-        raise StateError(
-            f"{task.folder} was trained under another plan: {', '.join(changed)} differ",
-            remedy="repeat the options it was begun with, or begin anew with --restart (the old fold is kept aside)",
-        )
-    for what, cases, trained in (("train on", split.train, "train"), ("hold out", split.validation, "validation")):
-        if differ := sorted(set(cases) ^ set(saved[trained])):
-            raise StateError(
-                f"{task.folder} was trained with other cases: fold {split.fold} of splits.json is to {what} others "
-                f"({len(differ)} differ, {differ[0]} is one)",
-                remedy="put back the splits.json it was trained with, or begin anew with --restart (the old fold is "
-                "kept aside)",
-            )
-        if list(cases) != saved[trained] and not saved.get("finished"):
-            raise StateError(
-                f"{task.folder}: splits.json has the cases of fold {split.fold} in another order than it was begun "
-                "with, and the batches that are due follow from it",
-                remedy="put back the splits.json it was begun with, or begin anew with --restart",
-            )
-    asked = _place(options.init_from)
-    if asked not in (None, saved["init_from"]) and saved["init_from"] != UNKNOWN:
-        began = f"from {saved['init_from']}" if saved["init_from"] else "from random weights"
-        raise StateError(
-            f"{task.folder} began {began}, not from {asked}",
-            remedy="leave --init-from out to go on, or begin anew with --restart (the old fold is kept aside)",
-        )
-
-
-def _place(model: Path | None) -> str | None:
+def place(model: Path | None) -> str | None:
     """A model by its whole path, so that it is known again from another folder."""
     return str(model.resolve()) if model else None
-
-
-def _what_decides(plan: dict[str, Any], name: str) -> dict[str, Any]:
-    """What the weights of a fold follow from, of a plan as plain data."""
-    indifferent = ("decisions", "configurations", "recommended", "rules", "preset", "device", "vram_gb", "training")
-    kept = {key: value for key, value in plan.items() if key not in indifferent}
-    configuration = {key: value for key, value in plan["configurations"][name].items() if key != "cost"}
-    training = {f"training.{key}": value for key, value in plan["training"].items() if key != "workers"}
-    return kept | training | {f"configurations.{name}": configuration}

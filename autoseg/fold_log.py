@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from autoseg.diagnosis import Finding, diagnose, ever_found
 from autoseg.progress_picture import draw_progress
-from autoseg.workspace import write_text
+from autoseg.workspace import FoldName, write_text
 
 if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
     from torch.utils.tensorboard import SummaryWriter
@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
 SHORT_EPOCHS = 20  # a short time budget, or a short length in steps, is cut into so many epochs to watch
 PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png,
 PICTURE_SHARE = 0.01  # which may take so much of it
+MOST_SHOWN = 20  # labels in a line; of more, the others are counted
+VERBS = {"unseen": "cannot learn a label"}  # how a kind of finding is said; otherwise with an s
 DECIMALS = {"seconds": 2, "loss": 5, "validation_loss": 5, "training_dice": 4, "pseudo_dice": 4, "progress": 4}
 
 
@@ -81,17 +83,18 @@ class Clock:
         return (steps >= self.iterations_per_epoch or seconds >= share) and left >= min(share, seconds) / 2
 
 
-def warning(fold: int, finding: Finding, model: tuple[str, str] | None = None) -> str:
+def warning(fold: FoldName, finding: Finding, model: tuple[str, str] | None = None) -> str:
     """What is wrong with a fold, and what to try, in two lines.
 
     Args:
         model: configuration and network, where they do not follow from what is said around it.
     """
+    verb = VERBS.get(finding.kind, f"{finding.kind}s")
     if model is None:
-        return f"fold {fold}  {finding.kind}s: {finding.what}\n  -> {finding.remedy}"
+        return f"fold {fold}  {verb}: {finding.what}\n  -> {finding.remedy}"
     configuration, network = model
     remedy = finding.remedy.replace("--restart", f"-c {configuration} --network {network} -f {fold} --restart")
-    return f"fold {fold} of {configuration} ({network})  {finding.kind}s: {finding.what}\n  -> {remedy}"
+    return f"fold {fold} of {configuration} ({network})  {verb}: {finding.what}\n  -> {remedy}"
 
 
 class FoldLog:
@@ -101,7 +104,9 @@ class FoldLog:
         folder: of the fold; made when the first line is written.
         label_names: of the entries of `training_dice` and `pseudo_dice`.
         history: rows of the epochs before, of a fold that is resumed. What could be found in them counts as told.
+        unseen: names of the labels that no training case has; they join every row, by position.
         quiet: write nothing and show nothing, for all processes of a training but one.
+        held_back: write nothing before `release`: the folder is still that of an older training.
 
     `history` and `findings` hold all rows, and what they show as of the last one.
     """
@@ -109,16 +114,20 @@ class FoldLog:
     def __init__(
         self,
         folder: Path,
-        fold: int,
+        fold: FoldName,
         label_names: Sequence[str],
         history: Sequence[Mapping[str, Any]],
         *,
+        unseen: Sequence[str] = (),
         quiet: bool = False,
+        held_back: bool = False,
     ) -> None:
         self.folder = folder
+        self.unseen = [i for i, name in enumerate(label_names) if name in unseen]
         self.fold = fold
         self.label_names = tuple(label_names)
         self.quiet = quiet
+        self._held_back: list[str] | None = [] if held_back else None
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.findings = diagnose(self.history, self.label_names)
         self._told = ever_found(self.history, self.label_names)
@@ -155,7 +164,16 @@ class FoldLog:
         tqdm.write(text)
         self._attempt("log.txt", lambda: self._keep(text))
 
+    def release(self) -> None:
+        """Write down what was said up to now, and from now on everything."""
+        lines, self._held_back = self._held_back or [], None
+        if lines and not self.quiet:
+            self._attempt("log.txt", lambda: self._keep("\n".join(lines)))
+
     def _keep(self, text: str) -> None:
+        if self._held_back is not None:
+            self._held_back.append(text)
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -175,9 +193,8 @@ class FoldLog:
                 learning_rate, skipped. Figures are rounded, those that are not finite become None.
             progress: share of the training that is done; it joins the row.
         """
-        self.history.append(
-            {key: _plain(value, DECIMALS.get(key)) for key, value in {**row, "progress": progress}.items()}
-        )
+        full = {**row, "progress": progress, **({"unseen": self.unseen} if self.unseen else {})}
+        self.history.append({key: _plain(value, DECIMALS.get(key)) for key, value in full.items()})
         self.findings = diagnose(self.history, self.label_names)
         news = [f for f in self.findings if not {(f.kind, f.label), (f.kind, None)} & self._told]
         self._told |= {(f.kind, f.label) for f in news}
@@ -201,20 +218,35 @@ class FoldLog:
 
     def _line(self, row: Mapping[str, Any]) -> str:
         skipped = f"  {row['skipped']} steps skipped" if row.get("skipped") else ""
+        validation = f" / {_shown(row['validation_loss'], '+.3f')}" if "validation_loss" in row else ""
         remaining = row["seconds"] * (1 - row["progress"]) / max(row["progress"], 1e-9)
         return (
-            f"fold {self.fold}  epoch {row['epoch']:3d}  step {row['step']:5d}  loss {_shown(row['loss'], '+.3f')} / "
-            f"{_shown(row['validation_loss'], '+.3f')}{self._dice(row)}{skipped}  "
+            f"fold {self.fold}  epoch {row['epoch']:3d}  step {row['step']:5d}  loss {_shown(row['loss'], '+.3f')}"
+            f"{validation}{self._dice(row)}{skipped}  "
             f"{_duration(row['seconds'])}, {_duration(remaining)} to go"
         )
 
     def _dice(self, row: Mapping[str, Any]) -> str:
-        """Pseudo Dice of every label, and how much more the mean is on training patches, where both are known."""
-        pseudo = row["pseudo_dice"]
-        shown = "  ".join(f"{n} {_shown(d, '.3f')}" for n, d in zip(self.label_names, pseudo, strict=True))
+        """Pseudo Dice per label, and how much more the mean is on training patches, where both are known.
+
+        Of more than MOST_SHOWN labels the first are shown, and the mean of all.
+        """
+        pseudo = row.get("pseudo_dice")
+        if pseudo is None:  # no case is held out
+            return f"  training Dice {self._each(row['training_dice'])}"
         pairs = zip(row.get("training_dice") or [None] * len(pseudo), pseudo, strict=True)
         gaps = [training - dice for training, dice in pairs if training is not None and dice is not None]
-        return f"  pseudo Dice {shown}" + (f" (training {sum(gaps) / len(gaps):+.3f})" if gaps else "")
+        return f"  pseudo Dice {self._each(pseudo)}" + (f" (training {sum(gaps) / len(gaps):+.3f})" if gaps else "")
+
+    def _each(self, dice: Sequence[float | None]) -> str:
+        """Dice of every label by name; of more than MOST_SHOWN labels the first ones, and the mean of all."""
+        each = [f"{n} {_shown(d, '.3f')}" for n, d in zip(self.label_names, dice, strict=True)]
+        shown = "  ".join(each[:MOST_SHOWN])
+        if len(each) <= MOST_SHOWN:
+            return shown
+        known = [d for d in dice if d is not None]
+        mean = _shown(sum(known) / len(known) if known else None, ".3f")
+        return f"{shown}  and {len(each) - MOST_SHOWN} more, mean of all {mean}"
 
     def _draw(self) -> None:
         self._pictured, began = len(self.history), time.perf_counter()
@@ -254,7 +286,7 @@ class _Curves:
         assert self.writer is not None
         values = {
             "loss/training": row["loss"],
-            "loss/validation": row["validation_loss"],
+            "loss/validation": row.get("validation_loss"),
             "learning_rate": row["learning_rate"],
         }
         for key in ("training_dice", "pseudo_dice"):

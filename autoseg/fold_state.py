@@ -27,8 +27,10 @@ from autoseg.nn.optimization import (
 )
 from autoseg.plan import Plan, Training
 from autoseg.start_up import Choices
+from autoseg.workspace import FULL, FoldName
 
 CHECKPOINT_VERSION = 4
+FULL_SEED = 1_000_000  # stands for a number of FULL: it draws apart from all other folds
 UNKNOWN = "an unknown model, or from random weights"  # what a fold of an older version began from
 
 
@@ -159,9 +161,14 @@ class FoldState:
         self.cooling_since = progress
         return f"{since}: the learning rate cools down, and the training ends"
 
-    def seed_step(self, fold: int, rank: int) -> None:
+    def forget_plateau(self) -> None:
+        """Let the wait for a plateau begin anew: what was measured so far is no measure any more."""
+        if self.plateau:
+            self.plateau = replace(self.plateau, averages=(), bests=(), waited=0)
+
+    def seed_step(self, fold: FoldName, rank: int) -> None:
         """Seed what the coming step draws; steps, folds and ranks draw apart from each other."""
-        sequence = np.random.SeedSequence([self.training.seed, fold, rank, self.position.step])
+        sequence = np.random.SeedSequence([self.training.seed, seed_of(fold), rank, self.position.step])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
     def to_plain(self) -> dict[str, Any]:
@@ -202,6 +209,11 @@ class FoldState:
         self.micro_batches, self.retreats = plain["micro_batches"], plain["retreats"]
 
 
+def seed_of(fold: FoldName) -> int:
+    """The number by which a fold's draws differ from those of others."""
+    return FULL_SEED if fold == FULL else fold
+
+
 def upgrade_checkpoint(plain: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint of an older version, as this version writes it. Raises StateError for one of a newer version."""
     if plain["version"] > CHECKPOINT_VERSION:
@@ -213,7 +225,7 @@ def upgrade_checkpoint(plain: dict[str, Any]) -> dict[str, Any]:
     for version, upgrade in enumerate((_upgrade_from_1, _upgrade_from_2, _upgrade_from_3), start=1):
         if plain["version"] == version:
             plain = upgrade(plain)
-    return plain
+    return {"contents": {}} | plain  # of older versions it is not known what their cases held
 
 
 def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A trained model: the plan it was trained under and the weights of its folds, opened safely."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import nn
 from autoseg.errors import StateError
 from autoseg.fold_state import upgrade_checkpoint
 from autoseg.from_plan import build_plan_network
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.nn.checkpoint import NEWEST, load_checkpoint
 from autoseg.plan import Configuration, Plan
-from autoseg.records import from_plain
-from autoseg.workspace import Workspace
+from autoseg.records import from_plain, to_plain
+from autoseg.same_training import command, what_is_seen
+from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 
 # What models that work together must have in common.
 COMMON: dict[str, Callable[[Plan], Any]] = {
@@ -35,12 +37,14 @@ class Model:
 
     plan: Plan
     configuration_name: str
-    folds: tuple[int, ...]
+    folds: tuple[FoldName, ...]
     networks: tuple[nn.Module, ...]  # one per fold, in evaluation mode, on the device
     dtype: str  # of the convolutions, as chosen in training
     forward_seconds: float  # of one patch, as measured in training
     device: torch.device
     previous: "Model | None" = None  # whose segmentation is a further input, in a cascade
+    unfinished: dict[FoldName, str] = field(default_factory=dict)  # folds not trained to the end: how far they are
+    left_out: dict[FoldName, str] = field(default_factory=dict)  # such folds that are not taken: how far they are
 
     @property
     def configuration(self) -> Configuration:
@@ -53,57 +57,87 @@ class Model:
 
 
 def open_model(
-    workspace: Workspace, configuration_name: str, network: str, *, folds: Sequence[int] | None, device: torch.device
+    workspace: Workspace,
+    configuration_name: str,
+    network: str,
+    *,
+    folds: Sequence[FoldName] | None,
+    device: torch.device,
+    unfinished: bool = False,
 ) -> Model:
     """Load the trained folds of one configuration; of a cascade, the same folds of its previous stage, too.
 
     Args:
-        folds: which folds, or None for all that are finished.
+        folds: which folds. None: the partitions that are finished, or FULL where it alone is.
+        unfinished: take folds that are not trained to the end, too, with the averaged weights of their newest
+            checkpoint.
 
     Raises:
         StateError: no fold, or one of those asked for, is trained to the end; or folds come from different plans.
     """
     folder = workspace.model(configuration_name, network)
-    states = {}
-    for path in sorted(folder.glob("fold_*/last.pt")):
-        fold = int(path.parent.name.removeprefix("fold_")) if path.parent.name[5:].isdigit() else None
-        if fold is None or (folds is not None and fold not in folds):
-            continue
-        state = upgrade_checkpoint(load_checkpoint(path))
-        if state["finished"]:
-            states[fold] = state
-        elif folds is not None:
-            raise StateError(
-                f"fold {fold} in {path.parent} has not been trained to the end",
-                remedy=f"go on with: autoseg train -f {fold} -c {configuration_name}",
-            )
-    missing = sorted(set(folds or ()) - set(states))
+    states, left_out = _states(workspace, folder, folds, unfinished)
+    train = command("train", "-f", "0..4", "-c", configuration_name, "--network", network, "-w", workspace.root)
+    missing = [fold for fold in folds or () if fold not in states]
     if missing or not states:
         which = f"fold {missing[0]} of {folder}" if missing else f"{folder}"
-        raise StateError(f"{which} is not trained", remedy=f"train it: autoseg train -f 0..4 -c {configuration_name}")
+        raise StateError(f"{which} is not trained", remedy=f"train it: {train}")
     plans = {fold: from_plain(Plan, state["plan"], f"fold {fold}: plan") for fold, state in states.items()}
-    first = min(states)
+    first = next(iter(states))
     plan = plans[first]
     for fold, other in plans.items():
         if not same_input_and_output(plan, other, configuration_name):
             raise StateError(
                 f"folds {first} and {fold} in {folder} were trained under plans that read images differently",
-                remedy="train all folds anew under one plan (--restart), or name the folds to use (-f)",
+                remedy=f"retrain those of one plan: {train} --restart; or name the folds to use (-f)",
             )
     dtypes = {state["choices"]["dtype"] for state in states.values()}
     model = Model(
         plan=plan,
         configuration_name=configuration_name,
-        folds=tuple(sorted(states)),
-        networks=tuple(_network(states[fold], plans[fold], configuration_name, device) for fold in sorted(states)),
+        folds=tuple(states),
+        networks=tuple(_network(state, plans[fold], configuration_name, device) for fold, state in states.items()),
         dtype=dtypes.pop() if len(dtypes) == 1 else "float32",  # to which one of them had to go back
         forward_seconds=states[first]["choices"]["forward_seconds"],
         device=device,
-        previous=_previous(workspace, plan, configuration_name, folds, device),
+        previous=_previous(workspace, plan, configuration_name, folds, device, unfinished),
+        unfinished={fold: _standing(state) for fold, state in states.items() if not state["finished"]},
+        left_out=left_out,
     )
     if model.previous:
         require_common({model.name: plan, model.previous.name: model.previous.plan})
     return model
+
+
+def _states(
+    workspace: Workspace, folder: Path, folds: Sequence[FoldName] | None, unfinished: bool
+) -> tuple[dict[FoldName, dict[str, Any]], dict[FoldName, str]]:
+    """The checkpoints that are to predict, by fold; and how far those folds are that are not taken for it."""
+    begun = begun_folds(folder)
+    states: dict[FoldName, dict[str, Any]] = {}
+    left_out: dict[FoldName, str] = {}
+    for fold in (f for f in begun if folds is None or f in folds):
+        if fold == FULL and folds is None and states:
+            break  # the partitions vote; the model that saw all cases stands by itself
+        state = upgrade_checkpoint(load_checkpoint(begun[fold] / NEWEST))
+        if state["finished"] or (unfinished and state["position"]["step"] > 0):
+            states[fold] = state
+        elif folds is not None:
+            name, _, network = folder.name.rpartition("-")
+            words = ("train", "-f", fold, "-c", name, "--network", network, "-w", workspace.root)
+            raise StateError(
+                f"fold {fold} in {begun[fold]} has not been trained to the end: {_standing(state)}",
+                remedy=f"resume it with the options it was begun with; or let it cool down and end: "
+                f"{command(*words, '--finish')}; or predict with it as it stands: --unfinished",
+            )
+        else:
+            left_out[fold] = _standing(state)
+    return states, left_out
+
+
+def _standing(state: dict[str, Any]) -> str:
+    """How far a training has come: "epoch 12, step 3000"."""
+    return f"epoch {state['position']['epoch']}, step {state['position']['step']}"
 
 
 def require_common(plans: dict[str, Plan]) -> None:
@@ -124,22 +158,26 @@ def require_common(plans: dict[str, Plan]) -> None:
 
 def same_input_and_output(a: Plan, b: Plan, configuration_name: str) -> bool:
     """Whether two plans preprocess images alike and predict the same heads in the same configuration."""
-    return _seen(a, configuration_name) == _seen(b, configuration_name)
-
-
-def _seen(plan: Plan, configuration_name: str) -> tuple:
-    configuration = plan.configurations[configuration_name]
-    rules = (plan.channels, plan.heads, plan.orientation, plan.axis_order, plan.normalization, plan.resampling)
-    return (*rules, configuration.spacing, configuration.patch_size, configuration.cascade_from)
+    seen = [what_is_seen(to_plain(plan), configuration_name) | {"heads": plan.heads.has_regions} for plan in (a, b)]
+    return seen[0] == seen[1]
 
 
 def _previous(
-    workspace: Workspace, plan: Plan, configuration_name: str, folds: Sequence[int] | None, device: torch.device
+    workspace: Workspace,
+    plan: Plan,
+    configuration_name: str,
+    folds: Sequence[FoldName] | None,
+    device: torch.device,
+    unfinished: bool,
 ) -> Model | None:
+    """The previous stage of a cascade: the same folds; for FULL all partitions, which segmented what it learnt from."""
     name = plan.configurations[configuration_name].cascade_from
     if name is None:
         return None
-    return open_model(workspace, name, plan.configurations[name].network.name, folds=folds, device=device)
+    if folds is not None:
+        folds = [fold for fold in folds if fold != FULL] or None
+    network = plan.configurations[name].network.name
+    return open_model(workspace, name, network, folds=folds, device=device, unfinished=unfinished)
 
 
 def _network(state: dict, plan: Plan, configuration_name: str, device: torch.device) -> nn.Module:

@@ -5,48 +5,94 @@ coarsest (or the singleton) axis first. Spacings, patches and shapes below are i
 configuration have two entries, (Y, X).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from autoseg.augmentation import AUGMENTATIONS
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
-from autoseg.records import override
+from autoseg.intake.inputs import FileNames
+from autoseg.planning.architectures import ARCHITECTURES
+from autoseg.records import from_plain, override
+from autoseg.rules import (
+    MAX_COUNT,
+    MAX_EPOCHS,
+    MAX_GIGABYTES,
+    MAX_SECONDS,
+    MAX_STEPS,
+    MAX_WORKERS,
+    FieldError,
+    above,
+    anything,
+    at_least,
+    between,
+    check_fields,
+    check_same_length,
+    counted,
+    entries,
+    exactly,
+    file_name,
+    odd,
+    one_of,
+    shown,
+)
 
 VERSION = 4
 LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
 LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "epochs": (lambda value: value >= 1, "1 or more"),
-    "steps": (lambda value: value >= 1, "1 or more"),
-    "time_budget_seconds": (lambda value: value > 0, "more than 0"),
-    "iterations_per_epoch": (lambda value: value >= 1, "1 or more"),
-    "learning_rate": (lambda value: value > 0, "more than 0"),
-    "weight_average": (lambda value: 0 <= value < 1, "0 to 1, less than 1"),
-    "gradient_clip": (lambda value: value > 0, "more than 0"),
-    "momentum": (lambda value: 0 <= value < 1, "0 to 1, less than 1"),
-    "focal_gamma": (lambda value: value >= 0, "0 or more"),
-    "topk_share": (lambda value: 0 < value <= 1, "more than 0, at most 1"),
-    "tversky_alpha": (lambda value: value >= 0, "0 or more"),
-    "tversky_beta": (lambda value: value > 0, "more than 0"),
-    "boundary_weight": (lambda value: value >= 0, "0 or more"),
-    "component_weight": (lambda value: 0 <= value <= 2, "0 to 2"),
-    "dropout": (lambda value: 0 <= value < 1, "0 to 1, less than 1"),
-    "patience": (lambda value: value >= 0, "0 or more"),
-}
+
+# What the numbers below may be. A field's own range stands beside it.
+Count = Annotated[int, at_least(0, MAX_COUNT)]  # of bytes, elements, operations
+Voxels = Annotated[int, at_least(1, 2**20)]
+Edge = Annotated[int, at_least(1, 2**14)]  # of a patch, voxels
+Stride = Annotated[int, between(1, 16)]
+Kernel = Annotated[int, odd(1, 15)]
+Blocks = Annotated[int, between(1, 64)]
+Features = Annotated[int, between(1, 2**14)]
+Millimetres = Annotated[float, between(1e-9, 1e6)]  # of a spacing: from picometres to a kilometre
+Axis = Annotated[int, between(0, 2)]
+Intensity = Annotated[float, between(-3.4e38, 3.4e38)]  # what float32 holds
+Order = Annotated[int, between(0, 5)]  # of a spline
+Weight = Annotated[float, between(0, 1e6)]
+Share = Annotated[float, between(0, 1)]
+Decay = Annotated[float, between(0, 1, below=True)]
+Text = Annotated[str, anything("any text")]
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
     """One network, one entry per stage from full resolution to the bottleneck."""
 
-    name: str  # a key of autoseg.nn.networks.NETWORKS
-    features: tuple[int, ...]
-    strides: tuple[tuple[int, ...], ...]
-    kernel_sizes: tuple[tuple[int, ...], ...]
-    blocks: tuple[int, ...]  # convolutions per encoder stage
-    decoder_blocks: tuple[int, ...]  # convolutions per decoder stage, one fewer entry
-    options: dict[str, Any] = field(default_factory=dict)  # what one architecture alone needs
+    name: Annotated[str, one_of(ARCHITECTURES)]  # a key of autoseg.nn.networks.NETWORKS, too
+    features: Annotated[tuple[Features, ...], entries(2, 16)]
+    strides: tuple[Annotated[tuple[Stride, ...], entries(2, 3)], ...]
+    kernel_sizes: tuple[Annotated[tuple[Kernel, ...], entries(2, 3)], ...]
+    blocks: tuple[Blocks, ...]  # convolutions per encoder stage
+    decoder_blocks: tuple[Blocks, ...]  # convolutions per decoder stage, one fewer entry
+    options: dict[Annotated[str, anything("a key of the architecture's `accepts`")], Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        stages = len(self.features)
+        check_same_length(self, ("strides", "kernel_sizes", "blocks"), stages, "one per entry of features")
+        check_same_length(self, ("decoder_blocks",), stages - 1, "one fewer than features")
+        for name in ("strides", "kernel_sizes"):
+            for i, along in enumerate(getattr(self, name)):
+                if len(along) != len(self.strides[0]):
+                    raise FieldError(
+                        f"{name}[{i}]: expected {counted(len(self.strides[0]))}, as strides[0], found {along}"
+                    )
+        accepted = ARCHITECTURES[self.name].accepts
+        for key, value in self.options.items():
+            if key not in accepted:
+                known = f"one of {', '.join(map(repr, accepted))}" if accepted else "no options"
+                raise FieldError(f"options.{key}: expected {known}, which {self.name} takes, found {key!r}")
+            from_plain(accepted[key], value, f"options.{key}")
+
+    @property
+    def dims(self) -> int:
+        return len(self.strides[0])
 
     @property
     def num_pools(self) -> tuple[int, ...]:
@@ -60,52 +106,77 @@ class ChannelNormalization:
 
     scheme: Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "none"]
     inside_mask: bool = False  # statistics and result inside the nonzero mask only; 0 outside
-    mean: float = 0.0
-    std: float = 1.0
-    p00_5: float = 0.0
-    p99_5: float = 0.0
+    mean: Intensity = 0.0
+    std: Annotated[float, between(0, 3.4e38)] = 1.0
+    p00_5: Intensity = 0.0
+    p99_5: Intensity = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.p00_5 > self.p99_5:
+            raise FieldError(f"p00_5: expected at most p99_5, which is {self.p99_5:g}, found {self.p00_5:g}")
+        if self.scheme == "ct" and self.std == 0 and self.p00_5 < self.p99_5:
+            raise FieldError("std: expected more than 0, because ct divides by it, found 0.0")
 
 
 @dataclass(frozen=True)
 class Resampling:
     """How arrays change their spacing."""
 
-    image_order: int = 3  # spline order in the resolved axes
-    coarse_axis_order: int = 0  # along an axis resampled separately
-    anisotropy_threshold: float = 3.0  # an axis this much coarser than the finest is resampled separately
-    antialias_factor: float = 1.5  # axes that shrink by more are low-pass filtered first
+    image_order: Order = 3  # spline order in the resolved axes
+    coarse_axis_order: Order = 0  # along an axis resampled separately
+    anisotropy_threshold: Annotated[float, at_least(1, 1e9)] = 3.0  # axes so much coarser are resampled separately
+    antialias_factor: Annotated[float, at_least(1, 1e9)] = 1.5  # axes that shrink by more are low-pass filtered first
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class Cost:
     """What a configuration is predicted to need, by the memory model and the device it was planned for."""
 
-    parameters: int  # learnt values of the network
-    train_bytes: int  # of the device's memory: the peak of one training step
-    predict_bytes: int  # of the device's memory: segmenting an image of the median shape
-    tile_batch: int  # tiles that are segmented at a time, as many as the device holds
-    host_bytes: int  # of main memory: processes and batches in waiting; cases are held besides where there is room
-    disk_bytes: int  # of the preprocessed copy
-    flops: int  # floating-point operations of one training step
-    seconds_per_step: float | None  # None: this device was never measured (autoseg calibrate)
+    parameters: Count  # learnt values of the network
+    train_bytes: Count  # of the device's memory: the peak of one training step
+    predict_bytes: Count  # of the device's memory: segmenting an image of the median shape
+    tile_batch: Annotated[int, at_least(1, 2**16)]  # tiles that are segmented at a time, as many as the device holds
+    host_bytes: Count  # of main memory: processes and batches in waiting; cases are held besides where there is room
+    disk_bytes: Count  # of the preprocessed copy
+    flops: Count  # floating-point operations of one training step
+    seconds_per_step: Annotated[float, above(0, MAX_SECONDS)] | None  # None: this device was never measured
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class Configuration:
     """One way to see the data: spacing, patch and network that fit together."""
 
-    data: str  # which preprocessed copy it reads; equal needs share one
-    spacing: tuple[float, ...]  # mm
-    median_shape: tuple[float, ...]  # voxels, after resampling
-    patch_size: tuple[int, ...]
-    batch_size: int
+    data: Annotated[str, file_name()]  # the configuration whose preprocessed copy it reads; equal needs share one
+    spacing: tuple[Millimetres, ...]
+    median_shape: tuple[Annotated[float, at_least(0.5, 2**31)], ...]  # voxels, after resampling
+    patch_size: Annotated[tuple[Edge, ...], entries(2, 3)]
+    batch_size: Annotated[int, at_least(1, 2**16)]
     batch_dice: bool  # Dice sums over the batch, instead of per sample
     network: NetworkSpec
-    receptive_field: tuple[int, ...]  # voxels seen by one output voxel
-    elements: int  # feature maps of one sample's forward pass, counted by nnU-Net's rule: its proxy of memory
-    cascade_from: str | None = None  # the configuration whose segmentation is a further input
+    receptive_field: tuple[Voxels, ...]  # voxels seen by one output voxel
+    elements: Count  # feature maps of one sample's forward pass, counted by nnU-Net's rule: its proxy of memory
+    cascade_from: Annotated[str, file_name()] | None = None  # the configuration whose segmentation is a further input
     checkpointing: bool = False  # feature maps are computed again in the backward pass, instead of kept
     cost: Cost | None = None  # None: not known (planned by an older version)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check_agreement(self) -> None:
+        """Raise FieldError where fields contradict each other."""
+        if self.network.dims != self.dims:
+            raise FieldError(
+                f"patch_size: expected {counted(self.network.dims)}, as network.strides, found {shown(self.patch_size)}"
+            )
+        names = ("spacing", "median_shape", "receptive_field")
+        check_same_length(self, names, self.dims, f"one per axis of patch_size {list(self.patch_size)}")
 
     @property
     def dims(self) -> int:
@@ -116,46 +187,53 @@ class Configuration:
 class Training:
     """The recipe of one fold. `epochs`, `steps`, `time_budget_seconds`: one of them is the length of the schedule."""
 
-    epochs: int | None = 1000
-    steps: int | None = None
-    time_budget_seconds: float | None = None  # wall time per fold, validation included
-    iterations_per_epoch: int = 250
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.01
-    momentum: float | None = None  # of SGD, or beta 1 of AdamW; None: 0.99 or 0.9
-    weight_decay: float = 3e-5
-    schedule: Literal["poly", "cosine", "one_cycle", "reduce_on_plateau"] = "poly"
-    patience: int = 15  # epochs without better validation loss or Dice after which the training cools down; 0: never
-    weight_average: float = 0.0  # decay of the exponential moving average of the weights; 0 is off
-    gradient_clip: float = 12.0
-    loss: Literal["dice_ce", "dice_bce", "dice_focal", "dice_topk", "tversky"] = "dice_ce"
-    class_weights: tuple[float, ...] | None = None  # of the cross-entropy, one per head; None weighs all alike
-    focal_gamma: float = 2.0  # of dice_focal: how much less voxels weigh that are right already
-    topk_share: float = 0.1  # of dice_topk: the hardest voxels of a batch, which alone count
-    tversky_alpha: float = 0.3  # of tversky: weight of false positives
-    tversky_beta: float = 0.7  # and of false negatives
-    boundary_weight: float = 0.0  # of a boundary term beside any loss
-    component_weight: float = (
-        0.0  # of small connected components in the cross-entropy: (mean size / size) to this power
+    epochs: Annotated[int, at_least(1, MAX_EPOCHS)] | None = 1000
+    steps: Annotated[int, at_least(1, MAX_STEPS)] | None = None
+    time_budget_seconds: Annotated[float, above(0, MAX_SECONDS)] | None = (
+        None  # wall time per fold, validation included
     )
-    dropout: float = 0.0  # share of a stage's feature maps that are left out at random
+    iterations_per_epoch: Annotated[int, at_least(1, MAX_STEPS)] = 250
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Annotated[float, above(0, 100)] = 0.01
+    momentum: Decay | None = None  # of SGD, or beta 1 of AdamW; None: 0.99 or 0.9
+    weight_decay: Annotated[float, between(0, 10)] = 3e-5
+    schedule: Literal["poly", "cosine", "one_cycle", "reduce_on_plateau"] = "poly"
+    patience: Annotated[int, at_least(0, MAX_EPOCHS)] = 15  # epochs without better validation before the end; 0: never
+    weight_average: Decay = 0.0  # decay of the exponential moving average of the weights; 0 is off
+    gradient_clip: Annotated[float, above(0, 1e9)] = 12.0
+    loss: Literal["dice_ce", "dice_bce", "dice_focal", "dice_topk", "tversky"] = "dice_ce"
+    class_weights: tuple[Weight, ...] | None = None  # of the cross-entropy, one per head; None weighs all alike
+    focal_gamma: Annotated[float, at_least(0, 100)] = (
+        2.0  # of dice_focal: how much less voxels weigh that are right already
+    )
+    topk_share: Annotated[float, above(0, 1)] = 0.1  # of dice_topk: the hardest voxels of a batch, which alone count
+    tversky_alpha: Annotated[float, at_least(0, 1000)] = 0.3  # of tversky: weight of false positives
+    tversky_beta: Annotated[float, above(0, 1000)] = 0.7  # and of false negatives
+    boundary_weight: Annotated[float, at_least(0, 1000)] = 0.0  # of a boundary term beside any loss
+    # of small connected components in the cross-entropy: (mean size / size) to this power
+    component_weight: Annotated[float, between(0, 2)] = 0.0
+    dropout: Decay = 0.0  # share of a stage's feature maps that are left out at random
     deep_supervision: bool = True
-    foreground_fraction: float = 0.33  # share of a batch's patches centred on foreground
+    foreground_fraction: Share = 0.33  # share of a batch's patches centred on foreground
     case_sampling: Literal["uniform", "presence"] = "uniform"  # presence: cases of rare labels are drawn more often
     class_sampling: Literal["uniform", "inverse_frequency"] = "uniform"  # which label a foreground patch is centred on
-    augmentation: str = "default"  # a key of autoseg.augmentation.AUGMENTATIONS
+    augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "default"
     chain: Literal["auto", "host", "worker", "device"] = "auto"  # what augments, and where; auto: measured at start-up
-    mirror_axes: tuple[int, ...] = (0, 1, 2)  # spatial axes of the patch, in permuted order
+    mirror_axes: Annotated[tuple[Axis, ...], entries(0, 3, distinct=True)] = (
+        0,
+        1,
+        2,
+    )  # spatial axes of the patch, in permuted order
     test_time_mirroring: bool = True
     autocast: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: measured at start-up
-    workers: int | None = None  # None: chosen from the cores at hand
-    seed: int = 1234
+    autotune: bool = True  # time dtype, layout, compiling and chain at start-up; off: the same choices on every machine
+    workers: Annotated[int, at_least(0, MAX_WORKERS)] | None = None  # None: chosen from the cores at hand
+    seed: Annotated[int, between(0, 2**32 - 1)] = 1234
 
     def __post_init__(self) -> None:
-        for name, (fits, expected) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not fits(value):
-                raise StateError(f"{name} is {value}, expected {expected}", remedy=f"--set training.{name}=...")
+        check_fields(self)
+        if self.class_weights is not None and not any(self.class_weights):
+            raise FieldError(f"class_weights: expected one weight above 0 or more, found {list(self.class_weights)}")
         given = [f"{name} is {getattr(self, name)}" for name in LENGTHS if getattr(self, name) is not None]
         if len(given) != 1:
             raise StateError(
@@ -180,32 +258,91 @@ class Training:
 class Decision:
     """One automatic decision: the numbered rule, the value it chose and why."""
 
-    step: str  # "3.2 patch size (3d_fullres)"
-    value: str
-    reason: str
+    step: Text  # "3.2 patch size (3d_fullres)"
+    value: Text
+    reason: Text
+
+
+@dataclass(frozen=True)
+class TrainingGrids:
+    """Range of the cases a plan was made for, in their canonical order of axes (Z, Y, X), before `axis_order`."""
+
+    spacing_min: tuple[Millimetres, Millimetres, Millimetres]
+    spacing_max: tuple[Millimetres, Millimetres, Millimetres]
+    shape_min: tuple[Voxels, Voxels, Voxels]  # voxels
+    shape_max: tuple[Voxels, Voxels, Voxels]
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything needed to preprocess, train and predict in the same way again."""
 
-    version: int
-    dataset: str
-    channels: tuple[str, ...]
+    version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of plans that this autoseg reads and writes")]
+    dataset: Text
+    channels: Annotated[tuple[Text, ...], entries(1)]
     labels: LabelSet
     orientation: Literal["canonical", "as_stored"]
-    axis_order: tuple[int, int, int]
+    axis_order: Annotated[tuple[Axis, Axis, Axis], entries(3, 3, distinct=True)]
     normalization: tuple[ChannelNormalization, ...]  # one per channel
     resampling: Resampling
-    configurations: dict[str, Configuration]
-    recommended: str  # the configuration used when none is named
+    configurations: Annotated[dict[Annotated[str, file_name()], Configuration], entries(1)]
+    recommended: Annotated[str, file_name()]  # the configuration used when none is named
     training: Training
     rules: Literal["autoseg", "nnunet"]
     preset: Literal["s", "m", "l", "xl"] | None
     device: Literal["cpu", "gpu"]  # what the plan was made for
-    vram_gb: float | None
-    fingerprint: str  # content hash of the fingerprint it was made from
+    vram_gb: Annotated[float, above(0, MAX_GIGABYTES)] | None
+    fingerprint: Text  # content hash of the fingerprint it was made from
     decisions: tuple[Decision, ...]
+    file_names: FileNames | None = None  # how the images of a case are called, for those to segment too
+    grids: TrainingGrids | None = None  # None: not known (planned by an older version)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def check_agreement(self) -> None:
+        """Raise FieldError where fields contradict each other."""
+        check_same_length(self, ("normalization",), len(self.channels), "one per channel")
+        known = f"one of configurations: {', '.join(self.configurations)}"
+        if self.recommended not in self.configurations:
+            raise FieldError(f"recommended: expected {known}, found {self.recommended!r}")
+        for name, configuration in self.configurations.items():
+            self._check_references(f"configurations.{name}", name, configuration, known)
+        self._check_loss()
+
+    def _check_references(self, place: str, name: str, configuration: Configuration, known: str) -> None:
+        """What a configuration says of others."""
+        copied, before = configuration.data, configuration.cascade_from
+        if copied not in self.configurations:
+            raise FieldError(f"{place}.data: expected {known}, found {copied!r}")
+        if before is None:
+            return
+        if before not in self.configurations or before == name:
+            raise FieldError(f"{place}.cascade_from: expected another {known}, found {before!r}")
+        if self.configurations[before].cascade_from is not None:
+            raise FieldError(f"{place}.cascade_from: expected one that is no cascade itself, found {before!r}")
+
+    def _check_loss(self) -> None:
+        """What labels and loss say of each other."""
+        training, heads = self.training, self.heads
+        if heads.has_regions and training.loss == "dice_ce":
+            raise FieldError(
+                "training.loss: expected dice_bce or another loss for labels that form regions, found dice_ce, which "
+                "predicts one label per voxel",
+                remedy="leave training.loss at dice_bce, or plan without regions",
+            )
+        if training.class_weights is not None and len(training.class_weights) != heads.num_heads:
+            raise FieldError(
+                f"training.class_weights: expected {counted(heads.num_heads)}, because the network has "
+                f"{heads.num_heads} heads, found {len(training.class_weights)}",
+                remedy="give one weight per head: background and labels, or regions; or null for none",
+            )
+        if training.loss == "tversky" and training.component_weight:
+            raise FieldError(
+                "training.component_weight: expected 0, because it weighs the cross-entropy, which tversky does not "
+                f"have, found {training.component_weight:g}",
+                remedy="--set training.component_weight=0, or another loss",
+            )
 
     @property
     def heads(self) -> LabelSet:

@@ -16,16 +16,19 @@ from tqdm import tqdm
 
 from autoseg.cascade import on_grid
 from autoseg.data.previous_stage import one_hot
-from autoseg.dataset import Case, LoadedCase, load_case
-from autoseg.errors import DataError, UsageError
+from autoseg.dataset import Case, LoadedCase, Problem, load_case
+from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
 from autoseg.from_plan import configuration_mirror_axes, head_probabilities
 from autoseg.imaging.components import as_slices
+from autoseg.imaging.geometry import Remark
 from autoseg.imaging.readers import ending_of, write_labels
 from autoseg.imaging.resample import resample_probabilities
 from autoseg.model import Model, require_common
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import mirrored, predict_logits
+from autoseg.nn.training_step import is_out_of_memory
 from autoseg.plan import Plan
+from autoseg.planning.grids import require_like
 from autoseg.preprocess import Prepared, prepare, spacing_for
 
 LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must come back as it was
@@ -50,6 +53,7 @@ class Prediction:
 
     case: str
     path: Path
+    remarks: tuple[tuple[str, str, Remark], ...] = ()  # case id, file, what is odd about it though it is used
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,17 @@ def predict_cases(
     options: PredictOptions = PredictOptions(),
     *,
     title: str = "predict",
+    faults: list[Problem] | None = None,
 ) -> list[Prediction]:
     """Segment cases and write one label file per case, named after it, in the format of its image.
 
     Args:
         models: they vote together: the mean of their probabilities decides.
+        faults: what is wrong with single images is added to it, and the others are segmented; None: it is raised.
 
     Raises:
-        DataError: an image cannot be read, or has another number of channels than the model.
+        DataError: an image cannot be read, or has other channels than the model, or is unlike its training
+            data, and `faults` is None.
         StateError: the models were trained on different channels, labels or orientations.
         UsageError: a segmentation would be written over an image.
     """
@@ -88,17 +95,52 @@ def predict_cases(
     members = [member_of(model, options) for model in models]
     predictions = []
     for case, path in zip(tqdm(cases, desc=title, disable=None, leave=False), paths, strict=True):
-        loaded = load_case(case, None, orientation=plan.orientation, axis_order=plan.axis_order)
-        if len(loaded.image) != len(plan.channels):
-            raise DataError(
-                f"{', '.join(case.images)}: {len(loaded.image)} channels, the model was trained on "
-                f"{len(plan.channels)}: {', '.join(plan.channels)}",
-                remedy="give images of the kind the model was trained on",
-            )
-        indices = segment(members, loaded)
+        try:
+            loaded = _load(case, plan)
+            remarks = [(case.id, *remark) for remark in loaded.remarks]
+            remarks += [(case.id, loaded.file, remark) for remark in _unlike_training(models, loaded)]
+            indices = segment(members, loaded)
+        except Exception as error:
+            fault = _fault_of_image(case, error)
+            if faults is None or fault is None:
+                raise
+            faults.append(fault)
+            continue
         write_labels(path, plan.labels.to_file_values(indices), like=Path(case.images[0]))
-        predictions.append(Prediction(case.id, path))
+        predictions.append(Prediction(case.id, path, tuple(remarks)))
     return predictions
+
+
+def _load(case: Case, plan: Plan) -> LoadedCase:
+    """An image as the plan wants it. Raises DataError where it cannot be read, or has other channels than the plan."""
+    loaded = load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
+    if len(loaded.image) != len(plan.channels):
+        raise DataError(
+            f"{', '.join(case.images)}: {len(loaded.image)} channels, the model was trained on "
+            f"{len(plan.channels)}: {', '.join(plan.channels)}",
+            remedy="give images of the kind the model was trained on",
+        )
+    return loaded
+
+
+def _fault_of_image(case: Case, error: Exception) -> Problem | None:
+    """What went wrong with one image alone, so that others may be segmented; None for anything else."""
+    if isinstance(error, (DataError, StorageError, OutOfMemory)):  # of reading it
+        file = next((file for file in case.images if file in error.what), case.images[0])
+        return Problem(case.id, file, error.what.removeprefix(file).lstrip(": "), error.remedy)
+    if is_out_of_memory(error):
+        what = f"segmenting it takes more memory than there is: {str(error).splitlines()[0][:120]}"
+        return Problem(case.id, case.images[0], what, "segment it alone, or on a machine with more memory")
+    return None
+
+
+def _unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark]:
+    """What is worth a warning about an image, by the first model's training data. Raises DataError."""
+    plan = models[0].plan
+    slices_alone = all(model.configuration.dims == 2 for model in models)
+    return require_like(
+        loaded.file, loaded.geometry, loaded.spacing, plan.grids, plan.axis_order, slices_alone=slices_alone
+    )
 
 
 def output_ending(case: Case) -> str:
@@ -175,7 +217,7 @@ def _prepared(model: Model, loaded: LoadedCase, made: Preparations) -> Prepared:
     plan, configuration = model.plan, model.configuration
     key = (plan.normalization, plan.resampling, spacing_for(configuration, loaded.spacing))
     if key not in made:
-        made[key] = prepare(loaded.image, None, loaded.spacing, plan, configuration)
+        made[key] = prepare(loaded.image, None, loaded.spacing, plan, configuration, loaded.file or loaded.id)
     return made[key]
 
 

@@ -6,21 +6,22 @@ nonzero region, normalise, resample. Cases are committed one by one and a restar
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from autoseg.data.store import CaseInfo, CaseStore
-from autoseg.dataset import Case, Dataset, load_case
-from autoseg.errors import DataError, StateError
+from autoseg.dataset import Case, Dataset, LoadedCase, load_case
+from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.components import Box, bounding_box, nonzero_mask
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.imaging.normalize import normalize
-from autoseg.imaging.resample import resample_image, resample_labels, resampled_shape
+from autoseg.imaging.resample import require_possible, resample_image, resample_labels
 from autoseg.plan import Configuration, Plan, Resampling
-from autoseg.processes import map_in_processes
+from autoseg.processes import free_memory, map_in_processes
 from autoseg.records import to_plain
 from autoseg.workspace import Workspace, lock
 
@@ -39,7 +40,12 @@ class Prepared:
 
 
 def prepare(
-    image: np.ndarray, target: np.ndarray | None, spacing: Vector3, plan: Plan, configuration: Configuration
+    image: np.ndarray,
+    target: np.ndarray | None,
+    spacing: Vector3,
+    plan: Plan,
+    configuration: Configuration,
+    name: str = "the image",
 ) -> Prepared:
     """Crop, normalise and resample one case.
 
@@ -47,6 +53,11 @@ def prepare(
         image: (C, Z, Y, X) float32 in the plan's axis order.
         target: (Z, Y, X) class indices, or None.
         spacing: mm, (Z, Y, X) in the same order.
+        name: of its file, for messages.
+
+    Raises:
+        DataError: at the configuration's spacing, nothing would be left of an axis, or absurdly many voxels come out.
+        OutOfMemory: what comes out exceeds the free memory.
     """
     inside = nonzero_mask(image)
     box = bounding_box(inside)
@@ -64,7 +75,8 @@ def prepare(
         for channel, n in zip(cropped, plan.normalization, strict=True)
     ]  # fmt: skip
     wanted = spacing_for(configuration, spacing)
-    shape = resampled_shape(cropped.shape[1:], spacing, wanted)
+    shape = require_possible(cropped.shape[1:], spacing, wanted, name)
+    _require_memory(shape, len(image) + 1 + (plan.heads.num_heads if target is None else 0), name)
     rules = plan.resampling
     resampled = resample_image(
         np.stack(channels), spacing, wanted, shape, order=rules.image_order,
@@ -91,6 +103,17 @@ def spacing_for(configuration: Configuration, spacing: Vector3) -> Vector3:
     if configuration.dims == 2:
         return (spacing[0], *configuration.spacing)  # type: ignore[return-value]
     return configuration.spacing  # type: ignore[return-value]
+
+
+def _require_memory(shape: Axes3, arrays: int, name: str) -> None:
+    """Refuse what cannot be held: so many float32 arrays of a shape. A lower bound of what resampling takes."""
+    needed, free = 4 * arrays * math.prod(shape), free_memory()
+    if needed > free:
+        raise OutOfMemory(
+            f"{name}: at the plan's spacing it has {shape} voxels, which take {needed / 1e9:.3g} GB or more, "
+            f"{free / 1e9:.3g} GB are free",
+            remedy="use a machine with more memory, or a configuration of lower resolution",
+        )
 
 
 def preprocess(
@@ -131,8 +154,10 @@ def preprocess(
 
 def _store_case(job: tuple[Case, str, Plan, Configuration, Path]) -> None:
     case, key, plan, configuration, folder = job
-    loaded = load_case(case, plan.labels, orientation=plan.orientation, axis_order=plan.axis_order)
-    prepared = prepare(loaded.image, loaded.target, loaded.spacing, plan, configuration)
+    loaded = load_case(
+        case, plan.labels, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order
+    )
+    prepared = prepare(loaded.image, loaded.target, loaded.spacing, plan, configuration, name=loaded.file)
     assert prepared.target is not None
     info = CaseInfo(
         id=case.id,
@@ -143,13 +168,32 @@ def _store_case(job: tuple[Case, str, Plan, Configuration, Path]) -> None:
         shape_after_crop=prepared.shape_after_crop,
         num_labels=plan.labels.num_labels,
         ignore_index=plan.labels.ignore_index,
+        content=content_of(loaded),
     )
     CaseStore(folder).commit(case.id, prepared.image, prepared.target, info)
 
 
+def content_of(loaded: LoadedCase) -> tuple[str, str]:
+    """Digests of a case's image and of its label as they were read: equal for equal voxels, wherever they are stored.
+
+    Of what is compressed or named in another way, or has another origin, the digests are the same.
+    """
+    assert loaded.target is not None
+    grid = json.dumps([loaded.image.shape, [f"{edge:.5g}" for edge in loaded.spacing]]).encode()
+    image, label = (
+        hashlib.sha256(grid + np.ascontiguousarray(array).tobytes()).hexdigest()
+        for array in (loaded.image, loaded.target.astype(np.int32))
+    )
+    return image, label
+
+
 def _settings_hash(plan: Plan, configuration: Configuration) -> str:
-    settings = [plan.labels, plan.orientation, plan.axis_order, plan.normalization, plan.resampling]
-    text = json.dumps([to_plain(s) for s in settings] + [configuration.dims, configuration.spacing], sort_keys=True)
+    labels = to_plain(plan.labels)
+    if not labels["colours"]:
+        del labels["colours"]  # copies made before there were any stay valid
+    settings = [plan.orientation, plan.axis_order, plan.normalization, plan.resampling]
+    plain = [labels, *(to_plain(s) for s in settings), configuration.dims, configuration.spacing]
+    text = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

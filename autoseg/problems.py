@@ -20,26 +20,37 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from autoseg.dataset import Dataset, workers_for
+from autoseg.duplicates import find_duplicates
 from autoseg.errors import AutosegError, DataError
-from autoseg.imaging.geometry import Volume, orientation_code
+from autoseg.imaging.geometry import Geometry, Remark, Volume, orientation_code
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
 from autoseg.imaging.readers import read_image, read_labels
+from autoseg.intake import grids
+from autoseg.intake.annotation import compare_labels, empty_label
 from autoseg.intake.loading import (
     REPLACE_NON_FINITE,
-    SAME_GRID,
     LoadedCase,
     assemble,
     class_indices,
     count_values,
-    grid_differences,
     non_finite,
 )
 from autoseg.intake.pairing import Case, Problem
+from autoseg.intake.voxels import (
+    PictureFacts,
+    compare_pictures,
+    drawn_on_stored,
+    look_at_picture,
+    padding,
+    spoilt,
+    to_channels,
+)
 from autoseg.processes import map_in_processes
 
 __all__ = ["Problem", "check", "problem_table", "without_bad_cases"]
 
+TURN_IT = "draw labels on what viewers show; or remove the orientation tags of all pictures"
 Measured = TypeVar("Measured")
 HOUNSFIELD_SAMPLE = 100_000  # voxels looked at per channel
 NAMED = 5  # cases named in a message about many
@@ -55,8 +66,11 @@ class Inspection:
     digests: dict[str, str] = field(default_factory=dict)  # image file -> hash of its voxels
     orientation: str = ""  # empty: flat, or unreadable
     flat: bool | None = None
+    grid: Geometry | None = None  # of the images
+    remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd about it though it is used
     hounsfield: tuple[bool, ...] = ()  # per channel
     values: tuple[int, ...] | None = None  # in the label file
+    pictures: dict[str, PictureFacts] = field(default_factory=dict)  # image file -> what is to be noted of it
     is_measured: bool = False
     measured: Any = None
 
@@ -97,7 +111,7 @@ def check(
     files = [file for case, _, _ in jobs for file in (*case.images, case.label) if file]
     inspections = map_in_processes(inspect, jobs, title="check", workers=workers_for(files, workers))
     problems = [*known, *(problem for inspection in inspections for problem in inspection.problems)]
-    for compare in (_duplicates, _mixed_dimensions, _mixed_orientations, _aliases, _absent_labels, _hounsfield):
+    for compare in COMPARISONS:
         problems += compare(dataset, inspections)
     bad = {problem.case for problem in problems if problem.severity == "error"}
     return problems, {i.case.id: i.measured for i in inspections if i.is_measured and i.case.id not in bad}
@@ -120,15 +134,22 @@ def inspect_case(
     complete = complete and bool(case.images)
     inspection = Inspection(case, training)
     volumes = {file: v for file in case.images if (v := _read(inspection, file, read_image)) is not None}
-    label = _read(inspection, case.label, read_labels) if case.label else None
+    label = _read(inspection, case.label, partial(read_labels, colours=labels.colours)) if case.label else None
+    for file, volume in [*volumes.items()]:
+        volumes[file] = to_channels(volume, file, channels, len(case.images))
+        if facts := look_at_picture(file, volume, volumes[file]):
+            inspection.pictures[file] = facts
+            if label and (what := drawn_on_stored(facts.orientation, volume.geometry, label.geometry)):
+                inspection.report(str(case.label), what, TURN_IT)
     if volumes:
-        first, reference = next(iter(volumes.items()))
-        others = {**volumes, case.label: label} if case.label and label is not None else volumes
-        for file, volume in others.items():
-            for difference in grid_differences(file, volume.geometry, first, reference.geometry):
-                inspection.report(file, difference, SAME_GRID)
-        inspection.flat = reference.geometry.flat
-        inspection.orientation = "" if inspection.flat else orientation_code(reference.geometry)
+        aligned = grids.align(case.id, volumes, (case.label, label) if case.label and label is not None else None)
+        inspection.problems += aligned.problems
+        inspection.remarks += aligned.remarks
+        volumes = {file: aligned.volumes.get(file, volume) for file, volume in volumes.items()}
+        label = aligned.volumes.get(case.label or "", label)
+        inspection.grid = next(iter(aligned.volumes.values())).geometry
+        inspection.flat = inspection.grid.flat
+        inspection.orientation = "" if inspection.flat else orientation_code(inspection.grid)
     number = sum(len(volume.array) for volume in volumes.values())
     if complete and len(volumes) == len(case.images) and number != len(channels):
         what = f"{number} channel{'s' * (number != 1)} instead of {len(channels)} ({', '.join(channels)})"
@@ -172,11 +193,16 @@ def problem_table(problems: Sequence[Problem]) -> str:
 
 
 def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
-    """Leave out every case that has an error; a note says which.
+    """Leave out every case that has an error; notes say which, and what becomes of the folds that were given.
 
     Raises:
-        DataError: no training case remains.
+        DataError: no training case remains, no fold remains of those given, or something is wrong that does not go away
+            with a case.
     """
+    problems = list(problems)
+    if lasting := [problem for problem in problems if problem.severity == "error" and problem.stays]:
+        what = f"{lasting[0].file}: {lasting[0].what}; leaving cases out does not mend it"
+        raise DataError(what, remedy=lasting[0].remedy)
     bad = {problem.case for problem in problems if problem.severity == "error"}
     cases = tuple(case for case in dataset.cases if case.id not in bad)
     test_cases = tuple(case for case in dataset.test_cases if case.id not in bad)
@@ -191,8 +217,15 @@ def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
         )
         for split in dataset.splits or ()
     ]
-    splits = [split for split in splits if split.train and split.validation]
+    kept = [split for split in splits if split.train and split.validation]
     notes = (*dataset.notes, f"left out for their errors: {', '.join(left_out)}") if left_out else dataset.notes
+    if len(kept) < len(splits):
+        lost = ", ".join(str(split.fold) for split in splits if split not in kept)
+        what = f"fold {lost} of those given has lost all its training or all its validation cases"
+        if not kept:
+            raise DataError(what, remedy="repair the cases, or remove the folds: autoseg then makes its own")
+        notes = (*notes, f"WARNING: {what}: {len(kept)} folds are left, counted from 0")
+    splits = kept
     return replace(dataset, cases=cases, test_cases=test_cases, splits=tuple(splits) or None, notes=notes)
 
 
@@ -207,7 +240,7 @@ def _read(inspection: Inspection, file: str, read: Callable[[Path], Volume]) -> 
 
 def _look_at_intensities(inspection: Inspection, file: str, volume: Volume, names: Sequence[str]) -> None:
     """Report voxels that are no numbers, and channels that show nothing; note what else is compared later."""
-    if bad := non_finite(volume.array):
+    if bad := non_finite(volume.array) or spoilt(volume.array):
         inspection.report(file, bad, REPLACE_NON_FINITE)
         inspection.hounsfield += tuple(False for _ in names)
         return
@@ -218,6 +251,8 @@ def _look_at_intensities(inspection: Inspection, file: str, volume: Volume, name
             constant.append(name)
             what = f"constant image: channel {name} is {low:g} everywhere"
             inspection.report(file, what, "look at it: it tells the network nothing", "warning")
+        elif scheme_for(name) != "ct" and (what := padding(channel)):
+            inspection.report(file, what, "write 0 there, or a value at the lower end of the rest", "warning")
         flat = channel.reshape(-1)
         sample = np.append(flat[:: -(-flat.size // HOUNSFIELD_SAMPLE)], (low, high))
         inspection.hounsfield += (looks_like_hounsfield(sample),)
@@ -240,24 +275,20 @@ def _look_at_label(inspection: Inspection, file: str, label: Volume, labels: Lab
         if alias in counts and meaning in counts:
             what = f"the label holds both {meaning} ({counts[meaning]} voxels) and {alias} ({counts[alias]} voxels)"
             inspection.report(file, what, f"if {alias} means not annotated, pass --ignore {alias}; otherwise write one")
-    if not counts.keys() - {0, labels.ignore}:
-        inspection.report(file, "empty label: it holds background alone", "fine if nothing is there to see", "warning")
+    what, remedy = empty_label(counts, labels)
+    if what:
+        inspection.report(file, what, remedy, "warning")
+
+
+def _grids(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    """What grids say of themselves, and against the rest of the set."""
+    known = {i.case.id: (i.case.images[0], i.grid) for i in inspections if i.grid is not None}
+    notes = [(i.case.id, file, remark) for i in inspections for file, remark in i.remarks]
+    return [*grids.odd_grids(known), *grids.mixed_sizes(known), *grids.header_notes(notes)]
 
 
 def _duplicates(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
-    """Images with the same voxels under two ids: training and validation would share them."""
-    first: dict[str, tuple[str, str]] = {}
-    problems = []
-    for inspection in inspections:
-        for file, digest in inspection.digests.items():
-            case_id, original = first.setdefault(digest, (inspection.case.id, file))
-            if case_id != inspection.case.id:
-                what = f"duplicate content: the same image as {Path(original).name} of {case_id}"
-                problems.append(Problem(inspection.case.id, file, what, "remove one of the two cases"))
-            elif original != file:
-                what = f"the same image as channel {Path(original).name}"
-                problems.append(Problem(case_id, file, what, "replace it by the right channel", "warning"))
-    return problems
+    return find_duplicates(dataset, [(inspection.case.id, inspection.digests) for inspection in inspections])
 
 
 def _mixed_dimensions(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
@@ -292,17 +323,14 @@ def _aliases(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Proble
     return problems
 
 
-def _absent_labels(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
-    """Labels that no training case shows."""
-    contents = [i.values for i in inspections if i.training and i.values is not None]
-    aliases = dataset.labels.aliases
-    present = {aliases.get(value, value) for values in contents for value in values}
-    remedy = "check the labels; declare those that exist: --labels name=value,..."
-    return [
-        Problem(None, dataset.root, f"label {name} ({value}) is in none of the {len(contents)} label files", remedy)
-        for name, value in dataset.labels.values.items()
-        if contents and value not in present
-    ]
+def _labels(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    known = [(i.case, i.values) for i in inspections if i.training and i.values is not None]
+    return compare_labels(known, dataset.labels, dataset.root)
+
+
+def _pictures(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    noted = [(i.case, file, facts) for i in inspections for file, facts in i.pictures.items()]
+    return compare_pictures(noted, sum(len(i.case.images) for i in inspections))
 
 
 def _hounsfield(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
@@ -330,3 +358,8 @@ def _row(problem: Problem, folder: Path) -> tuple[str, str, str, str, str]:
     file = Path(problem.file)
     shown = str(file.relative_to(folder)) if file.is_relative_to(folder) else problem.file
     return problem.severity, problem.case or "(all)", shown, problem.what, problem.remedy
+
+
+COMPARISONS = (
+    _grids, _duplicates, _mixed_dimensions, _mixed_orientations, _aliases, _labels, _pictures, _hounsfield,
+)  # fmt: skip

@@ -1,10 +1,10 @@
 """Frozen dataclasses to JSON and back, strictly.
 
 A record is a frozen dataclass made of `None`, `bool`, `int`, `float`, `str`, tuples, string-keyed dicts, other records,
-`Literal` choices and unions of these. `to_plain` turns one into what `json` can write; `from_plain` reads it back and
-names the exact place of an unknown, missing or ill-typed key: a person edits these files. A field with a default may be
-absent, so that a record may gain one without a new version. `override` applies `training.epochs=50` from the command
-line with the same checks.
+`Literal` choices, unions of these, and rules (`Annotated[int, at_least(1, 9)]`, see `rules`). `to_plain` turns one into
+what `json` can write; `from_plain` reads it back and names the exact place of an unknown, missing or ill-typed key, or
+of a value that breaks a rule: a person edits these files. A field with a default may be absent, so that a record may
+gain one without a new version. `override` applies `training.epochs=50` from the command line with the same checks.
 
 Dict keys that are numbers are kept as numbers when the annotation says `dict[int, ...]`. Non-finite floats are refused
 both ways, because JSON has no word for them; so is a key that stands twice. What a record's own checks refuse is
@@ -15,13 +15,13 @@ import dataclasses
 import json
 import math
 import types
-import typing
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from autoseg.errors import AutosegError, StateError, UsageError
+from autoseg.rules import FieldError, Rule, hints, shown
 from autoseg.workspace import write_text
 
 R = TypeVar("R")
@@ -47,6 +47,8 @@ def from_plain(annotation: Any, value: Any, where: str = "record") -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _record(annotation, value, where)
+    if origin is Annotated:
+        return _ruled(arguments[0], arguments[1:], value, where)
     if annotation is Any:
         return _anything(value, where)
     if origin in (Union, types.UnionType):
@@ -102,10 +104,22 @@ def load(record_type: type[R], path: Path, remedy: str = "") -> R:
         ) from None
     except (ValueError, RecursionError) as error:  # a key that stands twice; thousands of digits or brackets
         raise StateError(f"{path} is not valid JSON: {error}", remedy="undo the last edit") from None
-    upgrade = getattr(record_type, "upgrade", None)
-    if upgrade and isinstance(plain, dict):
-        plain = upgrade(plain)
-    return from_plain(record_type, plain, path.name)
+    try:
+        return from_plain(record_type, upgraded(record_type, plain, path.name), path.name)
+    except StateError as error:
+        raise StateError(error.what, remedy=error.remedy or f"correct it in {path}") from None
+
+
+def upgraded(record_type: Any, plain: Any, where: str) -> Any:
+    """Plain data of an older version, as this version writes them. Raises StateError where they do not fit theirs."""
+    if not hasattr(record_type, "upgrade") or not isinstance(plain, dict):
+        return plain
+    try:
+        return record_type.upgrade(plain)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        key = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+        version = shown(plain.get("version"))
+        raise StateError(f"{where}: expected the keys of version {version}, which it names; {key}") from None
 
 
 def override(record: R, settings: Sequence[str], where: str = "plan") -> R:
@@ -125,6 +139,8 @@ def override(record: R, settings: Sequence[str], where: str = "plan") -> R:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
+        except (ValueError, RecursionError) as error:  # thousands of digits or brackets
+            raise UsageError(f"--set {key}: the value cannot be read: {error}", remedy="write a plain value") from None
         *parents, last = key.split(".")
         node = plain
         for depth, part in enumerate(parents):
@@ -143,7 +159,6 @@ def override(record: R, settings: Sequence[str], where: str = "plan") -> R:
 def _record(record_type: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(where, f"an object ({record_type.__name__})", value)
-    hints = typing.get_type_hints(record_type)
     fields = {f.name: f for f in dataclasses.fields(record_type)}
     unknown = sorted(set(value) - set(fields))
     if unknown:
@@ -153,15 +168,32 @@ def _record(record_type: type, value: Any, where: str) -> Any:
     missing = [name for name, f in fields.items() if name not in value and not _has_default(f)]
     if missing:
         raise StateError(f"{where}: missing key {missing[0]!r}", remedy=f"add it to {record_type.__name__}")
-    arguments = {name: from_plain(hints[name], value[name], f"{where}.{name}") for name in fields if name in value}
+    arguments = {
+        name: from_plain(hint, value[name], f"{where}.{name}")
+        for name, hint in hints(record_type).items()
+        if name in value
+    }
     try:
-        return record_type(**arguments)
+        record = record_type(**arguments)
+        if hasattr(record, "check_agreement"):
+            record.check_agreement()
+        return record
+    except FieldError as error:
+        raise FieldError(f"{where}.{error.what}", remedy=error.remedy) from None
     except AutosegError as error:  # the record's own checks, which do not know where it stands
         raise StateError(f"{where}: {error.what}", remedy=error.remedy) from None
 
 
 def _has_default(record_field: dataclasses.Field) -> bool:
     return record_field.default is not dataclasses.MISSING or record_field.default_factory is not dataclasses.MISSING
+
+
+def _ruled(annotation: Any, rules: tuple, value: Any, where: str) -> Any:
+    read = from_plain(annotation, value, where)
+    for rule in rules:
+        if isinstance(rule, Rule) and not rule.fits(read):
+            raise _wrong(where, rule.expected, value)
+    return read
 
 
 def _union(arguments: tuple, value: Any, where: str) -> Any:
@@ -195,17 +227,18 @@ def _dict(arguments: tuple, value: Any, where: str) -> dict:
     return {_key(key_type, k, where): from_plain(value_type, v, f"{where}.{k}") for k, v in value.items()}
 
 
-def _key(key_type: type, text: str, where: str) -> Any:
+def _key(key_type: Any, text: str, where: str) -> Any:
+    plain_type, *rules = get_args(key_type) if get_origin(key_type) is Annotated else (key_type,)
     with suppress(ValueError):
-        if str(key := key_type(text)) == text:  # int() reads " 1", "01" and "1_0" too
-            return key
-    raise _wrong(where, f"keys of type {key_type.__name__}", text)
+        if str(key := plain_type(text)) == text:  # int() reads " 1", "01" and "1_0" too
+            return _ruled(plain_type, tuple(rules), key, f"{where}, key {text!r}")
+    raise _wrong(where, f"keys of type {plain_type.__name__}", text)
 
 
 def _anything(value: Any, where: str) -> Any:
     try:
         to_plain(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise _wrong(where, "plain data with finite numbers", value) from None
     return value
 
@@ -219,8 +252,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _wrong(where: str, expected: str, value: Any) -> StateError:
-    shown = repr(value)
-    return StateError(f"{where}: expected {expected}, found {shown if len(shown) < 80 else shown[:77] + '...'}")
+    return FieldError(f"{where}: expected {expected}, found {shown(value)}")
 
 
 def _no_such_key(key: str, place: str, node: Any) -> UsageError:

@@ -99,6 +99,8 @@ def choose(
         UsageError: the plan names a chain that cannot do what it asks for.
     """
     training = plan.training
+    if not training.autotune:
+        return fixed_choices(network, training, image, device, say)
     # the plan fills the device with a batch in half precision: in float32 it would not fit
     sample = image if device.type == "cpu" else image[:1]
     trial, told = choose_dtype(network, sample, training.autocast)
@@ -127,6 +129,23 @@ def choose(
     say(f"{device.type}, forward and backward: {'; '.join(remarks)}")
     chain = choose_chain(training, stream_of, device, workers, say, sample_seconds, seconds)
     return Choices(dtype, way is not network, compiled is not None, chain, forward_seconds)
+
+
+def fixed_choices(network: nn.Module, training: Training, image: Tensor, device: torch.device, say: Say) -> Choices:
+    """What a training without autotuning uses: the same on every machine, and nothing that was timed decides.
+
+    float32 unless the plan names a dtype; the usual layout; not compiled; on a CPU the chain of the worker processes,
+    on other devices the one there, unless the plan names one. One forward pass is timed, for the estimate of what comes
+    after the last step.
+    """
+    dtype = "float32" if training.autocast == "auto" else training.autocast
+    chain = training.chain
+    if chain == "auto":
+        chain = "worker" if device.type == "cpu" or training.component_weight > 0 else "device"
+    sample = image[:1]
+    trial = measure(network, sample, (dtype,), repeats=2)[0]
+    say(f"not autotuned: {dtype}, augmentation by the {chain} chain")
+    return Choices(dtype, False, False, require_chain(training, chain), trial.forward_seconds)
 
 
 def apply(choices: Choices, network: nn.Module, image: Tensor | None = None, say: Say = print) -> None:
@@ -273,13 +292,7 @@ def choose_chain(
     """
     possible = possible_chains(training)
     if training.chain != "auto":
-        if training.chain not in possible:
-            raise UsageError(
-                f"training.chain is {training.chain}, which cannot do what the plan asks for (component_weight "
-                f"{training.component_weight}, augmentation {training.augmentation!r})",
-                remedy=f"--set training.chain=auto, or {' or '.join(possible)}",
-            )
-        return training.chain
+        return require_chain(training, training.chain)
     if len(possible) == 1:
         return possible[0]
     spent = min(max(CHAIN_SHARE * seconds, CHAIN_SECONDS[0]), CHAIN_SECONDS[1])
@@ -298,6 +311,18 @@ def choose_chain(
     )
     say(f"augmentation, ms to prepare + finish a batch -> for a step beside {workers} worker(s): {shown} -> {chosen}")
     return chosen
+
+
+def require_chain(training: Training, chain: ChainName) -> ChainName:
+    """The chain itself. Raises UsageError where it cannot do what a plan asks for."""
+    possible = possible_chains(training)
+    if chain not in possible:
+        raise UsageError(
+            f"training.chain is {chain}, which cannot do what the plan asks for (component_weight "
+            f"{training.component_weight}, augmentation {training.augmentation!r})",
+            remedy=f"--set training.chain=auto, or {' or '.join(possible)}",
+        )
+    return chain
 
 
 def possible_chains(training: Training) -> tuple[ChainName, ...]:

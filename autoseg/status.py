@@ -3,16 +3,24 @@
 import importlib.metadata
 import json
 import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from autoseg import __version__
-from autoseg.data.splits import Splits
+from autoseg.begun import BegunFold, begun_of, standing
+from autoseg.data.splits import Split, Splits
+from autoseg.dataset import Dataset
+from autoseg.errors import StateError
 from autoseg.plan import Plan
 from autoseg.processes import available_cores
 from autoseg.records import load
-from autoseg.workspace import Workspace
+from autoseg.same_training import command
+from autoseg.sources import changed_since, plan_again, require_in_place
+from autoseg.workspace import FULL, FoldName, Workspace
 
 LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "scikit-image", "batchgenerators", "tqdm", "matplotlib")
 
@@ -20,46 +28,124 @@ LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "scikit-image", 
 def status(workspace: Workspace) -> str:
     """What exists in a workspace, fold by fold, and the next command."""
     if not workspace.plan.exists():
-        return f"{workspace.root}: nothing planned yet\nnext: autoseg plan DATASET -w {workspace.root}"
+        return f"{workspace.root}: nothing planned yet\nnext: {command('plan', 'DATASET', '-w', workspace.root)}"
     plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
     cases = len(splits.splits[0].train) + len(splits.splits[0].validation)
     lines = [f"{workspace.root}: {plan.dataset}, {cases} cases, {len(splits.splits)} folds, planned for {plan.device}"]
-    untrained: dict[str, list[int]] = {}
+    lines += _dataset_status(workspace)
+    todo: dict[str, list[Todo]] = {}
     for name, configuration in plan.configurations.items():
         mark = " (recommended)" if name == plan.recommended else ""
         after = f", after {configuration.cascade_from}" if configuration.cascade_from else ""
         lines.append(f"{name}-{configuration.network.name}{after}{mark}")
-        told, untrained[name] = _model_status(workspace, name, configuration.network.name, splits)
+        told, todo[name] = _model_status(workspace, plan, name, configuration.network.name, splits)
         lines += told
     planned = [(name, configuration.network.name) for name, configuration in plan.configurations.items()]
     for name, network in workspace.models():
         if (name, network) not in planned:
-            lines += [f"{name}-{network}", *_model_status(workspace, name, network, splits)[0]]
-    todo = untrained[plan.recommended]
+            lines.append(f"{name}-{network}")
+            lines += _model_status(workspace, _plan_for(workspace, plan, network), name, network, splits)[0]
+    network = plan.configurations[plan.recommended].network.name
+    return "\n".join([*lines, f"next: {_next(workspace, plan.recommended, network, todo[plan.recommended])}"])
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A fold that is not done, and the options that `autoseg train` takes it up with."""
+
+    fold: FoldName
+    options: tuple[str, ...] = ()
+
+
+def _next(workspace: Workspace, name: str, network: str, todo: Sequence[Todo]) -> str:
+    """The command that brings the recommended model further."""
     if todo:
-        command = f"autoseg train -f {','.join(map(str, todo))} -w {workspace.root}"
-    elif not workspace.crossval(plan.recommended, plan.configurations[plan.recommended].network.name).exists():
-        command = f"autoseg evaluate -w {workspace.root}"
-    else:
-        command = f"autoseg predict -i IMAGES -o SEGMENTATIONS -w {workspace.root}"
-    return "\n".join([*lines, f"next: {command}"])
+        folds = ",".join(str(one.fold) for one in todo if one.options == todo[0].options)
+        return command("train", "-f", folds, "-w", workspace.root, options=todo[0].options)
+    crossval = workspace.crossval(name, network)
+    if not crossval.exists() or _scored_before(workspace, crossval):
+        return command("evaluate", "-w", workspace.root)
+    return command("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", "-w", workspace.root)
 
 
-def _model_status(workspace: Workspace, name: str, network: str, splits: Splits) -> tuple[list[str], list[int]]:
+def _dataset_status(workspace: Workspace) -> list[str]:
+    """A line where the dataset is not as it was planned."""
+    if not workspace.dataset.exists():
+        return []
+    dataset = load(Dataset, workspace.dataset)
+    try:
+        require_in_place(workspace, dataset, dataset.cases)
+    except StateError as error:
+        return [f"{error.what}; {error.remedy}"]
+    changed = changed_since(workspace, dataset.cases)
+    if not changed:
+        return []
+    others = f" and {len(changed) - 1} other files" if len(changed) > 1 else ""
+    return [f"changed since it was planned: {changed[0]}{others}; plan again: {plan_again(workspace)}"]
+
+
+def _scored_before(workspace: Workspace, crossval: Path) -> bool:
+    """Whether references or segmentations are younger than the scores."""
+    dataset = load(Dataset, workspace.dataset) if workspace.dataset.exists() else None
+    references = [case.label for case in dataset.cases if case.label] if dataset else []
+    paths = [*map(Path, references), *crossval.parent.glob("fold_*[0-9]/validation/*")]
+    scored = crossval.stat().st_mtime
+    return any(_last_change(path) > scored for path in paths if path.name[0] != "." and path.exists())
+
+
+def _last_change(path: Path) -> float:
+    """When a file was written or put in its place."""
+    stat = path.stat()
+    return stat.st_mtime if sys.platform == "win32" else max(stat.st_mtime, stat.st_ctime)
+
+
+def _plan_for(workspace: Workspace, plan: Plan, network: str) -> Plan:
+    path = workspace.plan_for(network)
+    return load(Plan, path) if path.exists() else plan
+
+
+def _model_status(
+    workspace: Workspace, plan: Plan, name: str, network: str, splits: Splits
+) -> tuple[list[str], list[Todo]]:
     """A line for each fold of a model, and the folds that are not done."""
     lines, undone = [], []
+    begun, damaged = begun_of(workspace, name, network)
     for split in splits.splits:
-        text, done = _fold_status(workspace.fold(name, network, split.fold), len(split.validation))
+        folder = workspace.fold(name, network, split.fold)
+        text, done = _fold_status(folder, len(split.validation))
+        options: tuple[str, ...] = ()
+        if split.fold in damaged:
+            text, done = f"{text}; {damaged[split.fold]}", False
+        elif split.fold in begun:
+            text, done, options = _begun_status(workspace, plan, name, split, begun[split.fold], text, done)
         lines.append(f"  fold {split.fold}: {text}")
         if not done:
-            undone.append(split.fold)
+            undone.append(Todo(split.fold, options))
+    if FULL in begun:
+        one = begun[FULL]
+        where = "trained on all cases, none is held out" if one.finished else "not trained to the end"
+        lines.append(f"  full: epoch {one.epoch}, step {one.step}; {where}")
     return lines, undone
+
+
+def _begun_status(
+    workspace: Workspace, plan: Plan, name: str, split: Split, begun: BegunFold, text: str, done: bool
+) -> tuple[str, bool, tuple[str, ...]]:
+    """What a checkpoint adds to the line of a fold, whether it is done, and the options to take it up with."""
+    if name not in plan.configurations:
+        return text, done, ()
+    found = standing(begun, plan, name, split, workspace)
+    if found.refused:
+        return f"{text}; {found.refused}; --restart retrains it from scratch", False, ("--restart",)
+    if not begun.finished:
+        return f"{text.partition(';')[0]}; not trained to the end", False, found.options
+    return f"{text}; {found.remark}" if found.remark else text, done, found.options
 
 
 def _fold_status(folder: Path, validation_cases: int) -> tuple[str, bool]:
     history = folder / "history.jsonl"
     if not history.exists():
-        return "not trained", False
+        return ("begun, no epoch is over" if (folder / "last.pt").exists() else "not trained"), False
     last = json.loads(history.read_text(encoding="utf-8").splitlines()[-1])
     dice = [d for d in last["pseudo_dice"] if d is not None]
     text = f"epoch {last['epoch']}, step {last['step']}, pseudo Dice {sum(dice) / max(len(dice), 1):.3f}"

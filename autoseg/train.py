@@ -24,14 +24,24 @@ import torch
 from torch import nn
 
 from autoseg.diagnosis import diagnose
-from autoseg.errors import AutosegError, OutOfMemory
-from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, held, open_fold, require_same_training
+from autoseg.errors import AutosegError, OutOfMemory, Stopped
+from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, open_fold
+from autoseg.fold_folder import FoldFolder, held
 from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_newest, remove_leftovers
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
 from autoseg.pseudo_dice import Batch, WatchedSamples, validate
+from autoseg.resuming import (
+    contents_of,
+    nothing_to_finish,
+    remarks_on_contents,
+    require_same_training,
+    with_settings_of,
+)
+from autoseg.same_training import content_differences
 from autoseg.stopping import StopSignals
+from autoseg.workspace import FoldName
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
 RETREATS = 2  # times it does so before it gives up
@@ -41,59 +51,84 @@ RETREATS = 2  # times it does so before it gives up
 class FoldResult:
     """How a fold ended."""
 
-    fold: int
+    fold: FoldName
     folder: Path
     position: Position
-    pseudo_dice: tuple[float | None, ...]  # of the last epoch, one per label or region
+    pseudo_dice: tuple[float | None, ...]  # of the last epoch, one per label or region; () where none is held out
     warnings: tuple[str, ...]  # what is wrong with it, and what to try
     already_finished: bool  # nothing was done: the fold had been trained before
+    remarks: tuple[str, ...] = ()  # on cases whose content changed since
 
 
 def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldResult:
-    """Train one fold of one configuration, or go on where it stopped.
+    """Train one fold of one configuration, or resume it where it stopped.
 
     Args:
         stop: asked after every step whether to save and end.
 
     Raises:
-        StateError: data are not preprocessed, the fold was trained under another plan, with other cases or from another
-            model, or another process trains it.
+        StateError: data are not preprocessed; the fold was trained under another plan, with other cases or contents or
+            from another model; or another process trains it.
         Stopped: it was asked for; the fold is saved.
         OutOfMemory: a single sample does not fit.
         AutosegError: the loss stays non-finite.
     """
-    with held(task.folder, options.restart, task.ranks):
-        began = time.perf_counter()
-        if task.ranks.rank == 0:
-            remove_leftovers(task.folder)
-        saved, damage = load_newest(task.folder)  # on the CPU: the device need not hold it twice
-        if saved:
-            saved = upgrade_checkpoint(saved)
-            require_same_training(saved, task, options)
-            if saved["finished"]:
-                return _result(task, Position(**saved["position"]), saved["history"], already_finished=True)
-        history = saved["history"] if saved else []
-        labels = list(task.plan.labels.scored)
-        with FoldLog(task.folder, task.number, labels, history, quiet=task.ranks.rank > 0) as log:
-            if damage:
-                log.say(f"fold {task.number}  {damage}")
-            fold = open_fold(task, options, stop, log, saved, began)
-            del saved
-            with stop.deferred(), fold:
-                train(fold, options.checkpoint_seconds)
-            for line in log.summary():
-                log.say(line)
-        return _result(task, fold.state.position, log.history, already_finished=False)
+    with held(task.folder, options.restart, task.ranks) as folder:
+        try:
+            return _train_held(task, options, stop, folder)
+        except Stopped as stopped:
+            stopped.restart_due = folder.aside is not None and not folder.replaced
+            raise
 
 
-def train(fold: Fold, checkpoint_seconds: float) -> None:
+def _train_held(task: FoldTask, options: FoldOptions, stop: StopSignals, folder: FoldFolder) -> FoldResult:
+    began = time.perf_counter()
+    if task.ranks.rank == 0:
+        remove_leftovers(task.folder)
+    # on the CPU: the device need not hold it twice; what is to be replaced is not read
+    saved, damage = (None, "") if options.restart else load_newest(task.folder)
+    task = replace(task, contents=contents_of(task))
+    remarks: list[str] = []
+    if saved:
+        saved = upgrade_checkpoint(saved)
+        if options.as_begun:
+            task = with_settings_of(saved, task)
+        require_same_training(saved, task, options)
+        remarks = remarks_on_contents(saved, task, options)
+        if saved["finished"]:
+            return _result(task, Position(**saved["position"]), saved["history"], remarks, already_finished=True)
+    if options.finish and not (saved and saved["position"]["step"]):
+        raise nothing_to_finish(task)
+    history = saved["history"] if saved else []
+    labels = list(task.plan.labels.scored)
+    silent = task.ranks.rank > 0
+    with FoldLog(
+        task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=silent, held_back=options.restart
+    ) as log:
+        for remark in filter(None, (damage, *remarks)):
+            log.say(f"fold {task.number}  {remark}")
+        fold = open_fold(task, options, stop, log, folder, saved, began)
+        if saved and content_differences(saved["contents"], task.contents, task.split.validation):
+            fold.state.forget_plateau()  # measured on other samples
+        del saved
+        with stop.deferred(), fold:
+            train(fold, options)
+        for line in log.summary():
+            log.say(line)
+    return _result(task, fold.state.position, log.history, remarks, already_finished=False)
+
+
+def train(fold: Fold, options: FoldOptions) -> None:
     """Do step after step until the schedule is through. The loop."""
     state, clock, ranks = fold.state, fold.clock, fold.task.ranks
-    if state.position.step == 0:
-        save(fold, finished=False)
-    saved_at = clock.elapsed()
     fold.open_stream()
+    if state.position.step == 0:
+        begin(fold)
+    saved_at = clock.elapsed()
     (schedule,) = ranks.agree(clock.progress(state.position.step))  # share of the schedule that is through
+    if options.finish and state.cooling_since is None:
+        state.cooling_since = schedule
+        fold.say("the learning rate cools down, and the training ends, as was asked")
     finished = False
     while not finished:
         batch = fold.next_batch()
@@ -120,7 +155,7 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
             (schedule,) = ranks.agree(clock.progress(state.position.step))  # validating took some of a time budget
             progress = state.due_progress(schedule)
         finished = progress >= 1
-        late = clock.elapsed() - saved_at >= checkpoint_seconds
+        late = clock.elapsed() - saved_at >= options.checkpoint_seconds
         sound = state.position.refused == 0  # a state to go back to
         if finished or stopping or ((epoch_over or late or fold.checkpoints.failed) and sound):
             if problem := fold.checkpoints.failed:
@@ -133,13 +168,36 @@ def train(fold: Fold, checkpoint_seconds: float) -> None:
             fold.stop.now()
 
 
+def begin(fold: Fold) -> None:
+    """Set aside what stood in the fold's folder, now that all else works, and write the first checkpoint.
+
+    Raises:
+        StorageError: it cannot be written; the old fold has its name again.
+    """
+    fold.prepare_first()
+    fold.folder.begin()
+    try:
+        save(fold, finished=False)
+        if fold.folder.replaced:
+            fold.checkpoints.wait()
+        fold.log.release()
+    except Exception:
+        fold.folder.put_back()
+        raise
+
+
 def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     """Look at the fixed samples, write the epoch down, and notice a plateau."""
     state, position = fold.state, fold.state.position
+    watched: dict[str, Any] = {}
+    plateau = ""
     with state.averaged():
-        validation_loss, pseudo_dice = validate_within_memory(fold, fold.held_out)
+        if fold.held_out:
+            validation_loss, pseudo_dice = validate_within_memory(fold, fold.held_out)
+            watched = {"validation_loss": validation_loss, "pseudo_dice": pseudo_dice}
         _, training_dice = validate_within_memory(fold, fold.learnt)
-    plateau = state.watch_plateau(validation_loss, pseudo_dice, schedule)
+    if fold.held_out:
+        plateau = state.watch_plateau(validation_loss, pseudo_dice, schedule)
     state.position = position.next_epoch(fold.clock.elapsed())
     progress = state.due_progress(schedule)
     row = {
@@ -147,9 +205,8 @@ def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
         "step": position.step,
         "seconds": state.position.seconds,
         "loss": position.mean_loss,
-        "validation_loss": validation_loss,
         "training_dice": training_dice,
-        "pseudo_dice": pseudo_dice,
+        **watched,  # where cases are held out
         "learning_rate": learning_rate,
         "skipped": position.skipped,
     }
@@ -320,10 +377,15 @@ def save(fold: Fold, *, finished: bool) -> None:
 
 
 def _result(
-    task: FoldTask, position: Position, history: Sequence[Mapping[str, Any]], *, already_finished: bool
+    task: FoldTask,
+    position: Position,
+    history: Sequence[Mapping[str, Any]],
+    remarks: Sequence[str],
+    *,
+    already_finished: bool,
 ) -> FoldResult:
     findings = diagnose(history, list(task.plan.labels.scored))
     model = (task.configuration_name, task.configuration.network.name)
     warnings = tuple(warning(task.number, finding, model) for finding in findings)
-    pseudo_dice = tuple(history[-1]["pseudo_dice"])
-    return FoldResult(task.number, task.folder, position, pseudo_dice, warnings, already_finished)
+    pseudo_dice = tuple(history[-1].get("pseudo_dice", ()))
+    return FoldResult(task.number, task.folder, position, pseudo_dice, warnings, already_finished, tuple(remarks))

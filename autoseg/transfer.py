@@ -26,7 +26,8 @@ from autoseg.nn.checkpoint import NEWEST, load_checkpoint
 from autoseg.nn.transfer import Origins, Transfer, differing_axes, transfer
 from autoseg.plan import Configuration, Plan
 from autoseg.records import from_plain, load
-from autoseg.workspace import Workspace
+from autoseg.same_training import Contents
+from autoseg.workspace import Workspace, begun_folds
 
 MIN_SHARE = 0.1  # of the parameters that could fit
 SPACING_TOLERANCE = 1.25  # voxels that differ by more than this factor along an axis are worth a note
@@ -42,6 +43,7 @@ class Source:
     configuration_name: str
     weights: dict[str, Tensor]  # those it predicts with, by name
     trained_on: frozenset[str]  # case ids
+    contents: Contents  # of its cases; empty in checkpoints of older versions
     described: str  # what it is, for the log
 
     @property
@@ -57,7 +59,9 @@ def begin_from(
     say: Callable[[str], None],
     *,
     held_out: Sequence[str] = (),
-) -> None:
+    own: Path | None = None,
+    contents: Contents | None = None,
+) -> Path:
     """Copy into a fresh network whatever fits of a trained one, and say in a few lines what was kept and what is new.
 
     Args:
@@ -65,11 +69,17 @@ def begin_from(
             its recommended configuration).
         network: as `build_plan_network` makes it of the plan and its configuration, on any device.
         held_out: cases that will be scored: a warning is said if the model was trained on some of them.
+        own: folder of the fold that begins: of its own model, a fold takes the weights it had itself, if it was
+            finished.
+        contents: of the held-out cases: by them, such cases are known again under any id.
+
+    Returns:
+        The checkpoint whose weights were taken.
 
     Raises:
         StateError: there is no such model, it is damaged, it has another number of dimensions, or almost nothing fits.
     """
-    source = open_source(path)
+    source = open_source(path, own)
     configuration = plan.configurations[configuration_name]
     _require_same_dims(source, plan, configuration_name)
     channel_axes, head_axes = _axes(network, plan, configuration)
@@ -85,12 +95,14 @@ def begin_from(
     there, here = _inputs(source.plan, source.configuration), _inputs(plan, configuration)
     say("  channels: " + _assignment(here, there, channels, "ignored at first: weights of 0"))
     say("  heads: " + _assignment(_heads(plan), _heads(source.plan), heads, "as in a new network"))
-    for line in (*_parameters(done), *_notes(source, plan, configuration), *_leakage(source, plan, held_out)):
+    warnings = _leakage(source, plan, held_out, contents or {})
+    for line in (*_parameters(done), *_notes(source, plan, configuration), *warnings):
         say(f"  {line}")
+    return source.path
 
 
-def open_source(path: Path) -> Source:
-    """Open the model that `path` means (see `begin_from`).
+def open_source(path: Path, own: Path | None = None) -> Source:
+    """Open the model that `path` means; `own`: the folder of a fold that is preferred (see `begin_from`).
 
     Raises:
         StateError: nothing is there that was trained, or it cannot be read.
@@ -99,13 +111,13 @@ def open_source(path: Path) -> Source:
     if file is not None:
         return _source(file, _read(file))
     folder = _model_folder(path)
-    folds = {
-        int(file.parent.name[5:]): file for file in folder.glob(f"fold_*/{NEWEST}") if file.parent.name[5:].isdigit()
-    }
-    for fold in sorted(folds):
-        state = _read(folds[fold])
+    folds = [found / NEWEST for found in begun_folds(folder).values()]
+    if own is not None:
+        folds.sort(key=lambda file: file.parent.resolve() != own.resolve())
+    for file in folds:
+        state = _read(file)
         if state["finished"]:
-            return _source(folds[fold], state)
+            return _source(file, state)
     what = f"no fold in {folder} is trained to the end" if folds else f"{folder} holds no trained fold"
     raise StateError(
         what, remedy="name a model with a finished fold, or a fold's own folder to begin with it as it stands"
@@ -177,7 +189,7 @@ def _source(path: Path, state: dict[str, Any]) -> Source:
     described = f"{name}-{network}, fold {state['fold']}, {state['position']['step']} steps"
     described += ", averaged" if averaged else ""
     described += "" if state["finished"] else ", not trained to the end"
-    return Source(path, plan, name, weights, frozenset(state["train"]), described)
+    return Source(path, plan, name, weights, frozenset(state["train"]), state.get("contents", {}), described)
 
 
 def _without_storage(plan: Plan, configuration: Configuration) -> nn.Module:
@@ -285,9 +297,17 @@ def _notes(source: Source, plan: Plan, configuration: Configuration) -> list[str
     return notes
 
 
-def _leakage(source: Source, plan: Plan, held_out: Sequence[str]) -> list[str]:
-    """A warning where scores of held-out cases would be too good; equal ids of another dataset mean nothing."""
-    seen = sorted(source.trained_on.intersection(held_out)) if source.plan.dataset == plan.dataset else []
+def _leakage(source: Source, plan: Plan, held_out: Sequence[str], contents: Contents) -> list[str]:
+    """A warning where scores of held-out cases would be too good.
+
+    Cases are the same where their images are, whatever they and the dataset are called. Where that is not known, equal
+    ids mean something in a dataset of the same name alone.
+    """
+    learnt = {parts[0] for case, parts in source.contents.items() if case in source.trained_on and parts and parts[0]}
+    if learnt and all(case in contents and contents[case][0] for case in held_out):
+        seen = sorted(case for case in held_out if contents[case][0] in learnt)
+    else:
+        seen = sorted(source.trained_on.intersection(held_out)) if source.plan.dataset == plan.dataset else []
     if not seen:
         return []
     cases = f"{len(seen)} of this fold's {len(held_out)} held-out cases ({seen[0]} is one)"

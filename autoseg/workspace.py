@@ -1,10 +1,11 @@
 """Every path autoseg writes, and how it writes: whole files or none.
 
-    WORKSPACE/ dataset.json fingerprint.json plan.json plan-<network>.json splits.json test.json
+    WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
       models/<configuration>-<network>/ crossval.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/}
+        fold_full/, of the model that trains on all cases
 
 A file appears under its final name only when it is complete: it is written beside its destination (never in /tmp, which
 may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.
@@ -13,15 +14,19 @@ may be another file system), flushed to disk, and renamed. A lock is a kernel lo
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from filelock import FileLock, Timeout
 
 from autoseg.errors import StateError, StorageError
+
+FULL: Literal["full"] = "full"  # the fold that trains on all cases and holds none out
+FoldName = int | Literal["full"]  # one of the partitions, counted from 0, or FULL
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,11 @@ class Workspace:
     @property
     def dataset(self) -> Path:
         return self.root / "dataset.json"
+
+    @property
+    def sources(self) -> Path:
+        """Size, time and digest of the dataset's files, as they were when it was planned."""
+        return self.root / "sources.json"
 
     @property
     def fingerprint(self) -> Path:
@@ -76,8 +86,38 @@ class Workspace:
         """Scores of a model's held-out predictions."""
         return self.model(configuration, network) / "crossval.json"
 
-    def fold(self, configuration: str, network: str, fold: int) -> Path:
+    def fold(self, configuration: str, network: str, fold: FoldName) -> Path:
         return self.model(configuration, network) / f"fold_{fold}"
+
+
+def fold_of(folder: Path) -> FoldName | None:
+    """The fold whose folder this is: 0 of `fold_0`, FULL of `fold_full`; None for `fold_0.before-...` and others."""
+    name = folder.name.removeprefix("fold_")
+    if name == folder.name:
+        return None
+    return FULL if name == FULL else int(name) if name.isascii() and name.isdecimal() else None
+
+
+def fold_order(fold: FoldName) -> tuple[bool, int]:
+    """Key that sorts folds: by number, FULL last."""
+    return (True, 0) if fold == FULL else (False, fold)
+
+
+def set_aside_since(fold: Path, began: float) -> bool:
+    """Whether a fold of this folder was set aside by --restart since a time (of `time.time`), to the second."""
+    earliest = aside_name(fold, began)
+    return any(path.name >= earliest for path in fold.parent.glob(f"{fold.name}.before-*"))
+
+
+def aside_name(fold: Path, when: float | None = None) -> str:
+    """The name that the folder of a fold gets when it is set aside, now or at a time (of `time.time`)."""
+    return f"{fold.name}.before-{time.strftime('%Y%m%d-%H%M%S', time.localtime(when))}"
+
+
+def begun_folds(model: Path) -> dict[FoldName, Path]:
+    """Folds in the folder of a model that have a checkpoint -> their folders, by number, FULL last."""
+    found = {fold_of(path.parent): path.parent for path in model.glob("fold_*/last.pt")}
+    return {fold: found[fold] for fold in sorted((f for f in found if f is not None), key=fold_order)}
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

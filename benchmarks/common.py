@@ -22,10 +22,17 @@ def autoseg(*arguments: object) -> None:
 
 def dice_per_label(table: Path) -> dict[str, float]:
     """Mean Dice over cases of each label, of a table that `autoseg evaluate --csv` wrote."""
+    return {label: float(np.mean([*found.values()])) for label, found in dice_per_case(table).items()}
+
+
+def dice_per_case(table: Path) -> dict[str, dict[str, float]]:
+    """Dice of each label in each case where it is defined: label -> case -> Dice; of the same kind of table."""
     with open(table, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    labels = sorted({row["label"] for row in rows})
-    return {label: float(np.mean([float(r["dice"]) for r in rows if r["label"] == label])) for label in labels}
+        rows = [row for row in csv.DictReader(file) if row["dice"]]
+    return {
+        label: {row["case"]: float(row["dice"]) for row in rows if row["label"] == label}
+        for label in sorted({row["label"] for row in rows})
+    }
 
 
 def steps_done(fold: Path) -> int:

@@ -1,7 +1,7 @@
 """Equal time: fold 0 trained for so many minutes by autoseg and by nnU-Net v2, on hippocampus and axon_sem.
 
     python benchmarks/equal_time.py --data DIR --peer PEER_VENV [--minutes 15] [--seeds 0]
-        [--datasets hippocampus,axon_sem] [--sides autoseg,sgd,adam,resenc_adam] [--test] [--out FOLDER]
+        [--datasets hippocampus,axon_sem] [--sides autoseg,sgd,adam,resenc_adam,...] [--test] [--out FOLDER]
 
 DIR holds the datasets; PEER_VENV is a virtual environment with nnunetv2==2.8.1. Both sides plan and preprocess by
 themselves, untimed, and train on the same cases: the peer is given autoseg's split by patient. Both are scored by
@@ -13,8 +13,11 @@ themselves, untimed, and train on the same cases: the peer is given autoseg's sp
   (what it takes by itself on two cores, no slower than one: training_step.py). The time is that of its training loop
   alone. Its schedule spans the time (benchmarks/peer/timed_trainer.py). `sgd` is its default, `adam` the variant it
   ships with AdamW; `resenc_adam` trains the preset ResEnc M with that, which its documentation recommends instead of
-  the default plan. On a CPU it has neither autocast nor compilation.
+  the default plan. `adam_1gb`, `adam_half_gb` and `adam_quarter_gb` train the plans that its own planner makes for so
+  little memory (`-gpu_memory_target`): smaller steps, of which a CPU makes more. On a CPU it has neither autocast nor
+  compilation.
 
+Means are over cases, with the half width of their 95 % interval; the difference of a side to autoseg is paired by case.
 Finished runs stand in runs.jsonl in the folder `--out` and are not repeated.
 """
 
@@ -24,9 +27,12 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-from common import autoseg, dice_per_label, each_label, mean_dice, steps_done
+import numpy as np
+from common import autoseg, dice_per_case, steps_done
+from scipy import stats
 
 HERE = Path(__file__).parent
 LABELS = {"hippocampus": [], "axon_sem": ["--labels", "myelin=1,axon=2"]}
@@ -35,15 +41,19 @@ SIDES = {  # of the peer: trainer and plans
     "sgd": ("Timed", "nnUNetPlans"),
     "adam": ("TimedAdam", "nnUNetPlans"),
     "resenc_adam": ("TimedAdam", "nnUNetResEncUNetMPlans"),
+    "adam_1gb": ("TimedAdam", "nnUNetPlans1"),
+    "adam_half_gb": ("TimedAdam", "nnUNetPlans0.5"),
+    "adam_quarter_gb": ("TimedAdam", "nnUNetPlans0.25"),
 }
+SMALL_GB = ("1", "0.5", "0.25")  # memory targets of the peer's small plans
 
 
-def compare(segmentations: Path, references: Path, workspace: Path) -> dict[str, float]:
-    """Dice of a folder of segmentations, whichever side made them."""
+def compare(segmentations: Path, references: Path, workspace: Path) -> dict[str, dict[str, float]]:
+    """Dice of a folder of segmentations, whichever side made them: label -> case -> Dice."""
     table = segmentations.with_suffix(".csv")
     folders = ["--predictions", segmentations, "--references", references]
     autoseg("evaluate", *folders, "--csv", table, "-w", workspace)
-    return dice_per_label(table)
+    return dice_per_case(table)
 
 
 class Contest:
@@ -82,6 +92,12 @@ class Contest:
             shutil.copytree(self.data, raw)
         self.peer("plan_and_preprocess", "-d", self.number, "-c", self.configuration, "-np", 2, "-npfp", 2)
         self.peer("plan_experiment", "-d", self.number, "-pl", "nnUNetPlannerResEncM")  # for the same data
+        for gigabytes in SMALL_GB:
+            name = f"nnUNetPlans{gigabytes}"
+            self.peer(
+                "plan_experiment", "-d", self.number, "-gpu_memory_target", gigabytes, "-overwrite_plans_name", name
+            )
+            self.show_plan(name)
         splits = json.loads((self.planned / "splits.json").read_text(encoding="utf-8"))["splits"]
         theirs = [{"train": split["train"], "val": split["validation"]} for split in splits]
         written = self.out / "preprocessed" / self.dataset / "splits_final.json"
@@ -92,6 +108,22 @@ class Contest:
             if path.name.split(".")[0] in splits[0]["validation"]:
                 shutil.copy(path, references)
         references.rename(self.out / "references")
+
+    def show_plan(self, name: str) -> None:
+        """Print what the peer planned, and let it read the data of its default plan: the spacing is the same.
+
+        Raises:
+            SystemExit: it is not.
+        """
+        folder = self.out / "preprocessed" / self.dataset
+        plans, default = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in (name, "nnUNetPlans"))
+        small, usual = (p["configurations"][self.configuration] for p in (plans, default))
+        if small["spacing"] != usual["spacing"]:
+            raise SystemExit(f"{name} has another spacing than nnUNetPlans: preprocess for it")
+        small["data_identifier"] = usual["data_identifier"]
+        (folder / f"{name}.json").write_text(json.dumps(plans, indent=4), encoding="utf-8")
+        features = small["architecture"]["arch_kwargs"]["features_per_stage"]
+        print(f"{name}: patch {small['patch_size']}, batch {small['batch_size']}, features {features}", flush=True)
 
     def run_autoseg(self, seed: int) -> tuple[dict, dict, int]:
         workspace = self.out / f"autoseg_{self.options.minutes:g}m_{seed}"
@@ -142,21 +174,44 @@ def write_for_peer(data: Path, raw: Path) -> None:
     (raw / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
 
 
+def per_case(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean over labels of every case."""
+    cases = sorted(set.intersection(*(set(found) for found in scores.values())))
+    return {case: float(np.mean([found[case] for found in scores.values()])) for case in cases}
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and the half width of its 95 % interval, by Student's t over cases."""
+    mean = f"{np.mean(values):.4f}"
+    if len(values) < 2:
+        return mean
+    width = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{mean} ± {width:.4f}"
+
+
 def table(rows: list[dict]) -> str:
-    """One line per dataset, length and side; mean and standard deviation over seeds."""
+    """One line per run, its difference to autoseg of the same seed beside it, paired by case."""
     lines = [
-        "| dataset | minutes | side | steps | held-out cases: Dice per label | mean | test cases: mean | runs |",
-        "|---|---|---|---|---|---|---|---|",
+        "| dataset | minutes | side | seed | steps | cases | Dice per label | mean | less than autoseg by |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for key in sorted({(row["dataset"], row["minutes"], row["side"]) for row in rows}):
-        found = [row for row in rows if (row["dataset"], row["minutes"], row["side"]) == key]
-        held_out, test = ([row[cases] for row in found if row[cases]] for cases in ("held_out", "test"))
-        steps = " ".join(str(row["steps"]) for row in found)
-        dataset, minutes, side = key
-        lines.append(
-            f"| {dataset} | {minutes:g} | {side} | {steps} | {each_label(held_out)} | {mean_dice(held_out)} "
-            f"| {mean_dice(test) if test else ''} | {len(found)} |"
-        )
+    for row in sorted(rows, key=lambda row: (row["dataset"], row["minutes"], row["seed"])):
+        same = ("dataset", "minutes", "seed")
+        ours = next((r for r in rows if r["side"] == "autoseg" and all(r[k] == row[k] for k in same)), None)
+        for kind in ("held_out", "test"):
+            if not row[kind]:
+                continue
+            means = per_case(row[kind])
+            labels = ", ".join(f"{label} {np.mean([*found.values()]):.4f}" for label, found in row[kind].items())
+            behind = ""
+            if ours and ours is not row and ours[kind]:
+                reference = per_case(ours[kind])
+                behind = interval([reference[case] - means[case] for case in means if case in reference])
+            about = f"{row['dataset']} | {row['minutes']:g} | {row['side']} | {row['seed']} | {row['steps']}"
+            lines.append(
+                f"| {about} | {kind.replace('_', ' ')} ({len(means)}) | {labels} | {interval([*means.values()])} "
+                f"| {behind} |"
+            )
     return "\n".join(lines)
 
 

@@ -181,6 +181,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" 
 IMPOSTORS: dict[str, bytes] = {  # what the message must name -> contents
     "empty": b"",
     "Git LFS": _POINTER,
+    "git-annex": b"/annex/objects/SHA256E-s12345--4d7a4d7a.nii.gz\n",
     "HTML": b"\n " + _PAGE,
     "JSON": b'{"message": "Not Found"}',
     "ZIP": b"PK\x03\x04" + bytes(60),

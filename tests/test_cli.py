@@ -162,6 +162,7 @@ def test_predict_passes_everything_on(called):
         "device": "auto",
         "step": 0.5,
         "mirroring": None,
+        "unfinished": False,
     }
     assert called[0] == ("predict_images", (Workspace(Path("w")), [Path("a"), Path("b")], Path("out")), usual)
     told = {"configuration": "2d", "folds": (0, 2), "device": "cpu", "step": 0.25, "mirroring": False}
@@ -221,7 +222,7 @@ def test_what_the_parser_refuses(arguments, called, capsys):
 
 def test_wrong_usage_ends_with_2(tmp_path, capsys):
     assert run("train", "-f", "4..0", "-w", tmp_path) == 2
-    assert capsys.readouterr().err == "error: -f '4..0' names no folds\n  -> write 0, 0,2, 0..4 or all\n"
+    assert capsys.readouterr().err == "error: -f '4..0' names no folds\n  -> write 0, 0,2, 0..4, all or full\n"
     assert run("evaluate", "--predictions", tmp_path) == 2
     assert run("evaluate", "--references", tmp_path) == 2
     assert run("plan", tmp_path / "nowhere", "-w", tmp_path / "w") == 2

@@ -75,6 +75,10 @@ def test_a_dataset_survives_being_written_as_json(tmp_path):
         assert from_plain(Dataset, to_plain(dataset)) == dataset
 
 
+def ids_of(cases) -> list[str]:
+    return [case_id for case_id, _ in cases]
+
+
 def touch(folder: Path, *files: str) -> list[Path]:
     for file in files:
         tiny.text(folder / file, "")
@@ -83,38 +87,42 @@ def touch(folder: Path, *files: str) -> list[Path]:
 
 def test_images_in_a_folder_and_by_name(tmp_path):
     one = touch(tmp_path, "b.nii.gz", "a.png", "notes.txt", "._a.png")[:2]
-    assert images_in([tmp_path], 1) == [("a", (one[1],)), ("b", (one[0],))]
-    assert images_in([one[0]], 1) == [("b", (one[0],))]
-    assert images_in([one[0]], 4) == [("b", (one[0],))]  # one file of four channels
+    assert images_in([tmp_path], 1) == ([("a", (one[1],)), ("b", (one[0],))], [])
+    assert images_in([one[0]], 1) == ([("b", (one[0],))], [])
+    assert images_in([one[0]], 4) == ([("b", (one[0],))], [])  # one file of four channels
 
 
 def test_images_with_channel_suffixes(tmp_path):
     files = touch(tmp_path, "b_0001.nii", "b_0000.nii", "a_0000.nii", "a_0001.nii")
-    assert images_in([tmp_path], 2) == [("a", (files[2], files[3])), ("b", (files[1], files[0]))]
-    assert [case_id for case_id, _ in images_in([tmp_path], 1)] == ["a_0000", "a_0001", "b_0000", "b_0001"]
-    assert images_in(files[1:3], 1) == [("a", (files[2],)), ("b", (files[1],))]
+    assert images_in([tmp_path], 2) == ([("a", (files[2], files[3])), ("b", (files[1], files[0]))], [])
+    assert [case_id for case_id, _ in images_in([tmp_path], 1)[0]] == ["a_0000", "a_0001", "b_0000", "b_0001"]
+    assert images_in(files[1:3], 1) == ([("a", (files[2],)), ("b", (files[1],))], [])
     files[0].unlink()
-    with pytest.raises(UsageError, match="b has 1 image files"):
-        images_in([tmp_path], 2)
+    cases, problems = images_in([tmp_path], 2)
+    assert ids_of(cases) == ["a"]
+    assert [(p.case, p.severity, p.what.split(" (")[0]) for p in problems] == [("b", "error", "b has 1 image files")]
 
 
 def test_images_in_case_folders(tmp_path):
     touch(tmp_path, "p1/t2.nii", "p1/t1.nii", "p1/seg.nii", "p2/p2_t1.nii", "p2/p2_t2.nii")
-    found = images_in([tmp_path], 2, ("T2", "T1"))
+    found, problems = images_in([tmp_path], 2, ("T2", "T1"))
+    assert problems == []
     assert [(case_id, [file.name for file in files]) for case_id, files in found] == [
         ("p1", ["t2.nii", "t1.nii"]), ("p2", ["p2_t2.nii", "p2_t1.nii"])
     ]  # fmt: skip
-    assert [file.name for file in images_in([tmp_path], 2)[0][1]] == ["t1.nii", "t2.nii"]
+    assert [file.name for file in images_in([tmp_path], 2)[0][0][1]] == ["t1.nii", "t2.nii"]
 
 
 def test_images_that_cannot_be_predicted(tmp_path):
     files = touch(tmp_path, "x/a.nii", "y/a.nii", "z/notes.txt")
     for paths, message in (
-        (files[:2], "the id a"), ([tmp_path / "gone"], "does not exist"), (files[2:], "known format"),
-        ([tmp_path / "z"], "holds no image"),
+        ([tmp_path / "gone"], "does not exist"), (files[2:], "known format"), ([tmp_path / "z"], "holds no image"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             images_in(paths, 1)
+    cases, problems = images_in(files[:2], 1)
+    assert cases == []
+    assert [(p.file, "two images have the id a" in p.what) for p in problems] == [(str(f), True) for f in files[:2]]
 
 
 def test_real_datasets_are_understood(data_dir):

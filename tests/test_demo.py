@@ -98,8 +98,8 @@ def test_every_case_has_both_organs_and_some_lack_the_lesion(label_files):
     for path in label_files:
         counts = np.bincount(np.asarray(nibabel.load(path).dataobj).ravel())
         assert counts.size <= len(LABELS)
-        assert counts[LABELS["liver"]] > 1000
-        assert counts[LABELS["kidney"]] > 200
+        assert counts[LABELS["liver"]] > 500
+        assert counts[LABELS["kidney"]] > 120
         lesion = counts[LABELS["lesion"]] if counts.size == len(LABELS) else 0
         assert lesion == 0 or lesion >= 20
         without[path.parent.name] += lesion == 0
@@ -123,7 +123,7 @@ def test_two_scans_show_the_same_anatomy_on_other_grids():
         volumes = [
             (labels.array == label).sum() * np.prod(labels.geometry.spacing) for labels in (first_labels, second_labels)
         ]
-        assert volumes[0] == pytest.approx(volumes[1], rel=0.05)
+        assert volumes[0] == pytest.approx(volumes[1], rel=0.1)  # voxels of 2 to 4 mm
     again, _ = make_scan(anatomy, 4, 0)
     assert np.array_equal(first.array, again.array)
 
@@ -136,9 +136,9 @@ def test_spacings_shapes_and_orientations_are_mixed(label_files):
         canonical = nibabel.as_closest_canonical(image)
         x, y, z = canonical.header.get_zooms()
         assert x == y
-        assert 1.2 <= x <= 2.0
-        assert 1.5 <= z <= 3.0
-        assert all(36 <= n <= 64 for n in image.shape)
+        assert 2.2 <= x <= 3.0
+        assert 2.4 <= z <= 3.6
+        assert all(24 <= n <= 44 for n in image.shape)
 
 
 def test_organs_lie_where_they_belong_in_the_world(dataset, label_files):

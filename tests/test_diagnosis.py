@@ -259,6 +259,45 @@ def test_two_labels_of_three():
     assert found == [("collapse", "tumour"), ("collapse", "vessel")]
 
 
+def test_many_labels_that_are_not_learnt_are_one_finding():
+    label_names = [f"l{i}" for i in range(300)]
+    (finding,) = diagnose(rows(pseudo=EPOCHS * [(0.9, *[0.0] * 293, *[0.8] * 6)]), label_names)
+    assert (finding.kind, finding.label) == ("collapse", None)
+    assert finding.what == (
+        "293 of 300 labels do, l1, l2, l3, l4, l5 and 288 more; for instance: "
+        "l1 is not learnt: its Dice is 0.000 after 100% of the training"
+    )
+    assert len(diagnose(rows(pseudo=EPOCHS * [(0.9, *[0.0] * 5)]), label_names[:6])) == 5
+
+
+# Labels without a training case
+
+
+def unseen(history, *labels):
+    return [{**row, "unseen": list(labels)} for row in history]
+
+
+def test_a_label_without_a_training_case_is_named_as_that_and_at_once():
+    history = unseen(rows(pseudo=EPOCHS * [(0.9, 0.0)]), 1)
+    assert first_named(history) == 1
+    (finding,) = diagnose(history, ["liver", "tumour"])  # at the end, when it would be called not learnt
+    assert (finding.kind, finding.label) == ("unseen", "tumour")
+    assert finding.what == "tumour is in none of the fold's training cases"
+    assert "--set" not in finding.remedy
+    assert kinds(rows(pseudo=EPOCHS * [(0.9, 0.0)])) == [("collapse", "tumour")]
+
+
+def test_other_labels_are_judged_beside_it():
+    assert kinds(unseen(rows(pseudo=EPOCHS * [(0.0, 0.9, 0.0)]), 2)) == [("unseen", "vessel"), ("collapse", "liver")]
+    (finding,) = diagnose(unseen(rows(pseudo=EPOCHS * [(0.9, 0.0, 0.0)]), 1, 2), ["liver", "tumour", "vessel"])
+    assert (finding.kind, finding.label) == ("unseen", None)
+    assert finding.what == "tumour, vessel are in none of the fold's training cases"
+
+
+def test_positions_without_a_label_mean_nothing():
+    assert kinds(unseen(rows(pseudo=3 * [0.9]), 7, -1, None, "x", True)) == []
+
+
 # Divergence
 
 
@@ -328,7 +367,7 @@ def test_figures_of_numpy_count():
 
 anything = st.one_of(st.none(), st.floats(), st.integers(), st.booleans(), st.text(max_size=2))
 FIGURES = ("epoch", "step", "seconds", "loss", "validation_loss", "learning_rate", "progress", "skipped")
-LISTS = ("training_dice", "pseudo_dice")
+LISTS = ("training_dice", "pseudo_dice", "unseen")
 any_row = st.fixed_dictionaries(
     {},
     optional=dict.fromkeys(FIGURES, anything)

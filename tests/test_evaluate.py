@@ -3,10 +3,12 @@
 import csv
 import itertools
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from hostile import itk_image, nifti, png, stack
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,7 +155,7 @@ def test_overlap_is_that_of_sets(tmp_path_factory, reference, segmentation):
     [
         (np.zeros((1, 1, 6), np.uint8), AFFINE),  # another shape
         (np.zeros((1, 1, 5), np.uint8), np.diag([0.6, Y, Z, 1.0])),  # other voxels
-        (np.zeros((1, 1, 5), np.uint8), np.diag([-X, Y, Z, 1.0]) + 4 * X * np.eye(4, k=3)),  # the same place, reversed
+        (np.zeros((1, 1, 5), np.uint8), np.diag([-X, Y, Z, 1.0])),  # running the other way from the same corner
         (np.zeros((1, 1, 5), np.uint8), AFFINE + 0.1 * np.eye(4, k=3)),  # 0.1 mm away: a fifth of a voxel
     ],
     ids=["shape", "spacing", "direction", "origin"],
@@ -163,6 +165,22 @@ def test_other_grids_are_refused_and_both_files_named(tmp_path, moved):
     segmentation = nifti(tmp_path / "network.nii", *moved)
     with pytest.raises(DataError, match=r"network\.nii.*another grid.*expert\.nii"):
         score_case(ScoreJob("case", reference, segmentation, ONE))
+
+
+def test_a_segmentation_in_another_order_of_axes_is_reordered(tmp_path):
+    """The segmentation's x axis runs the other way, over the same place: 2 of its 3 voxels are right."""
+    reference = nifti(tmp_path / "expert.nii", np.array([[[0, 1, 1, 0, 0]]], np.uint8), AFFINE)
+    reversed_x = np.diag([-X, Y, Z, 1.0]) + 4 * X * np.eye(4, k=3)
+    segmentation = nifti(tmp_path / "network.nii", np.array([[[0, 1, 1, 1, 0]]], np.uint8), reversed_x)
+    assert score_case(ScoreJob("case", reference, segmentation, ONE)).scores["organ"]["dice"] == pytest.approx(4 / 5)
+
+
+def test_a_segmentation_without_a_place_is_compared_voxel_by_voxel(tmp_path):
+    labels = np.array([[[0, 1, 1, 0, 0]]], np.uint8)
+    reference = nifti(tmp_path / "expert.nii", labels, AFFINE)
+    unplaced = tiny.unplaced(nifti(tmp_path / "network.nii", labels, AFFINE))
+    for job in (ScoreJob("case", reference, unplaced, ONE), ScoreJob("case", unplaced, reference, ONE)):
+        assert score_case(job).scores["organ"]["dice"] == 1
 
 
 def test_rounding_of_a_header_is_no_other_grid(tmp_path):
@@ -329,3 +347,28 @@ def test_the_csv_has_one_row_per_case_and_label(tmp_path):
     assert table[3][2:] == [""] * 5
     assert float(table[4][3]) == 1 / 3  # in full
     assert b"\r" not in (tmp_path / "new" / "scores.csv").read_bytes()
+
+
+def test_references_that_cannot_be_read_are_not_left_out_of_the_mean(tmp_path):
+    for folder in ("predictions", "references"):
+        nifti(tmp_path / folder / "a.nii", volume([0, 1]), AFFINE)
+    (tmp_path / "predictions/b.nii.gz.part").write_bytes(b"left behind")
+    assert len(pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)) == 1
+    (tmp_path / "references/b.mgz").write_bytes(b"something")
+    with pytest.raises(DataError, match=r"1 references cannot be read, .*b\.mgz is the first: is a FreeSurfer volume"):
+        pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+
+
+def test_names_of_predictions_match_however_their_accents_are_composed(tmp_path):
+    for folder, form in (("predictions", "NFC"), ("references", "NFD")):
+        nifti(tmp_path / folder / (unicodedata.normalize(form, "café") + ".nii"), volume([0, 1]), AFFINE)
+    (job,) = pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+    assert job.case == "caf\u00e9"
+
+
+def test_a_reference_may_say_that_it_is_one(tmp_path):
+    """As in training: images/a.nii with labels/a_seg.nii."""
+    for name in ("predictions/a", "predictions/b_seg", "references/a_seg", "references/b_seg"):
+        nifti(tmp_path / f"{name}.nii", volume([0, 1]), AFFINE)
+    jobs = pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+    assert [(job.reference.stem, job.segmentation.stem) for job in jobs] == [("a_seg", "a"), ("b_seg", "b_seg")]

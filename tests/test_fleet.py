@@ -25,7 +25,7 @@ from autoseg.pipeline.phases import (
     train_arguments,
 )
 from autoseg.stopping import StopSignals
-from autoseg.workspace import Workspace
+from autoseg.workspace import FULL, FoldName, Workspace, write_text
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folds side by side need Linux")
 
@@ -54,7 +54,7 @@ def other_than(field) -> object:
         (kind,) = (choice for choice in typing.get_args(kind) if choice is not type(None))
     values = {
         int: 7, float: 95.5, str: "cuda:1", Path: Path("some where/last.pt"), bool: not field.default,
-        tuple[int, ...]: (0, 2, 4), tuple[str, ...]: ("training.class_weights=[1, 2]", "training.seed=-1"),
+        tuple[FoldName, ...]: (0, 2, FULL), tuple[str, ...]: ("training.class_weights=[1, 2]", "training.seed=-1"),
     }  # fmt: skip
     return values[kind]
 
@@ -83,10 +83,28 @@ def test_an_option_at_its_default_is_not_repeated():
 
 
 @pytest.mark.parametrize(
-    ("folds", "text"), [((2,), "2"), ((0, 1), "0,1"), ((0, 1, 2), "0..2"), ((0, 2, 3), "0,2,3"), ((2, 1, 0), "2,1,0")]
+    ("folds", "text"),
+    [
+        ((2,), "2"),
+        ((0, 1), "0,1"),
+        ((0, 1, 2), "0..2"),
+        ((0, 2, 3), "0,2,3"),
+        ((2, 1, 0), "2,1,0"),
+        ((FULL,), "full"),
+        ((0, 1, FULL), "0,1,full"),
+    ],
 )
 def test_folds_are_written_as_they_are_typed(folds, text):
     assert folds_text(folds) == text
+
+
+def test_the_model_of_all_cases_is_a_fold_of_the_fleet(tmp_path):
+    options = TrainOptions(configuration="2d", folds=(FULL,), epochs=2)
+    assert "--folds=full" in fold_command(Workspace(tmp_path), options, FULL)
+    write_text(tmp_path / "fold_full" / "history.jsonl", '{"epoch": 2, "training_dice": [0.5]}\n')
+    assert fleet.table([FoldEnd(FULL, "0", 0, 61.0)], tmp_path).splitlines()[1].split() == [
+        "full", "0", "1m01s", "2", "-", "trained",
+    ]  # fmt: skip
 
 
 # ---- which GPUs
@@ -250,6 +268,10 @@ def test_signals_are_passed_on_and_nothing_begins_after_them(tmp_path, number, c
     assert raised.value.remedy == ""
     with pytest.raises(Stopped, match="fold 2: still to --restart"):
         fleet._require_success(ends, TrainOptions(configuration="2d", restart=True))
+    with pytest.raises(
+        Stopped, match="fold 1,2: still to --restart"
+    ):  # 1 was stopped before its old self was set aside
+        fleet._require_success(ends, TrainOptions(configuration="2d", restart=True), replaced=[0])
 
 
 def test_a_child_that_was_still_starting_is_stopped_and_not_failed(tmp_path):

@@ -269,6 +269,32 @@ def test_what_was_said_of_the_whole_fold_is_not_said_of_a_label(tmp_path, bare):
     assert [finding.label for finding in log.findings] == ["tumour"]
 
 
+def test_lines_of_many_labels_stay_short(tmp_path, bare):
+    label_names = [f"label_{i}" for i in range(300)]
+    with FoldLog(tmp_path, 0, label_names, []) as log:
+        for number in range(1, 21):
+            epoch(log, number, pseudo_dice=[0.5] * 7 + [0.0] * 293, training_dice=[0.0] * 300, progress=number / 20)
+        summary = log.summary()
+    told = read_log(tmp_path)
+    assert "label_19 0.000  and 280 more, mean of all 0.012 (training -0.012)" in told[0]
+    assert "label_20" not in told[0]
+    assert len(told) == 20 + 2  # each epoch, and once what is wrong with what to do
+    assert max(map(len, [*told, *summary])) < 600
+    assert "293 of 300 labels do" in told[12]
+
+
+def test_a_label_without_a_training_case_is_told_once(tmp_path, bare):
+    with FoldLog(tmp_path, 1, ["liver", "tumour"], [], unseen=["tumour"]) as log:
+        for number in range(1, 21):
+            epoch(log, number, pseudo_dice=[0.9, 0.0], training_dice=[0.9, None], progress=number / 20)
+    told = [line for line in read_log(tmp_path) if "epoch" not in line]
+    assert told[0] == "fold 1  cannot learn a label: tumour is in none of the fold's training cases"
+    assert len(told) == 2
+    assert all(row["unseen"] == [1] for row in read_history(tmp_path))
+    model = warning(1, log.findings[0], ("2d", "unet"))
+    assert model.startswith("fold 1 of 2d (unet)  cannot learn a label: tumour")
+
+
 def test_summary(tmp_path, bare):
     with FoldLog(tmp_path, 3, ["liver", "tumour"], []) as log:
         assert log.summary() == []  # nothing was trained

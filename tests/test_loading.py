@@ -1,6 +1,6 @@
 """The arrays of a case against voxels placed by hand, and what must hold for its grids and values."""
 
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autoseg.dataset import Case, load_case
 from autoseg.errors import DataError
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.loading import class_indices, count_values, grid_differences, non_finite
+from autoseg.intake.loading import class_indices, count_values, non_finite
 
 
 def test_a_case_is_brought_to_one_axis_order(tmp_path):
@@ -64,21 +64,33 @@ def test_a_case_that_cannot_be_loaded_names_its_file(tmp_path):
             load_case(case, labels)
 
 
-def test_grids_differ_by_what_moves_a_voxel(tmp_path):
-    from autoseg.imaging.readers import read_geometry
+def test_channels_and_labels_in_another_order_are_reordered_exactly(tmp_path):
+    """Three voxels placed by hand: image stored LPS, second channel RAS, label with its axes in the order y, z, x."""
+    array = np.zeros((3, 4, 5), np.float32)  # (z, y, x), origin 0, 1 mm, growing to the left, the back and up
+    array[0, 1, 3] = array[2, 0, 0] = array[1, 3, 4] = 5
+    first = tiny.nifti(tmp_path / "a.nii", array, (3.0, 2.0, 1.0))
+    second = tiny.nifti(tmp_path / "b.nii", array[:, ::-1, ::-1] + 1, (3.0, 2.0, 1.0), (4.0, 6.0, 0.0), "RAS")
+    turned = (array > 0).astype(np.uint8)[:, :, ::-1].transpose(2, 0, 1)  # its x, y, z run back, up and right
+    label = tiny.nifti(tmp_path / "l.nii", turned, (1.0, 3.0, 2.0), (4, 0, 0), "PSR")
+    loaded = load_case(Case("c", "c", (str(first), str(second)), str(label)), LabelSet({"dot": 1}))
+    assert np.argwhere(loaded.target).tolist() == [[0, 1, 3], [1, 3, 4], [2, 0, 0]]
+    assert np.array_equal(loaded.image[1], loaded.image[0] + 1)
+    assert [(Path(file).name, remark.kind) for file, remark in loaded.remarks] == [
+        ("b.nii", "reordered"), ("l.nii", "reordered")
+    ]  # fmt: skip
+    assert "(PSR here, LPS in the image)" in loaded.remarks[1][1].what
+    assert np.array_equal(loaded.to_stored(loaded.image)[0], array)
 
-    grid = read_geometry(tiny.nifti(tmp_path / "i.nii", tiny.image(1, (10, 20, 30)), (2.0, 1.0, 1.0)))
-    assert grid_differences("a.nii", grid, "b.nii", grid) == []
-    for changed, words in (
-        (replace(grid, spacing=(2.0, 1.0, 1.0009)), []),
-        (replace(grid, spacing=(2.0, 1.0, 1.0011)), ["spacing"]),
-        (replace(grid, origin=(0.0, 0.009, 0.0)), []),
-        (replace(grid, origin=(0.0, 0.011, 0.0)), ["origin"]),
-        (replace(grid, direction=((0, 0, 1), (0, 1, 0), (-1, 0, 0)), origin=(29.0, 0.0, 0.0)), ["origin", "direction"]),
-        (replace(grid, shape=(10, 20, 31)), ["shape"]),
-    ):
-        assert [found.split()[0] for found in grid_differences("a.nii", changed, "b.nii", grid)] == words
-    assert grid_differences("a.png", replace(grid, spacing=(1.0, 9.0, 9.0)), "b.nii", grid) == []
+
+def test_the_channel_that_has_a_place_gives_it_to_the_case(tmp_path):
+    array = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    placed = tiny.nifti(tmp_path / "placed.nii", array, axes="RAI", origin=(4.0, 3.0, 2.0))
+    unplaced = tiny.unplaced(tiny.nifti(tmp_path / "unplaced.nii", array))
+    loaded = load_case(Case("c", "c", (str(unplaced), str(placed)), None), None)
+    assert np.array_equal(loaded.image[0], array[::-1, ::-1, ::-1])
+    assert np.array_equal(loaded.image[0], loaded.image[1])
+    assert [(Path(file).name, remark.kind) for file, remark in loaded.remarks] == [("unplaced.nii", "unplaced")]
+    assert np.array_equal(loaded.to_stored(loaded.image)[0], array)
 
 
 def test_voxels_that_are_no_numbers_are_counted():

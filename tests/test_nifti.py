@@ -162,7 +162,7 @@ def test_voxel_sizes_without_meaning_are_refused(tmp_path, value):
 
 @pytest.mark.parametrize("row", [(0, 0, 0, 0), (np.nan, 0, 0, 0), (0, 3, 0, 0)])
 def test_a_degenerate_sform_is_refused(tmp_path, row):
-    path = hostile.patched(hostile.nifti(tmp_path / "a.nii"), srow=(hostile.SROW_X, "<4f", row))
+    path = hostile.patched(hostile.nifti(tmp_path / "a.nii", qform=0), srow=(hostile.SROW_X, "<4f", row))
     with pytest.raises(DataError, match=r"patched-a\.nii"):
         read_geometry(path)
 
@@ -255,7 +255,8 @@ def test_a_voxel_offset_without_meaning_is_refused(tmp_path, offset):
         ((hostile.DATATYPE, "<2h", (128, 24)), "RGB"),
         ((hostile.DATATYPE, "<2h", (77, 16)), "cannot be read"),
         ((hostile.DATATYPE, "<2h", (0, 0)), "type none"),
-        ((hostile.SLOPE, "<2f", (2.0, np.nan)), "cannot be read"),
+        ((hostile.SLOPE, "<2f", (2.0, np.nan)), "scaling is not finite"),
+        ((hostile.SLOPE, "<2f", (np.inf, 0.0)), "scaling is not finite"),
         ((hostile.MAGIC, "<4s", b"ni1\0"), "pair"),
         ((hostile.MAGIC, "<4s", b"\0\0\0\0"), "not NIfTI"),
     ],

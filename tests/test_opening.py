@@ -8,9 +8,11 @@ from cascaded import with_cascade
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
+from autoseg.data.splits import Split, Splits
+from autoseg.dataset import Case, Dataset
 from autoseg.errors import StateError, UsageError
 from autoseg.pipeline import opening
-from autoseg.pipeline.opening import choose_device, open_plan
+from autoseg.pipeline.opening import choose_device, load_records, open_plan
 from autoseg.plan import Decision, Plan
 from autoseg.planner import make_plan
 from autoseg.records import load, save
@@ -50,6 +52,18 @@ def made(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(opening, "with_network", with_network)
     return networks
+
+
+def test_folds_that_name_unknown_cases_are_refused(workspace):
+    cases = tuple(Case(name, name, (f"/data/{name}.nii.gz",), None) for name in "ab")
+    save(workspace.dataset, Dataset(1, "tiny", "/data", "nnunet", ("MR",), LABELS, cases, (), True, None, ()))
+    save(workspace.splits, Splits(1, 0, (Split(0, ("a",), ("b",)),), (), ()))
+    assert load_records(workspace)[2].splits[0].validation == ("b",)
+    save(workspace.splits, Splits(1, 0, (Split(0, ("a",), ("b",)), Split(1, ("b",), ("c",))), (), ()))
+    with pytest.raises(
+        StateError, match=r"splits.json.splits\[1\].validation: expected cases of dataset.json, found 'c'"
+    ):
+        load_records(workspace)
 
 
 def silent(_: str) -> None:

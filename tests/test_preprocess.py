@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantom import sphere, tiny_dataset
@@ -15,7 +16,7 @@ from synthetic_memory import ElementMemory
 from autoseg import preprocess as module
 from autoseg.data.store import CaseStore
 from autoseg.dataset import Dataset, discover, load_case
-from autoseg.errors import DataError, StateError
+from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.plan import ChannelNormalization, Configuration, Plan, Resampling
 from autoseg.planner import make_plan
@@ -372,3 +373,34 @@ def test_an_ignore_label_is_kept(tmp_path):
     assert store.info("case_00").ignore_index == 2
     loaded = load_case(found.cases[0], labels)
     assert store.info("case_00").class_voxels[2] == (loaded.target == 2).sum() > 0
+
+
+# ---- what cannot be
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_a_case_in_another_unit_is_named_and_nothing_is_allocated(tmp_path, factor):
+    plan = plan_of()
+    image = np.random.default_rng(0).normal(100, 10, (1, 12, 20, 24)).astype(np.float32)
+    with pytest.raises(DataError, match=r"^scan\.nii: 12 x 20 x 24 voxels of"):
+        prepare(image, None, (2.0 * factor, factor, factor), plan, at(plan, (2.0, 1.0, 1.0)), name="scan.nii")
+    tiny.nifti(tmp_path / "images/i.nii", image[0], (2.0 * factor, factor, factor))
+    tiny.nifti(tmp_path / "labels/i.nii", np.ones((12, 20, 24), np.uint8), (2.0 * factor, factor, factor))
+    dataset, _ = discover(tmp_path)
+    plan = replace(plan, labels=dataset.labels)
+    with pytest.raises(DataError, match=r"images/i\.nii: 12 x 20 x 24 voxels of"):
+        preprocess(dataset, plan, "3d_fullres", Workspace(tmp_path / "w"), workers=0)
+
+
+def test_what_exceeds_the_free_memory_is_refused(monkeypatch):
+    """8 x 8 x 8 voxels at half the spacing: 16 ** 3 x 4 bytes for the channel and one more, 32768; and 3 heads."""
+    plan = plan_of(spacing=(1.0, 1.0, 1.0), shape=(8, 8, 8))
+    image = np.ones((1, 8, 8, 8), np.float32)
+    configuration = at(plan, (0.5, 0.5, 0.5))
+    target = np.ones((8, 8, 8), np.int16)
+    for labels, needed in ((target, 32768), (None, 32768 + 3 * 16384)):
+        monkeypatch.setattr(module, "free_memory", lambda needed=needed: needed)
+        assert prepare(image, labels, (1.0,) * 3, plan, configuration).image.shape == (1, 16, 16, 16)
+        monkeypatch.setattr(module, "free_memory", lambda needed=needed: needed - 1)
+        with pytest.raises(OutOfMemory, match=r"^the image: at the plan's spacing it has \(16, 16, 16\) voxels"):
+            prepare(image, labels, (1.0,) * 3, plan, configuration)

@@ -60,7 +60,7 @@ def faulty(tmp_path_factory):
     (labels / "label_missing.nii.gz").unlink()
     tiny.nifti(labels / "label_shape.nii.gz", tiny.label(1, 2, shape=(3, 4, 6)))
     (labels / "label_truncated.nii.gz").write_bytes((labels / "healthy.nii.gz").read_bytes()[:-20])
-    tiny.nifti(images / "mirrored_0001.nii.gz", tiny.image(78), origin=(4.0, 0.0, 0.0), axes="RPS")
+    tiny.nifti(images / "mirrored_0001.nii.gz", tiny.image(78), origin=(4.0, 0.0, 1.0), axes="RPS")
     tiny.nifti(labels / "moved.nii.gz", tiny.label(1, 2), origin=(0.0, 0.0, 1.5))
     holes[0, 0, :2] = np.nan
     tiny.nifti(images / "nan_0000.nii.gz", holes)
@@ -84,13 +84,18 @@ def faulty(tmp_path_factory):
         ("constant", "constant_0001.nii.gz", "constant image: channel T2 is 5 everywhere", "look at it"),
         ("dtype_float", "dtype_float.nii.gz", "integers", ""),
         ("empty", "empty.nii.gz", "empty label", "fine if nothing is there"),
-        ("healthy", "healthy_0000.nii.gz", "duplicate content: the same image as", "remove one of the two"),
+        ("healthy", "healthy_0000.nii.gz", "duplicate content: the same image as", "no fold sees both"),
         ("infinite", "infinite_0001.nii.gz", "2 infinite voxels (0.033 of all)", "replace them"),
         ("label_missing", "label_missing_0000.nii.gz", "missing label: labelsTr has none", "add the label"),
         ("label_shape", "label_shape.nii.gz", "shape (z, y, x) (3, 4, 6) differs from (3, 4, 5)", "resample"),
         ("label_truncated", "label_truncated.nii.gz", "truncated", ""),
         ("mirrored", "mirrored_0001.nii.gz", "direction of the axes differs", "header"),
-        ("moved", "moved.nii.gz", "origin (x, y, z) (0, 0, 1.5) differs from (0, 0, 0) mm of", "header"),
+        (
+            "moved",
+            "moved.nii.gz",
+            "origin (0, 0, 1.5) mm (RAS, sform) differs from (0, 0, 0) mm (RAS, sform)",
+            "header",
+        ),
         ("nan", "nan_0000.nii.gz", "2 NaN voxels", "replace them"),
         ("pointer", "pointer_0000.nii.gz", "Git LFS", "git lfs pull"),
         ("shape", "shape_0001.nii.gz", "shape (z, y, x) (3, 5, 5) differs from (3, 4, 5)", "resample"),
@@ -108,7 +113,7 @@ def test_each_fault_is_named_with_file_cause_and_remedy(faulty, case, file, what
     match = [p for p in found if what in p.what and remedy in p.remedy and Path(p.file).name == file]
     assert len(match) == 1, found
     assert match[0].remedy
-    assert match[0].severity == ("warning" if case in ("constant", "empty") else "error")
+    assert match[0].severity == ("warning" if case in ("constant", "empty", "healthy") else "error")
     row = next(line for line in problem_table(problems).splitlines() if match[0].what in line and f" {case} " in line)
     assert file in row
     assert match[0].remedy in row
@@ -120,25 +125,26 @@ def test_nothing_else_is_reported(faulty):
     reported = sorted((problem.case or "", problem.severity) for problem in problems)
     assert reported == sorted([
         *((case, "error") for case in (
-            "Third", "channel_missing", "dtype_float", "healthy", "infinite", "label_missing", "label_shape",
+            "Third", "channel_missing", "dtype_float", "infinite", "label_missing", "label_shape",
             "label_truncated", "mirrored", "mirrored", "moved", "nan", "orphan", "pointer", "shape", "spacing", "third",
             "truncated", "unexpected",
         )),
-        ("constant", "warning"), ("empty", "warning"),
+        ("constant", "warning"), ("empty", "warning"), ("healthy", "warning"),
     ])  # fmt: skip
 
 
 def test_only_sound_training_cases_are_measured(faulty):
     _, (_, _, facts) = faulty
     assert facts == {
-        "constant": ((2, 3, 4, 5), 2), "copy": ((2, 3, 4, 5), 2), "empty": ((2, 3, 4, 5), 0), "other": ((2, 3, 4, 5), 2)
+        "constant": ((2, 3, 4, 5), 2), "copy": ((2, 3, 4, 5), 2), "empty": ((2, 3, 4, 5), 0),
+        "healthy": ((2, 3, 4, 5), 2), "other": ((2, 3, 4, 5), 2),
     }  # fmt: skip
 
 
 def test_bad_cases_can_be_left_out(faulty):
     _, (dataset, problems, _) = faulty
     remaining = without_bad_cases(dataset, problems)
-    assert [case.id for case in remaining.cases] == ["constant", "copy", "empty", "other"]
+    assert [case.id for case in remaining.cases] == ["constant", "copy", "empty", "healthy", "other"]
     assert "left out for their errors: Third, channel_missing" in remaining.notes[-1]
     assert not [p for p in check(remaining, workers=0)[0] if p.severity == "error"]
     everything = [Problem(case.id, "", "", "") for case in dataset.cases]

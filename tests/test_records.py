@@ -145,7 +145,9 @@ def test_file_name_that_is_not_utf8_survives(tmp_path):
 
 
 def test_every_part_of_a_plan_survives():
-    network = NetworkSpec("unet", (8, 16), ((1, 1, 1), (1, 2, 2)), ((3, 3, 3), (1, 3, 3)), (2, 2), (2,), {"a": 0.5})
+    network = NetworkSpec(
+        "fcn", (8, 16), ((1, 1, 1), (1, 2, 2)), ((3, 3, 3), (1, 3, 3)), (2, 2), (2,), {"scored_stages": 2}
+    )
     configuration = Configuration(
         data="x", spacing=(1.0, 0.5, 0.5), median_shape=(10.0, 20.5, 20.0), patch_size=(8, 16, 16), batch_size=2,
         batch_dice=True, network=network, receptive_field=(9, 11, 11), elements=10**12,

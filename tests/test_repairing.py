@@ -858,6 +858,9 @@ def test_the_command(tmp_path, capsys):
         main([*arguments, "--map", "255:1"])
     with pytest.raises(SystemExit):
         main([*arguments, "--map", "1=2,1=3"])
+    for number in ("nan", "inf", "1e39", "x"):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--nan-to", number])
 
 
 def test_nifti_helper_is_what_the_tests_think(tmp_path):

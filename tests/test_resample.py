@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.transform import resize
 
-from autoseg.errors import UsageError
+from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.imaging.resample import (
+    require_possible,
     resample_image,
     resample_labels,
     resample_probabilities,
@@ -326,3 +327,28 @@ def test_a_ball_keeps_its_volume():
     ball = ((z - 14.5) ** 2 + (y - 14.5) ** 2 + (x - 14.5) ** 2 <= 12**2).astype(np.int16)
     resampled = labels(ball, (45, 21, 60))
     assert resampled.sum() / ball.sum() == pytest.approx(45 * 21 * 60 / 30**3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "target", "expected"),
+    [
+        ((28, 32, 36), (1.5, 1.2, 1.0), (1.5, 1.2, 1.0), (28, 32, 36)),
+        ((7, 32, 36), (0.1, 1.2, 1.0), (5.0, 1.2, 1.0), (1, 32, 36)),  # few slices may become one
+        ((8, 32, 36), (0.4, 1.2, 1.0), (5.0, 1.2, 1.0), (1, 32, 36)),  # 0.64 of a voxel is one
+        ((8, 32, 36), (0.3, 1.2, 1.0), (5.0, 1.2, 1.0), "less than one voxel"),  # 0.48
+        ((4, 5, 6), (1e-3, 1e-3, 1e-3), (1.0, 1.0, 1.0), "less than one voxel"),
+        ((4, 5, 6), (0.1, 0.1, 0.1), (1.0, 1.0, 1.0), (1, 1, 1)),  # 0.4, 0.5, 0.6
+        ((28, 32, 36), (1.5e-3, 1.2e-3, 1e-3), (1.5, 1.2, 1.0), "less than one voxel"),
+        ((28, 32, 36), (1500, 1200, 1000), (1.5, 1.2, 1.0), "28000 x 32000 x 36000"),
+        ((28, 32, 36), (13.5, 10.8, 9.0), (1.5, 1.2, 1.0), (252, 288, 324)),  # 729 for one
+        ((2, 3, 4), (100, 100, 100), (1, 1, 1), (200, 300, 400)),  # a million for one, and still small
+        ((10, 512, 512), (10, 10, 10), (0.9, 0.9, 0.9), "GB per channel"),
+    ],
+)
+def test_what_cannot_be_resampled_is_refused_before_anything_is_allocated(shape, spacing, target, expected):
+    if isinstance(expected, tuple):
+        assert require_possible(shape, spacing, target, "scan.nii") == expected
+        return
+    with pytest.raises(DataError, match=rf"^scan\.nii: .*{expected}") as caught:
+        require_possible(shape, spacing, target, "scan.nii")
+    assert "voxel size in its header" in caught.value.remedy

@@ -27,7 +27,7 @@ from autoseg.pipeline.phases import train_arguments
 from autoseg.pipeline.slurm import AutosegJob, SlurmOptions, parse_slurm, require_submitit, submit_folds
 from autoseg.plan import Plan
 from autoseg.records import load, save
-from autoseg.workspace import Workspace
+from autoseg.workspace import Workspace, write_text
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")
 
@@ -330,3 +330,16 @@ def test_a_fold_is_trained_by_a_job(planned, tmp_path):
     assert "go on with: autoseg train" in job.stderr()
     assert load_checkpoint(folder / "last.pt")["finished"]
     assert len(list((folder / "validation").glob("*.nii.gz"))) == 1
+
+
+@pytest.mark.parametrize(("aside", "done"), [("19991231-235959", False), ("20990101-000000", True)])
+def test_a_requeued_job_still_restarts_a_fold_that_was_not_set_aside_before(tmp_path, aside, done):
+    """A folder says whether it was done since the job was submitted."""
+    model = tmp_path / "models" / "2d-unet"
+    (model / f"fold_0.before-{aside}").mkdir(parents=True)
+    write_text(model / "fold_0" / "last.pt", "")
+    told = ["train", f"--workspace={tmp_path}", "--configuration=2d", "--folds=0", "--restart"]
+    assert slurm.restarted(told, time.time()) == done
+    assert slurm.restarted(["train", "--restart", "-f", "0"], time.time())  # which fold is not known
+    (model / "fold_0" / "last.pt").unlink()
+    assert slurm.restarted(told, time.time())  # there is nothing to set aside

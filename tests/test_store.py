@@ -68,6 +68,21 @@ def test_what_goes_in_comes_out(tmp_path):
     assert store.nbytes("a.b") == sum(p.stat().st_size for p in (tmp_path / "data").glob("*.npy"))
 
 
+def test_classes_that_some_cases_hold(tmp_path):
+    store = CaseStore(tmp_path)
+    image, target = a_case()
+    for case_id, classes in (("both", (1, 2)), ("one", (1,)), ("none", ()), ("ignored", (3,))):
+        chosen = np.where(np.isin(target, classes), target, 0)
+        if 3 in classes:
+            chosen[2] = 3
+        store.commit(case_id, image, chosen, info_of(case_id, ignore_index=3))
+    assert store.classes_in(["both", "one", "none"]) == {1, 2}
+    assert store.classes_in(["one", "none", "ignored"]) == {1}
+    assert store.classes_in([]) == set()
+    with pytest.raises(StateError):
+        store.classes_in(["absent"])
+
+
 def test_what_only_float32_can_hold_stays_exact(tmp_path):
     store = CaseStore(tmp_path)
     image, target = a_case()

@@ -121,8 +121,8 @@ def test_existing_splits_that_do_not_match_the_cases(tmp_path):
     assert dataset.splits == (Split(0, ("a",), ("b",)),)
     assert sorted((p.case, p.severity) for p in problems) == [
         ("c", "warning"),
-        ("old", "warning"),
-        ("older", "warning"),
+        ("old", "error"),
+        ("older", "error"),
     ]
     tiny.text(root / "splits_final.json", {"a": 0})
     with pytest.raises(DataError, match=r"splits_final\.json is not a list"):

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoseg.data.splits import Split
+from autoseg.data.store import CaseStore
 from autoseg.errors import OutOfMemory, StateError, UsageError
-from autoseg.fold import Fold, FoldOptions, FoldTask, require_same_training
+from autoseg.fold import Fold, FoldOptions, FoldTask
 from autoseg.fold_state import UNKNOWN, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
 from autoseg.imaging.labels import LabelSet
@@ -29,6 +30,7 @@ from autoseg.nn.ranks import Ranks
 from autoseg.plan import ChannelNormalization, Plan, Training
 from autoseg.planner import make_plan
 from autoseg.records import to_plain
+from autoseg.resuming import remarks_on_contents, require_same_training
 from autoseg.start_up import Choices
 from autoseg.train import step_within_memory, training_step
 from autoseg.workspace import Workspace
@@ -325,6 +327,21 @@ def task_of(plan: Plan, folder: Path, **cases) -> FoldTask:
     return FoldTask(Workspace(folder), plan, "3d_fullres", split, torch.device("cpu"), Ranks())
 
 
+def test_labels_that_no_training_case_has(tmp_path, monkeypatch):
+    """The store says which classes the training cases hold; regions count as soon as one of their labels is there."""
+    asked = []
+    monkeypatch.setattr(CaseStore, "classes_in", lambda self, ids: asked.append(list(ids)) or {2})
+    plan = replace(plan_of(), labels=LabelSet({"one": 1, "two": 5, "three": 9}))
+    assert task_of(plan, tmp_path).unseen_labels == ["one", "three"]
+    assert asked == [["a", "b", "c"]]
+    regions = replace(plan.labels, regions={"both": (1, 5), "inner": (9,)}, region_values=(1, 9))
+    assert task_of(replace(plan, labels=regions), tmp_path).unseen_labels == ["inner"]
+
+
+def test_where_nothing_is_preprocessed_no_label_counts_as_unseen(tmp_path):
+    assert task_of(plan_of(), tmp_path).unseen_labels == []
+
+
 def saved_of(plan: Plan, **more) -> dict:
     return {"plan": to_plain(plan), "train": ["a", "b", "c"], "validation": ["d"], "init_from": None} | more
 
@@ -377,6 +394,50 @@ def test_other_cases_are_refused(tmp_path, cases, said):
     with pytest.raises(StateError, match="in another order"):
         require_same_training(saved_of(plan), reordered, FoldOptions())
     require_same_training(saved_of(plan, finished=True), reordered, FoldOptions())
+
+
+def with_contents(task: FoldTask, **contents: tuple[str, str]) -> FoldTask:
+    return replace(task, contents={"a": ("A", "1"), "b": ("B", "2"), "c": ("C", "3"), "d": ("D", "4")} | contents)
+
+
+def test_other_contents_of_training_cases_are_refused_while_a_fold_is_half_trained(tmp_path):
+    """Of a finished fold, and of held-out cases, they are told instead."""
+    plan = plan_of()
+    task, options = task_of(plan, tmp_path), FoldOptions(settings=("training.seed=1",))
+    contents = {case: list(parts) for case, parts in with_contents(task).contents.items()}
+    half = saved_of(plan, contents=contents, finished=False)
+    done = half | {"finished": True}
+    for saved in (half, done, saved_of(plan, contents={}, finished=False)):
+        require_same_training(saved, with_contents(task), options)
+        assert remarks_on_contents(saved, with_contents(task), options) == []
+    relabelled = with_contents(task, b=("B", "two"))
+    with pytest.raises(StateError, match="half trained, and since it was begun the label of b has changed") as caught:
+        require_same_training(half, relabelled, options)
+    assert caught.value.exit_code == 4
+    assert "-f 0 -c 3d_fullres --network unet --epochs" in caught.value.remedy
+    assert f"--set training.seed=1 --restart -w {tmp_path}" in caught.value.remedy
+    require_same_training(done, relabelled, options)
+    (remark,) = remarks_on_contents(done, relabelled, options)
+    assert "since it was trained, the label of b has changed; to retrain it from scratch: autoseg train -f 0" in remark
+    held_out = with_contents(task, d=("D", "four"))
+    require_same_training(half, held_out, options)
+    (remark,) = remarks_on_contents(half, held_out, options)
+    assert "of its held-out cases, the label of d has changed: the training resumes" in remark
+    (remark,) = remarks_on_contents(done, held_out, options)
+    assert f"score it again: autoseg evaluate -c 3d_fullres -w {tmp_path}" in remark
+    require_same_training(saved_of(plan, contents={}, finished=False), relabelled, options)  # begun by an older version
+
+
+@pytest.mark.parametrize("asked", ["fold_0", "fold_0/last.pt", ".", "../.."])
+def test_a_fold_that_began_from_itself_is_resumed_by_the_same_command(tmp_path, asked):
+    """The fold that it was is called otherwise by now."""
+    plan = plan_of()
+    task = task_of(plan, tmp_path)
+    before = task.folder.resolve().with_name("fold_0.before-20260101-120000")
+    saved = saved_of(plan, init_from=str(before))
+    require_same_training(saved, task, FoldOptions(init_from=task.folder.parent / asked))
+    with pytest.raises(StateError, match="began from"):
+        require_same_training(saved, task, FoldOptions(init_from=task.folder.parent / "fold_1"))
 
 
 @pytest.mark.parametrize(

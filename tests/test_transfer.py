@@ -70,6 +70,8 @@ def plan_of(
         spacing=spacing or plan.configurations[name].spacing,
     )  # fmt: skip
     kept = plan.configurations | {name: configuration}
+    if cascade:
+        kept["3d_lowres"] = replace(configuration, cascade_from=None)
     return replace(plan, configurations=kept, recommended=name, training=replace(plan.training, **training))
 
 
@@ -307,6 +309,24 @@ def test_other_voxels_and_intensities_are_noted(tmp_path):
     ]
     _, _, said = take_over(tmp_path, plan, plan_of(spacing=(2.4, 1.0, 0.9)))
     assert not any("note" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "warns"),
+    [("X", "another", True), ("X", "test", True), ("new", "test", False), ("", "another", False), ("", "test", True)],
+)
+def test_cases_that_the_model_saw_are_known_by_their_images(tmp_path, image, name, warns):
+    """Under another id, in a dataset of another name; where the image is not known, by id and name."""
+    plan = replace(plan_of(), dataset=name)
+    contents = {"x": ["X", "1"], "y": ["Y", "2"]}
+    mine, said = network_of(plan), []
+    save_checkpoint(tmp_path / "last.pt", state_of(plan_of(), network_of(plan_of()), contents=contents))
+    held_out = "patient" if image else "x"
+    begin_from(
+        tmp_path / "last.pt", mine, plan, plan.recommended, said.append, held_out=[held_out],
+        contents={held_out: (image, "1")},
+    )  # fmt: skip
+    assert any("WARNING: the model was trained on 1 of this fold's 1 held-out" in line for line in said) == warns
 
 
 def test_a_model_that_saw_held_out_cases_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Tiny image files and datasets for tests of the intake: a few voxels, written by nibabel and Pillow."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def nifti(path: Path, array: np.ndarray, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0
     stored = array.transpose(2, 1, 0) if array.ndim == 3 else array.transpose(3, 2, 1, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(stored), affine), path)
+    return path
+
+
+def unplaced(path: Path) -> Path:
+    """Set both form codes of a NIfTI file to 0, in place: it does not say any more where its voxels lie."""
+    image = nibabel.load(path)
+    fresh = nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+    fresh.header["qform_code"] = fresh.header["sform_code"] = 0
+    content = fresh.to_bytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
 
 

@@ -8,12 +8,16 @@ the best of many seeded random assignments, each improved by moving and exchangi
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 
 from autoseg.errors import DataError
+from autoseg.rules import anything, between, entries, exactly, file_name
+from autoseg.workspace import FULL, FoldName
 
 VERSION = 1
+CaseId = Annotated[str, file_name()]
 CANDIDATES = 20
 EXCHANGED_AT_ONCE = 128  # patients looked at in one step of the improvement, so that thousands stay quick
 STEPS = 400  # of the improvement of one candidate, at most
@@ -24,20 +28,20 @@ SIZE_SCALE = 0.5  # cases; against label terms measured in standard deviations o
 class Split:
     """One fold: case ids, sorted."""
 
-    fold: int
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
+    fold: Annotated[int, between(0, 9999)] | Literal["full"]  # a workspace.FoldName
+    train: Annotated[tuple[CaseId, ...], entries(0, distinct=True)]
+    validation: Annotated[tuple[CaseId, ...], entries(0, distinct=True)]
 
 
 @dataclass(frozen=True)
 class Splits:
     """All folds of a data set, and what its owner should know about them."""
 
-    version: int
-    seed: int
+    version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of splits that this autoseg reads")]
+    seed: Annotated[int, between(0, 2**32 - 1)]
     splits: tuple[Split, ...]
-    test: tuple[str, ...]  # held out: in no fold
-    notes: tuple[str, ...]
+    test: tuple[CaseId, ...]  # held out: in no fold
+    notes: tuple[Annotated[str, anything("any text")], ...]
 
 
 def make_splits(
@@ -126,9 +130,9 @@ def splits_from_nnunet(
     return Splits(VERSION, 0, tuple(splits), (), (*notes, *leakage_notes(found, patients)))
 
 
-def leaking_patients(splits: Splits, patients: Mapping[str, str]) -> dict[int, tuple[str, ...]]:
+def leaking_patients(splits: Splits, patients: Mapping[str, str]) -> dict[FoldName, tuple[str, ...]]:
     """Patients with cases on both sides of a fold: fold -> patients; folds without any are left out."""
-    found = {}
+    found: dict[FoldName, tuple[str, ...]] = {}
     for split in splits.splits:
         train, validation = ({patients[c] for c in side if c in patients} for side in (split.train, split.validation))
         if both := sorted(train & validation):
@@ -195,7 +199,7 @@ def _only_one_patient(splits: Splits) -> bool:
 
 def _homes(splits: Sequence[Split]) -> dict[str, int] | None:
     """Case -> the fold that validates it, if the folds are a partition: numbered from 0, all others train."""
-    home = {case: split.fold for split in splits for case in split.validation}
+    home = {case: split.fold for split in splits if split.fold != FULL for case in split.validation}
     partition = len(splits) > 1 and [split.fold for split in splits] == list(range(len(splits)))
     partition &= all(set(split.train) == {c for c in home if home[c] != split.fold} for split in splits)
     partition &= len(home) == sum(len(split.validation) for split in splits)

@@ -35,7 +35,7 @@ from autoseg.imaging.labels import OUTSIDE
 from autoseg.records import from_plain, to_plain
 from autoseg.workspace import sha256, write_text
 
-VERSION = 1
+VERSION = 2  # 2 keeps digests of what was read
 FLOAT16_TOLERANCE = 0.01  # largest rounding error, as a share of the channel's standard deviation
 MAX_LOCATIONS = 10_000  # voxels remembered per class
 LOCATION_SEED = 1234
@@ -56,6 +56,7 @@ class CaseInfo:
     shape_after_crop: Axes3  # before resampling
     num_labels: int  # foreground classes 1..n
     ignore_index: int | None = None  # n + 1 in data sets with an ignore label
+    content: tuple[str, str] = ("", "")  # digests of the image and of the label as they were read, whatever the files
     # measured by CaseStore.commit
     shape: Axes3 = (0, 0, 0)  # as stored, after resampling
     channels: int = 0
@@ -132,6 +133,13 @@ class CaseStore:
         lists = np.split(rows, ends[:-1])
         annotated = lists.pop() if info.ignore_index is not None else None
         return StoredCase(image, target, dict(enumerate(lists, start=1)), annotated, info)
+
+    def classes_in(self, ids: Iterable[str]) -> set[int]:
+        """Class indices 1..n that at least one of the cases holds. Raises StateError if one is missing."""
+        infos = [self.info(case_id) for case_id in ids]
+        return {
+            i for info in infos for i, voxels in enumerate(info.class_voxels[: info.num_labels + 1]) if i and voxels
+        }
 
     def nbytes(self, case_id: str) -> int:
         """Bytes of a case's arrays."""

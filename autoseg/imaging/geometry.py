@@ -10,7 +10,7 @@ up, and no voxel is interpolated to get there.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,18 +21,35 @@ Vector3 = tuple[float, float, float]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # half-open ((z0, z1), (y0, y1), (x0, x1))
 
 LARGEST_SHEAR = 1e-3  # cosine of the angle between two axes up to which it counts as rounding of the header
+NO_PLACE = "no place"  # kind of the remark about a header that does not say where voxels lie
 _PERMUTATIONS: tuple[Axes3, ...] = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What is odd about a file that is read all the same: the values that stand in it, and the one that is used."""
+
+    kind: str  # remarks of one kind are counted together
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Geometry:
-    """Grid of an image: voxel (z, y, x) lies at origin + z*sz*direction[0] + y*sy*direction[1] + x*sx*direction[2]."""
+    """Grid of an image: voxel (z, y, x) lies at origin + z*sz*direction[0] + y*sy*direction[1] + x*sx*direction[2].
+
+    Two geometries are equal where their grids are; how a file states its grid does not count.
+    """
 
     shape: Axes3
     spacing: Vector3  # mm
     origin: Vector3 = (0.0, 0.0, 0.0)  # world (x, y, z) of voxel (0, 0, 0), mm
     direction: tuple[Vector3, Vector3, Vector3] = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
     flat: bool = False  # a 2-D image: shape[0] is 1 and spacing[0] means nothing
+    placed: bool = field(default=True, compare=False)  # False: origin and direction are made up, the file has none
+    sized: bool = field(default=True, compare=False)  # False: so is the spacing, of 1 mm
+    stated_origin: str = field(default="", compare=False, repr=False)  # as it stands in the file, for messages
+    remarks: tuple[Remark, ...] = field(default=(), compare=False, repr=False)  # contradictions in the header
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,28 @@ def undo_reorient(array: np.ndarray, permutation: Axes3, flips: Axes3) -> np.nda
 def to_canonical(volume: Volume) -> Volume:
     """Bring array and geometry to canonical order; every voxel keeps its value and its place in the world."""
     permutation, flips = orientation_of(volume.geometry)
-    return Volume(reorient(volume.array, permutation, flips), _reorient_geometry(volume.geometry, permutation, flips))
+    return Volume(reorient(volume.array, permutation, flips), reorient_geometry(volume.geometry, permutation, flips))
+
+
+def reorient_geometry(geometry: Geometry, permutation: Axes3, flips: Axes3) -> Geometry:
+    """Return the grid of an array after `reorient`: every voxel keeps its place in the world."""
+    corner = [0, 0, 0]  # the stored index that becomes canonical voxel (0, 0, 0)
+    for axis, flip in zip(permutation, flips, strict=True):
+        corner[axis] = geometry.shape[axis] - 1 if flip else 0
+    rows: list[Vector3] = []
+    for axis, flip in zip(permutation, flips, strict=True):
+        x, y, z = geometry.direction[axis]
+        rows.append((0.0 - x, 0.0 - y, 0.0 - z) if flip else (x, y, z))
+    z, y, x = permutation
+    origin = _world(geometry, tuple(corner))
+    return replace(
+        geometry,
+        shape=(geometry.shape[z], geometry.shape[y], geometry.shape[x]),
+        spacing=(geometry.spacing[z], geometry.spacing[y], geometry.spacing[x]),
+        origin=(float(origin[0]), float(origin[1]), float(origin[2])),
+        direction=(rows[0], rows[1], rows[2]),
+        stated_origin="",
+    )
 
 
 def orientation_code(geometry: Geometry) -> str:
@@ -181,22 +219,3 @@ def _orthonormal(axes: np.ndarray, file: str) -> np.ndarray:
         return axes + 0.0  # exact already; also turns -0.0 into 0.0
     left, _, right = np.linalg.svd(axes)
     return left @ right
-
-
-def _reorient_geometry(geometry: Geometry, permutation: Axes3, flips: Axes3) -> Geometry:
-    corner = [0, 0, 0]  # the stored index that becomes canonical voxel (0, 0, 0)
-    for axis, flip in zip(permutation, flips, strict=True):
-        corner[axis] = geometry.shape[axis] - 1 if flip else 0
-    rows: list[Vector3] = []
-    for axis, flip in zip(permutation, flips, strict=True):
-        x, y, z = geometry.direction[axis]
-        rows.append((0.0 - x, 0.0 - y, 0.0 - z) if flip else (x, y, z))
-    z, y, x = permutation
-    origin = _world(geometry, tuple(corner))
-    return Geometry(
-        shape=(geometry.shape[z], geometry.shape[y], geometry.shape[x]),
-        spacing=(geometry.spacing[z], geometry.spacing[y], geometry.spacing[x]),
-        origin=(float(origin[0]), float(origin[1]), float(origin[2])),
-        direction=(rows[0], rows[1], rows[2]),
-        flat=geometry.flat,
-    )

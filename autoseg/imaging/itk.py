@@ -13,6 +13,7 @@ import math
 import os
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ import SimpleITK as sitk
 
 from autoseg.errors import DataError, StorageError
 from autoseg.imaging.geometry import Geometry, geometry_from_steps
+from autoseg.imaging.itk_header import UNITS_WRITTEN, read_stated, with_unit
 from autoseg.imaging.stored import COPY_AGAIN, StoredVoxels, decoding
+from autoseg.imaging.tiff_spacing import MM_PER_UNIT
 
 _IMAGE_IO = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further
@@ -67,10 +70,15 @@ def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None)
     """
     image = sitk.GetImageFromArray(labels[0] if geometry.flat else labels)
     axes = image.GetDimension()
+    unit = 1.0
     if like is not None:
         header = _header(like)
+        unit = read_stated(like, axes).mm_per_unit
         matrix = np.reshape(header.GetDirection(), (header.GetDimension(), -1))[:axes, :axes]
         spacing_xyz, origin_xyz = header.GetSpacing()[:axes], header.GetOrigin()[:axes]
+        if unit not in {MM_PER_UNIT[name] for name in UNITS_WRITTEN}:
+            spacing_xyz, origin_xyz = [s * unit for s in spacing_xyz], [o * unit for o in origin_xyz]
+            unit = 1.0
     else:
         matrix = np.array(geometry.direction)[::-1].T[:axes, :axes]
         spacing_xyz, origin_xyz = geometry.spacing[::-1][:axes], geometry.origin[:axes]
@@ -81,6 +89,8 @@ def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None)
     single = path.with_suffix(".mha") if path.suffix == ".mhd" else path
     try:
         sitk.WriteImage(image, str(single), useCompression=True, imageIO=_IMAGE_IO[path.suffix])
+        if unit != 1.0:
+            with_unit(single, unit, axes)
     except RuntimeError as error:
         single.unlink(missing_ok=True)
         raise StorageError(f"{path} cannot be written: {_reason(error)}", remedy="is the disk full?") from error
@@ -111,9 +121,14 @@ def _geometry(reader: sitk.ImageFileReader, path: Path) -> Geometry:
     shape_xyz[:used] = reader.GetSize()[:used]
     matrix[:used, :used] = np.reshape(reader.GetDirection(), (axes, axes))[:used, :used]
     steps_xyz[:used] = matrix.T[:used] * np.array(reader.GetSpacing()[:used])[:, None]
-    origin = np.array([*reader.GetOrigin(), 0.0])[:3]
+    stated = read_stated(path, used)
+    steps_xyz *= stated.mm_per_unit
+    origin = np.array([*reader.GetOrigin(), 0.0])[:3] * stated.mm_per_unit
     shape = (shape_xyz[2], shape_xyz[1], shape_xyz[0])
-    return geometry_from_steps(shape, steps_xyz[::-1], origin, flat=axes == 2, file=str(path))
+    geometry = geometry_from_steps(shape, steps_xyz[::-1], origin, flat=axes == 2, file=str(path))
+    return replace(
+        geometry, placed=stated.placed, sized=stated.sized, stated_origin=stated.origin, remarks=stated.remarks
+    )
 
 
 # ---- verifying what ITK does not ------------------------------------------------------------------------------------

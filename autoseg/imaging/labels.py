@@ -8,25 +8,38 @@ Files may hold any values, with gaps (0, 1, 4 or 0, 255). Inside, voxels hold *c
 body. With regions, the heads are sigmoid channels, one per region; without, they are softmax channels 0..n.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 
 from autoseg.errors import UsageError
+from autoseg.imaging.regions import order_that_works
+from autoseg.rules import Rule, anything, between
 
 OUTSIDE = -1
+Name = Annotated[str, anything("any text")]
+FileValue = Annotated[int, between(-(2**31), 2**31 - 1)]  # what a label file may hold: int32
+LabelValue = Annotated[int, between(1, 2**31 - 1)]
+Colour = Annotated[str, Rule(lambda text: bool(re.fullmatch("#[0-9a-f]{6}", text)), 'a colour such as "#ff0000"')]
 
 
 @dataclass(frozen=True)
 class LabelSet:
     """Names and values of the foreground labels, in ascending order of value."""
 
-    values: dict[str, int]  # label name -> value in the files, without background and ignore
-    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)  # region name -> values of its labels
-    region_values: tuple[int, ...] = ()  # the value each region writes, in writing order (later overwrites)
-    ignore: int | None = None  # value in the files
-    aliases: dict[int, int] = field(default_factory=dict)  # other values met in files -> the value they mean
+    values: dict[Name, LabelValue]  # label name -> value in the files, without background and ignore
+    regions: dict[Name, tuple[LabelValue, ...]] = field(default_factory=dict)  # region name -> values of its labels
+    region_values: tuple[
+        Annotated[int, between(0, 2**31 - 1)], ...
+    ] = ()  # the value each region writes, in writing order (later overwrites)
+    ignore: FileValue | None = None  # value in the files
+    aliases: dict[FileValue, FileValue] = field(
+        default_factory=dict
+    )  # other values met in files -> the value they mean
+    colours: dict[Colour, LabelValue] = field(default_factory=dict)  # in files -> the value it means; empty: by value
 
     def __post_init__(self) -> None:
         ordered = dict(sorted(self.values.items(), key=lambda item: item[1]))
@@ -35,6 +48,8 @@ class LabelSet:
             raise UsageError("no foreground label is named", remedy="name at least one: --labels liver=1")
         if 0 in ordered.values() or any(value < 0 for value in ordered.values()):
             raise UsageError(f"label values must be positive, found {ordered}", remedy="0 is background, always")
+        if any(value >= 2**31 for value in ordered.values()):
+            raise UsageError(f"label values must be below {2**31}, found {ordered}", remedy="use smaller values")
         if len(set(ordered.values())) != len(ordered):
             raise UsageError(f"two labels share a value: {ordered}", remedy="give each label a value of its own")
         if self.ignore in ordered.values():
@@ -48,13 +63,14 @@ class LabelSet:
             raise UsageError(
                 f"regions name the values {sorted(unknown)}, which no label has", remedy=f"labels: {ordered}"
             )
-        if len(self.region_values) != len(self.regions):
-            raise UsageError(
-                f"{len(self.regions)} regions but {len(self.region_values)} values to write for them",
-                remedy="give regions_class_order one value per region",
-            )
         if empty := [name for name, union in self.regions.items() if not union]:
             raise UsageError(f"region {empty[0]!r} unites no labels", remedy=f"labels: {ordered}")
+        if len(self.region_values) != len(self.regions):
+            raise UsageError(
+                f"{len(self.regions)} regions but {len(self.region_values)} values to write for them: "
+                "regions_class_order says what each region writes where it is found, later ones over earlier ones",
+                remedy=order_that_works(self.regions) if self.regions else "leave regions_class_order out",
+            )
         if strange := sorted(set(self.region_values) - set(ordered.values()) - {0}):
             raise UsageError(
                 f"regions_class_order writes the values {strange}, which no label has", remedy=f"labels: {ordered}"

@@ -1,20 +1,25 @@
 """Images without a place in the body: PNG, BMP and JPEG through Pillow, TIFF through tifffile.
 
-    read_geometry        header -> Geometry with 1 mm spacing; several TIFF pages are slices
+    read_geometry        header -> Geometry, of 1 mm where no size is stated; several TIFF pages are slices
     load, load_labels    voxels: colours become channels in images, palette indices are values in label maps
     write                a label map, lossless
 
 No value may change on the way. So 16-bit colour PNGs go through SimpleITK (Pillow keeps 8 bits), values of 1, 2 and
 4-bit files are not stretched to 0..255, an alpha channel is dropped only if it says nothing, and a chain of TIFF pages
 that leads out of the file is an error and not the end of the stack.
+
+What a file says about its pixels is followed as viewers follow it: the orientation tag (`upright.py`), TIFFs in which 0
+is white, CMYK JPEGs converted to red, green, blue. Gamma and colour profiles are ignored: they change how a screen
+shows a value, not the value. What cannot be followed is refused by name: several frames, a part of a stack that lies
+in other files and is missing, printing inks and other kinds of colour in TIFF (`tiff_pages.py`).
 """
 
-import json
 import math
-import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,11 +27,23 @@ import tifffile
 from PIL import Image
 
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.geometry import Geometry, Vector3, geometry_from_steps
+from autoseg.imaging.colours import BLACK, colour_name, refuse_colours, values_of_colours
+from autoseg.imaging.geometry import Geometry
 from autoseg.imaging.stored import COPY_AGAIN, StoredVoxels, decoding
+from autoseg.imaging.tiff_pages import (
+    LOSSY,
+    black_is_zero,
+    orientation_of_pages,
+    refuse_missing_parts,
+    refuse_other_kinds,
+)
+from autoseg.imaging.tiff_spacing import StatedSize, stated_size, tiff_geometry, written_size
+from autoseg.imaging.upright import orientation_of_picture, upright, upright_extent
+
+__all__ = ["BLACK", "load", "load_labels", "may_have_colours", "orientation", "palette", "read_geometry", "write"]
 
 _TIFF = (".tif", ".tiff")
-_LOSSY = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.JPEG_LOSSY)
+Purpose = Literal["image", "indices", "colours"]  # what a palette is resolved to: colours, or for labels its indices
 _EXPANSION_LIMIT = 4096  # above what deflate and LZW can reach
 
 
@@ -35,20 +52,66 @@ def read_geometry(path: Path) -> Geometry:
     if path.suffix.lower() in _TIFF:
         return _tiff_geometry(_inspect_tiff(path), path)
     with decoding(path), Image.open(path) as image:
-        return _flat_geometry(image.height, image.width)
+        return _flat_geometry(*upright_extent(image.height, image.width, orientation_of_picture(image, path)))
 
 
 def load(path: Path) -> StoredVoxels:
-    """Read an image, (C, Z, Y, X) as stored; palettes are resolved to red, green, blue. Raises DataError."""
-    return _load(path, colours=True)
+    """Read an image, (C, Z, Y, X) upright; palettes are resolved to red, green, blue. Raises DataError."""
+    return _load(path, "image")
 
 
-def load_labels(path: Path) -> StoredVoxels:
-    """Read a label map, (1, Z, Y, X) as stored; palettes give indices, equal colours one value. Raises DataError."""
-    stored = _load(path, colours=False)
-    if len(stored.values) == 3 and (stored.values == stored.values[:1]).all():
-        return StoredVoxels(stored.values[:1], stored.geometry)
-    return stored
+def load_labels(path: Path, colours: Mapping[str, int] = {}) -> StoredVoxels:
+    """Read a label map, (1, Z, Y, X) upright; palettes give indices, equal colours one value.
+
+    Args:
+        colours: `#rrggbb` -> value. With any, palettes and colours are read by it; grey values stay as they are.
+
+    Raises:
+        DataError: the file cannot be read, or holds colours that are not listed.
+    """
+    stored = _load(path, "colours" if colours else "indices")
+    channels = stored.values
+    if len(channels) != 3:
+        return stored
+    if colours and channels.dtype == np.uint8:
+        return StoredVoxels(values_of_colours(channels, colours, path), stored.geometry)
+    if (channels != channels[:1]).any():
+        refuse_colours(channels, path)
+    return StoredVoxels(channels[:1], stored.geometry)
+
+
+def orientation(path: Path) -> int:
+    """Read the orientation tag, 1 (upright) to 8, which `load` and `load_labels` follow. Raises DataError."""
+    if path.suffix.lower() in _TIFF:
+        return _inspect_tiff(path).orientation
+    with decoding(path), Image.open(path) as image:
+        return orientation_of_picture(image, path)
+
+
+def may_have_colours(path: Path) -> bool:
+    """Whether a file's header allows for red, green and blue that differ. Raises DataError."""
+    if path.suffix.lower() in _TIFF:
+        tiff = _inspect_tiff(path)
+        return tiff.shape[0] >= 3 or tiff.palette is not None
+    with decoding(path), Image.open(path) as image:
+        return len(image.getbands()) >= 3 or image.mode in ("P", "PA")
+
+
+def palette(path: Path) -> dict[int, str]:
+    """Colours (`#rrggbb`) of the indices in use in a file with a palette; empty for other files. Raises DataError."""
+    if path.suffix.lower() in _TIFF:
+        table = _inspect_tiff(path).palette
+        if table is None:
+            return {}
+        used = np.unique(_load(path, "indices").values)
+        return {int(i): colour_name(*(int(part) >> 8 for part in table[:, i])) for i in used}
+    with decoding(path), Image.open(path) as image:
+        if image.mode not in ("P", "PA"):
+            return {}
+        indices = np.asarray(image)
+        used = np.unique(indices if indices.ndim == 2 else indices[..., 0])
+        parts = np.frombuffer(bytes(image.getpalette("RGB") or b""), dtype=np.uint8).reshape(-1, 3)
+    return {int(i): colour_name(*map(int, parts[i])) for i in used if i < len(parts)}
 
 
 def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None) -> None:
@@ -64,7 +127,7 @@ def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None)
             photometric="minisblack",
             compression="zlib",
             software=False,
-            metadata=None if geometry.flat else {"axes": "ZYX", "spacing": list(geometry.spacing)},
+            metadata=written_size(geometry),
         )
         return
     if len(labels) != 1:
@@ -79,13 +142,13 @@ def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None)
     Image.fromarray(plane).save(path, format="BMP" if path.suffix == ".bmp" else "PNG")
 
 
-def _load(path: Path, *, colours: bool) -> StoredVoxels:
+def _load(path: Path, purpose: Purpose) -> StoredVoxels:
     if path.suffix.lower() in _TIFF:
-        return _load_tiff(path, colours=colours)
-    planes = _read_planes(path, colours=colours)  # (Y, X) or (Y, X, samples)
+        return _load_tiff(path, purpose)
+    planes, turn = _read_planes(path, purpose)  # (Y, X) or (Y, X, samples)
     if planes.ndim == 2:
         planes = planes[:, :, None]
-    channels = _without_alpha(np.moveaxis(planes, -1, 0), path)
+    channels = upright(_without_alpha(np.moveaxis(planes, -1, 0), path), turn)
     return StoredVoxels(channels[:, None], _flat_geometry(*channels.shape[1:]))
 
 
@@ -102,30 +165,45 @@ def _without_alpha(channels: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _flat_geometry(height: int, width: int) -> Geometry:
-    return Geometry(shape=(1, height, width), spacing=(1.0, 1.0, 1.0), flat=True)
+    return Geometry(shape=(1, height, width), spacing=(1.0, 1.0, 1.0), flat=True, placed=False, sized=False)
 
 
 # ---- PNG, BMP, JPEG -------------------------------------------------------------------------------------------------
 
 
-def _read_planes(path: Path, *, colours: bool) -> np.ndarray:
+def _read_planes(path: Path, purpose: Purpose) -> tuple[np.ndarray, int]:
+    """Samples (Y, X) or (Y, X, samples) as stored, and the orientation tag."""
     bits, colour_type = _png_bits(path)
     with decoding(path):
         if bits is not None:
             with Image.open(path) as image:
                 image.verify()  # the checksum of every chunk, which decoding does not look at
+        with Image.open(path) as image:
+            _refuse_frames(image, path)
+            turn = orientation_of_picture(image, path)
         if bits == 16 and colour_type != 0:
-            return _read_deep_colour(path)
+            return _read_deep_colour(path), turn
         with Image.open(path) as image:
             target = None
-            if image.mode in ("P", "PA") and colours:
-                target = "RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB"
+            if image.mode in ("P", "PA") and purpose != "indices":
+                seen = "transparency" in image.info or image.mode == "PA"
+                target = "RGBA" if seen and purpose == "image" else "RGB"
             elif image.mode in ("CMYK", "YCbCr"):
                 target = "RGB"
             planes = np.asarray(image.convert(target) if target else image)
     if bits in (2, 4) and colour_type == 0:
         planes = planes // (255 // (2**bits - 1))  # Pillow stretches few-bit greys to 0..255
-    return planes.astype(np.uint8) if planes.dtype == bool else planes
+    return (planes.astype(np.uint8) if planes.dtype == bool else planes), turn
+
+
+def _refuse_frames(image: Image.Image, path: Path) -> None:
+    """Refuse an animation. (A JPEG with a second picture behind it, as phones write them, counts as the first.)"""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise DataError(
+            f"{path} is an animation of {frames} frames, expected one picture",
+            remedy="save each frame that is a case as a file of its own, or the frames as slices of a TIFF",
+        )
 
 
 def _png_bits(path: Path) -> tuple[int | None, int]:
@@ -159,44 +237,58 @@ class _Tiff:
     paged: bool  # a stack, even if of one slice
     alpha: bool  # the last channel is opacity
     palette: np.ndarray | None  # (3, colours) uint16
-    spacing: Vector3  # mm, of stacks
+    size: StatedSize  # of its voxels, as they are stored
+    orientation: int = 1  # of all pages
+    white: int | None = None  # the stored value that is black where 0 is white
 
 
-def _load_tiff(path: Path, *, colours: bool) -> StoredVoxels:
+def _load_tiff(path: Path, purpose: Purpose) -> StoredVoxels:
     tiff = _inspect_tiff(path)
-    if not colours and _is_lossy(path):
+    if purpose != "image" and _is_lossy(path):
         raise DataError(f"{path} is compressed with JPEG, which alters label values", remedy="save labels lossless")
-    channels = _decode_tiff(path).transpose(tiff.order).reshape(tiff.shape)
+    decoded = _decode_tiff(path)
+    if decoded.size != math.prod(tiff.shape):
+        raise DataError(f"{path}: {decoded.size} voxels instead of {math.prod(tiff.shape)}", remedy=COPY_AGAIN)
+    channels = decoded.transpose(tiff.order).reshape(tiff.shape)
     if channels.dtype == bool:
         channels = channels.astype(np.uint8)
     if channels.dtype.kind not in "uif":
         raise DataError(f"{path}: expected real numbers, found {channels.dtype}", remedy="convert the image")
-    if colours and tiff.palette is not None:
+    if purpose != "indices" and tiff.palette is not None:
         channels = (tiff.palette[:, channels[0]] >> 8).astype(np.uint8)
     if tiff.alpha:
         channels = _without_alpha(channels, path)
-    return StoredVoxels(channels, _tiff_geometry(tiff, path))
+    if tiff.white is not None:
+        channels = black_is_zero(channels, tiff.white, path, labels=purpose != "image")
+    return StoredVoxels(upright(channels, tiff.orientation), _tiff_geometry(tiff, path))
 
 
 def _tiff_geometry(tiff: _Tiff, path: Path) -> Geometry:
-    if not tiff.paged:
-        return _flat_geometry(*tiff.shape[2:])
-    return geometry_from_steps(tiff.shape[1:], np.diag(tiff.spacing)[:, ::-1], np.zeros(3), flat=False, file=str(path))
+    """The grid of a TIFF image as it is shown: turned, its pixels with it."""
+    height, width = upright_extent(*tiff.shape[2:], tiff.orientation)
+    size = tiff.size
+    if size.spacing is not None:
+        z, y, x = size.spacing
+        size = replace(size, spacing=(z, *upright_extent(y, x, tiff.orientation)))
+    return tiff_geometry((tiff.shape[1], height, width), size, path, paged=tiff.paged)
 
 
 def _inspect_tiff(path: Path) -> _Tiff:
     with decoding(path), tifffile.TiffFile(path) as file:
         _refuse_broken_chain(file, path)
+        refuse_missing_parts(file, path)
         if len(file.series) != 1 or len(file.pages) > len(file.series[0].pages):
             raise DataError(
                 f"{path} holds images of different sizes or kinds, expected one or a stack of equal pages",
                 remedy="save the image alone (thumbnails and labels of slide scanners must go)",
             )
         axes, extents, page = file.series[0].axes, file.series[0].shape, file.pages.first
+        white = refuse_other_kinds(page, path)
+        turn = orientation_of_pages(file, path)
         extra = page.extrasamples or ()
         alpha = bool(extra) and int(extra[-1]) in (1, 2)  # 0 is "unspecified": a channel as good as the others
-        palette = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
-        described = (file.shaped_metadata or ({},))[0].get("spacing")
+        size = stated_size(file, path, paged=bool(set(axes) - set("CSYX")))
+        colormap = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
     groups: dict[str, list[int]] = {"C": [], "Z": [], "Y": [], "X": []}
     for i, letter in enumerate(axes):
         groups["C" if letter in "SC" else letter if letter in "YX" else "Z"].append(i)
@@ -207,7 +299,7 @@ def _inspect_tiff(path: Path) -> _Tiff:
             f"{path}: expected slices and channels at most, this file has the axes {axes} of extent {extents}",
             remedy="save one time point, or one image, per file",
         )
-    return _Tiff((c, z, y, x), order, bool(groups["Z"]), alpha, palette, _tiff_spacing(path, described))
+    return _Tiff((c, z, y, x), order, bool(groups["Z"]), alpha, colormap, size, turn, white)
 
 
 def _decode_tiff(path: Path) -> np.ndarray:
@@ -223,11 +315,13 @@ def _decode_tiff(path: Path) -> np.ndarray:
             if "imagecodecs" not in str(error) or page.bitspersample < 8 or inverted:
                 raise
             pages, shape, dtype = len(file.pages), series.shape, series.dtype
+            turn = orientation_of_pages(file, path)
         with Image.open(path) as image:  # LZW and JPEG; tifffile needs another package for them
             frames = []
             for i in range(pages):
                 image.seek(i)
-                frames.append(np.asarray(image))
+                shown = np.moveaxis(np.asarray(image), (0, 1), (-2, -1))  # Pillow turns TIFFs as it reads them
+                frames.append(np.moveaxis(upright(shown, {6: 8, 8: 6}.get(turn, turn)), (-2, -1), (0, 1)))
         array = np.stack(frames)
         if array.dtype != dtype or array.size != math.prod(shape):
             raise DataError(f"{path}: this compression is not supported", remedy="save it uncompressed or with deflate")
@@ -247,27 +341,4 @@ def _refuse_broken_chain(file: tifffile.TiffFile, path: Path) -> None:
 
 def _is_lossy(path: Path) -> bool:
     with decoding(path), tifffile.TiffFile(path) as file:
-        return file.pages.first.compression in _LOSSY
-
-
-def _tiff_spacing(path: Path, described: object) -> Vector3:
-    """Spacing (Z, Y, X) of a stack: from a .json beside it (nnU-Net's habit), from its own description, or 1 mm."""
-    for name in (f"{path.stem}.json", re.sub(r"_\d{4}$", "", path.stem) + ".json"):
-        try:
-            noted = json.loads(path.with_name(name).read_text(encoding="utf-8"))["spacing"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not there, or a file of another purpose
-        if (spacing := _three_numbers(noted)) is None:
-            raise DataError(
-                f"{path.with_name(name)}: spacing must be three numbers (z, y, x) in mm, found {noted!r}",
-                remedy='write "spacing": [z, y, x]',
-            )
-        return spacing
-    return _three_numbers(described) or (1.0, 1.0, 1.0)
-
-
-def _three_numbers(value: object) -> Vector3 | None:
-    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, int | float) for v in value):
-        return None
-    z, y, x = value
-    return float(z), float(y), float(x)
+        return file.pages.first.compression in LOSSY

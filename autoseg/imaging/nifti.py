@@ -4,9 +4,9 @@
     load            header and voxels; every byte promised must be there, and the checksum of .nii.gz must hold
     write           a label map under the geometry fields of another NIfTI file, bit for bit
 
-Header values are believed only after a check: a header may claim any size. The affine is nibabel's choice: sform where
-its code is set, else qform, else the voxel sizes; the same for images and labels. NIfTI's world (x to the Right, y to
-the Anterior) becomes LPS, and its units become millimetres. Bytes are read here and not by nibabel because nibabel
+Header values are believed only after a check: a header may claim any size. Which of its affines is used, and what is
+said where they contradict each other, is in nifti_affine.py. NIfTI's world (x to the Right, y to the Anterior) becomes
+LPS, and its units become millimetres. Bytes are read here and not by nibabel because nibabel
 stops at the last voxel and never sees the checksum that follows.
 """
 
@@ -21,13 +21,13 @@ import nibabel as nib
 import numpy as np
 
 from autoseg.errors import DataError
-from autoseg.imaging.geometry import Geometry, geometry_from_steps
+from autoseg.imaging.geometry import Geometry
+from autoseg.imaging.nifti_affine import nifti_geometry
 from autoseg.imaging.stored import COPY_AGAIN, StoredVoxels, decoding
 
 Header = nib.Nifti1Header  # Nifti2Header derives from it
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by the size that stands in the first four bytes
-_MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # NIfTI's codes of metre, millimetre and micrometre
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further
 _CHUNK = 1 << 20
 # The fields a written label map takes over, bit for bit. Nothing else: descriptions and extensions may name patients.
@@ -175,6 +175,13 @@ def _dtype(header: Header, path: Path) -> np.dtype:
 
 
 def _scaling(header: Header, path: Path) -> tuple[float, float]:
+    """Slope and intercept; a slope of 0 or NaN is NIfTI's word for "not scaled"."""
+    written = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isinf(written[0]) or (math.isfinite(written[0]) and written[0] and not math.isfinite(written[1])):
+        raise DataError(
+            f"{path}: the header's scaling is not finite (scl_slope {written[0]:g}, scl_inter {written[1]:g})",
+            remedy="write scl_slope 1 and scl_inter 0 if the voxels are stored as they are",
+        )
     with decoding(path):
         slope, intercept = header.get_slope_inter()
     return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
@@ -190,14 +197,8 @@ def _voxel_offset(header: Header, path: Path) -> int:
 def _geometry(header: Header, path: Path) -> Geometry:
     shape = _shape(header, path)
     flat = len(shape) == 2
-    scale = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     with decoding(path), np.errstate(all="ignore"):
-        affine = np.diag([-scale, -scale, scale, 1.0]) @ header.get_best_affine().astype(np.float64)
-    steps = affine[:3, 2::-1].T.copy()
-    if flat:
-        steps[0] = 0  # the third column of a 2-D image means nothing; the normal takes its place
-    z = 1 if flat else shape[2]
-    return geometry_from_steps((z, shape[1], shape[0]), steps, affine[:3, 3], flat=flat, file=str(path))
+        return nifti_geometry(header, (1 if flat else shape[2], shape[1], shape[0]), flat=flat, file=str(path))
 
 
 def _truncated(path: Path, expected: int, got: str) -> DataError:

@@ -12,7 +12,7 @@ in `READERS`.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +83,14 @@ def read_image(path: Path | str) -> Volume:
     reader = _reader_for(path)
     with _resources(path):
         stored = reader.image(path)
-        return Volume(stored.to_float32(), stored.geometry)
+        return Volume(stored.to_float32(path), stored.geometry)
 
 
-def read_labels(path: Path | str) -> Volume:
+def read_labels(path: Path | str, colours: Mapping[str, int] = {}) -> Volume:
     """Read a label map.
+
+    Args:
+        colours: `LabelSet.colours`, for pictures that show labels by colour.
 
     Returns:
         Volume of int32, (Z, Y, X) in stored order. Files of floating-point numbers within 1e-3 of integers are rounded.
@@ -103,7 +106,8 @@ def read_labels(path: Path | str) -> Volume:
             remedy="export them as .png from the program that drew them; converting the JPEG does not bring them back",
         )
     with _resources(path):
-        stored = reader.labels(path)
+        by_colour = colours and reader.family == "natural"
+        stored = natural.load_labels(path, colours) if by_colour else reader.labels(path)
         return Volume(stored.to_labels(path), stored.geometry)
 
 

@@ -11,15 +11,19 @@ and takes a small fraction of its time. An axis that is much coarser than the ot
 which is all that resampling "slice by slice" means here.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from autoseg.errors import UsageError
+from autoseg.errors import DataError, UsageError
 from autoseg.imaging.geometry import Axes3, Vector3
 
+LOSES_TOO_MUCH = 8  # voxels along an axis of which one at least must remain
+GROWS_TOO_MUCH = 1000  # voxels for each voxel: ten times finer along three axes
+LARGE = 2**28  # voxels up to which any growth is allowed
 _ROWS = 16  # rows of an operator multiplied at once: long enough for BLAS, short enough to profit from the band
 _PAD = 16  # voxels of continued edge before the spline prefilter; its memory of the far end is 0.27 ** 16 = 7e-10
 _NEGLIGIBLE = 1e-8  # weights below are dropped, to keep the band of a cubic operator short
@@ -34,6 +38,44 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target_spaci
     """
     z, y, x = (max(1, round(s / t * n)) for s, t, n in zip(spacing, target_spacing, shape, strict=True))
     return z, y, x
+
+
+def require_possible(
+    shape: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float], name: str
+) -> Axes3:
+    """Extent in voxels after resampling (see `resampled_shape`), refused where it is absurd.
+
+    That is, where an axis of 8 voxels or more, or every axis, would keep less than half a voxel; or where more than
+    1000 voxels come out for each that goes in, and 2**28 in all (1 GiB per channel): a spacing is wrong, by its unit
+    most likely.
+
+    Args:
+        name: of the image's file, for messages.
+
+    Raises:
+        DataError: as said.
+    """
+    new = resampled_shape(shape, spacing, target_spacing)
+    exact = [n * s / t for n, s, t in zip(shape, spacing, target_spacing, strict=True)]
+    lost = [axis for axis in range(3) if shape[axis] >= LOSES_TOO_MUCH and exact[axis] < 0.5]
+    grown = math.prod(new) > GROWS_TOO_MUCH * math.prod(shape) and math.prod(new) > LARGE
+    if not (vanished := bool(lost) or max(exact) < 0.5) and not grown:
+        return new
+    what = f"{_by(shape)} voxels of {_by(spacing)} mm (z, y, x)"
+    if vanished:
+        what += f" keep less than one voxel along an axis at the plan's {_by(target_spacing)} mm"
+    else:
+        what += (
+            f" become {_by(new)} at the plan's {_by(target_spacing)} mm: {4 * math.prod(new) / 1e9:.3g} GB per channel"
+        )
+    raise DataError(
+        f"{name}: {what}",
+        remedy="correct the voxel size in its header: is it in another unit (metres, micrometres, inches)?",
+    )
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:.6g}" for number in numbers)
 
 
 def separate_axis(spacing: Sequence[float], target_spacing: Sequence[float], threshold: float) -> int | None:

@@ -5,6 +5,8 @@ header beside them. Conversion happens here once for all formats, slice by slice
 memory in double precision as a whole.
 """
 
+import shlex
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,8 +36,12 @@ class StoredVoxels:
     def scaled(self) -> bool:
         return self.slope != 1.0 or self.intercept != 0.0
 
-    def to_float32(self) -> np.ndarray:
-        """Return the image, (C, Z, Y, X) float32; values that are not finite stay so."""
+    def to_float32(self, path: Path) -> np.ndarray:
+        """Return the image, (C, Z, Y, X) float32; values that are not finite stay so.
+
+        Raises:
+            DataError: the scaling makes one value of all.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
             if not self.scaled:
                 return np.require(self.values, dtype=np.float32, requirements=["C", "A", "W"])
@@ -43,7 +49,23 @@ class StoredVoxels:
             for channel, stored in zip(image, self.values, strict=True):
                 for target, plane in zip(channel, stored, strict=True):
                     target[...] = plane * np.float64(self.slope) + np.float64(self.intercept)
+                self._refuse_lost_contrast(channel, stored, path)
             return image
+
+    def _refuse_lost_contrast(self, scaled: np.ndarray, stored: np.ndarray, path: Path) -> None:
+        """Refuse a scaling that leaves one value of several: all that rounding keeps of them."""
+        low, high = scaled.min(), scaled.max()
+        if low == high and stored.min() < stored.max():
+            raise DataError(
+                f"{path}: the header's scaling (slope {self.slope:g}, intercept {self.intercept:g}) makes every voxel "
+                f"{float(low):g}, although the stored values span {stored.min():g} to {stored.max():g}",
+                remedy="correct the scaling in the header (scl_slope and scl_inter; mostly 1 and 0)",
+            )
+
+    @property
+    def _scaling(self) -> str:
+        """The scaling in words for messages about values; empty without one."""
+        return f" (with the header's slope {self.slope:g} and intercept {self.intercept:g})" if self.scaled else ""
 
     def to_labels(self, path: Path) -> np.ndarray:
         """Return the label map, (Z, Y, X) int32.
@@ -59,20 +81,23 @@ class StoredVoxels:
         labels = np.empty(self.values.shape[1:], dtype=np.int32)
         for target, plane in zip(labels, self.values[0], strict=True):
             if self.scaled or plane.dtype.kind == "f":
-                plane = _rounded(plane * np.float64(self.slope) + np.float64(self.intercept), path)
+                plane = _rounded(plane * np.float64(self.slope) + np.float64(self.intercept), path, self._scaling)
             if int(plane.min()) < -(2**31) or int(plane.max()) >= 2**31:
                 raise DataError(f"{path}: label values do not fit into 32 bits", remedy="use small integers as labels")
             target[...] = plane
+        if self.scaled:
+            self._refuse_lost_contrast(labels, self.values[0], path)
         return labels
 
 
-def _rounded(plane: np.ndarray, path: Path) -> np.ndarray:
+def _rounded(plane: np.ndarray, path: Path, scaling: str) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         whole = np.rint(plane)
         off = ~(np.abs(plane - whole) <= LABEL_TOLERANCE)  # true for NaN and infinity too
     if off.any():
         raise DataError(
-            f"{path}: label values must be integers (within {LABEL_TOLERANCE:g}), found {float(plane[off][0]):.6g}",
+            f"{path}: label values must be integers (within {LABEL_TOLERANCE:g}), found "
+            f"{float(plane[off][0]):.6g}{scaling}",
             remedy="save the labels as integers; if they were resampled, use nearest-neighbour interpolation",
         )
     return whole
@@ -87,6 +112,7 @@ class _Kind(NamedTuple):
 
 _KINDS = (
     _Kind(b"version https://git-lfs", "a Git LFS pointer, not the image itself", (), "fetch it with `git lfs pull`"),
+    _Kind(b"/annex/objects/", "a git-annex pointer, not the image itself", (), "fetch it with `datalad get`"),
     _Kind(
         b"\x00\x05\x16\x07", "macOS metadata, not an image", (), "delete it; the image has no leading ._ in its name"
     ),
@@ -134,8 +160,27 @@ def refuse_other_content(path: Path, ending: str) -> None:
         raise DataError(
             f"{path} does not begin as a {ending} file does; it is damaged or another format", remedy=COPY_AGAIN
         )
+    if ending == ".nii.gz" and kind is not None and kind.endings == (".nii.gz",):
+        _refuse_packed_content(path, head)
     if kind is not None and ending not in kind.endings:
         raise DataError(f"{path} is {kind.name}; its ending says {ending}", remedy=kind.remedy)
+
+
+def _refuse_packed_content(path: Path, head: bytes) -> None:
+    """Refuse a .nii.gz that, unpacked, is no NIfTI image but something else that is known."""
+    try:
+        inside = zlib.decompressobj(wbits=31).decompress(head, 512)
+    except zlib.error:
+        return  # the reader says what is wrong with it
+    kind = _identify(inside)
+    if kind is None or ".nii" in kind.endings:
+        return
+    if kind.endings == (".nii.gz",):
+        raise DataError(
+            f"{path} is packed twice: what its gzip data hold is gzip-compressed again",
+            remedy=f"unpack it once: gunzip < {shlex.quote(path.name)} > unpacked.nii.gz; or autoseg check --fix OUT",
+        )
+    raise DataError(f"{path} is {kind.name}, gzip-compressed; its ending says .nii.gz", remedy=kind.remedy)
 
 
 def _identify(head: bytes) -> _Kind | None:

@@ -10,20 +10,22 @@ It opens no image, and raises nothing for a single case: one run shows every fau
     folders   one folder per case, files named after channels, one of them `seg` or the like
 """
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import stem_of
+from autoseg.imaging.readers import ending_of, stem_of
+from autoseg.imaging.regions import refuse_lost_labels
+from autoseg.intake.contents import contents, read_json, stray_folders, why_absent
+from autoseg.intake.folds import numbered_splits
 from autoseg.intake.pairing import (
     LABEL_STEMS,
     Found,
     Problem,
+    by_channel,
     case_folders,
     channel_files,
     image_files,
@@ -31,6 +33,7 @@ from autoseg.intake.pairing import (
     pair,
     subfolders,
 )  # fmt: skip
+from autoseg.intake.spelling import composed
 from autoseg.intake.tables import TABLE_ENDINGS, cases_of_table, lists_images
 
 IMAGE_FOLDERS = ("imagesTr", "images")
@@ -47,13 +50,14 @@ def nnunet(root: Path, wanted: Wanted) -> Found | None:
     found = Found("nnU-Net", str(description.get("name") or root.name))
     found.channels = channels_of(description.get("channel_names", description.get("modality")), where)
     found.labels = labels_of(description.get("labels"), description.get("regions_class_order"), where)
-    ending = str(description.get("file_ending") or "").lower()
+    ending = _file_ending(found, description.get("file_ending"), where)
     images = _subfolder(root, IMAGE_FOLDERS)
     if isinstance(description.get("dataset"), dict):
         for case_id, entry in description["dataset"].items():
             _listed(found, str(case_id), entry, where)
     elif images:
         found.cases = pair(found, images, _subfolder(root, LABEL_FOLDERS), ending)
+        _unused_twins(found, root)
     else:
         raise DataError(f"{root} has a dataset.json, but no folder imagesTr", remedy="put the images in imagesTr/")
     expected = description.get("numTraining")
@@ -73,20 +77,18 @@ def msd(root: Path, wanted: Wanted) -> Found | None:
     found = Found("MSD", str(description.get("name") or root.name))
     found.channels = channels_of(description.get("modality", description.get("channel_names")), where)
     found.labels = labels_of(description.get("labels"), None, where)
-    for entry in description["training"]:
-        if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
-            what = f"a training entry is not {{image, label}}: {str(entry)[:80]}"
-            found.problems.append(Problem(None, str(where), what, "correct the entry"))
-        elif not Path(str(entry["image"])).name.startswith("._"):
-            case_id = stem_of(Path(str(entry["image"])))
+    folds: dict[str, int] = {}
+    for key in ("training", "validation"):  # MONAI's data lists have both, or a fold in each entry
+        for entry in _entries_of(found, description.get(key), where):
+            case_id = composed(stem_of(Path(str(entry["image"]))))
             _listed(found, case_id, {"images": [entry["image"]], "label": entry["label"]}, where)
-    used = {case.label for case in found.cases}
-    for folder in sorted({Path(label).parent for label in used if label}):
-        for file in image_files(folder):
-            if str(file.absolute()) not in used:
-                what = "no training entry of dataset.json belongs to this label"
-                found.problems.append(Problem(stem_of(file), str(file), what, "list its case, or remove it"))
+            if key == "validation" or isinstance(entry.get("fold"), int):
+                folds[case_id] = 0 if key == "validation" else entry["fold"]
+    if folds:
+        numbered_splits(found, {case.id: folds.get(case.id, -1) for case in found.cases}, str(where))
+    _unlisted(found, root)
     _test_folders(found, root)
+    found.unused_ids |= {composed(stem_of(Path(str(image)))) for image in _paths_of(description.get("test"))}
     if description.get("test") and not found.test_cases:
         found.notes.append("the test images listed in dataset.json have no labels and are not used")
     return found
@@ -118,10 +120,13 @@ def plain(root: Path, wanted: Wanted) -> Found | None:
     if images is None or labels is None:
         return None
     found = Found("plain folders", root.name)
-    if image_files(images):
+    there = contents(images)
+    if there.images or not there.folders:
         found.cases = pair(found, images, labels)
     else:
-        case_folders(found, [folder for folder in subfolders(images) if image_files(folder)], labels, wanted)
+        found.problems += there.problems
+        case_folders(found, there.folders, labels, wanted)
+    _unused_twins(found, root)
     _test_folders(found, root)
     return found
 
@@ -137,7 +142,13 @@ def folders(root: Path, wanted: Wanted) -> Found | None:
     if not labelled or 2 * len(labelled) < len(candidates):
         return None
     found = Found("a folder per case", root.name)
-    case_folders(found, candidates, None, wanted)
+    used = {*candidates, *(folder.parent for folder in candidates)}
+    beside = [folder for parent in sorted({folder.parent for folder in candidates}) for folder in subfolders(parent)]
+    within = [folder for folder in beside if folder not in used and folder.parent not in candidates]
+    case_folders(found, sorted({*candidates, *within}), None, wanted)
+    for file in contents(root).images:
+        what = "an image beside the case folders: it is not used"
+        found.problems.append(Problem(None, str(file), what, "move it into its case folder, or away", "warning"))
     return found
 
 
@@ -148,35 +159,6 @@ LAYOUTS: dict[str, Callable[[Path, Wanted], Found | None]] = {
     "plain": plain,
     "folders": folders,
 }
-
-
-def read_splits(found: Found, path: Path) -> tuple[Split, ...] | None:
-    """Folds of an existing splits_final.json (a list of {train, val}); faults go to `found.problems`.
-
-    Raises:
-        DataError: it is no such list.
-    """
-    plain_splits = read_json(path)
-    ids = {case.id for case in found.cases}
-    splits, absent = [], set()
-    try:
-        for fold, entry in enumerate(plain_splits):
-            train, validation = {str(i) for i in entry["train"]}, {str(i) for i in entry["val"]}
-            absent |= (train | validation) - ids
-            splits.append(Split(fold, tuple(sorted(train & ids)), tuple(sorted(validation & ids))))
-    except (TypeError, KeyError):
-        what = f"{path} is not a list of folds with the keys train and val"
-        raise DataError(what, remedy="correct it, or remove it: autoseg then makes its own folds") from None
-    for case_id in sorted(absent):
-        what = "the folds name a case that does not exist"
-        found.problems.append(
-            Problem(case_id, str(path), what, "it is left out; add it, or correct the name", "warning")
-        )
-    unused = ids - {case_id for split in splits for case_id in (*split.train, *split.validation)}
-    for case_id in sorted(unused):
-        what = "no fold names this case"
-        found.problems.append(Problem(case_id, str(path), what, "add it to the folds, or remove the file", "warning"))
-    return tuple(splits) or None
 
 
 def labels_of(labels: Any, order: Any, where: Path) -> LabelSet | None:
@@ -199,7 +181,9 @@ def labels_of(labels: Any, order: Any, where: Path) -> LabelSet | None:
             return LabelSet({name: v[0] for name, v in entries.items()}, ignore=ignore)
         single = {v[0]: name for name, v in entries.items() if len(v) == 1}
         values = {single.get(value, f"label_{value}"): value for v in entries.values() for value in v}
-        return LabelSet(values, entries, tuple(int(value) for value in order or ()), ignore)
+        found = LabelSet(values, entries, tuple(int(value) for value in order or ()), ignore)
+        refuse_lost_labels(found.regions, found.region_values)
+        return found
     except (UsageError, TypeError, ValueError) as error:
         what = error.what if isinstance(error, UsageError) else str(error)
         raise DataError(f"{where}: {what}", remedy=getattr(error, "remedy", "") or "correct its labels") from None
@@ -216,14 +200,6 @@ def channels_of(names: Any, where: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file. Raises DataError naming the line that is wrong."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}", remedy="correct it") from None
-
-
 def _description(root: Path) -> dict[str, Any] | None:
     if not (root / "dataset.json").is_file():
         return None
@@ -234,9 +210,77 @@ def _description(root: Path) -> dict[str, Any] | None:
 
 
 def _subfolder(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of the named folders that exists, upper or lower case."""
+    """The first of the named folders that exists, upper or lower case.
+
+    Raises:
+        DataError: there is a link of that name that leads nowhere.
+    """
     existing = {folder.name.lower(): folder for folder in subfolders(root)} if root.is_dir() else {}
-    return next((existing[name.lower()] for name in names if name.lower() in existing), None)
+    for name in names:
+        if name.lower() in existing:
+            return existing[name.lower()]
+        if (link := root / name).is_symlink() and not link.exists():
+            what, remedy = why_absent(link)
+            raise DataError(f"{link} {what}", remedy=remedy)
+    return None
+
+
+def _unused_twins(found: Found, root: Path) -> None:
+    """Say which folders of images or labels are not used because another one comes first."""
+    for names in (IMAGE_FOLDERS, LABEL_FOLDERS):
+        used = _subfolder(root, names)
+        for other in [folder for folder in subfolders(root) if folder.name.lower() in [n.lower() for n in names]]:
+            if used and other != used and image_files(other):
+                what = f"is not used: {used.name}/ is"
+                found.problems.append(
+                    Problem(None, str(other), what, "nothing, or move one of the two away", "warning")
+                )
+
+
+def _file_ending(found: Found, given: object, where: Path) -> str:
+    """The ending that dataset.json demands, in lower case with its dot; empty where it demands none that is known."""
+    if given is None or given == "":
+        return ""
+    ending = given.strip().lower() if isinstance(given, str) else ""
+    ending = ending if ending.startswith(".") else f".{ending}"
+    if ending_of(f"x{ending}") is None:
+        what = f"file_ending is {given!r}, which is no image format known here: files of every known format are read"
+        found.problems.append(Problem(None, str(where), what, 'correct it, say "file_ending": ".nii.gz"', "warning"))
+        return ""
+    return ending
+
+
+def _entries_of(found: Found, entries: object, where: Path) -> list[dict[str, Any]]:
+    """Entries {image, label} of a list in dataset.json; others go to `found.problems`, files left by macOS nowhere."""
+    good = []
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
+            what = f"a training entry is not {{image, label}}: {str(entry)[:80]}"
+            found.problems.append(Problem(None, str(where), what, "correct the entry"))
+        elif not Path(str(entry["image"])).name.startswith("._"):
+            good.append(entry)
+    return good
+
+
+def _paths_of(entries: object) -> list[str]:
+    """The images of a list without labels: paths, or {image: path}."""
+    listed = entries if isinstance(entries, list) else []
+    return [str(entry.get("image") if isinstance(entry, dict) else entry) for entry in listed]
+
+
+def _unlisted(found: Found, root: Path) -> None:
+    """Report what lies in the folders of listed images and labels, and is not listed."""
+    listed = {file for case in found.cases for file in (*case.images, case.label) if file}
+    listed |= {problem.file for problem in found.problems}
+    for folder in sorted({Path(file).parent for file in listed if Path(file).parent != root}):
+        if not folder.is_dir():
+            continue
+        there = contents(folder)
+        labels = any(case.label and Path(case.label).parent == folder for case in found.cases)
+        found.problems += [p for p in (*there.problems, *stray_folders(there)) if p.file not in listed]
+        for file in [file for file in there.images if str(file.absolute()) not in listed]:
+            what = f"no training entry of dataset.json {'belongs to this label' if labels else 'lists this image'}"
+            found.problems.append(Problem(stem_of(file), str(file), what, "list its case, or remove it"))
 
 
 def _test_folders(found: Found, root: Path, ending: str = "") -> None:
@@ -244,8 +288,12 @@ def _test_folders(found: Found, root: Path, ending: str = "") -> None:
     images, labels = _subfolder(root, ("imagesTs",)), _subfolder(root, ("labelsTs",))
     if images and labels:
         found.test_cases = pair(found, images, labels, ending)
-    elif images and image_files(images):
+    elif images and (files := image_files(images)):
+        found.unused_ids |= {*by_channel(files), *map(stem_of, files)}
         found.notes.append(f"{images.name}/ has no labelsTs/ beside it and is not used")
+    elif labels and image_files(labels):
+        what = "holds labels, but there is no imagesTs/ beside it: it is not used"
+        found.problems.append(Problem(None, str(labels), what, "add imagesTs/, or move it away", "warning"))
 
 
 def _listed(found: Found, case_id: str, entry: Any, where: Path) -> None:

@@ -15,27 +15,29 @@ from autoseg.errors import DataError
 from autoseg.imaging.geometry import (
     Axes3,
     Geometry,
+    Remark,
     Vector3,
     Volume,
-    corner_distance_voxels,
     orientation_of,
     reorient,
     undo_reorient,
 )  # fmt: skip
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
+from autoseg.intake.grids import align
 from autoseg.intake.pairing import Case
+from autoseg.intake.voxels import spoilt, to_channels
 
-SPACING_TOLERANCE = 1e-3  # relative
-CORNER_TOLERANCE = 1e-2  # voxels
 COUNTED_AT_ONCE = 2**16  # a span of label values that is counted by a table, not by sorting
-SAME_GRID = "resample it onto that grid, or correct its header"
 REPLACE_NON_FINITE = "replace them (by the value of air, say), or leave the case out"
 
 
 @dataclass(frozen=True)
 class LoadedCase:
-    """A case in memory. `image`, `target` and `spacing` share one axis order; `geometry` is that of the first file."""
+    """A case in memory. `image`, `target` and `spacing` share one axis order; `geometry` is that of the files.
+
+    The files have one order of axes, that of the first: what was stored in another at the same place was reordered.
+    """
 
     id: str
     image: np.ndarray  # (C, Z, Y, X) float32
@@ -44,6 +46,8 @@ class LoadedCase:
     geometry: Geometry
     orientation: tuple[Axes3, Axes3]  # permutation and flips of geometry.orientation_of
     axis_order: Axes3  # permutation that followed
+    file: str = ""  # the first image, for messages
+    remarks: tuple[tuple[str, Remark], ...] = ()  # file, what is odd about it though it is used
 
     def to_stored(self, array: np.ndarray) -> np.ndarray:
         """Bring an array (..., Z, Y, X) in this case's axis order back to that of its files. Returns a view."""
@@ -54,34 +58,46 @@ def load_case(
     case: Case,
     labels: LabelSet | None,
     *,
+    channels: Sequence[str] = (),
     orientation: Literal["canonical", "as_stored"] = "canonical",
     axis_order: Axes3 = (0, 1, 2),
 ) -> LoadedCase:
     """Read one case: image (C, Z, Y, X) float32 and, with `labels`, target (Z, Y, X) int16 class indices.
 
     Args:
+        channels: names of all channels, to which grey pictures and colours are brought (`voxels.to_channels`).
         orientation: "canonical" brings the axes to Z, Y, X growing towards S, P, L.
         axis_order: axis_order[i] is the axis that becomes axis i, after that.
 
     Raises:
-        DataError: a file cannot be read, holds NaN or infinity or unexpected values, or its grid is another one.
+        DataError: a file cannot be read, holds NaN or infinity, values that drown all others or unexpected values, or
+            lies elsewhere than the first.
     """
-    volumes = [read_image(Path(file)) for file in case.images]
-    for file, volume in zip(case.images, volumes, strict=True):
-        if bad := non_finite(volume.array):
+    images = {file: read_image(Path(file)) for file in case.images}
+    if channels:
+        images = {file: to_channels(volume, file, channels, len(images)) for file, volume in images.items()}
+    for file, volume in images.items():
+        if bad := non_finite(volume.array) or spoilt(volume.array):
             raise DataError(f"{file}: {bad}", remedy=REPLACE_NON_FINITE)
-        _demand_same_grid(file, volume.geometry, case.images[0], volumes[0].geometry)
+    label_file = None
+    if labels is not None and case.label is not None:
+        label_file = (case.label, read_labels(Path(case.label), labels.colours))
+    aligned = align(case.id, images, label_file)
+    if aligned.problems:
+        file, remedy = aligned.problems[0].file, aligned.problems[0].remedy
+        raise DataError(f"{file}: {'; '.join(p.what for p in aligned.problems if p.file == file)}", remedy=remedy)
     indices = None
     if labels is not None and case.label is not None:
-        label = read_labels(Path(case.label))
-        _demand_same_grid(case.label, label.geometry, case.images[0], volumes[0].geometry)
+        label = aligned.volumes[case.label]
         values = [*count_values(label.array)]
         if strange := labels.unexpected(np.array(values)):
             raise DataError(
                 f"{case.label}: unexpected label values {sorted(strange)}", remedy=f"the labels are {labels.values}"
             )
         indices = class_indices(label.array, labels, values)
-    return assemble(case.id, volumes, indices, orientation=orientation, axis_order=axis_order)
+    volumes = [aligned.volumes[file] for file in case.images]
+    loaded = assemble(case.id, volumes, indices, orientation=orientation, axis_order=axis_order)
+    return replace(loaded, file=case.images[0], remarks=tuple(aligned.remarks))
 
 
 def assemble(
@@ -109,36 +125,6 @@ def assemble(
         orientation=turn,
         axis_order=axis_order,
     )
-
-
-def grid_differences(file: str, geometry: Geometry, other_file: str, other: Geometry) -> list[str]:
-    """What differs between two grids that should be one, in words; empty if nothing does.
-
-    The shape, always. Where both formats tell where voxels lie: spacing by more than 1e-3 of itself; origin or
-    direction if they move some corner by more than 1e-2 voxel, a test in space and not of numbers in a header.
-    """
-    name = Path(other_file).name
-    if geometry.shape != other.shape:
-        return [f"shape (z, y, x) {geometry.shape} differs from {other.shape} of {name}"]
-    if is_picture(file) or is_picture(other_file):
-        return []
-    first = 1 if geometry.flat or other.flat else 0
-    found = []
-    pairs = list(zip(geometry.spacing, other.spacing, strict=True))[first:]
-    if any(abs(a - b) > SPACING_TOLERANCE * b for a, b in pairs):
-        found.append(f"spacing {_in_mm(geometry.spacing)} differs from {_in_mm(other.spacing)} mm of {name}")
-    if geometry.flat != other.flat:
-        return found
-    geometry = replace(geometry, spacing=other.spacing)
-    if corner_distance_voxels(geometry, other) > CORNER_TOLERANCE:
-        turned = corner_distance_voxels(replace(geometry, origin=other.origin), other) > CORNER_TOLERANCE
-        moved = float(np.linalg.norm(np.subtract(geometry.origin, other.origin)))
-        if moved > CORNER_TOLERANCE * min(other.spacing[first:]):
-            origins = f"{_in_mm(geometry.origin)} differs from {_in_mm(other.origin)} mm of {name}"
-            found.append(f"origin (x, y, z) {origins}: {moved:.3g} mm apart")
-        if turned:
-            found.append(f"direction of the axes differs from that of {name}")
-    return found
 
 
 def is_picture(file: str) -> bool:
@@ -176,12 +162,3 @@ def class_indices(array: np.ndarray, labels: LabelSet, values: Sequence[int]) ->
     table = np.zeros(high - low + 1, dtype=np.int16)
     table[np.array(values) - low] = labels.to_indices(np.array(values))
     return table[array - low if low else array]
-
-
-def _demand_same_grid(file: str, geometry: Geometry, other_file: str, other: Geometry) -> None:
-    if differences := grid_differences(file, geometry, other_file, other):
-        raise DataError(f"{file}: {'; '.join(differences)}", remedy=SAME_GRID)
-
-
-def _in_mm(numbers: Vector3) -> str:
-    return "(" + ", ".join(f"{number:.6g}" for number in numbers) + ")"

@@ -5,20 +5,22 @@ Names are compared in Unicode's composed form (NFC), because archives made on ma
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 from autoseg.data.splits import Split
 from autoseg.errors import UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import ending_of, stem_of
+from autoseg.intake.contents import Contents, Problem, contents, stray_folders, why_absent
+from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, find
+from autoseg.rules import anything, between, entries, file_name, file_path
 
+FilePath = Annotated[str, file_path()]
 LABEL_STEMS = ("seg", "segmentation", "label", "labels", "mask", "gt", "groundtruth", "ground_truth")
-CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|gt)$", re.IGNORECASE)
 
 
@@ -26,22 +28,11 @@ LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|gt)$", re.I
 class Case:
     """One scan with all its channels, and the person it came from."""
 
-    id: str
-    patient: str
-    images: tuple[str, ...]  # absolute paths, one per channel; a file of several channels stands alone
-    label: str | None
-    fold: int | None = None  # the fold that validates on it, where a table says so
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One fault of a dataset: where, what, and what to do."""
-
-    case: str | None  # None: the dataset as a whole
-    file: str
-    what: str
-    remedy: str
-    severity: Literal["error", "warning"] = "error"
+    id: Annotated[str, file_name()]
+    patient: Annotated[str, anything("any text")]
+    images: Annotated[tuple[FilePath, ...], entries(1)]  # absolute, one per channel; a file of several stands alone
+    label: FilePath | None
+    fold: Annotated[int, between(0, 9999)] | None = None  # the fold that validates on it, where a table says so
 
 
 @dataclass
@@ -55,15 +46,16 @@ class Found:
     channels: tuple[str, ...] | None = None
     labels: LabelSet | None = None
     patients: dict[str, str] = field(default_factory=dict)  # case id -> patient, where the layout says so
-    splits: tuple[Split, ...] | None = None
+    unused_ids: set[str] = field(default_factory=set)  # of images without labels: tables may name them
+    splits: tuple[Split, ...] | None = None  # as given; `folds.sound_splits` judges them
+    splits_from: str = ""  # the file that gives them
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def image_files(folder: Path, ending: str = "") -> list[Path]:
-    """Files of a known format, sorted, not hidden (`._x`); those of the given ending alone if there are any."""
-    files = [f for f in sorted(folder.iterdir()) if not f.name.startswith(".") and ending_of(f) and f.is_file()]
-    return [f for f in files if f.name.lower().endswith(ending)] or files
+def image_files(folder: Path) -> list[Path]:
+    """Files of a known format, sorted, not hidden (`._x`)."""
+    return contents(folder).images
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -73,7 +65,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 def name_of(path: Path) -> str:
     """File name without its ending, composed: `caf\\u00e9` however it was stored."""
-    return unicodedata.normalize("NFC", stem_of(path))
+    return composed(stem_of(path))
 
 
 def by_channel(files: Iterable[Path], label_names: Iterable[str] = ()) -> dict[str, list[tuple[int, Path]]]:
@@ -98,13 +90,13 @@ def by_channel(files: Iterable[Path], label_names: Iterable[str] = ()) -> dict[s
 
 def pair(found: Found, images: Path, labels: Path | None, ending: str = "") -> list[Case]:
     """Cases of a folder of images and a folder of labels with equal stems; faults go to `found.problems`."""
-    label_files = image_files(labels, ending) if labels else []
-    exact = _labels_by_name(found, label_files)
+    beside, inside = contents(labels, ending) if labels else Contents(), contents(images, ending)
+    for there in (inside, beside):
+        found.problems += [*there.problems, *stray_folders(there)]
+    exact = _labels_by_name(found, beside.images)
     loose = {LABEL_SUFFIX.sub("", name): file for name, file in exact.items()}
-    groups = by_channel(image_files(images, ending), [*exact, *loose])
-    several = any(len(group) > 1 for group in groups.values())
-    declared = range(len(found.channels)) if found.channels and several else None
-    expected = declared or _usual(([channel for channel, _ in group] for group in groups.values()), len(groups))
+    groups = by_channel(inside.images, [*exact, *loose])
+    expected = _expected_channels(found, groups)
     cases, used = [], set()
     for case_id, group in groups.items():
         files: dict[int, Path] = {}
@@ -118,23 +110,33 @@ def pair(found: Found, images: Path, labels: Path | None, ending: str = "") -> l
         for channel in [channel for channel in expected if channel not in files]:
             found.problems.append(_missing_channel(case_id, group[0][1], f"{channel:04d}", found.channels, channel))
         label = exact.get(case_id) or loose.get(case_id)
-        if label is None:
+        if label is None and case_id not in beside.unusable:
             found.problems.append(_missing_label(case_id, group[0][1], labels or images))
         used.add(label)
         cases.append(_case(case_id, [files[channel] for channel in expected if channel in files], label))
+    named = {CHANNEL_SUFFIX.sub(r"\1", name) for name in inside.unusable} | inside.unusable
     for name, file in exact.items():
-        if file not in used:
+        if file not in used and not {name, LABEL_SUFFIX.sub("", name)} & named:
             found.problems.append(
                 Problem(name, str(file), f"no image in {images.name}/ belongs to this label", _ORPHAN)
             )
     return cases
 
 
-def channel_files(folder: Path) -> dict[str, list[Path]]:
+def _expected_channels(found: Found, groups: Mapping[str, Sequence[tuple[int, Path]]]) -> Sequence[int]:
+    """The channels every case should have: as most have, or as many as are declared, counted from 0."""
+    usual = _usual(([channel for channel, _ in group] for group in groups.values()), len(groups))
+    several = any(len(group) > 1 for group in groups.values())
+    if found.channels and several and len(usual) != len(found.channels):
+        return range(len(found.channels))
+    return usual
+
+
+def channel_files(folder: Path, files: Sequence[Path] | None = None) -> dict[str, list[Path]]:
     """Files of a case folder by lower-case channel: `BraTS_001/BraTS_001_t1.nii.gz` is t1, `c01/seg.nii.gz` is seg."""
-    files = image_files(folder)
+    files = image_files(folder) if files is None else files
     names = [name_of(file) for file in files]
-    start = unicodedata.normalize("NFC", folder.name).lower()
+    start = composed(folder.name).lower()
     if not all(name.lower().startswith(start) and name.lower() != start for name in names):
         start = ""
     found: dict[str, list[Path]] = {}
@@ -145,15 +147,20 @@ def channel_files(folder: Path) -> dict[str, list[Path]]:
 
 def case_folders(found: Found, folders: Sequence[Path], labels: Path | None, wanted: tuple[str, ...] | None) -> None:
     """Add one case per folder, its files named after channels; labels lie among them, or in a folder of their own."""
-    contents = {folder: channel_files(folder) for folder in folders}
-    names = [[name for name in files if labels or name not in LABEL_STEMS] for files in contents.values()]
-    usual = sorted(_usual(names, len(folders)))
+    inside = {folder: contents(folder) for folder in folders}
+    beside = contents(labels) if labels else Contents()
+    for folder, there in inside.items():
+        found.problems += _of_folder(folder, there)
+    found.problems += [*beside.problems, *stray_folders(beside)]
+    files_of = {folder: channel_files(folder, there.images) for folder, there in inside.items() if there.images}
+    names = [[name for name in files if labels or name not in LABEL_STEMS] for files in files_of.values()]
+    usual = sorted(_usual(names, len(files_of)))
     chosen, found.channels = choose_channels(usual, wanted)
-    exact = _labels_by_name(found, image_files(labels)) if labels else {}
+    exact = _labels_by_name(found, beside.images)
     loose = {LABEL_SUFFIX.sub("", name): file for name, file in exact.items()}
     used = set()
-    for folder, files in contents.items():
-        case_id = unicodedata.normalize("NFC", folder.name)
+    for folder, files in files_of.items():
+        case_id = composed(folder.name)
         for name, same in files.items():
             if len(same) > 1:
                 found.problems.append(_twice(case_id, same[1], same[0]))
@@ -162,18 +169,30 @@ def case_folders(found: Found, folders: Sequence[Path], labels: Path | None, wan
                 found.problems.append(Problem(case_id, str(same[0]), what, "it is ignored; remove it", "warning"))
         for name in [name for name in chosen if name not in files]:
             found.problems.append(_missing_channel(case_id, folder, name))
-        inside = [] if labels else [files[name][0] for name in LABEL_STEMS if name in files]
-        label = (exact.get(case_id) or loose.get(case_id)) if labels else next(iter(inside), None)
-        if len(inside) > 1:
-            what = "two files could be the label: " + ", ".join(file.name for file in inside)
+        own = [] if labels else [files[name][0] for name in LABEL_STEMS if name in files]
+        label = (exact.get(case_id) or loose.get(case_id)) if labels else next(iter(own), None)
+        if len(own) > 1:
+            what = "two files could be the label: " + ", ".join(file.name for file in own)
             found.problems.append(Problem(case_id, str(folder), what, "keep one of them"))
-        if label is None:
+        if label is None and case_id not in beside.unusable:
             found.problems.append(_missing_label(case_id, folder, labels or folder))
         used.add(label)
         found.cases.append(_case(case_id, [files[name][0] for name in chosen if name in files], label))
     for name, file in exact.items():
         if file not in used:
             found.problems.append(Problem(name, str(file), "no case folder belongs to this label", _ORPHAN))
+
+
+def _of_folder(folder: Path, there: Contents) -> list[Problem]:
+    """What is wrong in a case folder; one without images or what may be images is not used, and named once."""
+    problems = [*there.problems, *stray_folders(there)]
+    if there.images or any(problem.severity == "error" for problem in problems):
+        return problems
+    return [
+        Problem(
+            composed(folder.name), str(folder), "holds no image, and is not used", "nothing, or remove it", "warning"
+        )
+    ]
 
 
 def listed_case(
@@ -189,7 +208,8 @@ def listed_case(
     Where `x.nii.gz` does not exist but `x_0000.nii.gz` does, the channels x_0000, x_0001, ... are meant (nnU-Net v1).
     """
     files: list[Path] = []
-    for channel, image in enumerate(images):
+    case_id = composed(case_id)
+    for channel, image in enumerate(map(_found, images)):
         if image is None:
             name = names[channel] if channel < len(names) else str(channel)
             found.problems.append(_missing_channel(case_id, where, name))
@@ -198,11 +218,12 @@ def listed_case(
         elif siblings := _channels_of(image):
             files += siblings
         else:
-            found.problems.append(Problem(case_id, str(image), f"does not exist, but {where.name} lists it", _LISTED))
+            found.problems.append(_absent(case_id, image, where))
+    label = _found(label)
     if label is None:
         found.problems.append(_missing_label(case_id, where, where))
     elif not label.is_file():
-        found.problems.append(Problem(case_id, str(label), f"does not exist, but {where.name} lists it", _LISTED))
+        found.problems.append(_absent(case_id, label, where))
         label = None
     return _case(case_id, files, label)
 
@@ -248,8 +269,16 @@ def identical_ids(found: Found) -> None:
 
 
 _ORPHAN = "add its image, correct its name, or remove it"
-_LISTED = "add the file, or correct the path"
 _RENAME = "rename one of them, so that ids differ by more than upper and lower case"
+
+
+def _found(path: Path | None) -> Path | None:
+    return None if path is None else find(path)
+
+
+def _absent(case_id: str, path: Path, where: Path) -> Problem:
+    what, remedy = why_absent(path)
+    return Problem(case_id, str(path), f"{what}, but {where.name} lists it", remedy)
 
 
 def _case(case_id: str, images: Sequence[Path], label: Path | None) -> Case:

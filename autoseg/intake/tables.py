@@ -1,17 +1,21 @@
 """Tables beside a dataset: its list of images, and who the patients are.
 
-CSV (comma or semicolon) and TSV, UTF-8 with or without a byte order mark; column names in any case.
+CSV (commas, semicolons or tabs) and TSV, UTF-8 with or without a byte order mark; column names in any case.
 """
 
 import csv
+import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.readers import stem_of
-from autoseg.intake.pairing import CHANNEL_SUFFIX, Case, Found, Problem, choose_channels, listed_case
+from autoseg.intake.contents import table_beside
+from autoseg.intake.folds import numbered_splits, report_spelling, report_unknown
+from autoseg.intake.pairing import Found, Problem, choose_channels, listed_case
+from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, match_ids, some
 
 TABLE_ENDINGS = (".csv", ".tsv")
 CASE_COLUMNS = ("case", "case_id", "id")
@@ -28,23 +32,30 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """Rows of a table as dicts, names lower case, text stripped; blank rows are left out.
 
     Raises:
-        DataError: it is not UTF-8 text, or a row has more fields than the first line.
+        DataError: it cannot be read, is not UTF-8 text, or a row has more fields than the first line.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            separator = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in first and "," not in first else ","
-            rows = list(csv.reader(file, delimiter=separator))
+            text = re.sub(r"\A(\s*[\r\n]|sep=.[\r\n]+)+", "", file.read())  # sep=; is Excel's way to name it
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text.splitlines()[:1])))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}", remedy="check the file and its permissions"
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a readable table: {error}", remedy="save it as UTF-8 CSV") from None
     rows = [[text.strip() for text in row] for row in rows]
     names = [name.lower() for name in rows[0]] if rows else []
     for number, row in enumerate(rows[1:], start=2):
-        if len(row) > len(names):
+        if any(row[len(names) :]):
             what = f"{path}: row {number} has {len(row)} fields, the first line {len(names)}"
             raise DataError(what, remedy="put fields that hold a separator in quotes")
     return [dict.fromkeys(names, "") | dict(zip(names, row, strict=False)) for row in rows[1:] if any(row)]
+
+
+def _separator(first: Sequence[str]) -> str:
+    """What separates the names in the first line of a table: a comma wherever there is one."""
+    return next((mark for mark in (",", ";", "\t") for line in first if mark in line), ",")
 
 
 def image_columns(row: dict[str, str]) -> dict[str, str]:
@@ -91,7 +102,7 @@ def cases_of_table(path: Path, wanted: tuple[str, ...] | None) -> Found:
             what = f"the split {row['split']!r} is not train, validation or test"
             found.problems.append(Problem(case_id, str(path), what, "correct the column split"))
         if patient_column and row[patient_column]:
-            found.patients[case_id] = row[patient_column]
+            found.patients[case_id] = _patient(row[patient_column])
         (found.test_cases if split == "test" else found.cases).append(case)
         if split != "test":
             training[case_id] = row
@@ -111,13 +122,14 @@ def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str
     if pattern is not None:
         return _patients_by_pattern(ids, pattern), True
     source, patients = "the column patient", found.patients
-    if not patients and (path := root / "patients.csv").is_file():
-        source, patients = path.name, _patients_by_case(found, path)
-    elif not patients and (path := root / "participants.tsv").is_file():
-        source, patients = path.name, _patients_by_prefix(ids, path)
+    if not patients and (path := table_beside(root, "patients.csv")):
+        source, patients = path.name, _patients_by_case(found, path, ids)
+    elif not patients and (path := table_beside(root, "participants.tsv")):
+        source, patients = path.name, _patients_by_prefix(found, path, ids)
     if not patients:
         found.notes.append(NO_PATIENTS)
         return {case_id: case_id for case_id in ids}, False
+    _alike(found, set(patients.values()), source, root)
     alone = [case_id for case_id in ids if case_id not in patients]
     testing = {case.id for case in found.test_cases}
     for case_id in [case_id for case_id in alone if case_id not in testing]:
@@ -128,6 +140,20 @@ def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str
             f"{source} names no patient for {len(set(alone) & testing)} test cases: each counts as its own"
         )
     return {case_id: patients.get(case_id, case_id) for case_id in ids}, True
+
+
+def _patient(text: str) -> str:
+    """A patient's name, composed, with single blanks."""
+    return " ".join(composed(text).split())
+
+
+def _alike(found: Found, names: Collection[str], source: str, root: Path) -> None:
+    """Warn of patients whose names differ by upper and lower case alone: most likely they are one."""
+    first: dict[str, str] = {}
+    for name in sorted(names):
+        if (other := first.setdefault(name.casefold(), name)) != name:
+            what = f"{source} has patients {other!r} and {name!r}: they count as two"
+            found.problems.append(Problem(None, str(root), what, "spell them alike, if they are one person", "warning"))
 
 
 def _numbered(channels: Iterable[str]) -> bool:
@@ -142,59 +168,67 @@ def _row_ids(rows: Sequence[dict[str, str]], columns: Sequence[str], folder: Pat
     """Case ids: their own column; or the image's stem; or, where stems repeat, its path within the folder."""
     column = next((name for name in CASE_COLUMNS if name in rows[0] and all(row[name] for row in rows)), None)
     if column:
-        return [row[column] for row in rows]
+        return [composed(row[column]) for row in rows]
     images = [Path(next((row[name] for name in columns if row[name]), f"row{n}")) for n, row in enumerate(rows, 2)]
-    stems = [stem_of(image) for image in images]
+    stems = [composed(stem_of(image)) for image in images]
     if len(columns) > 1 or all(stem.endswith("_0000") for stem in stems):
         stems = [match.group(1) if (match := CHANNEL_SUFFIX.fullmatch(stem)) else stem for stem in stems]
     if len(set(stems)) == len(stems):
         return stems
     parents = [image.parent if not image.is_absolute() else Path(*image.parts[-2:-1]) for image in images]
-    return ["_".join((*parent.parts, stem)) for parent, stem in zip(parents, stems, strict=True)]
+    return [composed("_".join((*parent.parts, stem))) for parent, stem in zip(parents, stems, strict=True)]
 
 
 def _splits(found: Found, rows: dict[str, dict[str, str]], path: Path) -> None:
     """Folds that the columns fold (the fold that validates on the case) or split (train, validation) prescribe."""
+    texts = {case_id: row["fold"] for case_id, row in rows.items() if row.get("fold")}
+    validation = [case_id for case_id, row in rows.items() if row.get("split", "").lower() in VALIDATION]
+    if not texts:
+        if validation:
+            numbered_splits(found, {case_id: 0 if case_id in validation else -1 for case_id in rows}, str(path))
+        elif any("fold" in row or row.get("split") for row in rows.values()):
+            column = (
+                "fold is empty" if any("fold" in row for row in rows.values()) else "split names no validation case"
+            )
+            found.notes.append(
+                f"the column {column}: autoseg makes its own folds (to train on all cases: autoseg train -f full)"
+            )
+        return
     numbers: dict[str, int] = {}
-    for case_id, row in rows.items():
-        if text := row.get("fold", ""):
-            try:
-                numbers[case_id] = int(float(text))
-            except (ValueError, OverflowError):
-                found.problems.append(
-                    Problem(case_id, str(path), f"the fold {text!r} is no number", "number folds 0, 1, ...")
-                )
-                return
-    if numbers and len(numbers) < len(rows):
-        for case_id in rows.keys() - numbers.keys():
+    for case_id in rows:
+        number = _fold_number(texts.get(case_id, ""))
+        if number is not None:
+            numbers[case_id] = number
+        elif case_id in texts:
+            what = f"the fold {texts[case_id]!r} is not a whole number"
+            found.problems.append(Problem(case_id, str(path), what, "number folds 0, 1, ...; -1 only trains"))
+        else:
             what = "no fold is named, but other cases have one"
             found.problems.append(
                 Problem(case_id, str(path), what, "fill in the column fold for all cases, or for none")
             )
-        return
-    if not numbers:
-        validation = [case_id for case_id, row in rows.items() if row.get("split", "").lower() in VALIDATION]
-        if not validation:
-            return
-        numbers = {case_id: 0 if case_id in validation else -1 for case_id in rows}
-    found.cases = [_with_fold(case, numbers.get(case.id)) for case in found.cases]
-    found.splits = tuple(
-        Split(
-            fold,
-            tuple(sorted(case_id for case_id in numbers if numbers[case_id] != fold)),
-            tuple(sorted(case_id for case_id in numbers if numbers[case_id] == fold)),
-        )
-        for fold in sorted(set(numbers.values()) - {-1})
-    )
+    if validation:
+        what = "the columns fold and split both name validation cases: the column fold is used"
+        found.problems.append(Problem(None, str(path), what, "leave one of the two out", "warning"))
+    found.cases = [replace(case, fold=_none_if_training(numbers.get(case.id))) for case in found.cases]
+    numbered_splits(found, numbers, str(path))
 
 
-def _with_fold(case: Case, fold: int | None) -> Case:
-    return Case(case.id, case.patient, case.images, case.label, None if fold == -1 else fold)
+def _fold_number(text: str) -> int | None:
+    """A fold as a spreadsheet may write it: 1, 1.0, -1; None for anything else."""
+    try:
+        return int(float(text)) if float(text) == int(float(text)) >= -1 else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _none_if_training(fold: int | None) -> int | None:
+    return None if fold == -1 else fold
 
 
 def _patients_by_pattern(ids: Sequence[str], pattern: str) -> dict[str, str]:
     try:
-        compiled = re.compile(pattern)
+        compiled = re.compile(composed(pattern))
     except re.error as error:
         raise UsageError(
             f"--patient-regex {pattern!r} is no regular expression: {error}", remedy="correct it"
@@ -205,37 +239,44 @@ def _patients_by_pattern(ids: Sequence[str], pattern: str) -> dict[str, str]:
     matches = {case_id: compiled.search(case_id) for case_id in ids}
     unmatched = [case_id for case_id, match in matches.items() if match is None or not match.group(1)]
     if unmatched:
-        shown = ", ".join(unmatched[:5]) + (f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else "")
-        what = f"--patient-regex {pattern!r} names no patient for {shown}"
+        what = f"--patient-regex {pattern!r} names no patient for {some(unmatched)}"
         raise UsageError(what, remedy="its first group must match part of every case id")
     return {case_id: match.group(1) for case_id, match in matches.items() if match}
 
 
-def _patients_by_case(found: Found, path: Path) -> dict[str, str]:
+def _patients_by_case(found: Found, path: Path, ids: Sequence[str]) -> dict[str, str]:
+    """patients.csv: case id -> patient. Ids that match no case are errors: their patients would leak across folds."""
     rows = read_table(path)
     case_column = next((name for name in CASE_COLUMNS if rows and name in rows[0]), None)
     patient_column = next((name for name in PATIENT_COLUMNS if rows and name in rows[0]), None)
     if case_column is None or patient_column is None:
         raise DataError(f"{path} has no columns case and patient", remedy="its first line must be: case,patient")
+    matched = match_ids([row[case_column] for row in rows if row[case_column]], ids)
+    report_spelling(found, matched, path)
+    report_unknown(found, matched.unknown, path, f"{path.name} names a case that does not exist")
     patients: dict[str, str] = {}
     for row in rows:
-        case_id, patient = row[case_column], row[patient_column]
-        if patient and patients.setdefault(case_id, patient) != patient:
+        case_id, patient = matched.cases.get(row[case_column]), _patient(row[patient_column])
+        if case_id and patient and patients.setdefault(case_id, patient) != patient:
             what = f"two patients for one case: {patients[case_id]} and {patient}"
             found.problems.append(Problem(case_id, str(path), what, "keep one of the two lines"))
     return patients
 
 
-def _patients_by_prefix(ids: Sequence[str], path: Path) -> dict[str, str]:
+def _patients_by_prefix(found: Found, path: Path, ids: Sequence[str]) -> dict[str, str]:
     """BIDS: the participant whose id begins the case id (`sub-01_ses-2_T1w`); the longest one where several do."""
     rows = read_table(path)
     if not rows or "participant_id" not in rows[0]:
         raise DataError(f"{path} has no column participant_id", remedy="BIDS demands it as the first column")
-    participants = sorted((row["participant_id"] for row in rows if row["participant_id"]), key=len, reverse=True)
+    names = [composed(row["participant_id"]) for row in rows if row["participant_id"]]
+    participants = sorted(names, key=len, reverse=True)
     patients = {}
     for case_id in ids:
         for participant in participants:
             if re.match(rf"(?:sub-)?{re.escape(participant)}(?![0-9A-Za-z])", case_id):
                 patients[case_id] = participant
                 break
+    if participants and not patients:
+        what = f"none of the {len(names)} participants begins a case id, such as {participants[0]} and {ids[0]}"
+        found.problems.append(Problem(None, str(path), what, "name the patients in patients.csv", "warning"))
     return patients

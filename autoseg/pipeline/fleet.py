@@ -40,7 +40,7 @@ from autoseg.pipeline.phases import (
 )
 from autoseg.pipeline.training import TrainOptions
 from autoseg.stopping import StopSignals
-from autoseg.workspace import Workspace
+from autoseg.workspace import FoldName, Workspace, set_aside_since
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 20
@@ -55,7 +55,7 @@ say_now = partial(print, flush=True)  # a log that is followed should not lag be
 class FoldJob:
     """One fold, to be trained by a process of its own."""
 
-    fold: int
+    fold: FoldName
     command: Sequence[str]
     output: Path  # all that the process says is appended here
 
@@ -64,7 +64,7 @@ class FoldJob:
 class FoldEnd:
     """How the process of a fold ended."""
 
-    fold: int
+    fold: FoldName
     gpu: str | None  # None: it was never started
     code: int  # exit code; minus the signal that killed it; a code of STOPPED where it can go on
     seconds: float
@@ -100,11 +100,13 @@ def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str],
         for fold in phase.folds or ()
     ]
     say(f"{phase.configuration}: {len(jobs)} folds on GPU {', '.join(gpus)}")
+    began = time.time()
     ends = run_folds(jobs, gpus, stop, say)
     say(table(ends, model))
     for line in warnings(ends, model, (str(phase.configuration), configuration.network.name), list(plan.labels.scored)):
         say(line)
-    _require_success(ends, phase)
+    replaced = [fold for fold in phase.folds or () if set_aside_since(model / f"fold_{fold}", began)]
+    _require_success(ends, phase, replaced if phase.restart else None)
 
 
 def choose_gpus(gpus: str, device: str = "auto") -> list[str]:
@@ -133,7 +135,7 @@ def choose_gpus(gpus: str, device: str = "auto") -> list[str]:
     return [visible[number].strip() for number in numbers]
 
 
-def fold_command(workspace: Workspace, phase: TrainOptions, fold: int) -> list[str]:
+def fold_command(workspace: Workspace, phase: TrainOptions, fold: FoldName) -> list[str]:
     """What trains one fold of a phase on the one GPU its process sees; without a usable GPU it fails, and says so.
 
     `--stop-after` is left out: it is meant for the whole command, and its time is kept by the parent.
@@ -156,7 +158,7 @@ def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals, s
     """
     waiting, free = deque(jobs), deque(gpus)
     running: list[_Child] = []
-    ends: dict[int, FoldEnd] = {}
+    ends: dict[FoldName, FoldEnd] = {}
     cores = dict(zip(gpus, share_cores(min(len(gpus), len(jobs))), strict=False))
     told: int | None = None  # the signal that the children were sent
     try:
@@ -289,11 +291,11 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
         epoch = mean = "-"
         if history := _history(model, end.fold):
             row = history[-1]
-            dice = [d for d in row["pseudo_dice"] if d is not None]
+            dice = [d for d in row.get("pseudo_dice", ()) if d is not None]
             epoch, mean = str(row["epoch"]), f"{sum(dice) / len(dice):.3f}" if dice else "-"
         minutes, seconds = divmod(round(end.seconds), 60)
         spent = f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
-        lines.append(f"{end.fold:4d} {end.gpu or '-':>6} {spent:>8} {epoch:>6} {mean:>12}  {_how_ended(end)}")
+        lines.append(f"{end.fold:>4} {end.gpu or '-':>6} {spent:>8} {epoch:>6} {mean:>12}  {_how_ended(end)}")
     return "\n".join(lines)
 
 
@@ -308,14 +310,18 @@ def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labe
     return [warning(fold, f, model) for fold, rows in histories.items() for f in diagnose(rows, labels)]
 
 
-def _history(model: Path, fold: int) -> list[dict[str, Any]]:
+def _history(model: Path, fold: FoldName) -> list[dict[str, Any]]:
     """The rows of a fold's history.jsonl; none where it has not come to its first epoch."""
     history = model / f"fold_{fold}" / "history.jsonl"
     return [json.loads(row) for row in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
 
 
-def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions) -> None:
-    """Raise what tells of the folds of a phase that are not trained, if there are any."""
+def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Sequence[FoldName] | None = None) -> None:
+    """Raise what tells of the folds of a phase that are not trained, if there are any.
+
+    Args:
+        replaced: folds whose old training was set aside; None: all that were started.
+    """
     stopped = [end.fold for end in ends if end.code in STOPPED]
     failed = [end for end in ends if end.code not in (0, *STOPPED)]
     told = []
@@ -323,7 +329,11 @@ def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions) -> None:
         told.append(f"fold {folds_text([end.fold for end in failed])} of {phase.configuration} failed, see above")
     if stopped:
         told.append(f"fold {folds_text(stopped)} of {phase.configuration} is stopped and can go on")
-        untouched = [end.fold for end in ends if end.gpu is None]
+        untouched = [
+            end.fold
+            for end in ends
+            if end.gpu is None or (end.code in STOPPED and replaced is not None and end.fold not in replaced)
+        ]
         remedy = f"fold {folds_text(untouched)}: still to --restart" if untouched and phase.restart else ""
         interrupted = any(end.code == Interrupted.exit_code for end in ends)
         raise (Interrupted if interrupted else Stopped)("; ".join(told), remedy=remedy)

@@ -1,25 +1,31 @@
 """The folds of a command: what is asked of them, which they are, what they read and where they predict to."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.cascade import prepare_previous
 from autoseg.data.splits import Split, Splits
+from autoseg.data.store import CaseStore
 from autoseg.dataset import Case, Dataset
-from autoseg.errors import UsageError
+from autoseg.errors import StateError, UsageError
 from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.planning import FOLDS
 from autoseg.plan import Plan
 from autoseg.preprocess import preprocess
-from autoseg.workspace import Workspace
+from autoseg.sources import require_unchanged
+from autoseg.workspace import FULL, FoldName, Workspace, write_text
+
+SEGMENTED = "segmented.json"  # of a fold: which images its held-out segmentations were made of
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """What `autoseg train` can be told."""
 
-    folds: tuple[int, ...] | None = None  # None: all
+    folds: tuple[FoldName, ...] | None = None  # None: all partitions
     configuration: str | None = None  # None: the recommended one
     network: str | None = None  # None: the one of plan.json
     epochs: int | None = None
@@ -27,6 +33,7 @@ class TrainOptions:
     time_budget_seconds: float | None = None  # per fold, validation included
     device: str = "auto"
     restart: bool = False  # of the folds named; the previous stage of a cascade is left alone
+    finish: bool = False  # let folds that were begun cool down at once
     init_from: Path | None = None  # a trained model to begin with; of the folds named, too
     stop_after_seconds: float | None = None  # of this command
     checkpoint_seconds: float = 60.0
@@ -48,18 +55,33 @@ class Folds:
         dataset, plan, splits = load_records(workspace, options.network, say)
         return cls(workspace, dataset, _with_length(plan.with_settings(options.settings), options), splits)
 
-    def chosen(self, folds: Sequence[int] | None) -> list[Split]:
-        """The folds of these numbers, or all. Of fewer patients than folds: those that exist.
+    def chosen(self, folds: Sequence[FoldName] | None) -> list[Split]:
+        """The folds of these names, or all partitions. Of fewer patients than folds: those that exist.
 
         Raises:
             UsageError: there is no such fold.
         """
         existing = {split.fold: split for split in self.splits.splits}
+        if folds is not None and FULL in folds:
+            existing[FULL] = self.full()
         wanted = list(existing) if folds is None else list(folds)
         missing = [fold for fold in wanted if fold not in existing]
         if missing and not (set(wanted) & set(existing) and len(existing) < FOLDS):
-            raise UsageError(f"there is no fold {missing[0]}", remedy=f"the folds are {', '.join(map(str, existing))}")
+            names = [str(split.fold) for split in self.splits.splits]
+            raise UsageError(f"there is no fold {missing[0]}", remedy=f"the folds are {', '.join(names)}, and full")
         return [existing[fold] for fold in wanted if fold in existing]
+
+    def full(self) -> Split:
+        """The fold that trains on all cases but those held out for the test, and validates on none."""
+        return Split(FULL, tuple(case.id for case in self.dataset.cases if case.id not in self.splits.test), ())
+
+    def folder(self, name: str, fold: FoldName) -> Path:
+        """Of a fold of a configuration."""
+        return self.workspace.fold(name, self.plan.configurations[name].network.name, fold)
+
+    def require_sources(self) -> None:
+        """Refuse a dataset that has moved, or that changed since it was planned. Raises StateError."""
+        require_unchanged(self.workspace, self.dataset, self.dataset.cases)
 
     def cases(self, split: Split) -> list[Case]:
         """The held-out cases of a fold."""
@@ -70,13 +92,48 @@ class Folds:
         """Where a fold of a configuration puts its segmentation of a held-out case."""
         from autoseg.predict import output_ending
 
-        network = self.plan.configurations[name].network.name
-        folder = self.workspace.fold(name, network, split.fold)
-        return folder / "validation" / f"{case.id}{output_ending(case)}"
+        return self.folder(name, split.fold) / "validation" / f"{case.id}{output_ending(case)}"
 
     def unpredicted(self, name: str, split: Split) -> list[Case]:
-        """Held-out cases that a fold has not segmented yet."""
-        return [case for case in self.cases(split) if not self.prediction(name, split, case).exists()]
+        """Held-out cases that a fold has not segmented yet, or whose image is another since it did."""
+        segmented, today = self._segmented(name, split), self._images(name, split)
+        return [
+            case
+            for case in self.cases(split)
+            if not self.prediction(name, split, case).exists()
+            or today[case.id] != segmented.get(case.id, today[case.id])
+        ]
+
+    def note_predicted(self, name: str, split: Split) -> None:
+        """Keep which images the segmentations of a fold's held-out cases were made of."""
+        text = json.dumps(self._segmented(name, split) | self._images(name, split), indent=1)
+        write_text(self.folder(name, split.fold) / SEGMENTED, text + "\n")
+
+    def done(self, name: str, split: Split) -> bool:
+        """Whether a fold is trained and its held-out cases are segmented."""
+        if split.fold != FULL:
+            return not self.unpredicted(name, split)
+        from autoseg.begun import read_begun
+
+        begun = read_begun(self.folder(name, FULL))
+        return begun is not None and begun.finished
+
+    def _segmented(self, name: str, split: Split) -> dict[str, str]:
+        """Held-out case -> digest of the image that was segmented, as far as it was kept."""
+        with suppress(OSError, ValueError):
+            return json.loads((self.folder(name, split.fold) / SEGMENTED).read_text(encoding="utf-8"))
+        return {}
+
+    def _images(self, name: str, split: Split) -> dict[str, str]:
+        """Held-out case -> digest of its image of today; "" where it is not preprocessed."""
+        store = CaseStore(self.workspace.preprocessed(self.plan.configurations[name].data))
+        found = {}
+        for case in split.validation:
+            try:
+                found[case] = store.info(case).content[0]
+            except StateError:
+                found[case] = ""
+        return found
 
     def preprocess(self, name: str) -> None:
         """Preprocess the cases for a configuration; those that are stored are left alone."""
@@ -95,7 +152,7 @@ class Folds:
             case.id: self.prediction(before, split, case) for split in self.splits.splits for case in self.cases(split)
         }
         replaced = prepare_previous(self.workspace, self.plan, name, self.dataset.cases, sources)
-        old = [split.fold for split in chosen if not self.unpredicted(name, split)]
+        old = [split.fold for split in chosen if self.done(name, split)]
         if replaced and old and not restart:
             which = f"fold {','.join(map(str, old))} of {name}"
             say(f"note: {which} learnt from older segmentations; --restart trains it on those of today")

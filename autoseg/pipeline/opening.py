@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.data.splits import Splits
 from autoseg.dataset import Dataset
-from autoseg.errors import UsageError
+from autoseg.errors import StateError, UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan import Plan
 from autoseg.planner import describe, with_network
@@ -18,16 +20,29 @@ if TYPE_CHECKING:
     import torch
 
 PLAN_FIRST = "make a plan first: autoseg plan DATASET"
+DEVICES = ("cuda", "cpu", "mps")
 Say = Callable[[str], None]
 
 
 def load_records(workspace: Workspace, network: str | None = None, say: Say = print) -> tuple[Dataset, Plan, Splits]:
-    """Dataset, plan (see `open_plan`) and splits of a workspace. Raises StateError where nothing has been planned."""
-    return (
-        load(Dataset, workspace.dataset, remedy=PLAN_FIRST),
-        open_plan(workspace, network, say),
-        load(Splits, workspace.splits, remedy=PLAN_FIRST),
-    )
+    """Dataset, plan (see `open_plan`) and splits of a workspace.
+
+    Raises:
+        StateError: nothing has been planned, or the folds name a case that is not in the dataset.
+    """
+    dataset = load(Dataset, workspace.dataset, remedy=PLAN_FIRST)
+    plan = open_plan(workspace, network, say)
+    splits = load(Splits, workspace.splits, remedy=PLAN_FIRST)
+    known = {case.id for case in dataset.cases}
+    for i, split in enumerate(splits.splits):
+        for key, ids in (("train", split.train), ("validation", split.validation)):
+            if unknown := [case_id for case_id in ids if case_id not in known]:
+                raise StateError(
+                    f"{workspace.splits.name}.splits[{i}].{key}: expected cases of {workspace.dataset.name}, found "
+                    f"{unknown[0]!r}",
+                    remedy=f"correct it in {workspace.splits}, or plan the dataset again",
+                )
+    return dataset, plan, splits
 
 
 def open_plan(workspace: Workspace, network: str | None = None, say: Say = print) -> Plan:
@@ -46,10 +61,17 @@ def open_plan(workspace: Workspace, network: str | None = None, say: Say = print
     path = workspace.plan_for(network)
     if path.exists() and _data_side(known := load(Plan, path)) == _data_side(plan):
         return known
+    keep_aside(path, time.strftime("%Y%m%d-%H%M%S"))
     made = with_network(plan, load(Fingerprint, workspace.fingerprint, remedy=PLAN_FIRST), network)
     save(path, made)
     say(f"plan for {network}, in {path}:\n{describe(made)}")
     return made
+
+
+def keep_aside(path: Path, stamp: str) -> None:
+    """Copy a record that is about to be replaced: plan.json to plan.before-STAMP.json."""
+    if path.exists():
+        shutil.copy2(path, path.with_name(f"{path.stem}.before-{stamp}{path.suffix}"))
 
 
 def _data_side(plan: Plan) -> tuple:
@@ -72,6 +94,8 @@ def choose_device(name: str) -> "torch.device":
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.partition(":")[0] not in DEVICES:
+        raise UsageError(f"--device {name!r}: expected one of {', '.join(DEVICES)}", remedy="use --device cpu, or auto")
     try:
         device = torch.device(name)
         if device.type == "cuda":

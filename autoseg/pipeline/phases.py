@@ -11,7 +11,8 @@ from dataclasses import fields, replace
 
 from autoseg.pipeline.folds import Folds, TrainOptions
 from autoseg.pipeline.opening import Say
-from autoseg.workspace import Workspace
+from autoseg.pipeline.training import begun_among
+from autoseg.workspace import FULL, FoldName, Workspace
 
 FLAGS = {"settings": "--set", "checkpoint_seconds": "--checkpoint-every"}  # that are called otherwise than their field
 
@@ -27,14 +28,20 @@ def split_into_phases(workspace: Workspace, options: TrainOptions, say: Say = pr
     """
     folds = Folds.open(workspace, options, say)
     name, configuration = folds.plan.configuration(options.configuration)
-    chosen = tuple(split.fold for split in folds.chosen(options.folds))
+    splits = folds.chosen(options.folds)
+    if options.finish:
+        splits = begun_among(folds, name, splits, say)
+    folds.require_sources()
+    chosen = tuple(split.fold for split in splits)
     phases = [replace(options, configuration=name, folds=chosen)]
     if before := configuration.cascade_from:
         missing = tuple(split.fold for split in folds.splits.splits if folds.unpredicted(before, split))
         count = len(folds.splits.splits)
         say(f"{before}, the previous stage: {count - len(missing)} of {count} folds are trained and validated")
         if missing:
-            phases.insert(0, replace(options, configuration=before, folds=missing, restart=False, init_from=None))
+            phases.insert(
+                0, replace(options, configuration=before, folds=missing, restart=False, init_from=None, finish=False)
+            )
     return phases
 
 
@@ -73,9 +80,9 @@ def train_arguments(workspace: Workspace, options: TrainOptions) -> list[str]:
     return arguments
 
 
-def folds_text(folds: Sequence[int]) -> str:
-    """Folds as `-f` takes them: "0..4" or "0,2"."""
+def folds_text(folds: Sequence[FoldName]) -> str:
+    """Folds as `-f` takes them: "0..4", "0,2" or "0,2,full"."""
     first, last = folds[0], folds[-1]
-    if len(folds) > 2 and list(folds) == list(range(first, last + 1)):
+    if len(folds) > 2 and first != FULL and last != FULL and list(folds) == list(range(first, last + 1)):
         return f"{first}..{last}"
     return ",".join(map(str, folds))

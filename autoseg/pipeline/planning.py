@@ -1,23 +1,27 @@
 """Folder -> checked cases -> fingerprint -> plan -> splits -> preprocessed cases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from autoseg.data.splits import Splits, make_splits, splits_from_nnunet
 from autoseg.dataset import Dataset, IntakeOptions, discover
+from autoseg.duplicates import as_one_patient
 from autoseg.errors import DataError
 from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.intake.copying import refuse_unfinished
 from autoseg.pipeline.opening import Say, gpu_memory_gb
+from autoseg.pipeline.replanning import Replanning, folds_after, options_again, require_related, with_kept_statistics
 from autoseg.plan import Plan
 from autoseg.planner import describe, make_plan
+from autoseg.planning.grids import training_grids
 from autoseg.planning.table import summary
 from autoseg.preprocess import preprocess
 from autoseg.problems import check, problem_table, without_bad_cases
 from autoseg.records import load, save
+from autoseg.sources import measure
 from autoseg.workspace import Workspace, lock
 
 FOLDS = 5
@@ -45,7 +49,7 @@ def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = No
     refuse_unfinished(root)
     dataset, problems = discover(root, intake)
     problems, _ = check(dataset, known=problems, workers=workers)
-    say(describe_dataset(dataset))
+    say(describe_dataset(as_one_patient(dataset, problems)))
     say(problem_table(problems))
     return DataError.exit_code if any(problem.severity == "error" for problem in problems) else 0
 
@@ -58,7 +62,9 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
         UsageError: an option does not fit the dataset or the plan.
     """
     with lock(workspace.root / ".plan.lock", f"planning in {workspace.root}"):
+        replanning = Replanning(workspace)
         dataset, fingerprint = _examine(root, options, say)
+        require_related(workspace, dataset)
         vram_gb = options.vram_gb
         if vram_gb is None and options.preset is None:
             vram_gb = gpu_memory_gb()
@@ -73,20 +79,27 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             device="cpu" if vram_gb is None else "gpu",
             vram_gb=vram_gb,
         )
-        plan = plan.with_settings(options.settings)
+        plan = replace(plan, file_names=dataset.file_names, grids=training_grids(fingerprint))
+        plan = with_kept_statistics(plan, workspace, say).with_settings(options.settings)
         splits = _split(dataset, fingerprint, workspace, options.seed)
         say(describe(plan))
         say("\n" + summary(plan) + "\n")
         for note in splits.notes:
             say(f"note: {note}")
+        save(workspace.sources, measure(dataset, _as_typed(options), workers=options.workers))
         save(workspace.dataset, dataset)
         save(workspace.fingerprint, fingerprint)
-        save(workspace.splits, splits)
-        save(workspace.plan, plan)
+        for path, record in ((workspace.splits, splits), (workspace.plan, plan)):
+            replanning.keep(path)
+            save(path, record)
+        for note in replanning.kept():
+            say(note)
         if options.preprocess:
             for name in options.configurations or (plan.recommended,):
                 store = preprocess(dataset, plan, name, workspace, workers=options.workers)
                 say(f"{name}: {len(dataset.cases)} preprocessed cases in {store.folder}")
+        for line in folds_after(workspace, dataset, plan, splits):
+            say(line)
     return plan
 
 
@@ -104,12 +117,25 @@ def describe_dataset(dataset: Dataset) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in dataset.notes)])
 
 
+def _as_typed(options: PlanOptions) -> tuple[str, ...]:
+    """The options as they are typed, but for those that only say how the work is done."""
+    return options_again(
+        options.intake,
+        (
+            ("--rules", options.rules if options.rules != "autoseg" else None), ("--preset", options.preset),
+            ("--network", options.network), ("--vram", options.vram_gb), ("--skip-bad", options.skip_bad),
+            ("--configurations", ",".join(options.configurations) or None), ("--set", options.settings),
+        ),
+    )  # fmt: skip
+
+
 def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Fingerprint]:
     """Check and measure a dataset, reading every file once."""
     refuse_unfinished(root)
     dataset, problems = discover(root, options.intake)
     measure = partial(measure_case, labels=dataset.labels, samples=samples_per_case(len(dataset.cases)))
     problems, measured = check(dataset, measure, known=problems, workers=options.workers)
+    dataset = as_one_patient(dataset, problems)
     say(describe_dataset(dataset))
     if problems:
         say(problem_table(problems))
@@ -119,7 +145,10 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
             f"{root} has {len(errors)} errors (listed above)",
             remedy="repair them, or leave the faulty cases out with --skip-bad",
         )
+    known = len(dataset.notes)
     dataset = without_bad_cases(dataset, problems)
+    for note in dataset.notes[known:]:
+        say(f"note: {note}")
     kept = {case.id: measured[case.id] for case in dataset.cases}
     return dataset, summarise(kept, channels=dataset.channels, labels=dataset.labels)
 
@@ -128,7 +157,8 @@ def _split(dataset: Dataset, fingerprint: Fingerprint, workspace: Workspace, see
     """The folds: those the dataset brings along, otherwise ours; cases known from before keep their fold."""
     patients = {case.id: case.patient for case in dataset.cases}
     if dataset.splits is not None:
-        return splits_from_nnunet([{"train": s.train, "val": s.validation} for s in dataset.splits], patients)
+        folds = [{"train": s.train, "val": s.validation} for s in dataset.splits]
+        return splits_from_nnunet(folds, patients, file="the dataset")
     existing = load(Splits, workspace.splits) if workspace.splits.exists() else None
     volumes = {
         case.id: [case.class_voxels.get(name, 0) * _voxel_mm3(case.spacing) for name in dataset.labels.values]

@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autoseg.dataset import Case, images_in
-from autoseg.errors import StateError, UsageError
+from autoseg.dataset import Case, Dataset, Problem, images_in
+from autoseg.errors import DataError, StateError, UsageError
+from autoseg.intake.grids import header_notes
 from autoseg.pipeline.opening import Say, choose_device, open_plan
-from autoseg.workspace import Workspace
+from autoseg.plan import Plan
+from autoseg.problems import problem_table
+from autoseg.records import load, to_plain
+from autoseg.same_training import what_is_seen
+from autoseg.workspace import FULL, FoldName, Workspace
+
+if TYPE_CHECKING:  # torch is imported when something is segmented
+    from autoseg.model import Model
 
 
 def predict_images(
@@ -17,10 +26,11 @@ def predict_images(
     configuration: str | None = None,
     network: str | None = None,
     models: Sequence[str] = (),
-    folds: tuple[int, ...] | None = None,
+    folds: tuple[FoldName, ...] | None = None,
     device: str = "auto",
     step: float = 0.5,
     mirroring: bool | None = None,
+    unfinished: bool = False,
     say: Say = print,
 ) -> list[Path]:
     """Segment images with the ensemble of the trained folds; one label file per case, on the image's own grid.
@@ -28,9 +38,13 @@ def predict_images(
     Args:
         configuration, network: of one model; None: as recommended, as planned.
         models: or models to average, as their folders are called: 3d_fullres-unet.
-        folds: of each model; None: all that are trained.
+        folds: of each model; None: all partitions that are trained, or FULL where it alone is.
+        unfinished: also use folds that are not trained to the end, as they stand.
+
+    What is wrong with single images is listed at the end, after the sound ones have been segmented.
 
     Raises:
+        DataError: an image could not be segmented; the others have been.
         StateError: a model is not trained, or models were trained on different channels, labels or orientations.
         UsageError: models are given in both ways, or there is nothing to segment.
     """
@@ -42,18 +56,86 @@ def predict_images(
     plan = open_plan(workspace, network, say)
     name, chosen = plan.configuration(configuration)
     pairs = _named_models(workspace, models) if models else [(name, chosen.network.name)]
-    cases = [
-        Case(i, i, tuple(map(str, files)), None) for i, files in images_in(images, len(plan.channels), plan.channels)
-    ]
+    found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names)
     chosen_device = choose_device(device)
-    opened = [open_model(workspace, *pair, folds=folds, device=chosen_device) for pair in pairs]
-    written = predict_cases(opened, cases, out, PredictOptions(step=step, mirroring=mirroring))
-    voters = [
-        f"{len(model.folds)} fold{'s' * (len(model.folds) != 1)} of {pair[0]} ({pair[1]})"
-        for model, pair in zip(opened, pairs, strict=True)
-    ]
+    opened = [open_model(workspace, *pair, folds=folds, device=chosen_device, unfinished=unfinished) for pair in pairs]
+    for model in opened:
+        for note in notes_on(model, plan):
+            say(note)
+    trained = opened[0].plan
+    if trained.file_names not in (None, plan.file_names):  # the model was trained on images called otherwise
+        found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names)
+    cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
+    _spare_references(workspace, cases, out)
+    before = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    options = PredictOptions(step=step, mirroring=mirroring)
+    written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
+    voters = [f"{_voters(model)} of {pair[0]} ({pair[1]})" for model, pair in zip(opened, pairs, strict=True)]
+    for problem in header_notes([remark for prediction in written for remark in prediction.remarks]):
+        say(f"warning: {problem.file}: {problem.what} ({problem.remedy})")
     say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
+    if replaced := [prediction for prediction in written if prediction.path.name in before]:
+        say(f"note: {len(replaced)} of them take the place of files that were in {out} before")
+    _report(faults, len(written), out, say)
     return [prediction.path for prediction in written]
+
+
+def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> None:
+    """List what is wrong with the images. Raises DataError where one of them could not be segmented."""
+    if faults:
+        say(problem_table(faults))
+    if errors := [fault for fault in faults if fault.severity == "error"]:
+        files = "file" if len(errors) == 1 else "files"
+        raise DataError(
+            f"{len(errors)} {files} could not be segmented (listed above); {written} segmentations are in {out}",
+            remedy="repair them as the list says, then repeat the command",
+        )
+
+
+def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) -> None:
+    """Refuse to write a segmentation over a label of the dataset: `-i imagesTr -o labelsTr`. Raises UsageError."""
+    from autoseg.predict import output_ending
+
+    if not workspace.dataset.exists():
+        return
+    dataset = load(Dataset, workspace.dataset)
+    labels = {Path(case.label).resolve() for case in (*dataset.cases, *dataset.test_cases) if case.label}
+    for case in cases:
+        if (path := out / f"{case.id}{output_ending(case)}").resolve() in labels:
+            raise UsageError(
+                f"{path} is a label of the dataset, and would be overwritten", remedy="choose another folder"
+            )
+
+
+def notes_on(model: "Model", plan: Plan) -> list[str]:
+    """What a user should know of the folds that predict: which are not finished, which saw all cases, another plan."""
+    unfinished = model.unfinished.items()
+    notes = [f"note: fold {fold} of {model.name} is not trained to the end: {how}" for fold, how in unfinished]
+    notes += [
+        f"note: fold {fold} of {model.name} is left out, because it is not trained to the end ({how}); --unfinished "
+        "takes it in"
+        for fold, how in model.left_out.items()
+    ]
+    if FULL in model.folds:
+        notes.append(
+            f"note: {FULL} of {model.name} was trained on all cases: no cross-validation tells what it is worth, and "
+            "of its training cases its segmentations are too good"
+        )
+    name = model.configuration_name
+    trained, today = (what_is_seen(to_plain(one), name) for one in (model.plan, plan))
+    if differ := [key for key in today if today[key] != trained[key]]:
+        notes.append(
+            f"note: {model.name} was trained under another plan than that of today ({', '.join(differ)} differ); it "
+            "predicts by the one it was trained under"
+        )
+    return notes
+
+
+def _voters(model: "Model") -> str:
+    """ "5 folds", "1 fold", "the model of all cases"."""
+    count = sum(fold != FULL for fold in model.folds)
+    parts = [f"{count} fold{'s' * (count != 1)}"] if count else []
+    return " and ".join([*parts, *(["the model of all cases"] if FULL in model.folds else [])])
 
 
 def _named_models(workspace: Workspace, names: Sequence[str]) -> list[tuple[str, str]]:

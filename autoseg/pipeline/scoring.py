@@ -1,15 +1,19 @@
 """Held-out predictions, test cases and any two folders against their references."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoseg.data.splits import Split, Splits
 from autoseg.dataset import parse_options
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.pipeline.opening import Say, choose_device, load_records
 from autoseg.plan import Plan
 from autoseg.records import load, save
-from autoseg.workspace import Workspace
+from autoseg.same_training import command
+from autoseg.sources import changed_since, require_in_place
+from autoseg.workspace import FULL, Workspace, begun_folds
 
 if TYPE_CHECKING:  # torch is imported where something is predicted
     from autoseg.crossval import CrossValidation, HeldOutScores
@@ -34,17 +38,23 @@ def cross_validate(
     dataset, plan, splits = load_records(workspace, network, say)
     name, chosen = plan.configuration(configuration)
     cases = {case.id: case for case in dataset.cases}
+    scored, notes = folds_to_score(workspace, plan, name, splits)
     jobs = {}
-    for split in splits.splits:
+    for split in scored:
+        held_out = [cases[i] for i in split.validation]
+        require_in_place(workspace, dataset, held_out)
         folder = workspace.fold(name, chosen.network.name, split.fold)
-        if (folder / "last.pt").exists():
-            held_out = [cases[i] for i in split.validation]
-            jobs[split.fold] = validation_jobs(folder / "validation", held_out, plan.labels)
+        jobs[split.fold] = validation_jobs(folder / "validation", held_out, plan.labels)
+    for note in notes:
+        say(note)
+    train = command("train", "-f", "0..4", "-c", name, "--network", chosen.network.name, "-w", workspace.root)
     if not jobs:
         raise StateError(
-            f"no fold of {name} ({chosen.network.name}) is trained in {workspace.root}",
-            remedy=f"train first: autoseg train -f 0..4 -c {name} --network {chosen.network.name}",
+            f"no fold of {name} ({chosen.network.name}) that holds cases out is trained in {workspace.root}",
+            remedy=f"train first: {train}",
         )
+    for path in changed_since(workspace, [cases[i] for split in scored for i in split.validation]):
+        say(f"note: {path} changed since it was planned; the scores are those against the files as they are now")
     result = cross_validate_folds(name, chosen.network.name, jobs, len(splits.splits), workers=workers)
     save(workspace.crossval(name, chosen.network.name), result)
     if csv:
@@ -54,6 +64,42 @@ def cross_validate(
         for line in _other_models(workspace, (name, chosen.network.name)):
             say(line)
     return result
+
+
+def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) -> tuple[list[Split], list[str]]:
+    """The folds whose held-out segmentations are those of a finished training, and why others are not among them."""
+    from autoseg.begun import begun_of, split_of, standing
+    from autoseg.crossval import segmented
+
+    network = plan.configurations[name].network.name
+    found_folds, damaged = begun_of(workspace, name, network)
+    scored, notes = [], [f"WARNING: fold {fold} is left out: {what}" for fold, what in damaged.items()]
+    for fold, begun in found_folds.items():
+        if fold == FULL:
+            notes.append("note: full is trained on all cases: none is held out, and the tables say nothing of it")
+            continue
+        split = split_of(fold, splits.splits, ())
+        train = command("train", "-f", fold, "-c", name, "--network", network, "-w", workspace.root)
+        if split is None:
+            notes.append(f"note: fold {fold} is left out: splits.json has no such fold any more")
+            continue
+        found = standing(begun, plan, name, split, workspace)
+        resume = command(*shlex.split(train)[1:], options=found.options)
+        honest = found.other_cases and begun.finished and not set(begun.basis.train) & set(split.validation)
+        if honest and segmented(begun.folder / "validation", split.validation):
+            scored.append(split)  # it was trained with other cases, but with none of those
+            notes.append(f"note: fold {fold}: {found.refused}; none of its held-out cases was among them")
+        elif found.refused:
+            notes.append(f"WARNING: fold {fold} is left out: {found.refused}; to retrain it: {train} --restart")
+        elif not begun.finished:
+            where = f"epoch {begun.epoch}, step {begun.step}"
+            notes.append(f"note: fold {fold} is left out: it is not trained to the end ({where}); resume it: {resume}")
+        elif not segmented(begun.folder / "validation", split.validation):
+            notes.append(f"note: fold {fold} is left out: not all of its held-out cases are segmented; do so: {resume}")
+        else:
+            scored.append(split)
+            notes += [f"note: fold {fold}: {found.remark}; to retrain it: {train} --restart"] if found.remark else []
+    return scored, notes
 
 
 def _other_models(workspace: Workspace, shown: tuple[str, str]) -> list[str]:
@@ -68,7 +114,8 @@ def _other_models(workspace: Workspace, shown: tuple[str, str]) -> list[str]:
             continue
         if not path.exists():
             lines.append(
-                f"{configuration}, {network}: not evaluated (autoseg evaluate -c {configuration} --network {network})"
+                f"{configuration}, {network}: not evaluated "
+                f"({command('evaluate', '-c', configuration, '--network', network, '-w', workspace.root)})"
             )
             continue
         result = load(CrossValidation, path)
@@ -113,6 +160,10 @@ def score_test_set(
             )
         name, chosen = plan.configuration(configuration)
         folds = [split.fold for split in splits.splits]
+        begun = begun_folds(workspace.model(name, chosen.network.name))
+        if FULL in begun and not set(folds) & set(begun):
+            say("note: the model of all cases predicts, no fold is trained")
+            folds = [FULL]
         model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
         folder = workspace.model(name, chosen.network.name) / "test"
         predict_cases([model], cases, folder, title="test set")

@@ -33,7 +33,7 @@ from autoseg.pipeline.phases import (
     train_arguments,
 )
 from autoseg.pipeline.training import TrainOptions
-from autoseg.workspace import Workspace
+from autoseg.workspace import FULL, Workspace, set_aside_since
 
 if TYPE_CHECKING:
     import submitit
@@ -115,10 +115,11 @@ def submit_folds(workspace: Workspace, options: TrainOptions, slurm: SlurmOption
             phase = replace(phase, device="cuda")  # or it would train on the CPU where a GPU fails
         folds = phase.folds or ()
         commands = [(train_arguments(workspace, replace(phase, folds=(fold,))),) for fold in folds]
-        chain.submit(f"{phase.configuration} {folds_text(folds)}", AutosegJob(), commands)
-    name, configuration = load_records(workspace, options.network)[1].configuration(options.configuration)
-    model = [f"--configuration={name}", f"--network={configuration.network.name}"]
-    chain.submit("evaluate", AutosegJob(), [(["evaluate", f"--workspace={workspace.root}", *model],)])
+        chain.submit(f"{phase.configuration} {folds_text(folds)}", AutosegJob(submitted=time.time()), commands)
+    if phases[-1].folds != (FULL,):  # which holds nothing out
+        name, configuration = load_records(workspace, options.network)[1].configuration(options.configuration)
+        model = [f"--configuration={name}", f"--network={configuration.network.name}"]
+        chain.submit("evaluate", AutosegJob(), [(["evaluate", f"--workspace={workspace.root}", *model],)])
     ids = ",".join(chain.ids)
     say(f"watch: squeue -j {ids}; tail -f {chain.folder}/*_log.out; autoseg status -w {workspace.root}")
     say(f"cancel: scancel {ids.replace(',', ' ')}")
@@ -177,6 +178,17 @@ class _Chain:
         return executor
 
 
+def restarted(arguments: Sequence[str], submitted: float) -> bool:
+    """Whether the fold of a command was set aside since its job was submitted; True where the command does not tell."""
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument and argument.startswith("--"))
+    if not {"--workspace", "--configuration", "--folds"} <= set(named):
+        return True
+    models = Path(named["--workspace"]).glob(f"models/{named['--configuration']}-{named.get('--network', '*')}")
+    folds = [model / f"fold_{named['--folds']}" for model in models]
+    standing = [fold for fold in folds if (fold / "last.pt").exists()]
+    return not standing or any(set_aside_since(fold, submitted) for fold in standing)
+
+
 @dataclass(frozen=True)
 class AutosegJob:
     """What a job does: run `autoseg ...` as a child, tell it to stop in time, and requeue itself if it can go on.
@@ -188,6 +200,7 @@ class AutosegJob:
     """
 
     program: tuple[str, ...] = (sys.executable, "-u", "-m", "autoseg")
+    submitted: float = 0.0  # by `time.time`
 
     def __call__(self, arguments: Sequence[str]) -> None:
         import submitit
@@ -197,8 +210,8 @@ class AutosegJob:
         received: list[int] = []
         for number in (warning, signal.SIGTERM):
             signal.signal(number, lambda number, _: received.append(number))
-        if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-            arguments = [argument for argument in arguments if argument != "--restart"]  # that was done
+        if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and restarted(arguments, self.submitted):
+            arguments = [argument for argument in arguments if argument != "--restart"]
         child = subprocess.Popen([*self.program, *arguments], preexec_fn=bound_to_parent())
         told = False
         while (code := child.poll()) is None:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoseg.data.splits import Split
-from autoseg.errors import Stopped, UsageError
+from autoseg.errors import StateError, Stopped, UsageError
 from autoseg.pipeline.folds import Folds, TrainOptions
 from autoseg.pipeline.opening import Say, choose_device
 from autoseg.pipeline.planning import FOLDS
+from autoseg.same_training import command
 from autoseg.stopping import StopSignals
-from autoseg.workspace import Workspace
+from autoseg.workspace import FULL, Workspace
 
 if TYPE_CHECKING:  # torch is imported when training begins
     import torch
@@ -33,8 +34,8 @@ class _Run:
 def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), say: Say = print) -> "list[FoldResult]":
     """Train folds one after the other, each followed by the prediction of its validation cases.
 
-    A fold that is trained already is left alone; one that was interrupted goes on. A cascade first trains all missing
-    folds of its previous stage: every case it sees in training needs a segmentation by a fold that held it out.
+    A fold that is trained already is left alone; one that was interrupted is resumed. A cascade first trains all
+    missing folds of its previous stage: every case it sees in training needs a segmentation by a fold that held it out.
     Started by torchrun, its processes train each fold together.
 
     Raises:
@@ -57,33 +58,66 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), sa
 
 
 def _train(run: _Run, options: TrainOptions) -> "list[FoldResult]":
-    from autoseg.fold import FoldOptions
-
     folds, say = run.folds, run.say
     name, configuration = folds.plan.configuration(options.configuration)
     for one in filter(None, (configuration.cascade_from, name)):
         _require_even_batch(folds.plan.configurations[one].batch_size, run.ranks.count, one)
     chosen = folds.chosen(options.folds)
+    if options.finish:
+        chosen = begun_among(folds, name, chosen, say)
+    folds.require_sources()
     results: list[FoldResult] = []
-    if options.folds is not None and len(chosen) < len(options.folds):
+    if options.folds is not None and len(chosen) < len(options.folds) and not options.finish:
         say(f"note: there are only {len(folds.splits.splits)} folds, because there are too few patients for {FOLDS}")
-    if configuration.cascade_from:
-        results += _train_previous_stage(run, name, options.checkpoint_seconds)
-    if run.ranks.rank == 0:
-        folds.preprocess(name)
+    replaced = not options.restart
+    try:
         if configuration.cascade_from:
-            say(f"stage 2 of 2: {name}")
-            folds.bring_previous_stage(name, restart=options.restart, chosen=chosen, say=say)
-    run.ranks.barrier()
-    fold_options = FoldOptions(options.restart, options.init_from, options.checkpoint_seconds)
-    for number, split in enumerate(chosen):
-        try:
-            results.append(_train_fold(run, name, split, fold_options))
-        except Stopped:
-            if options.restart and (later := [str(other.fold) for other in chosen[number + 1 :]]):
-                say(f"still to be trained anew, with --restart: fold {','.join(later)}")
-            raise
+            results += _train_previous_stage(run, name, options)
+        if run.ranks.rank == 0:
+            folds.preprocess(name)
+            if configuration.cascade_from:
+                say(f"stage 2 of 2: {name}")
+                folds.bring_previous_stage(name, restart=options.restart, chosen=chosen, say=say)
+        run.ranks.barrier()
+        for number, split in enumerate(chosen):
+            try:
+                results.append(_train_fold(run, name, split, fold_options(options)))
+                replaced = True
+            except Stopped as stopped:
+                replaced = replaced or not stopped.restart_due
+                later = [str(other.fold) for other in chosen[number + (not stopped.restart_due) :]]
+                if options.restart and replaced and later:
+                    say(f"still to be retrained, with --restart: fold {','.join(later)}")
+                raise
+    except Stopped as stopped:
+        stopped.restart_due = not replaced
+        raise
     return results
+
+
+def begun_among(folds: Folds, name: str, chosen: "list[Split]", say: Say) -> "list[Split]":
+    """The folds that were begun, of those chosen; says which were not. Raises StateError where none was."""
+    begun = [split for split in chosen if (folds.folder(name, split.fold) / "last.pt").exists()]
+    if not begun:
+        raise StateError(
+            f"none of the folds of {name} was begun: there is nothing to finish",
+            remedy=f"train them: {command('train', '-c', name, '-w', folds.workspace.root)}",
+        )
+    for split in chosen:
+        if split not in begun:
+            say(f"note: fold {split.fold} was not begun: there is nothing to finish")
+    return begun
+
+
+def fold_options(options: TrainOptions) -> "FoldOptions":
+    """What of a command's options concerns a fold; `--finish` without a length or settings keeps those of the fold."""
+    from autoseg.fold import FoldOptions
+
+    lengths = (options.epochs, options.steps, options.time_budget_seconds)
+    as_begun = options.finish and not options.settings and all(length is None for length in lengths)
+    return FoldOptions(
+        options.restart, options.init_from, options.checkpoint_seconds, options.finish, as_begun, options.settings
+    )
 
 
 def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "FoldResult":
@@ -98,6 +132,16 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     result = train_fold(task, options, run.stop)
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold
+    if result.already_finished:
+        for remark in result.remarks:
+            run.say(f"fold {split.fold}  {remark}")
+    if split.fold == FULL:
+        state = "is trained already" if result.already_finished else "is trained"
+        run.say(
+            f"fold {FULL}  {state} on all {len(split.train)} cases ({result.folder}); no cross-validation tells what "
+            "it is worth, only that of the folds"
+        )
+        return result
     # what was predicted before is of older weights, if there are new ones
     missing = folds.unpredicted(name, split) if result.already_finished else folds.cases(split)
     if result.already_finished and not missing:
@@ -107,11 +151,12 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     model = open_model(folds.workspace, name, network, folds=[split.fold], device=run.device)
     folder = result.folder / "validation"
     predict_cases([model], missing, folder, title=f"fold {split.fold} validation")
+    folds.note_predicted(name, split)
     run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder}")
     return result
 
 
-def _train_previous_stage(run: _Run, name: str, checkpoint_seconds: float) -> "list[FoldResult]":
+def _train_previous_stage(run: _Run, name: str, options: TrainOptions) -> "list[FoldResult]":
     """Train the folds of a cascade's previous stage that are not done, and return how they ended.
 
     Raises:
@@ -123,16 +168,36 @@ def _train_previous_stage(run: _Run, name: str, checkpoint_seconds: float) -> "l
     folds = run.folds
     before, configuration = folds.plan.configuration(folds.plan.configurations[name].cascade_from)
     undone = [split for split in folds.splits.splits if folds.unpredicted(before, split)]
+    for split in folds.splits.splits:
+        if split not in undone:
+            _require_held_out(folds, before, split)
     done = len(folds.splits.splits) - len(undone)
     run.say(f"stage 1 of 2: {before}, {done} of {len(folds.splits.splits)} folds are trained and validated already")
     if undone:
         folds.preprocess(before)
-    options = FoldOptions(checkpoint_seconds=checkpoint_seconds)
-    results = [_train_fold(run, before, split, options) for split in undone]
+    of_a_fold = FoldOptions(checkpoint_seconds=options.checkpoint_seconds, settings=options.settings)
+    results = [_train_fold(run, before, split, of_a_fold) for split in undone]
     run.ranks.barrier()  # until the first process has predicted the last of them
     model = open_model(folds.workspace, before, configuration.network.name, folds=None, device=run.device)
     require_common({name: folds.plan, model.name: model.plan})  # before the cascade is trained, not after
     return results
+
+
+def _require_held_out(folds: Folds, name: str, split: Split) -> None:
+    """Refuse a finished fold of a previous stage that learnt from cases which it is to hold out today.
+
+    Raises:
+        StateError: a cascade would be told better of these cases than it ever will of others.
+    """
+    from autoseg.begun import read_begun
+
+    begun = read_begun(folds.folder(name, split.fold))
+    if begun and (seen := sorted(set(begun.basis.train) & set(split.validation))):
+        again = command("train", "-f", split.fold, "-c", name, "--restart", "-w", folds.workspace.root)
+        raise StateError(
+            f"fold {split.fold} of {name} was trained on {seen[0]}, which splits.json has it hold out",
+            remedy=f"put back the splits.json it was trained with, or retrain it: {again}",
+        )
 
 
 def _require_even_batch(batch_size: int, processes: int, name: str) -> None:

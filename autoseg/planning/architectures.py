@@ -4,9 +4,13 @@ The names are those of `autoseg.nn.networks.NETWORKS`; a test holds the two tabl
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from autoseg.planning.topology import Spatial, Topology, receptive_field
+from autoseg.rules import between, entries
+
+HEAD_FEATURES = Annotated[int, between(1, 4096)]
+MLP_RATIO = Annotated[int, between(1, 64)]
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Architecture:
     residual: bool = False  # blocks are residual: two convolutions each, after a stem
     sees: Literal["convolutions", "patch"] = "convolutions"  # what one output voxel sees
     learning_rate: float | None = None  # of AdamW, for networks that SGD does not suit
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # what a plan says of `accepts`
+    accepts: dict[str, Any] = field(default_factory=dict)  # the network's own keywords -> annotation, with its rule
 
     def encoder_blocks(self, stages: int) -> tuple[int, ...]:
         """Blocks of each of so many encoder stages."""
@@ -41,9 +46,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     "residual_unet": Architecture(blocks=(1, 3, 4, 6), decoder_blocks=1, residual=True),  # nnU-Net v2's ResEnc presets
     "attention_unet": Architecture(),
     "unet_plusplus": Architecture(),
-    "deeplab": Architecture(blocks=(1, 2), decoder_blocks=2, sees="patch"),
-    "segformer": Architecture(blocks=(2,), decoder_blocks=1, sees="patch", learning_rate=5e-4),
-    "swin_unet": Architecture(blocks=(2,), decoder_blocks=2, sees="patch", learning_rate=5e-4),
-    "transunet": Architecture(sees="patch"),
-    "fcn": Architecture(decoder_blocks=1),
-}
+    "deeplab": Architecture(
+        blocks=(1, 2), decoder_blocks=2, sees="patch",
+        accepts={
+            "output_stride": Annotated[int, between(1, 2**14)],
+            "rates": Annotated[tuple[Annotated[int, between(1, 64)], ...], entries(1, 16)],
+        },
+    ),
+    "segformer": Architecture(
+        blocks=(2,), decoder_blocks=1, sees="patch", learning_rate=5e-4,
+        accepts={
+            "head_features": HEAD_FEATURES, "mlp_ratio": MLP_RATIO, "keys": Annotated[int, between(1, 2**16)]
+        },
+    ),
+    "swin_unet": Architecture(
+        blocks=(2,), decoder_blocks=2, sees="patch", learning_rate=5e-4,
+        accepts={
+            "head_features": HEAD_FEATURES, "mlp_ratio": MLP_RATIO, "window_tokens": Annotated[int, between(1, 4096)]
+        },
+    ),
+    "transunet": Architecture(
+        sees="patch",
+        accepts={"layers": Annotated[int, between(1, 64)], "head_features": HEAD_FEATURES, "mlp_ratio": MLP_RATIO},
+    ),
+    "fcn": Architecture(decoder_blocks=1, accepts={"scored_stages": Annotated[int, between(1, 16)]}),
+}  # fmt: skip

@@ -1,0 +1,73 @@
+"""Types of command-line options: text to numbers within their range. No heavy import."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from contextlib import suppress
+
+from autoseg.rules import MAX_SECONDS, MAX_STEPS
+
+
+def duration(text: str) -> float:
+    """Seconds of "90s", "10m", "2h", "1h30m", "2d" or a plain number of seconds."""
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}d)?(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip())
+    parts = [float(part or 0) for part in match.groups()] if match else [0.0]
+    total = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
+    if total <= 0:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a duration; write 90s, 10m, 2h, 1h30m or 2d")
+    if total > MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is longer than ten years")
+    return total
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """The type of an option: a whole number from `low` to `high`."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,20}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{shortened(text)} is not a whole number, {low} to {high}")
+        return int(text)
+
+    return number
+
+
+def above(low: float, high: float) -> Callable[[str], float]:
+    """The type of an option: a number above `low`, at most `high`."""
+
+    def number(text: str) -> float:
+        with suppress(ValueError):
+            if low < (value := float(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number above {low:g}, at most {high:g}")
+
+    return number
+
+
+def shortened(text: str) -> str:
+    return repr(text if len(text) < 40 else text[:37] + "...")
+
+
+positive = whole(1, MAX_STEPS)
+share = above(0, 1)
+
+
+def finite(text: str) -> float:
+    """A number that is neither NaN nor infinite, in single precision."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not abs(number) < 3.4e38:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a finite number; write one such as 0 or -1024")
+    return number
+
+
+def mapping(text: str) -> dict[int, int]:
+    """Values of "255=1,7=0", each within 32 bits."""
+    pairs = [re.fullmatch(r"\s*(-?[0-9]{1,10})\s*=\s*(-?[0-9]{1,10})\s*", pair) for pair in text.split(",")]
+    found = {int(pair[1]): int(pair[2]) for pair in pairs if pair}
+    if not all(pairs) or len(found) < len(pairs) or any(abs(v) >= 2**31 for pair in found.items() for v in pair):
+        raise argparse.ArgumentTypeError(f"{shortened(text)} does not map each value once; write 255=1,7=0")
+    return found

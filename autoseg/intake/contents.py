@@ -1,0 +1,226 @@
+"""What stands in a folder of images or labels. Every entry is used, or named with what to do about it.
+
+    contents         folder -> its images, its folders, and a problem for everything else
+    stray_folders    what is wrong with folders that lie among image files
+    why_absent       why a path that is listed is not a file
+    table_beside     patients.csv and the like, in any case of letters
+
+Passed over without a word: hidden entries, and the side files listed in `entries.py`. A problem is an error where the
+entry is, or may be, an image of a case that would vanish; otherwise it is a warning.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from autoseg.errors import DataError
+from autoseg.imaging.readers import ending_of, stem_of
+from autoseg.intake.entries import (
+    PAIR_ENDINGS,
+    absence,
+    data_files_of,
+    dicom_remedy,
+    foreign,
+    is_dicom,
+    is_foreign,
+    is_side_file,
+    stem,
+)
+from autoseg.intake.spelling import CHANNEL_SUFFIX, composed
+
+NAMED_AT_ONCE = 3  # files of a DICOM series named; the rest are counted
+LOOKED_AT = 200  # images below a folder that are counted, at most
+VISITED = 20_000  # files below a folder that are looked at, at most
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of a dataset: where, what, and what to do."""
+
+    case: str | None  # None: the dataset as a whole
+    file: str
+    what: str
+    remedy: str
+    severity: Literal["error", "warning"] = "error"
+    stays: bool = False  # leaving cases out (--skip-bad) does not mend it
+    same_as: str | None = None  # the case that holds the same image
+
+
+@dataclass
+class Contents:
+    """What stands in one folder."""
+
+    images: list[Path] = field(default_factory=list)  # files of a known format, sorted
+    folders: list[Path] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)  # one for each other entry that is no side file
+
+    @property
+    def unusable(self) -> set[str]:
+        """Names, without their ending, of what is no usable file: whoever misses it need not be reported again."""
+        return {problem.case for problem in self.problems if problem.case}
+
+
+def contents(folder: Path, ending: str = "") -> Contents:
+    """Sort the entries of a folder; no image is opened.
+
+    Args:
+        ending: that the files should have; if some do, the others are problems.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    found = Contents()
+    dicom: list[Path] = []
+    others: list[Problem] = []
+    for path in _entries(folder):
+        if path.name.startswith(".") and not path.name.lower().endswith(".icloud"):
+            continue
+        if is_side_file(path):
+            continue
+        if path.is_dir():
+            if not path.name.startswith("__"):
+                found.folders.append(path)
+        elif fault := absence(path):
+            found.problems.append(Problem(stem(path), str(path), *fault))
+        elif ending_of(path):
+            found.images.append(path)
+        elif is_dicom(path):
+            dicom.append(path)
+        else:
+            others.append(Problem(stem(path), str(path), *foreign(path)))
+    names = {composed(stem_of(image)): image.name for image in found.images[::-1]}
+    names |= {CHANNEL_SUFFIX.sub(r"\1", name): image for name, image in names.items()}
+    found.problems += [_beside(problem, names) for problem in others]
+    _join_pairs(found)
+    data_files = data_files_of(found.images)
+    found.problems = [p for p in found.problems if Path(p.file).name.lower() not in data_files]
+    if dicom:
+        found.problems.append(_dicom_problem(folder, dicom))
+    if fitting := [file for file in found.images if file.name.lower().endswith(ending)]:
+        fit, unfit = {stem_of(file) for file in fitting}, sorted(set(found.images) - set(fitting))
+        found.problems += [_other_ending(file, ending, fit) for file in unfit]
+        found.images = fitting
+    return found
+
+
+def stray_folders(found: Contents) -> list[Problem]:
+    """One problem for each folder that lies among image files, where nobody looks into it."""
+    problems = []
+    for folder in found.folders:
+        inside = images_below(folder)
+        if ending := ending_of(folder):
+            what = f"is a folder, expected a {ending} file"
+            remedy = (
+                "move the image that it holds to its place" if inside else "remove it, or put the image in its place"
+            )
+            problems.append(Problem(stem_of(folder), str(folder), what, remedy))
+        elif inside:
+            count = f"at least {len(inside)}" if len(inside) == LOOKED_AT else str(len(inside))
+            what = f"a folder among images: what it holds is not used ({count} files, such as {inside[0].name})"
+            problems.append(
+                Problem(folder.name, str(folder), what, f"move its images to {folder.parent}, or move it away")
+            )
+        else:
+            what = "a folder among images: it holds no image"
+            problems.append(Problem(folder.name, str(folder), what, "nothing, or move it away", "warning"))
+    return problems
+
+
+def dicom_below(folder: Path) -> list[Path]:
+    """DICOM files in a folder and in those inside it, the first few hundred."""
+    return [path for path in images_below(folder) if is_dicom(path)]
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Images, links to images and DICOM files in a folder and in those inside it, the first few hundred."""
+    found: list[Path] = []
+    visited = 0
+    for where, folders, files in os.walk(folder, onerror=None, followlinks=False):
+        folders[:] = [name for name in sorted(folders) if not name.startswith((".", "__"))]
+        paths = [Path(where) / name for name in sorted(files) if not name.startswith(".")]
+        found += [path for path in paths if ending_of(path) or is_foreign(path) or is_dicom(path)]
+        visited += len(paths) + len(folders)
+        if len(found) >= LOOKED_AT or visited >= VISITED:
+            return found[:LOOKED_AT]
+    return found
+
+
+def why_absent(path: Path) -> tuple[str, str]:
+    """What is wrong with a listed path that is not a file, and what to do."""
+    if path.is_dir():
+        return "is a folder, expected a file", "name the file in it"
+    fault = absence(path)
+    return (fault.what, fault.remedy) if fault else ("does not exist", "add the file, or correct the path")
+
+
+def table_beside(folder: Path, name: str) -> Path | None:
+    """A file of this name in a folder, in upper or lower case; None where there is none.
+
+    Raises:
+        DataError: the name is there and cannot be read as a file.
+    """
+    path = next((entry for entry in _entries(folder) if entry.name.lower() == name), None)
+    if path is not None and not path.is_file():
+        what, remedy = why_absent(path)
+        raise DataError(f"{path} {what}", remedy=remedy)
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file. Raises DataError naming the line that is wrong."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}", remedy="correct it") from None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}", remedy="check its permissions") from error
+
+
+def _beside(problem: Problem, names: Mapping[str, str]) -> Problem:
+    """The same of a file that hides no case, because an image of its name lies beside it: what SPM or a viewer left."""
+    twin = names.get(problem.case or "")
+    if problem.severity == "warning" or twin is None:
+        return problem
+    return replace(
+        problem,
+        what=f"{problem.what}: not used, {twin} lies beside it",
+        remedy="nothing, or move it away",
+        severity="warning",
+    )
+
+
+def _join_pairs(found: Contents) -> None:
+    """Report a .hdr and its .img once."""
+    seen: dict[Path, Problem] = {}
+    for problem in list(found.problems):
+        path = Path(problem.file)
+        if path.name.lower().endswith(PAIR_ENDINGS) and problem.severity == "error" and path.is_file():
+            key = path.with_name(stem(path))
+            if key in seen:
+                found.problems.remove(problem)
+                both = f"is, with {path.name}, a .hdr/.img pair (NIfTI pair or Analyze), which autoseg does not read"
+                first = seen[key]
+                found.problems[found.problems.index(first)] = Problem(first.case, first.file, both, first.remedy)
+            seen.setdefault(key, problem)
+
+
+def _dicom_problem(folder: Path, files: list[Path]) -> Problem:
+    shown = ", ".join(file.name for file in files[:NAMED_AT_ONCE]) + (", ..." if len(files) > NAMED_AT_ONCE else "")
+    what = f"{len(files)} DICOM file{'s' * (len(files) != 1)}, which autoseg does not read: {shown}"
+    return Problem(None, str(files[0]), what, dicom_remedy(folder))
+
+
+def _other_ending(file: Path, ending: str, fitting: set[str]) -> Problem:
+    if stem_of(file) in fitting:
+        what = f"is not used: {stem_of(file)}{ending} lies beside it, and file_ending in dataset.json is {ending}"
+        return Problem(stem_of(file), str(file), what, "nothing, or move it away", "warning")
+    what = f"is not used: its ending is {ending_of(file)}, and file_ending in dataset.json is {ending}"
+    return Problem(stem_of(file), str(file), what, f"convert it to {ending}, or correct file_ending")

@@ -1,0 +1,199 @@
+"""What one entry of a folder of images is, by its name, its kind and its first bytes.
+
+    is_side_file   whether it is passed over without a word
+    absence        what hinders it from being a file: a link that leads nowhere, a device, iCloud
+    foreign        what a file without a known ending is, and what to do about it
+    is_dicom       whether it is DICOM, with an ending or without
+    stem           the case that a name would be of
+
+At most the first bytes of a file are read.
+"""
+
+import re
+import shlex
+import stat
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from autoseg.imaging.readers import READERS, stem_of
+from autoseg.intake.spelling import composed
+
+SIDE_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme", "license", "licence", "changes", "@eadir")
+SIDE_ENDINGS = (
+    *(".json", ".txt", ".md", ".rst", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".log", ".ini"),
+    *(".bval", ".bvec", ".md5", ".sha1", ".sha256", ".sha512"),
+)
+PARTIAL_ENDINGS = (".part", ".partial", ".crdownload", ".download", ".filepart", ".opdownload", ".aria2", ".tmp")
+PACKED_ENDINGS = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst", ".lz4", ".gz")
+DICOM_ENDINGS = (".dcm", ".dicom", ".dic", ".ima")
+PAIR_ENDINGS = (".hdr", ".img", ".hdr.gz", ".img.gz")
+FOREIGN = {  # formats of images that autoseg does not read -> what they are
+    ".mgz": "a FreeSurfer volume",
+    ".mgh": "a FreeSurfer volume",
+    ".nhdr": "an NRRD header whose voxels lie in another file",
+    ".nrrd.gz": "an NRRD image packed once more",
+    **dict.fromkeys((".mnc", ".mnc2"), "a MINC image"),
+    **dict.fromkeys((".gipl", ".gipl.gz"), "a GIPL image"),
+    **dict.fromkeys((".vtk", ".vti"), "a VTK file"),
+    **dict.fromkeys((".npy", ".npz"), "a numpy array, which does not say where its voxels lie"),
+    **dict.fromkeys((".h5", ".hdf5", ".mat"), "a container of arrays"),
+    **dict.fromkeys((".par", ".rec", ".xmlrec"), "a Philips PAR/REC file"),
+    **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".czi", ".lif", ".nd2", ".oib", ".oif", ".vsi"), "a slide"),
+    **dict.fromkeys((".gif", ".webp", ".jp2", ".j2k", ".heic", ".heif", ".dng", ".pgm", ".ppm"), "a picture"),
+}
+IMAGE_BEGINNINGS = (
+    *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"NRRD000", b"\x5c\x01\x00\x00", b"\x1f\x8b"),
+)
+INSIDE = re.compile("(.+)(" + "|".join(re.escape(ending) for ending in READERS) + ")(.+)", re.IGNORECASE | re.DOTALL)
+SHORTCUT_ENDINGS = (".lnk", ".url", ".webloc", ".desktop")
+KNOWN = f"autoseg reads {', '.join(READERS)}"
+
+
+class Fault(NamedTuple):
+    """What is wrong with an entry, and what to do."""
+
+    what: str
+    remedy: str
+    severity: Literal["error", "warning"] = "error"
+
+
+def is_side_file(path: Path) -> bool:
+    """Whether an entry is known to be no image: notes, tables, what a system leaves behind."""
+    name = path.name.lower()
+    if name in SIDE_NAMES:
+        return True
+    if not name.endswith(SIDE_ENDINGS):
+        return False
+    return not (INSIDE.fullmatch(name) and _beginning(path).startswith(IMAGE_BEGINNINGS))
+
+
+def absence(path: Path) -> Fault | None:
+    """What hinders an entry that is no folder from being a file, if anything does."""
+    name = path.name.lower()
+    if name.startswith(".") and name.endswith(".icloud"):
+        return Fault(
+            "is in iCloud, not on this machine", "download it: open its folder in Finder and click on the cloud"
+        )
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return Fault("does not exist", "add the file, or correct the path")
+        target = str(path.readlink())
+        if "annex/objects" in target.replace("\\", "/"):
+            return Fault(
+                "is a git-annex link whose content is not on this machine",
+                f"fetch it: datalad get {quoted(path)} (or git annex get {quoted(path)})",
+            )
+        return Fault(f"is a link to a file that does not exist: {target}", "copy the file there, or remove the link")
+    except OSError as error:
+        loop = path.is_symlink() and "symbolic links" in (error.strerror or "")
+        what = "is a link that leads back to itself" if loop else f"cannot be opened: {error.strerror}"
+        return Fault(what, "put the file in its place" if loop else "check its permissions")
+    return None if stat.S_ISREG(mode) else Fault("is a device or a pipe, not a file", "put a file in its place")
+
+
+def foreign(path: Path) -> Fault:
+    """What a file without a known ending is."""
+    name = path.name.lower()
+    if name.endswith(PAIR_ENDINGS):
+        return _half_of_pair(path)
+    if ending := next((ending for ending in FOREIGN if name.endswith(ending)), None):
+        convert = ending in (".mgz", ".mgh")
+        remedy = _conversion(path, False) if convert else "convert it to .nii.gz, .nrrd, .mha, .png or .tif"
+        return Fault(f"is {FOREIGN[ending]}, which autoseg does not read", remedy)
+    inside = INSIDE.fullmatch(path.name)
+    right = path.with_name(inside[1] + inside[2]) if inside else path
+    if inside and not inside[3].strip():
+        return Fault("has blanks after its ending", f"rename it: mv {quoted(path)} {quoted(right)}")
+    if name.endswith(".dvc") and not right.is_file():
+        return Fault("stands for a file that DVC keeps elsewhere", f"fetch it: dvc pull {quoted(path)}")
+    if name.endswith(SHORTCUT_ENDINGS):
+        return Fault("is a shortcut, not the file itself", "copy the file here", "error" if inside else "warning")
+    if inside and right.is_file():
+        return Fault(f"is not used: {right.name} lies beside it", "nothing, or move it away", "warning")
+    if name.endswith(PARTIAL_ENDINGS):
+        return Fault("is an unfinished download", "download it again", "error" if inside else "warning")
+    if name.endswith(PACKED_ENDINGS):
+        return Fault("is packed in a way that autoseg does not read", "unpack it", "error" if inside else "warning")
+    if inside:
+        return Fault(
+            f"its ending is not one of an image: {inside[2]}{inside[3]}", f"if it is an image, rename it: {right.name}"
+        )
+    if _beginning(path).startswith(IMAGE_BEGINNINGS):
+        return Fault("holds an image, as its first bytes say, but its ending does not say so", f"rename it; {KNOWN}")
+    return Fault("is not an image of a known format, and is not used", f"nothing, or convert it; {KNOWN}", "warning")
+
+
+def _half_of_pair(path: Path) -> Fault:
+    """A .hdr or .img: with its other half, it can be converted."""
+    name = path.name.lower().removesuffix(".gz")
+    start = path.name[: len(name) - len(".hdr")]
+    wanted = (".img", ".img.gz") if name.endswith(".hdr") else (".hdr", ".hdr.gz")
+    halves = [half for ending in wanted if (half := path.with_name(start + ending)).is_file()]
+    what = "is half of a .hdr/.img pair (NIfTI pair or Analyze), which autoseg does not read"
+    if not halves:
+        return Fault(f"{what}; {start}{wanted[0]} is missing", f"copy {start}{wanted[0]} here, then convert the two")
+    return Fault(what, _conversion(path if name.endswith(".hdr") else halves[0], True))
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a name is that of an image in a format that autoseg does not read."""
+    name = path.name.lower()
+    return name.endswith((*PAIR_ENDINGS, *FOREIGN))
+
+
+def is_dicom(path: Path) -> bool:
+    """By its ending, its name, or the magic word behind the first 128 bytes of a file without a telling ending."""
+    name = path.name.lower()
+    if name == "dicomdir" or name.endswith(DICOM_ENDINGS):
+        return True
+    telling = re.search(r"\.[a-z][a-z0-9]{0,7}$", name)
+    return not telling and _beginning(path)[128:132] == b"DICM"
+
+
+def dicom_remedy(folder: Path) -> str:
+    """How to make NIfTI of the DICOM series in a folder."""
+    command = f"dcm2niix -z y -f %f_%s -o {quoted(folder)} {quoted(folder)}"
+    return f"convert the series, say with {command}, and move it away"
+
+
+def data_files_of(images: list[Path]) -> set[str]:
+    """Names of the files that MetaImage headers name as the place of their voxels."""
+    names = set()
+    for file in images:
+        if file.name.lower().endswith(".mhd"):
+            head = _beginning(file, 4096).decode("latin-1")
+            named = re.findall(r"^ElementDataFile\s*=\s*([^\r\n]+)", head, re.MULTILINE)
+            names |= {Path(name.strip()).name.lower() for name in named}
+    return names
+
+
+def _conversion(path: Path, pair: bool) -> str:
+    """How nibabel, which autoseg needs anyway, makes NIfTI of a file."""
+    name = path.name.lower().removesuffix(".gz")
+    target = path.with_name(path.name[: name.rindex(".")] + ".nii.gz")
+    command = f"nib-convert {quoted(path)} {quoted(target)}"
+    return f"convert it: {command}" + ("; if it is Analyze 7.5, look afterwards whether left is left" if pair else "")
+
+
+def _beginning(path: Path, count: int = 132) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
+
+
+def stem(path: Path) -> str:
+    """What a name would be a case of: what stands before the first ending of an image in it."""
+    name = composed(path.name.removeprefix(".") if path.name.lower().endswith(".icloud") else path.name)
+    if inside := INSIDE.fullmatch(name):
+        return inside[1]
+    ending = next((e for e in (*PAIR_ENDINGS[::-1], *FOREIGN, *PARTIAL_ENDINGS) if name.lower().endswith(e)), "")
+    return name[: len(name) - len(ending)] if ending else stem_of(name)
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))

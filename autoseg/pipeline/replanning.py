@@ -1,0 +1,149 @@
+"""Planning again where folds are trained: nothing of theirs is lost, and what becomes of them is said."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from autoseg.begun import begun_of, split_of, standing
+from autoseg.data.splits import Splits
+from autoseg.dataset import Dataset, IntakeOptions
+from autoseg.errors import StateError
+from autoseg.pipeline.opening import Say, keep_aside, open_plan
+from autoseg.plan import ChannelNormalization, Plan
+from autoseg.records import load
+from autoseg.same_training import STATISTICS, USE_STATISTICS, command
+from autoseg.workspace import FoldName, Workspace
+
+STATISTICS_TOLERANCE = 0.02  # of the standard deviation
+
+
+def require_related(workspace: Workspace, dataset: Dataset) -> None:
+    """Refuse to plan another dataset over the trained folds of one.
+
+    Raises:
+        StateError: folds were begun, and none of their cases is in the dataset.
+    """
+    here = {case.id for case in dataset.cases}
+    for name, network in workspace.models():
+        for begun in begun_of(workspace, name, network)[0].values():
+            there = {*begun.basis.train, *begun.basis.validation}
+            if there and not there & here:
+                raise StateError(
+                    f"{workspace.root} holds models of another dataset, {begun.basis.plan['dataset']}: none of the "
+                    f"{len(there)} cases that {begun.folder} was trained with is in {dataset.root}",
+                    remedy=f"plan into another workspace: {command('plan', dataset.root, '-w', 'OTHER_WORKSPACE')}",
+                )
+
+
+class Replanning:
+    """What stands in a workspace before it is planned again.
+
+    Args:
+        paths: records that planning replaces; they are read at once.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.paths = (workspace.plan, workspace.splits) if workspace.models() else ()
+        self.stamp = time.strftime("%Y%m%d-%H%M%S")
+
+    def keep(self, path: Path) -> None:
+        """Keep a copy of a record that is about to be replaced, under another name."""
+        if path in self.paths:
+            keep_aside(path, self.stamp)
+
+    def kept(self) -> list[str]:
+        """What is kept aside because it differs from what stands there now; copies that do not are removed."""
+        told = []
+        for path in self.paths:
+            aside = path.with_name(f"{path.stem}.before-{self.stamp}{path.suffix}")
+            if not aside.exists():
+                continue
+            if aside.read_bytes() == path.read_bytes():
+                aside.unlink()
+            else:
+                told.append(f"note: folds were trained under another {path.name}; it is kept as {aside}")
+        return told
+
+
+def with_kept_statistics(plan: Plan, workspace: Workspace, say: Say) -> Plan:
+    """The plan with the intensity statistics that trained folds know, where today's hardly differ.
+
+    They are measured on the foreground: one corrected label moves them by next to nothing, and yet no fold would see
+    the images as it did before.
+    """
+    if not workspace.models() or not workspace.plan.exists():
+        return plan
+    try:
+        earlier = load(Plan, workspace.plan)
+    except StateError:  # it is about to be replaced
+        return plan
+    if plan.channels != earlier.channels or plan.normalization == earlier.normalization:
+        return plan
+    if not all(map(_hardly_differ, earlier.normalization, plan.normalization)):
+        return plan
+    if any(channel.scheme in USE_STATISTICS for channel in plan.normalization):
+        say(
+            "note: the intensities of the foreground differ from those that the trained folds know by less than "
+            f"{STATISTICS_TOLERANCE:.0%} of their deviation: theirs are kept"
+        )
+    return replace(plan, normalization=earlier.normalization)
+
+
+def _hardly_differ(a: ChannelNormalization, b: ChannelNormalization) -> bool:
+    if (a.scheme, a.inside_mask) != (b.scheme, b.inside_mask):
+        return False
+    allowed = STATISTICS_TOLERANCE * a.std
+    return all(abs(getattr(a, key) - getattr(b, key)) <= allowed for key in STATISTICS)
+
+
+def folds_after(workspace: Workspace, dataset: Dataset, plan: Plan, splits: Splits) -> list[str]:
+    """What becomes of every fold that was begun: a line for those that stay valid, and one for each that does not."""
+    lines = []
+    everything = tuple(case.id for case in dataset.cases if case.id not in splits.test)
+    for name, network in workspace.models():
+        if name not in plan.configurations:
+            lines.append(f"note: {name}-{network} is trained, but the plan has no configuration {name} any more")
+            continue
+        own = open_plan(workspace, network, lambda _: None)
+        valid: list[FoldName] = []
+        for fold, begun in begun_of(workspace, name, network)[0].items():
+            split = split_of(fold, splits.splits, everything)
+            if split is None:
+                lines.append(f"note: fold {fold} of {name}-{network} is trained, but there is no such fold any more")
+                continue
+            found = standing(begun, own, name, split, workspace)
+            again = command("train", "-f", fold, "-c", name, "--network", network, "--restart", "-w", workspace.root)
+            if found.refused:
+                lines.append(f"note: fold {fold} of {name}-{network}: {found.refused}; to retrain it: {again}")
+                continue
+            valid.append(fold)
+            if found.remark:
+                lines.append(f"note: fold {fold} of {name}-{network}: {found.remark}; to retrain it: {again}")
+        if valid:
+            lines.append(f"{name}-{network}: fold {','.join(map(str, valid))} stay{'s' * (len(valid) == 1)} valid")
+    return lines
+
+
+def options_again(intake: IntakeOptions, more: Sequence[tuple[str, object]]) -> tuple[str, ...]:
+    """Options of `autoseg plan` as they are typed.
+
+    Args:
+        more: option and value; None, False and () are left out, True stands alone, a tuple repeats its option.
+    """
+    labels = intake.labels and ",".join(f"{name}={value}" for name, value in intake.labels.items())
+    regions = intake.regions and ",".join(f"{n}={'+'.join(map(str, v))}" for n, v in intake.regions.items())
+    pairs = [
+        ("--channels", intake.channels and ",".join(intake.channels)), ("--labels", labels), ("--regions", regions),
+        ("--ignore", intake.ignore), ("--patient-regex", intake.patient_regex), *more,
+    ]  # fmt: skip
+    words: list[str] = []
+    for flag, value in pairs:
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, tuple):
+            words += [word for part in value for word in (flag, str(part))]
+        elif value is not None and value is not False:
+            words += [flag, str(value)]
+    return tuple(words)

@@ -1,0 +1,178 @@
+"""Whether a training may resume what stands in its folder, and what to say where it may not.
+
+The rule of what is the same training is that of `same_training`; here it is applied to a checkpoint, and every refusal
+names the command that works.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autoseg.cascade import previous_digest
+from autoseg.data.store import CaseStore
+from autoseg.errors import StateError
+from autoseg.fold import FoldOptions, FoldTask, place
+from autoseg.fold_state import UNKNOWN
+from autoseg.plan import LENGTHS, Training
+from autoseg.records import from_plain, to_plain
+from autoseg.same_training import (
+    command,
+    content_differences,
+    describe_contents,
+    describe_differences,
+    plan_differences,
+)
+from autoseg.sources import plan_again
+from autoseg.workspace import FULL
+
+KEPT = "(the old fold is kept aside)"
+
+
+def contents_of(task: FoldTask) -> dict[str, tuple[str, ...]]:
+    """Digests of what a fold's cases hold today (see `same_training.PARTS`). Raises StateError: a case is missing."""
+    store = CaseStore(task.workspace.preprocessed(task.configuration.data))
+    cases = (*task.split.train, *task.split.validation)
+    found: dict[str, tuple[str, ...]] = {case: store.info(case).content for case in cases}
+    if task.configuration.cascade_from is None:
+        return found
+    folder = task.workspace.previous_stage(task.configuration_name, task.configuration.network.name)
+    return {case: (*parts, previous_digest(folder, case)) for case, parts in found.items()}
+
+
+def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> None:
+    """Refuse to resume under another plan, with other cases, contents or weights than a fold was begun with.
+
+    What counts is said in `same_training`. A fold that is resumed need not be told again which model it began from.
+    The content of a finished fold's cases is not asked for: see `remarks_on_contents`.
+
+    Args:
+        saved: its checkpoint.
+
+    Raises:
+        StateError: says what differs and what can be done.
+    """
+    finished = bool(saved.get("finished"))
+    _require_same_plan(saved, task, options, finished)
+    _require_same_cases(saved, task, finished)
+    _require_same_beginning(saved, task, options)
+    changed = content_differences(saved.get("contents", {}), task.contents, task.split.train)
+    if changed and not finished:
+        raise StateError(
+            f"{task.folder} is half trained, and since it was begun {describe_contents(changed)}: half of it would be "
+            "learnt from one content, half from another",
+            remedy=f"retrain from scratch: {again(task, options, '--restart')} {KEPT}; or put back the files as they "
+            f"were, and plan again: {plan_again(task.workspace)}",
+        )
+
+
+def remarks_on_contents(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> list[str]:
+    """What a fold's owner should know of cases whose content changed since they were trained on or held out."""
+    contents, remarks = saved.get("contents", {}), []
+    if saved["finished"] and (changed := content_differences(contents, task.contents, task.split.train)):
+        remarks.append(
+            f"note: since it was trained, {describe_contents(changed)}; to retrain it from scratch: "
+            f"{again(task, options, '--restart')}"
+        )
+    if changed := content_differences(contents, task.contents, task.split.validation):
+        what = f"note: of its held-out cases, {describe_contents(changed)}: "
+        if not saved["finished"]:
+            remarks.append(f"{what}the training resumes, and is watched on the new content from now on")
+        else:
+            evaluate = command("evaluate", "-c", task.configuration_name, "-w", task.workspace.root)
+            remarks.append(f"{what}its weights stay valid; score it again: {evaluate}")
+    return remarks
+
+
+def with_settings_of(saved: dict[str, Any], task: FoldTask) -> FoldTask:
+    """The task under the training settings that its checkpoint was begun with, the length among them."""
+    training = from_plain(Training, saved["plan"]["training"], f"{task.folder}: plan.training")
+    return replace(task, plan=replace(task.plan, training=training))
+
+
+def nothing_to_finish(task: FoldTask) -> StateError:
+    """The refusal to finish what has not learnt anything."""
+    return StateError(
+        f"{task.folder} has no step that could be finished",
+        remedy=f"train it: {command(*command_of_fold(task), '-w', task.workspace.root)}",
+    )
+
+
+def again(task: FoldTask, options: FoldOptions, *more: object, length: tuple[str, ...] | None = None) -> str:
+    """The command that trains this fold under the present plan, with further options.
+
+    Args:
+        length: options that say how long; None: as the plan says.
+    """
+    words = [*command_of_fold(task), *(_length_of(task) if length is None else length)]
+    settings = [word for setting in options.settings for word in ("--set", setting)]
+    return command(*words, *settings, *more, "-w", task.workspace.root)
+
+
+def command_of_fold(task: FoldTask) -> list[str]:
+    """`train -f 0 -c 3d_fullres --network unet`."""
+    network = task.configuration.network.name
+    return ["train", "-f", str(task.number), "-c", task.configuration_name, "--network", network]
+
+
+def _length_of(task: FoldTask) -> tuple[str, ...]:
+    training = task.plan.training
+    if training.time_budget_seconds is not None:
+        return ("--time-budget", f"{training.time_budget_seconds:g}s")
+    if training.steps is not None:
+        return ("--steps", str(training.steps))
+    return ("--epochs", str(training.epochs))
+
+
+def _require_same_plan(saved: dict[str, Any], task: FoldTask, options: FoldOptions, finished: bool) -> None:
+    found = plan_differences(saved["plan"], to_plain(task.plan), task.configuration_name)
+    if not found:
+        return
+    differ = describe_differences(found)
+    if finished and all(key in {f"training.{name}" for name in LENGTHS} for key in found):
+        raise StateError(
+            f"{task.folder} is trained to the end, with another length: {differ}",
+            remedy=f"to continue from its weights: {again(task, options, '--init-from', task.folder, '--restart')} "
+            f"{KEPT}; or repeat the length it was trained with, to leave it as it is",
+        )
+    raise StateError(
+        f"{task.folder} was trained under another plan: {differ}",
+        remedy="repeat the options it was begun with, or retrain from scratch: "
+        f"{again(task, options, '--restart')} {KEPT}",
+    )
+
+
+def _require_same_cases(saved: dict[str, Any], task: FoldTask, finished: bool) -> None:
+    split = task.split
+    source = "the dataset" if split.fold == FULL else f"fold {split.fold} of splits.json"
+    for what, cases, trained in (("train on", split.train, "train"), ("hold out", split.validation, "validation")):
+        if differ := sorted(set(cases) ^ set(saved[trained])):
+            raise StateError(
+                f"{task.folder} was trained with other cases: {source} is to {what} others "
+                f"({len(differ)} differ, {differ[0]} is one)",
+                remedy="put back the splits.json it was trained with, or retrain from scratch with --restart " + KEPT,
+            )
+        if list(cases) != list(saved[trained]) and not finished:
+            raise StateError(
+                f"{task.folder}: splits.json has the cases of fold {split.fold} in another order than it was begun "
+                "with, and the batches that are due follow from it",
+                remedy="put back the splits.json it was begun with, or retrain from scratch with --restart " + KEPT,
+            )
+
+
+def _require_same_beginning(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> None:
+    asked, known = place(options.init_from), saved["init_from"]
+    if asked in (None, known) or known == UNKNOWN or (known is not None and _is_itself(asked, known, task)):
+        return
+    began = f"from {known}" if known else "from random weights"
+    raise StateError(
+        f"{task.folder} began {began}, not from {asked}",
+        remedy="leave --init-from out to resume, or retrain from that model with --restart " + KEPT,
+    )
+
+
+def _is_itself(asked: str | None, known: str, task: FoldTask) -> bool:
+    """Whether a fold that began from what it was before is asked to begin from itself once more."""
+    folder = task.folder.resolve()
+    before = Path(known).is_relative_to(folder.parent) and f"{folder.name}.before-" in known
+    places = (folder, folder.parent, task.workspace.root.resolve())
+    return before and asked is not None and (Path(asked) in places or Path(asked).parent == folder)

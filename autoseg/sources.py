@@ -1,0 +1,130 @@
+"""The files of a dataset as they were when it was planned, and what has become of them since.
+
+`plan` checks every file; what changes afterwards was never checked, and the plan was not made from it. So `plan` keeps
+size, time and sha256 of every image and label in `sources.json`. `train` and `evaluate` look at sizes and times, which
+takes no time, and read again only files whose size or time differ: a copy has other times and the same bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoseg.dataset import Case, Dataset
+from autoseg.errors import StateError
+from autoseg.processes import map_in_processes
+from autoseg.records import load, save
+from autoseg.same_training import command
+from autoseg.workspace import Workspace, sha256
+
+VERSION = 1
+NAMED = 3  # files of a message
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file, as it was."""
+
+    size: int  # bytes
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The files of a dataset when it was planned."""
+
+    version: int
+    root: str  # of the dataset
+    files: dict[str, SourceFile]  # by path, as the cases name them
+    planned_with: tuple[str, ...] = ()  # further options of `autoseg plan`, to plan it in the same way again
+
+
+def measure(dataset: Dataset, planned_with: Sequence[str] = (), *, workers: int | None = None) -> Sources:
+    """Measure all images and labels of the training cases; they exist."""
+    paths = sorted({path for case in dataset.cases for path in _files(case)})
+    measured = map_in_processes(_measured, paths, title="digests", workers=workers)
+    return Sources(VERSION, dataset.root, dict(zip(paths, measured, strict=True)), tuple(planned_with))
+
+
+def plan_again(workspace: Workspace, root: str | None = None) -> str:
+    """The command that plans a workspace's dataset again in the same way; `root`: its new place."""
+    known = load(Sources, workspace.sources) if workspace.sources.exists() else None
+    where = root or (known.root if known else "DATASET")
+    return command("plan", where, "-w", workspace.root, options=known.planned_with if known else ())
+
+
+def require_in_place(workspace: Workspace, dataset: Dataset, cases: Sequence[Case]) -> None:
+    """Raise StateError where files of these cases are not where they were planned."""
+    paths = [path for case in cases for path in _files(case)]
+    missing = [path for path in paths if not Path(path).exists()]
+    if not missing:
+        return
+    if not Path(dataset.root).exists():
+        raise StateError(
+            f"the dataset is not where it was planned: {dataset.root} does not exist",
+            remedy=f"if it was moved or renamed, plan it in its new place: {plan_again(workspace, 'NEWPLACE')} "
+            "(finished folds stay valid)",
+        )
+    raise StateError(
+        f"{_some(missing)} not there any more",
+        remedy=f"put back what is missing, or plan again: {plan_again(workspace)}",
+    )
+
+
+def changed_since(workspace: Workspace, cases: Sequence[Case]) -> list[str]:
+    """Files of these cases whose bytes are others than when they were planned; none where that was not kept.
+
+    New times of files with the same bytes are kept, so that they are read again only once.
+    """
+    if not workspace.sources.exists():
+        return []
+    known = load(Sources, workspace.sources)
+    renewed, changed = {}, []
+    for path in {path for case in cases for path in _files(case)}:
+        before = known.files.get(path)
+        if before is None or not Path(path).exists():
+            continue
+        stat = Path(path).stat()
+        if (stat.st_size, stat.st_mtime_ns) == (before.size, before.mtime_ns):
+            continue
+        if stat.st_size == before.size and sha256(Path(path)) == before.sha256:
+            renewed[path] = replace(before, mtime_ns=stat.st_mtime_ns)
+        else:
+            changed.append(path)
+    if renewed:
+        save(workspace.sources, replace(known, files=known.files | renewed))
+    return sorted(changed)
+
+
+def require_unchanged(workspace: Workspace, dataset: Dataset, cases: Sequence[Case]) -> None:
+    """Refuse to train on files that were never checked: those that changed since they were planned.
+
+    Raises:
+        StateError: names them, or says where the dataset is missed.
+    """
+    require_in_place(workspace, dataset, cases)
+    if changed := changed_since(workspace, cases):
+        raise StateError(
+            f"{_some(changed)} no longer as planned: the new content was never checked, and the plan was made from the "
+            "old one",
+            remedy=f"plan again: {plan_again(workspace)} (it names the folds that this leaves valid), or put back the "
+            "files as they were",
+        )
+
+
+def _files(case: Case) -> list[str]:
+    return [*case.images, *([case.label] if case.label else [])]
+
+
+def _measured(path: str) -> SourceFile:
+    stat = Path(path).stat()
+    return SourceFile(stat.st_size, stat.st_mtime_ns, sha256(Path(path)))
+
+
+def _some(paths: Sequence[str]) -> str:
+    """ "a.nii.gz is", "a.nii.gz, b.nii.gz and 5 other files are"."""
+    shown = ", ".join(paths[:NAMED])
+    if len(paths) > NAMED:
+        others = len(paths) - NAMED
+        return f"{shown} and {others} other file{'s' * (others > 1)} are"
+    return f"{shown} {'is' if len(paths) == 1 else 'are'}"
