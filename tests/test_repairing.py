@@ -447,6 +447,32 @@ def test_a_label_file_of_two_cases_is_mapped_once(tmp_path):
     assert array(tmp_path / "out/labels/c0.nii.gz")[5, 5, 5] == 1
 
 
+def test_labels_by_colour_are_mapped_by_what_the_colours_mean(tmp_path):
+    """The last palette numbers red and green the other way: red is 1 by most files; green (2) becomes 5 in all."""
+    folder = tmp_path / "data"
+    red, green = (255, 0, 0), (0, 255, 0)
+    for i in range(4):
+        plane = np.zeros((12, 10), np.uint8)
+        plane[2:4, 2:4], plane[6:9, 6:9] = (1, 2) if i < 3 else (2, 1)  # red, green
+        picture = Image.fromarray(plane, mode="P")
+        picture.putpalette([0, 0, 0, *(red + green if i < 3 else green + red)])
+        for name, image in (("images", np.random.default_rng(i).integers(0, 200, (12, 10))), ("labels", None)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            saved = picture if image is None else Image.fromarray(image.astype(np.uint8))
+            saved.save(folder / name / f"c{i}.png")
+    code, _ = fixed(folder, tmp_path / "out", mapping={2: 5})
+    assert code == 0
+    for i in range(4):
+        mended = np.asarray(Image.open(tmp_path / f"out/labels/c{i}.png"))
+        assert mended[2, 2] == 1
+        assert mended[6, 6] == 5
+    code, told = fixed(folder, tmp_path / "again")  # without a mapping: the same, but for the 5
+    assert code == 0
+    assert "no problem was found" in told.text
+    assert np.asarray(Image.open(tmp_path / "again/labels/c3.png"))[6, 6] == 2
+    assert "#ff0000 is 1" in told.line("labels/c3.png", "colours to values")
+
+
 def test_groups_of_cases_that_share_files():
     def case(name: str, *files: str) -> Case:
         return Case(name, name, files[:-1], files[-1])

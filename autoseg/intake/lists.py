@@ -109,7 +109,7 @@ def repeated_keys(folder: Path) -> list[Problem]:
         except (DataError, OSError):
             continue  # named where it is read
         remedy = "keep one of the two"
-        problems += [Problem(None, str(path), what, remedy) for what in found.doubtful]
+        problems += [Problem(None, str(path), what, remedy, stays=True) for what in found.doubtful]
         twice = [was for was, _ in found.faults if was.startswith("the key")]
         problems += [Problem(None, str(path), f"{was} in this file", remedy, "warning") for was in twice]
     return problems

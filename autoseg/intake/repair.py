@@ -45,6 +45,7 @@ class Wishes:
 
     mapping: dict[int, int] = field(default_factory=dict)  # value in label files -> value to write
     non_finite_to: float | None = None  # what NaN and infinity become
+    colours: dict[str, int] = field(default_factory=dict)  # `LabelSet.colours`: what colours mean in label pictures
 
 
 @dataclass(frozen=True)
@@ -250,14 +251,19 @@ def round_label(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Chang
 
 
 def map_values(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """Label values that were to be mapped, all at once: 1=2,2=1 swaps them."""
+    """Label values that were to be mapped, all at once: 1=2,2=1 swaps them.
+
+    Where pictures show labels by colour and number the colours in several ways, all of them are written as values: what
+    a colour means is agreed upon between files, and must not change with one of them.
+    """
     file = case.label
-    if file is None or file not in fresh or not wishes.mapping:
+    if file is None or file not in fresh or not (wishes.mapping or wishes.colours):
         return []
-    labels = read_labels(file).array
+    coloured = bool(wishes.colours) and family_of(Path(file)) == "natural"
+    labels = read_labels(file, wishes.colours).array
     counts = count_values(labels)
     asked = {old: new for old, new in wishes.mapping.items() if old in counts and old != new}
-    if not asked:
+    if not asked and not coloured:
         return []
     mapped = labels.copy()
     for old, new in asked.items():
@@ -265,6 +271,11 @@ def map_values(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
     replace_voxels(Path(file), _smallest(mapped)[None])
     was = ", ".join(f"value {old} in {counts[old]} voxel{'s' * (counts[old] != 1)}" for old in asked)
     now = ", ".join(f"{old} is {new}" for old, new in asked.items())
+    if coloured:
+        meant = ", ".join(f"{colour} is {value}" for colour, value in wishes.colours.items())
+        was = "; ".join(filter(None, ("labels by colour, which files number in several ways", was)))
+        now = "; ".join(filter(None, (f"values instead of colours ({meant})", now)))
+        return [Change(case.id, file, was, now, "colours to values")]
     return [Change(case.id, file, was, now, "values mapped on request")]
 
 

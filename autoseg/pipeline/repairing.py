@@ -184,6 +184,7 @@ def _ending_declared(out: Path) -> list[Change]:
 def _mend(out: Path, intake: IntakeOptions, wishes: Wishes, workers: int | None) -> list[Change]:
     """Mend the copy case by case, in processes."""
     dataset, _ = discover(out, _structure(intake))
+    wishes = replace(wishes, colours=dict(dataset.labels.colours))
     groups = sharing_files((*dataset.cases, *dataset.test_cases))
     files = [file for group in groups for case in group for file in (*case.images, case.label) if file]
     mended = map_in_processes(
