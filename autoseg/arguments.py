@@ -1,6 +1,7 @@
 """Types of command-line options: text to numbers within their range. No heavy import."""
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -70,3 +71,23 @@ def cpu_rate(text: str) -> str | float:
     if not 0 < rate <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not measured, reference or a number above 0")
     return rate
+
+
+def finite(text: str) -> float:
+    """A number that is neither NaN nor infinite, in single precision."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not abs(number) < 3.4e38:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a finite number; write one such as 0 or -1024")
+    return number
+
+
+def mapping(text: str) -> dict[int, int]:
+    """Values of "255=1,7=0", each within 32 bits."""
+    pairs = [re.fullmatch(r"\s*(-?[0-9]{1,10})\s*=\s*(-?[0-9]{1,10})\s*", pair) for pair in text.split(",")]
+    found = {int(pair[1]): int(pair[2]) for pair in pairs if pair}
+    if not all(pairs) or len(found) < len(pairs) or any(abs(v) >= 2**31 for pair in found.items() for v in pair):
+        raise argparse.ArgumentTypeError(f"{shortened(text)} does not map each value once; write 255=1,7=0")
+    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
-from autoseg.arguments import above, cpu_rate, duration, name, positive, share, whole
+from autoseg.arguments import above, cpu_rate, duration, finite, mapping, name, positive, share, whole
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
 from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
 from autoseg.suggestions import DEFAULT_WORKSPACE, LESS_MEMORY, complete
@@ -90,6 +90,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = command("check", help="what was understood of a dataset, what is wrong with it, what to do")
     add_intake(check)
+    check.add_argument(
+        "--fix", type=Path, default=None, metavar="OUT",
+        help="write a corrected copy to this new folder and list every change; the data set itself is never written. A "
+        "case whose faults cannot be mended without a guess is left out of the copy and named (exit code 3)",
+    )  # fmt: skip
+    check.add_argument(
+        "--map", type=mapping, default=None, metavar="OLD=NEW,...",
+        help="with --fix: label values to change, e.g. 255=1,7=0 (write --map=-1=0 where the first is negative)",
+    )  # fmt: skip
+    check.add_argument("--nan-to", type=finite, default=None, metavar="VALUE", help="with --fix: for NaN and infinity")
     check.set_defaults(run=run_check)
 
     plan = command("plan", help="measure a dataset, decide everything, preprocess it")
@@ -285,8 +295,15 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    from autoseg.pipeline import check_dataset
+    from autoseg.pipeline import check_dataset, fix_dataset
 
+    if options.fix is not None:
+        return fix_dataset(
+            options.dataset, options.fix, _intake(options), mapping=options.map, non_finite_to=options.nan_to,
+            workers=options.workers,
+        )  # fmt: skip
+    if options.map is not None or options.nan_to is not None:
+        raise UsageError("--map and --nan-to change values in a copy", remedy="say where it is to be: --fix OUT")
     return check_dataset(options.dataset, _intake(options), workers=options.workers)
 
 

@@ -28,6 +28,7 @@ from autoseg.intake.entries import dicom_remedy
 from autoseg.intake.folds import read_splits, sound_splits
 from autoseg.intake.inputs import FileNames, images_in, naming_of
 from autoseg.intake.layouts import LAYOUTS
+from autoseg.intake.lists import repeated_keys
 from autoseg.intake.loading import LoadedCase, count_values, is_picture, load_case
 from autoseg.intake.pairing import Case, Found, Problem, identical_ids
 from autoseg.intake.tables import lists_images, patients_of
@@ -133,6 +134,7 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
         remedy = f"{dicom_remedy(dicom[0].parent)}; {_LAYOUTS_KNOWN}" if dicom else _LAYOUTS_KNOWN
         raise DataError(f"{root} has none of the layouts autoseg knows{holds}", remedy=remedy)
     folder = root if root.is_dir() else root.parent
+    found.problems += repeated_keys(folder)
     if found.layout != "table":
         _unused_tables(found, root)
     identical_ids(found)

@@ -208,3 +208,11 @@ def decoding(path: Path) -> Iterator[None]:
             f"{path} cannot be read, it is damaged or of an unsupported kind: {reason[0]}",
             remedy=f"{COPY_AGAIN}, or convert it with the program that wrote it",
         ) from error
+
+
+def endings_of_content(head: bytes) -> tuple[str, ...]:
+    """The endings that fit what begins with these bytes (the first 512); () where no image format is recognised."""
+    kind = _identify(head)
+    if kind is None and (b"ObjectType" in head[:200] or b"NDims" in head[:200]):  # MetaImage has no signature
+        return (".mha", ".mhd")
+    return () if kind is None else kind.endings

@@ -1,5 +1,6 @@
 """What a command chains, one function per command. The Python API of autoseg is these functions.
 
+fix_dataset     folder -> a corrected copy of it
 plan_dataset    folder -> checked cases -> fingerprint -> plan -> splits -> preprocessed cases
 train_folds     folds -> their held-out predictions
 cross_validate  held-out predictions -> scores of every case
@@ -13,6 +14,7 @@ from autoseg.pipeline.folds import TrainOptions
 from autoseg.pipeline.opening import choose_device, gpu_memory_gb
 from autoseg.pipeline.planning import PlanOptions, check_dataset, describe_dataset, plan_dataset
 from autoseg.pipeline.prediction import predict_images
+from autoseg.pipeline.repairing import fix_dataset
 from autoseg.pipeline.scoring import cross_validate, evaluate_folders, score_test_set
 from autoseg.pipeline.training import train_folds
 
@@ -25,6 +27,7 @@ __all__ = [
     "cross_validate",
     "describe_dataset",
     "evaluate_folders",
+    "fix_dataset",
     "gpu_memory_gb",
     "plan_dataset",
     "predict_images",

@@ -11,6 +11,7 @@ from autoseg.dataset import Dataset, IntakeOptions, discover
 from autoseg.duplicates import as_one_patient
 from autoseg.errors import DataError
 from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
+from autoseg.intake.copying import refuse_unfinished
 from autoseg.pipeline.opening import Say, gpu_memory_gb
 from autoseg.pipeline.replanning import Replanning, folds_after, options_again, require_related, with_kept_statistics
 from autoseg.plan import Plan
@@ -53,6 +54,7 @@ class PlanOptions:
 
 def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = None, say: Say = print) -> int:
     """Say what was understood of a dataset and everything that is wrong with it; 3 if it cannot be planned, else 0."""
+    refuse_unfinished(root)
     dataset, problems = discover(root, intake)
     problems, _ = check(dataset, known=problems, workers=workers)
     say(describe_dataset(as_one_patient(dataset, problems)))
@@ -184,6 +186,7 @@ def _as_typed(options: PlanOptions) -> tuple[str, ...]:
 
 def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Fingerprint]:
     """Check and measure a dataset, reading every file once."""
+    refuse_unfinished(root)
     dataset, problems = discover(root, options.intake)
     measure = partial(measure_case, labels=dataset.labels, samples=samples_per_case(len(dataset.cases)))
     problems, measured = check(dataset, measure, known=problems, workers=options.workers)

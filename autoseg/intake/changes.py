@@ -1,0 +1,42 @@
+"""What `autoseg check --fix` did to the copy of a data set, one record per change, as a table and as a CSV file."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEFT_OUT = "left out"  # the method of a change that takes a file or a case out of the copy
+PASSED_OVER = "passed over"  # of what is no part of a data set: nothing is lost
+NOT_MENDED = "not mended"  # why a repair that could have helped was not made; what `check` says of it stays true
+COLUMNS = ("case", "file", "what was", "what is now", "method")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between a data set and its corrected copy."""
+
+    case: str  # empty: the data set as a whole
+    file: str  # in the copy
+    what_was: str
+    what_is: str
+    method: str
+
+
+def change_table(changes: Sequence[Change]) -> str:
+    """Lay changes out as a table, one line each."""
+    rows = [COLUMNS, *(_row(change) for change in changes)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
+    lines = ["  ".join((*(f"{text:<{w}}" for text, w in zip(row, widths, strict=False)), row[-1])) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def change_csv(changes: Sequence[Change]) -> str:
+    """The same as CSV text. No column is named as in a table of images: the file does not change what a folder is."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([[name.replace(" ", "_") for name in COLUMNS], *map(_row, changes)])
+    return text.getvalue()
+
+
+def _row(change: Change) -> tuple[str, ...]:
+    return change.case or "(all)", change.file, change.what_was, change.what_is, change.method
