@@ -101,7 +101,7 @@ def predict_cases(
         remarks = [(case.id, *remark) for remark in loaded.remarks]
         remarks += [(case.id, loaded.file, remark) for remark in _unlike_training(models, loaded)]
         indices = segment(members, loaded)
-        write_labels(path, plan.labels.to_file_values(indices), like=Path(case.images[0]))
+        write_labels(path, plan.labels.to_file_values(indices), like=Path(loaded.file))
         predictions.append(Prediction(case.id, path, tuple(remarks)))
     return predictions
 
