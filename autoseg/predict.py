@@ -121,7 +121,7 @@ def predict_cases(
                 raise
             faults.append(fault)
             continue
-        write_labels(path, plan.labels.to_file_values(indices), like=Path(case.images[0]))
+        write_labels(path, plan.labels.to_file_values(indices), like=Path(loaded.file))
         predictions.append(Prediction(case.id, path, tuple(remarks)))
     return predictions
 

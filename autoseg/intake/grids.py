@@ -35,6 +35,7 @@ UNITS = ((1e6, "nanometres"), (1e3, "metres or micrometres"), (25.4, "inches"), 
 class Aligned:
     """The files of a case on one grid: that of the first image that has a place, or of the first."""
 
+    reference: str = ""  # the file whose grid it is
     volumes: dict[str, Volume] = field(default_factory=dict)  # by file; those with a problem are not in it
     problems: list[Problem] = field(default_factory=list)
     remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd though it is used
@@ -51,7 +52,7 @@ def align(case_id: str, images: Mapping[str, Volume], label: tuple[str, Volume] 
     if not files:
         return aligned
     reference = next((file for file, volume in images.items() if volume.geometry.placed), next(iter(files)))
-    grid = files[reference].geometry
+    grid, aligned.reference = files[reference].geometry, reference
     for file, volume in files.items():
         aligned.remarks += [(file, remark) for remark in volume.geometry.remarks]
         if file == reference:
