@@ -114,3 +114,14 @@ def test_nothing_is_changed_by_looking():
     measured(image, target)
     assert np.array_equal(image, before[0])
     assert np.array_equal(target, before[1])
+
+
+def test_a_twin_is_a_mirror_image_and_not_a_copy():
+    """Structures with a bright spot on their outer side: the likeness is that of the mirrored patch."""
+    z, y, x = np.indices(SHAPE).astype(float)
+    outer = ((z - 12) ** 2 + (y - 17) ** 2 + (x - 35.5) ** 2 < 3**2) * 60.0
+    inner = ((z - 12) ** 2 + (y - 17) ** 2 + (x - 15.5) ** 2 < 3**2) * 60.0  # towards the middle, on the other side
+    image, target = body()
+    mirrored = measured((image + outer + outer[..., ::-1]).astype(np.float32), target)["ball"]
+    copied = measured((image + outer + inner).astype(np.float32), target)["ball"]
+    assert mirrored.likeness > copied.likeness + 0.1
