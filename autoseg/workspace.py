@@ -6,6 +6,7 @@
       models/<configuration>-<network>/ crossval.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/}
         fold_full/, of the model that trains on all cases
+        fold_<k>/inference.json
 
 A file appears under its final name only when it is complete: it is written beside its destination (never in /tmp, which
 may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.
