@@ -90,11 +90,13 @@ def test_eight_planted_faults_are_mended(tmp_path):
     planted.plant(folder)
     before = planted.digest(folder)
     assert checked(folder)[0] == 3
+    assert "--fix OUT" in checked(folder)[1]
     code, _told = fixed(folder, tmp_path / "out", mapping={255: 2})
     assert code == 0
     assert planted.digest(folder) == before
     assert checked(tmp_path / "out") == (0, checked(tmp_path / "out")[1])
     assert "no problem was found" in checked(tmp_path / "out")[1]
+    assert "--fix" not in checked(tmp_path / "out")[1]
     listed = {row["file"]: row["method"] for row in rows(tmp_path / "out")}
     assert listed == {
         "imagesTr/case_00_0001.nii.gz": "channel resampled (linear)",

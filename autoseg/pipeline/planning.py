@@ -29,6 +29,7 @@ from autoseg.workspace import Workspace, lock
 
 FOLDS = 5
 COUNTED_LABELS = 9  # more are counted where they are listed
+MENDED = "the same command with --fix OUT writes a copy in which everything is mended that has one right answer"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = No
     problems, _ = check(dataset, known=problems, workers=workers)
     say(describe_dataset(as_one_patient(dataset, problems)))
     say(problem_table(problems))
-    return DataError.exit_code if any(problem.severity == "error" for problem in problems) else 0
+    if not any(problem.severity == "error" for problem in problems):
+        return 0
+    say(MENDED)
+    return DataError.exit_code
 
 
 def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOptions(), say: Say = print) -> Plan:

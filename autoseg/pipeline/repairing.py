@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from autoseg.dataset import Dataset, IntakeOptions, discover, workers_for
+from autoseg.duplicates import as_one_patient
 from autoseg.errors import DataError, StorageError, UsageError
 from autoseg.imaging.readers import ending_of
 from autoseg.intake.changes import LEFT_OUT, NOT_MENDED, Change, change_csv, change_table
@@ -273,7 +274,7 @@ def _report(out: Path, dataset: Dataset, changes: Sequence[Change], problems: Se
     rest = [change for change in changes if change.method in (LEFT_OUT, NOT_MENDED)]
     names = ("changes.csv", *(f"changes_{number}.csv" for number in range(2, 1000)))
     listed = next(out / name for name in names if not (out / name).exists())
-    say(describe_dataset(dataset))
+    say(describe_dataset(as_one_patient(dataset, problems)))
     say(f"{len(made)} change{'s' * (len(made) != 1)} in {out}, listed in {listed.name}, too")
     if made:
         say(change_table(made))
