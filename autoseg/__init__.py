@@ -5,9 +5,17 @@ The Python interface is what the commands chain (`autoseg.pipeline`), loaded whe
 """
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# The threads of an operation wait for each other by spinning, with GNU's OpenMP up to 300,000 turns before they sleep.
+# Where another process takes a core from one of them, the others burn the time it would need: a step takes two to four
+# times as long (benchmarks/README.md, section 20). 3,000 turns outlast the wait on an idle machine. Read when torch is
+# imported; what the user has set stays.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "3000"
 
 PUBLIC = ("plan_dataset", "train_folds", "cross_validate", "score_test_set", "predict_images")
 

@@ -49,8 +49,28 @@ def shortened(text: str) -> str:
     return repr(text if len(text) < 40 else text[:37] + "...")
 
 
+def name(text: str) -> str:
+    """The type of an option that names a configuration or a network: not empty, and no path."""
+    if not text.strip() or "/" in text:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a name")
+    return text
+
+
 positive = whole(1, MAX_STEPS)
 share = above(0, 1)
+
+
+def cpu_rate(text: str) -> str | float:
+    """ "measured", "reference", or a number above 0."""
+    if text in ("measured", "reference"):
+        return text
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not measured, reference or a number above 0")
+    return rate
 
 
 def finite(text: str) -> float:

@@ -46,6 +46,7 @@ class Standing:
     refused: str = ""  # why it neither resumes nor is scored
     other_cases: bool = False  # it is refused for them
     remark: str = ""  # what its owner should know
+    held_out: str = ""  # what became of its held-out cases
     options: tuple[str, ...] = ()  # with which `autoseg train` takes it up again
 
 
@@ -104,7 +105,9 @@ def standing(begun: BegunFold, plan: Plan, name: str, split: Split, workspace: W
     if changed and not begun.finished:
         return Standing(refused=f"begun with other contents: {describe_contents(changed)}")
     remark = f"since it was trained, {describe_contents(changed)}" if changed else ""
-    return Standing(remark=remark, options=tuple(options))
+    other = content_differences(begun.basis.contents, contents, split.validation)
+    held_out = f"of its held-out cases, {describe_contents(other)}" if other else ""
+    return Standing(remark=remark, held_out=held_out, options=tuple(options))
 
 
 def contents_today(workspace: Workspace, plan: Plan, name: str, cases: tuple[str, ...]) -> dict[str, tuple[str, str]]:

@@ -24,6 +24,7 @@ from autoseg.plan import Configuration, Plan, Resampling
 from autoseg.preprocess import resample_target, spacing_for
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
+from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace, lock, sha256, write_atomically
 
 VERSION = 1
@@ -101,7 +102,11 @@ def open_previous(
         else:
             continue
         network = configuration.network.name
-        raise StateError(problem, remedy=f"it is made anew by: autoseg train -c {name} --network {network}")
+        raise StateError(
+            problem,
+            remedy="it is made again by: "
+            + suggest("train", workspace=workspace.root, configuration=name, network=network),
+        )
     return folder
 
 
@@ -139,7 +144,8 @@ def _prepare_case(job: tuple[Case, Path, PreviousInfo, CaseInfo, Path, Plan, str
     if loaded.target.shape != info.shape_before_crop:
         raise StateError(
             f"{wanted.source} has {loaded.target.shape} voxels, the image of {case.id} {info.shape_before_crop}",
-            remedy="delete it: the same `autoseg train` command predicts it again",
+            remedy="delete it, then predict it again: "
+            + suggest("train", workspace=root, configuration=plan.configurations[name].cascade_from),
         )
     copy = plan.configurations[plan.configurations[name].data]
     indices = on_grid(

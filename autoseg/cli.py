@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg import __version__
-from autoseg.arguments import above, duration, finite, mapping, positive, share, whole
+from autoseg.arguments import above, cpu_rate, duration, finite, mapping, name, positive, share, whole
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
 from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
+from autoseg.suggestions import DEFAULT_WORKSPACE, LESS_MEMORY, complete
 
 if TYPE_CHECKING:
     from autoseg.dataset import IntakeOptions
     from autoseg.workspace import FoldName
 
 MAX_FOLD = 9999
-DEFAULT_WORKSPACE = Path("autoseg_workspace")
 INTERRUPTED = 130
-OUT_OF_MEMORY_REMEDY = "plan for less memory (autoseg plan --vram 8), or use a machine with more"
+OUT_OF_MEMORY_REMEDY = f"{LESS_MEMORY}, or use a machine with more"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{stopped}\n  -> go on with: {command}", file=sys.stderr)
         return stopped.exit_code
     except AutosegError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {complete(str(error), getattr(options, 'workspace', None))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_out_of_memory(error):
             raise
-        print(f"error: out of memory: {error}\n  -> {OUT_OF_MEMORY_REMEDY}", file=sys.stderr)
+        remedy = complete(OUT_OF_MEMORY_REMEDY, getattr(options, "workspace", None))
+        print(f"error: out of memory: {error}\n  -> {remedy}", file=sys.stderr)
         return OutOfMemory.exit_code
 
 
@@ -72,8 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"autoseg {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=help, allow_abbrev=False)
+    def command(called: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(called, help=help, allow_abbrev=False)
 
     demo = command("demo", help="synthetic data through the whole pipeline: does this installation work?")
     demo.add_argument(
@@ -114,11 +115,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--preset", choices=("s", "m", "l", "xl"), default=None,
         help="s: CPU; m, l, xl: residual encoders for 8, 24, 40 GB (default: plain U-Net for the machine at hand)",
     )  # fmt: skip
-    plan.add_argument("--network", default=None, help="architecture, e.g. attention_unet (default: the preset's)")
+    plan.add_argument(
+        "--network", type=name, default=None, help="architecture, e.g. attention_unet (default: the preset's)"
+    )
     plan.add_argument(
         "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone (default: autoseg)"
     )
     plan.add_argument("--no-preprocess", action="store_true", help="decide only")
+    plan.add_argument("--explain", action="store_true", help="print every decision with its reason")
+    plan.add_argument(
+        "--time-budget", type=duration, default=None,
+        help="wall time per fold, to train for and to size a CPU's steps by (default: the recipe's epochs, and 1h)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--cpu-rate", type=cpu_rate, default="measured", metavar="RATE",
+        help="speed of the CPU planned for: measured, reference (the same plan on every machine), or times the "
+        "reference, e.g. 0.5 (default: measured)",
+    )  # fmt: skip
     add_settings(plan)
     plan.set_defaults(run=run_plan)
 
@@ -198,6 +211,10 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--no-mirroring", action="store_true", help="no test-time flips: faster, a little less accurate"
     )
+    predict.add_argument(
+        "--tile", type=float, metavar="N",
+        help="tiles up to N times as long as the training patch: faster, less accurate on small images (default: 1)",
+    )  # fmt: skip
     predict.set_defaults(run=run_predict)
 
     status = command("status", help="where this workspace stands and what to type next")
@@ -224,8 +241,8 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--configuration", default=None, help="default: the recommended one")
-    parser.add_argument("--network", default=None, help="default: the one that was planned for")
+    parser.add_argument("-c", "--configuration", type=name, default=None, help="default: the recommended one")
+    parser.add_argument("--network", type=name, default=None, help="default: the one that was planned for")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -303,6 +320,9 @@ def run_plan(options: argparse.Namespace) -> None:
             preset=options.preset,
             network=options.network,
             vram_gb=options.vram,
+            time_budget_seconds=options.time_budget,
+            cpu_rate=options.cpu_rate,
+            explain=options.explain,
             configurations=tuple(filter(None, options.configurations.split(","))),
             skip_bad=options.skip_bad,
             settings=tuple(options.settings),
@@ -375,7 +395,7 @@ def run_predict(options: argparse.Namespace) -> None:
         Workspace(options.workspace), options.images, options.out, configuration=options.configuration,
         network=options.network, models=tuple(options.models), folds=parse_folds(" ".join(options.folds)),
         device=options.device, step=options.step, mirroring=False if options.no_mirroring else None,
-        unfinished=options.unfinished,
+        tile=options.tile, unfinished=options.unfinished,
     )  # fmt: skip
 
 

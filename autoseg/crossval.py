@@ -26,6 +26,7 @@ from autoseg.evaluate import (
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import stem_of
 from autoseg.predict import output_ending
+from autoseg.suggestions import suggest
 from autoseg.workspace import FoldName
 
 VERSION = 1
@@ -88,9 +89,11 @@ def validation_jobs(folder: Path, cases: Sequence[Case], labels: LabelSet) -> li
     for case in cases:
         path = folder / f"{case.id}{output_ending(case)}"
         if not path.exists():
+            name, _, network = folder.parent.parent.name.rpartition("-")
+            fold = folder.parent.name.removeprefix("fold_")
+            command = suggest("train", "-f", fold, configuration=name, network=network)
             raise StateError(
-                f"{path} does not exist: the fold's validation is not complete",
-                remedy="run the same `autoseg train` command again: it goes on with the validation",
+                f"{path} does not exist: the fold's validation is not complete", remedy=f"complete it: {command}"
             )
         assert case.label is not None
         jobs.append(ScoreJob(case.id, Path(case.label), path, labels))

@@ -125,6 +125,8 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     root = Path(root).expanduser().absolute()
     if not root.exists():
         raise UsageError(f"{root} does not exist", remedy="give the folder of a dataset, or a table of its images")
+    if not root.is_dir() and not root.is_file():
+        raise UsageError(f"{root} is neither a folder nor a file", remedy="give the folder of a dataset, or a table")
     found = next((f for layout in LAYOUTS.values() if (f := layout(root, options.channels)) is not None), None)
     if found is None:
         dicom = dicom_below(root) if root.is_dir() else []

@@ -4,7 +4,6 @@
 reference and of its segmentation.
 """
 
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import read_image, read_labels
 from autoseg.phantom import LABELS
 from autoseg.phantom import write_dataset as write_dataset
+from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace, write_atomically
 
 FOLDS = 5
@@ -134,6 +134,8 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     )
 
     began = time.perf_counter()
+    if out.exists() and not out.is_dir():
+        raise StateError(f"{out} is a file", remedy="choose a folder with --out")
     if out.exists() and any(out.iterdir()):
         if not (out / "dataset" / "dataset.json").exists():
             raise StateError(f"{out} is not empty and holds no demo", remedy="choose another folder with --out")
@@ -151,45 +153,46 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
             ["--time-budget", f"{time_budget_seconds:g}s"],
             TrainOptions(time_budget_seconds=time_budget_seconds),
         )
-    here = ["-w", str(workspace.root)]
     chosen = [part for setting in settings for part in ("--set", setting)]
+    where = workspace.root
+    images, labels = dataset / "imagesTs", dataset / "labelsTs"
     commands = [
-        ["demo", "--data-only", "-o", str(out)],
-        ["plan", str(dataset), "--preset", PRESET, *chosen, *here],
-        ["train", "-f", f"0..{FOLDS - 1}", *length, *here],
-        ["evaluate", *here],
-        ["predict", "-i", str(dataset / "imagesTs"), "-o", str(segmentations), *here],
-        ["evaluate", "--predictions", str(segmentations), "--references", str(dataset / "labelsTs"), *here],
+        suggest("demo", "--data-only", "-o", out, workspace=None),
+        suggest("plan", dataset, "--preset", PRESET, "--cpu-rate", "reference", *chosen, workspace=where),
+        suggest("train", "-f", f"0..{FOLDS - 1}", *length, workspace=where),
+        suggest("evaluate", workspace=where),
+        suggest("predict", "-i", images, "-o", segmentations, workspace=where),
+        suggest("evaluate", "--predictions", segmentations, "--references", labels, workspace=where),
     ]
 
     def announce(number: int) -> None:
         elapsed = time.perf_counter() - began
-        print(f"\n[{number} of {len(commands)}, {elapsed:.0f} s] $ {shlex.join(['autoseg', *commands[number - 1]])}")
+        print(f"\n[{number} of {len(commands)}, {elapsed:.0f} s] $ {commands[number - 1]}")
         sys.stdout.flush()
 
     announce(1)
     write_dataset(dataset)
     announce(2)
-    plan_dataset(dataset, workspace, PlanOptions(preset=PRESET, settings=settings))
+    plan_dataset(dataset, workspace, PlanOptions(preset=PRESET, cpu_rate="reference", settings=settings))
     announce(3)
     train_folds(workspace, training)
     announce(4)
     cross_validate(workspace)
     announce(5)
-    predicted = predict_images(workspace, [dataset / "imagesTs"], segmentations)
+    predicted = predict_images(workspace, [images], segmentations)
     announce(6)
-    dice = evaluate_folders(segmentations, dataset / "labelsTs", workspace) or 0.0
-    references = {path.name: read_labels(dataset / "labelsTs" / path.name) for path in predicted}
+    dice = evaluate_folders(segmentations, labels, workspace) or 0.0
+    references = {path.name: read_labels(labels / path.name) for path in predicted}
     name = max(references, key=lambda name: len(np.unique(references[name].array)))  # the first that shows every label
     picture(
-        read_image(dataset / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz")),
+        read_image(images / name.replace(".nii.gz", "_0000.nii.gz")),
         references[name],
         read_labels(segmentations / name),
         picture_path,
     )
     print(f"\npicture of {name}: {picture_path}\n\nwhat was run, in {time.perf_counter() - began:.0f} s:")
-    print("\n".join(f"  {shlex.join(['autoseg', *command])}" for command in commands))
-    summary = summarise(score_cases(pair_folders(segmentations, dataset / "labelsTs", LABEL_SET), workers=0))
+    print("\n".join(f"  {command}" for command in commands))
+    summary = summarise(score_cases(pair_folders(segmentations, labels, LABEL_SET), workers=0))
     by_label = {label: metrics["dice"].mean or 0.0 for label, metrics in summary.items()}
     passed = dice >= DICE_TO_REACH and all(value >= LABEL_DICE_TO_REACH for value in by_label.values())
     shown = ", ".join(f"{label} {value:.3f}" for label, value in by_label.items())

@@ -23,6 +23,7 @@ from scipy import ndimage
 from autoseg.imaging.components import as_slices, bounding_box, components, nonzero_mask
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.symmetry import MirrorSide, mirror_sides
 from autoseg.records import to_plain
 from autoseg.rules import anything, at_least, between, entries, exactly, file_name
 
@@ -69,6 +70,7 @@ class CaseFingerprint:
     digest: Text  # of the arrays: equal digests are equal cases
     # of each label present, from the first voxel
     centroids_mm: dict[Text, tuple[Position, Position, Position]] = field(default_factory=dict)
+    mirror_sides: dict[Text, MirrorSide] = field(default_factory=dict)  # of labels on one side of the body's mid-plane
 
     @property
     def relative_size_after_crop(self) -> float:
@@ -102,8 +104,10 @@ class Fingerprint:
     @property
     def hash(self) -> str:
         """Digest of all that was measured; it changes when a voxel of any case does."""
-        plain = json.dumps(to_plain(self), sort_keys=True, allow_nan=False)
-        return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
+        plain = to_plain(self)
+        for case in plain["cases"]:
+            del case["mirror_sides"]  # they follow from the voxels, and fingerprints made before have none
+        return hashlib.blake2b(json.dumps(plain, sort_keys=True, allow_nan=False).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ def measure_case(loaded: Loaded, labels: LabelSet, samples: int) -> CaseMeasurem
         foreground_outside_crop=int(counts[1 : labels.num_labels + 1].sum()) - int(np.count_nonzero(foreground)),
         digest=_digest(image, target),
         centroids_mm=_centroids(target, boxes, present, loaded.spacing),
+        mirror_sides=mirror_sides(image, target, boxes, present, loaded.spacing),
     )
     has_foreground = bool(foreground.any())
     drawn = _draw(image[(slice(None), *inside)], foreground if has_foreground else None, samples)

@@ -10,23 +10,26 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoseg.budget_clock import Clock, epoch_steps
 from autoseg.cascade import open_previous
 from autoseg.data.loader import BatchStream, ChainName
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
 from autoseg.errors import StateError, UsageError
 from autoseg.fold_folder import FoldFolder
-from autoseg.fold_log import Clock, FoldLog, epoch_steps
+from autoseg.fold_log import FoldLog
 from autoseg.fold_state import CHECKPOINT_VERSION, FoldState, seed_of
 from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
 from autoseg.nn.checkpoint import CheckpointWriter
+from autoseg.nn.precision import forward_seconds
 from autoseg.nn.ranks import Ranks
 from autoseg.plan import Configuration, Plan
 from autoseg.pseudo_dice import Batch, WatchedSamples, watch, watched_samples
 from autoseg.records import to_plain
-from autoseg.start_up import Choices, apply, choose, validation_seconds, worker_count
+from autoseg.start_up import Choices, apply, choose, worker_count
 from autoseg.stopping import StopSignals
 from autoseg.transfer import begin_from
+from autoseg.validation_budget import AfterTraining, estimate
 from autoseg.workspace import FULL, FoldName, Workspace
 
 
@@ -53,6 +56,7 @@ class FoldTask:
     device: torch.device
     ranks: Ranks  # this process among those that train the fold together
     contents: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of the cases, see `same_training.PARTS`
+    beside_network: Callable[[], float] | None = None  # measures seconds of the validation without forward passes
 
     @property
     def number(self) -> FoldName:
@@ -89,6 +93,8 @@ class Fold:
     learnt: WatchedSamples  # and of training cases
     state: FoldState
     clock: Clock
+    after: AfterTraining  # the last step: how long that takes, and how the validation cases are segmented
+    tile: torch.Tensor  # one sample (1, C, *patch) on the device, to time forward passes with
     log: FoldLog
     stop: StopSignals
     checkpoints: CheckpointWriter
@@ -159,7 +165,7 @@ def open_fold(
 
     Raises:
         StateError: the split has no case to train on, or none to validate with (which only FULL may lack).
-        UsageError: the time budget leaves nothing to train in.
+        UsageError: the start alone took the whole time budget.
     """
     plan, configuration, split, device, ranks = task.plan, task.configuration, task.split, task.device, task.ranks
     if not split.train or not (split.validation or split.fold == FULL):
@@ -216,19 +222,39 @@ def open_fold(
         iterations_per_epoch=epoch_steps(training.steps, training.iterations_per_epoch),
         budget_seconds=training.time_budget_seconds,
     )
-    clock.reserve_seconds = validation_seconds(data.store, split, plan, configuration, choices.forward_seconds)
-    if not saved and clock.progress(0) >= 1:
-        raise UsageError(
-            f"fold {split.fold}: the time budget of {training.time_budget_seconds:.0f} s leaves nothing to train in: "
-            f"{clock.elapsed():.0f} s went into the start, predicting the validation cases takes about "
-            f"{clock.reserve_seconds:.0f} s",
-            remedy="give it more time (--time-budget)",
-        )
+    watched = len(learnt.places) + (len(held_out.places) if held_out else 0)
+    after = _after_training(task, data, choices, network, image[:1], watched=watched)
+    if clock.budget_seconds is not None:
+        clock.start_seconds = 0.0 if saved else clock.elapsed()
+        if not saved and clock.remaining() <= 0:
+            raise UsageError(
+                f"fold {split.fold}: the time budget of {clock.budget_seconds:.0f} s leaves nothing to train in: "
+                f"{clock.elapsed():.0f} s went into the start",
+                remedy="give it more time (--time-budget)",
+            )
+        if told := after.begin(clock):
+            say(told)
     return Fold(
         task=task, network=network, trained=ranks.wrap(network, device), criterion=criterion,
+        after=after, tile=image[:1].clone(),
         stream_of=lambda step: data.stream(state.choices.chain, start_step=step, workers=workers),
         held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop,
         checkpoints=CheckpointWriter(task.folder), init_from=init_from, folder=folder,
+    )  # fmt: skip
+
+
+def _after_training(
+    task: FoldTask, data: "_FoldData", choices: Choices, network: nn.Module, tile: torch.Tensor, *, watched: int
+) -> AfterTraining:
+    """How long it takes after the last step; measured only where that has to be known, under a time budget."""
+    seconds, beside = choices.forward_seconds, None
+    if task.plan.training.time_budget_seconds is not None:
+        seconds = min(forward_seconds(network, tile, choices.dtype))
+        beside = task.beside_network() if task.beside_network and task.ranks.rank == 0 else None
+        seconds, beside = task.ranks.from_first((seconds, beside))
+    return estimate(
+        data.store, task.split, task.plan, task.configuration, device_type=task.device.type, watched=watched,
+        forward_seconds=seconds, beside_seconds=beside,
     )  # fmt: skip
 
 

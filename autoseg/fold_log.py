@@ -1,4 +1,4 @@
-"""How a fold's training is timed and told: the clock of its schedule, the bar, the lines, the history, the warnings.
+"""How a fold's training is told: the bar, the lines, the history, the warnings.
 
 `history.jsonl` is the truth, one JSON object per epoch. All else says the same in another form: the lines on screen and
 in `log.txt`, `progress.png`, the curves in `tensorboard/` where TensorBoard is installed. What is not the truth may
@@ -23,64 +23,11 @@ from autoseg.workspace import FoldName, write_text
 if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
     from torch.utils.tensorboard import SummaryWriter
 
-SHORT_EPOCHS = 20  # a short time budget, or a short length in steps, is cut into so many epochs to watch
 PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png,
 PICTURE_SHARE = 0.01  # which may take so much of it
 MOST_SHOWN = 20  # labels in a line; of more, the others are counted
 VERBS = {"unseen": "cannot learn a label"}  # how a kind of finding is said; otherwise with an s
 DECIMALS = {"seconds": 2, "loss": 5, "validation_loss": 5, "training_dice": 4, "pseudo_dice": 4, "progress": 4}
-
-
-def epoch_steps(length: int | None, iterations_per_epoch: int) -> int:
-    """Steps of an epoch: as asked for; in a training of a short length in steps fewer, for SHORT_EPOCHS epochs.
-
-    Args:
-        length: of the training in steps, or None when it is given in epochs or in seconds.
-    """
-    return iterations_per_epoch if length is None else min(iterations_per_epoch, math.ceil(length / SHORT_EPOCHS))
-
-
-class Clock:
-    """Progress of a training whose length is given in steps or in seconds.
-
-    Args:
-        spent: seconds spent before this process took over.
-        total_steps: length in steps, or None when a time budget rules.
-        iterations_per_epoch: steps of an epoch (see `epoch_steps`).
-        budget_seconds: wall time for everything, validation included, or None.
-    """
-
-    def __init__(
-        self, *, spent: float, total_steps: int | None, iterations_per_epoch: int, budget_seconds: float | None
-    ) -> None:
-        assert (total_steps is None) != (budget_seconds is None)
-        self.begin = time.perf_counter() - spent
-        self.iterations_per_epoch = iterations_per_epoch
-        self.total_steps = total_steps
-        self.budget_seconds = budget_seconds
-        self.reserve_seconds = 0.0  # kept back for the validation after the last step
-
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.begin
-
-    def progress(self, step: int) -> float:
-        """Share of the training that is done, in [0, 1]."""
-        if self.total_steps is not None:
-            return min(step / self.total_steps, 1.0)
-        assert self.budget_seconds is not None
-        return min(self.elapsed() / max(self.budget_seconds - self.reserve_seconds, 1e-9), 1.0)
-
-    def epoch_is_over(self, steps: int, seconds: float) -> bool:
-        """Whether an epoch of so many steps, begun so many seconds ago, is at its end.
-
-        Epochs have `iterations_per_epoch` steps; under a short time budget they end sooner, so that there are about
-        SHORT_EPOCHS of them to watch. What would be left for less than half an epoch joins the one before.
-        """
-        if self.budget_seconds is None:
-            return steps >= self.iterations_per_epoch
-        share = self.budget_seconds / SHORT_EPOCHS
-        left = self.budget_seconds - self.reserve_seconds - self.elapsed()
-        return (steps >= self.iterations_per_epoch or seconds >= share) and left >= min(share, seconds) / 2
 
 
 def warning(fold: FoldName, finding: Finding, model: tuple[str, str] | None = None) -> str:

@@ -3,6 +3,7 @@
 `data` and `nn` take flat arguments and never see a plan; this is the one place where a plan is unpacked for them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,14 @@ from autoseg.errors import UsageError
 from autoseg.nn.augment import DeviceChain
 from autoseg.nn.blocks import set_checkpointing, set_dropout
 from autoseg.nn.losses import LOSSES, DeepSupervision
-from autoseg.nn.networks import build_network
+from autoseg.nn.networks import FIXED_TILES, build_network
+from autoseg.nn.sliding_window import tile_edge
 from autoseg.plan import Configuration, Plan
+
+BYTES_PER_ELEMENT = 4  # of a feature map in float32
+TILE_BYTES = 2 * 2**30  # that the feature maps of a tile that is larger than the patch may take
+TILE_GROWTH = {"cpu": 1.0}  # longest edges of tiles by device, as a multiple of the patch's; elsewhere 1
+MOST_GROWTH = 8.0
 
 
 def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
@@ -140,10 +147,44 @@ def patch_stream(
     )
 
 
-def configuration_mirror_axes(plan: Plan, configuration: Configuration) -> tuple[int, ...]:
-    """Mirror axes as spatial axes of the patch: the plan counts (Z, Y, X), a 2-D patch has only (Y, X)."""
+def tile_size(configuration: Configuration, shape: Sequence[int], *, growth: float, step: float) -> tuple[int, ...]:
+    """Tile to segment an image with: the patch, or larger where that leaves fewer voxels to compute.
+
+    Args:
+        shape: (Z, Y, X) of the image, as the network sees it.
+        growth: tile edges are at most so many times those of the patch. Networks that know their patch size keep it,
+            and so does one whose feature maps would take more than TILE_BYTES.
+        step: distance of neighbouring tiles as a share of the tile.
+    """
+    patch, spec = configuration.patch_size, configuration.network
+    bytes_of_patch = BYTES_PER_ELEMENT * configuration.elements
+    if spec.name in FIXED_TILES or bytes_of_patch <= 0:
+        return patch
+    multiples = [math.prod(stage[axis] for stage in spec.strides) for axis in range(len(patch))]
+    tile = tuple(
+        tile_edge(size, edge, growth=growth, multiple=multiple, step=step)
+        for size, edge, multiple in zip(shape[-len(patch) :], patch, multiples, strict=True)
+    )
+    fits = bytes_of_patch * math.prod(tile) / math.prod(patch) <= TILE_BYTES
+    return tile if fits else patch
+
+
+def tile_growth(device_type: str) -> float:
+    """How many times as long as the patch tiles may be on such a device, where nobody says it."""
+    return TILE_GROWTH.get(device_type, 1.0)
+
+
+def configuration_mirror_axes(
+    plan: Plan, configuration: Configuration, only: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Mirror axes as spatial axes of the patch: the plan counts (Z, Y, X), a 2-D patch has only (Y, X).
+
+    Args:
+        only: the ones to keep, counted as the plan does; None: all.
+    """
     skipped = 3 - configuration.dims
-    return tuple(axis - skipped for axis in plan.training.mirror_axes if axis >= skipped)
+    kept = [axis for axis in plan.training.mirror_axes if only is None or axis in only]
+    return tuple(axis - skipped for axis in kept if axis >= skipped)
 
 
 def head_probabilities(logits: Tensor, has_regions: bool) -> Tensor:

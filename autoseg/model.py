@@ -14,7 +14,8 @@ from autoseg.from_plan import build_plan_network
 from autoseg.nn.checkpoint import NEWEST, load_checkpoint
 from autoseg.plan import Configuration, Plan
 from autoseg.records import from_plain, to_plain
-from autoseg.same_training import command, what_is_seen
+from autoseg.same_training import what_is_seen
+from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 
 # What models that work together must have in common.
@@ -77,7 +78,7 @@ def open_model(
     """
     folder = workspace.model(configuration_name, network)
     states, left_out = _states(workspace, folder, folds, unfinished)
-    train = command("train", "-f", "0..4", "-c", configuration_name, "--network", network, "-w", workspace.root)
+    train = suggest("train", workspace=workspace.root, configuration=configuration_name, network=network)
     missing = [fold for fold in folds or () if fold not in states]
     if missing or not states:
         which = f"fold {missing[0]} of {folder}" if missing else f"{folder}"
@@ -124,11 +125,13 @@ def _states(
             states[fold] = state
         elif folds is not None:
             name, _, network = folder.name.rpartition("-")
-            words = ("train", "-f", fold, "-c", name, "--network", network, "-w", workspace.root)
+            finish = suggest(
+                "train", "-f", fold, "--finish", workspace=workspace.root, configuration=name, network=network
+            )
             raise StateError(
                 f"fold {fold} in {begun[fold]} has not been trained to the end: {_standing(state)}",
                 remedy=f"resume it with the options it was begun with; or let it cool down and end: "
-                f"{command(*words, '--finish')}; or predict with it as it stands: --unfinished",
+                f"{finish}; or predict with it as it stands: --unfinished",
             )
         else:
             left_out[fold] = _standing(state)

@@ -133,7 +133,7 @@ def write_dataset(folder: Path, *, cases: int = 20, seed: int = SEED) -> Path:
 
 
 def make_anatomy(patient: int, seed: int = SEED) -> Anatomy:
-    """Draw a patient. Every fourth has no lesion; in the others it is darker than the liver."""
+    """Draw a patient. Every fourth has no lesion; in the others it is brighter than the liver."""
     rng = np.random.default_rng([seed, patient])
     fat = rng.uniform(2.5, 5.5)
     half_width, half_depth = 38 + rng.uniform(-3, 3), 31 + rng.uniform(-2.5, 2.5)
@@ -156,7 +156,7 @@ def make_anatomy(patient: int, seed: int = SEED) -> Anatomy:
         lesion = Ellipsoid(
             right_lobe.centre + right_lobe.axes.T @ inside, rng.uniform(5.5, 9.0, 3), _rotation(rng, 180)
         )
-        hounsfield["lesion"] = hounsfield["liver"] - rng.uniform(60, 80)
+        hounsfield["lesion"] = hounsfield["liver"] + rng.uniform(60, 80)
     return Anatomy(
         body=body,
         fat=fat,

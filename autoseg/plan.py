@@ -144,6 +144,7 @@ class Cost:
     disk_bytes: Count  # of the preprocessed copy
     flops: Count  # floating-point operations of one training step
     seconds_per_step: Annotated[float, above(0, MAX_SECONDS)] | None  # None: this device was never measured
+    flops_per_second: Annotated[float, above(0, MAX_COUNT)] | None = None  # of a CPU, rounded: it sized the step
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -271,6 +272,16 @@ class TrainingGrids:
     spacing_max: tuple[Millimetres, Millimetres, Millimetres]
     shape_min: tuple[Voxels, Voxels, Voxels]  # voxels
     shape_max: tuple[Voxels, Voxels, Voxels]
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("spacing", self.spacing_min, self.spacing_max), ("shape", self.shape_min, self.shape_max)
+        ):  # fmt: skip
+            if not all(0 < a <= b for a, b in zip(low, high, strict=True)):
+                raise StateError(
+                    f"{name}_min is {low}, {name}_max {high}: expected numbers above 0, none above its maximum",
+                    remedy="plan the dataset again: autoseg plan DATASET",
+                )
 
 
 @dataclass(frozen=True)

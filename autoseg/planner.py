@@ -2,8 +2,9 @@
 
     1  space           1.1 spacing  1.2 spacing guard  1.3 axis order  1.4 configurations
     2  intensities     2.1 normalisation  2.2 resampling
-    3  configuration   3.1 first patch  3.2 patch wanted  3.3 patch  3.4 network  3.5 batch  3.6 batch Dice
+    3  configuration   3.0 step  3.1 first patch  3.2 patch wanted  3.3 patch  3.4 network  3.5 batch  3.6 batch Dice
                        3.7 receptive field  3.8 memory  3.9 nnU-Net  3.10 preprocessed copies  3.11 lowres
+                       3.12 steps
     4  recommended     4.1 configuration
     5  training        5.1 recipe  5.2 loss  5.3 class weights  5.4 foreground  5.5 cases  5.6 classes  5.7 mirroring
                        5.8 patience
@@ -34,6 +35,7 @@ from autoseg.planning.budget import CPU, GPU, PRESETS, Budget, Preset
 from autoseg.planning.configurations import Sizing, View, plan_configuration
 from autoseg.planning.cost import Memory, TracedMemory
 from autoseg.planning.decisions import Orientation, Request, Rules, describe, text, validate
+from autoseg.planning.pace import ENOUGH_STEPS, Pace, duration, pace_of
 from autoseg.planning.recipe import base_recipe, plan_training
 from autoseg.planning.space import ANISOTROPY, Space, plan_space
 from autoseg.planning.topology import initial_patch, shrinking
@@ -64,6 +66,7 @@ def make_plan(
     spacing: Sequence[float] | None = None,
     batch_size: int | None = None,
     memory: Memory | None = None,
+    pace: Pace | None = None,
 ) -> Plan:
     """Derive the plan of a dataset.
 
@@ -78,6 +81,8 @@ def make_plan(
         spacing: mm (Z, Y, X); overrides the target spacing.
         batch_size: overrides the batch size of all configurations.
         memory: tells what training steps need; None: traces them.
+        pace: of the CPU, and the time of a fold, that steps are sized for; None: not known, and steps are as large as
+            measurements say is of use. A plan for a GPU does without.
 
     Overrides are in the axis order of the images; the plan permutes them.
 
@@ -87,6 +92,7 @@ def make_plan(
         StateError: the fingerprint was made for other channels or labels.
     """
     budget = _budget(rules, preset, device, vram_gb)
+    pace = pace if budget.gigabytes is None else None
     asked = Request(
         channels=tuple(channels),
         labels=labels,
@@ -94,8 +100,9 @@ def make_plan(
         rules=rules,
         preset=preset or ("s" if budget is CPU else None),
         network=_network(network, budget, rules),
-        budget=budget,
+        budget=pace.limits(budget) if pace else budget,
         memory=cast(Memory, memory),
+        pace=pace,
         orientation=orientation,
         patch_size=None if patch_size is None else tuple(patch_size),
         spacing=None if spacing is None else tuple(spacing),
@@ -103,7 +110,7 @@ def make_plan(
     )
     validate(asked)
     if memory is None:
-        asked = replace(asked, memory=TracedMemory(labels, base_recipe(asked), asked.device))
+        asked = replace(asked, memory=TracedMemory(labels, base_recipe(asked), asked.device, pace=pace))
     space, choices = plan_space(fingerprint, asked.spacing, asked.ours)
     for choice in choices:
         asked.decide(*choice)
@@ -112,6 +119,7 @@ def make_plan(
     names = _plan_names(asked, space)
     normalization = _plan_normalization(asked)
     resampling = _plan_resampling(asked)
+    _plan_step_limits(asked)
     configurations = _plan_configurations(asked, space, names)
     recommended = _recommend(asked, space)
     training = plan_training(asked, space, configurations[recommended])
@@ -147,6 +155,7 @@ def with_network(plan: Plan, fingerprint: Fingerprint, network: str, memory: Mem
         UsageError: there is no such network, or the plan's GPU is too small for it.
     """
     budget = _budget(plan.rules, plan.preset, plan.device, plan.vram_gb)
+    pace = pace_of(plan)
     asked = Request(
         channels=plan.channels,
         labels=plan.labels,
@@ -154,14 +163,15 @@ def with_network(plan: Plan, fingerprint: Fingerprint, network: str, memory: Mem
         rules=plan.rules,
         preset=plan.preset,
         network=_network(network, budget, plan.rules),
-        budget=budget,
+        budget=pace.limits(budget) if pace else budget,
         memory=cast(Memory, memory),
+        pace=pace,
         orientation=plan.orientation,
     )
     validate(asked)
     recipe = base_recipe(asked)
     if memory is None:
-        asked = replace(asked, memory=TracedMemory(plan.labels, recipe, asked.device))
+        asked = replace(asked, memory=TracedMemory(plan.labels, recipe, asked.device, pace=pace))
     stored = dict(zip(plan.axis_order, _full_spacing(plan), strict=True))
     space, _ = plan_space(fingerprint, [stored[axis] for axis in range(3)], asked.ours)
     configurations = {}
@@ -264,6 +274,22 @@ def _plan_resampling(asked: Request) -> Resampling:
 # ---- 3  configurations
 
 
+def _plan_step_limits(asked: Request) -> None:
+    """Rule 3.0: what a CPU's step may cost."""
+    pace = asked.pace
+    if pace is None:
+        return
+    limits = {dims: f"{count:.3g} elements in {dims}-D" for dims, count in asked.budget.elements.items()}
+    rates = ", ".join(f"{rate / 1e9:.3g} in {dims}-D" for dims, rate in sorted(pace.flops_per_second.items()))
+    held = [f"{dims}-D" for dims, count in asked.budget.elements.items() if count < CPU.elements[dims]]
+    reason = f"G operations per second of training: {rates} ({pace.source}); a fold of {duration(pace.seconds)} "
+    if held:
+        reason += f"would make fewer than {ENOUGH_STEPS} steps of the usual size: smaller in {' and '.join(held)}"
+    else:
+        reason += f"makes {ENOUGH_STEPS} steps of the usual size, and nothing says that larger ones learn more"
+    asked.decide("3.0 step", ", ".join(limits.values()), reason)
+
+
 def _plan_configurations(asked: Request, space: Space, names: dict[str, int]) -> dict[str, Configuration]:
     """Those of full resolution, and 3d_lowres and the cascade where a patch shows little of an image."""
     configurations = {name: plan_configuration(asked, space, name, dims) for name, dims in names.items()}
@@ -355,10 +381,10 @@ def _recommend(asked: Request, space: Space) -> str:
 def _say_what_would_change(asked: Request, configurations: dict[str, Configuration]) -> None:
     if asked.device == "cpu":
         asked.change("device", "--vram GB, or --preset m, l, xl", "plan for a GPU: larger patches, larger networks")
-    if not any(c.cost is not None and c.cost.seconds_per_step is not None for c in configurations.values()):
-        asked.change(
-            "device", "autoseg calibrate", "measures this machine, and turns memory on the safe side into memory known"
-        )
+    known = all(c.cost is not None and c.cost.seconds_per_step is not None for c in configurations.values())
+    if not (known and asked.memory.measured):
+        reason = "measures this machine, and turns memory on the safe side into memory known"
+        asked.change("device", "autoseg calibrate", reason)
     if "3d_lowres" in configurations:
         asked.change(
             "cascade", "-c 3d_cascade", "trains 3d_lowres first, where 3d_fullres confuses places that look alike"

@@ -18,7 +18,7 @@ from autoseg.cascade import on_grid
 from autoseg.data.previous_stage import one_hot
 from autoseg.dataset import Case, LoadedCase, Problem, load_case
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.from_plan import configuration_mirror_axes, head_probabilities
+from autoseg.from_plan import MOST_GROWTH, configuration_mirror_axes, head_probabilities, tile_growth, tile_size
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.geometry import Remark
 from autoseg.imaging.readers import ending_of, write_labels
@@ -30,6 +30,7 @@ from autoseg.nn.training_step import is_out_of_memory
 from autoseg.plan import Plan
 from autoseg.planning.grids import require_like
 from autoseg.preprocess import Prepared, prepare, spacing_for
+from autoseg.validation_budget import Inference
 
 LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must come back as it was
 
@@ -41,10 +42,24 @@ class PredictOptions:
     step: float = 0.5  # distance of neighbouring tiles as a share of the tile
     mirroring: bool | None = None  # average over flips; None: as the plan says
     tile_batch: int | None = None  # tiles per forward pass; None: 1 on a CPU, elsewhere as planned
+    tile: float | None = None  # longest tile edges as a multiple of the patch's; None: TILE_GROWTH of the device
+    mirror_axes: tuple[int, ...] | None = None  # of those the plan mirrors, (Z, Y, X), the ones to use; None: all
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
             raise UsageError(f"--step {self.step} leaves gaps between tiles", remedy="give a share above 0, at most 1")
+        if self.tile is not None and not 1 <= self.tile <= MOST_GROWTH:
+            raise UsageError(
+                f"--tile {self.tile} is not a multiple that tiles can have of the training patch",
+                remedy=f"give a number from 1 to {MOST_GROWTH:g}",
+            )
+
+
+def options_for(way: Inference | None) -> PredictOptions:
+    """How the validation cases of a fold are segmented; None: by default."""
+    if way is None:
+        return PredictOptions()
+    return PredictOptions(way.step, mirroring=bool(way.mirror_axes), tile=way.tile, mirror_axes=way.mirror_axes)
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,7 @@ def predict_cases(
                 raise
             faults.append(fault)
             continue
-        write_labels(path, plan.labels.to_file_values(indices), like=Path(case.images[0]))
+        write_labels(path, plan.labels.to_file_values(indices), like=Path(loaded.file))
         predictions.append(Prediction(case.id, path, tuple(remarks)))
     return predictions
 
@@ -153,16 +168,17 @@ def window_runner(model: Model, options: PredictOptions) -> Callable[[np.ndarray
     """A function from a prepared image (C, Z, Y, X) to the ensemble's mean logits (K, Z, Y, X)."""
     configuration = model.configuration
     use_mirroring = model.plan.training.test_time_mirroring if options.mirroring is None else options.mirroring
-    axes = configuration_mirror_axes(model.plan, configuration) if use_mirroring else ()
+    axes = configuration_mirror_axes(model.plan, configuration, options.mirror_axes) if use_mirroring else ()
     networks = [mirrored(_finest(network, model), axes) for network in model.networks]
     planned = configuration.cost.tile_batch if configuration.cost else 4
     tile_batch = options.tile_batch or (1 if model.device.type == "cpu" else planned)
+    growth = options.tile or tile_growth(model.device.type)
 
     def run(image: np.ndarray) -> Tensor:
+        tile = tile_size(configuration, image.shape[1:], growth=growth, step=options.step)
         return predict_logits(
             torch.from_numpy(np.ascontiguousarray(image)).to(model.device), networks,
-            num_heads=model.plan.heads.num_heads, tile=configuration.patch_size, step=options.step,
-            tile_batch=tile_batch,
+            num_heads=model.plan.heads.num_heads, tile=tile, step=options.step, tile_batch=tile_batch,
         )  # fmt: skip
 
     return run

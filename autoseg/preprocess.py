@@ -23,6 +23,7 @@ from autoseg.imaging.resample import require_possible, resample_image, resample_
 from autoseg.plan import Configuration, Plan, Resampling
 from autoseg.processes import free_memory, map_in_processes
 from autoseg.records import to_plain
+from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import Workspace, lock
 
 
@@ -207,7 +208,8 @@ def _key(case: Case, settings: str) -> str:
         except OSError as error:
             raise DataError(
                 f"{path} of case {case.id} cannot be found: {error.strerror or error}",
-                remedy="bring the dataset back to where it was planned, or plan it again: autoseg plan DATASET",
+                remedy="bring the dataset back to where it was planned, or plan it again: "
+                + suggest("plan", ANY_DATASET),
             ) from None
     files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
     return hashlib.sha256(json.dumps([settings, files]).encode()).hexdigest()

@@ -27,7 +27,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
 from autoseg.imaging.readers import read_image, read_labels
 from autoseg.intake import grids
-from autoseg.intake.annotation import compare_labels, empty_label
+from autoseg.intake.annotation import blurred_mask, compare_labels, empty_label
 from autoseg.intake.loading import (
     REPLACE_NON_FINITE,
     LoadedCase,
@@ -47,6 +47,7 @@ from autoseg.intake.voxels import (
     to_channels,
 )
 from autoseg.processes import map_in_processes
+from autoseg.suggestions import suggest
 
 __all__ = ["Problem", "check", "problem_table", "without_bad_cases"]
 
@@ -64,7 +65,7 @@ class Inspection:
     training: bool
     problems: list[Problem] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)  # image file -> hash of its voxels
-    orientation: str = ""  # empty: flat, or unreadable
+    orientation: str = ""  # empty: flat, unreadable, or not said
     flat: bool | None = None
     grid: Geometry | None = None  # of the images
     remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd about it though it is used
@@ -149,7 +150,8 @@ def inspect_case(
         label = aligned.volumes.get(case.label or "", label)
         inspection.grid = next(iter(aligned.volumes.values())).geometry
         inspection.flat = inspection.grid.flat
-        inspection.orientation = "" if inspection.flat else orientation_code(inspection.grid)
+        known = inspection.grid.placed and not inspection.flat
+        inspection.orientation = orientation_code(inspection.grid) if known else ""
     number = sum(len(volume.array) for volume in volumes.values())
     if complete and len(volumes) == len(case.images) and number != len(channels):
         what = f"{number} channel{'s' * (number != 1)} instead of {len(channels)} ({', '.join(channels)})"
@@ -208,7 +210,8 @@ def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
     test_cases = tuple(case for case in dataset.test_cases if case.id not in bad)
     left_out = sorted({case.id for case in (*dataset.cases, *dataset.test_cases)} & bad)
     if not cases:
-        raise DataError("every training case has an error", remedy="correct them: `autoseg check` lists all")
+        command = suggest("check", Path(dataset.root), workspace=None)
+        raise DataError("every training case has an error", remedy=f"correct them; this lists all: {command}")
     splits = [
         replace(
             split,
@@ -275,6 +278,8 @@ def _look_at_label(inspection: Inspection, file: str, label: Volume, labels: Lab
         if alias in counts and meaning in counts:
             what = f"the label holds both {meaning} ({counts[meaning]} voxels) and {alias} ({counts[alias]} voxels)"
             inspection.report(file, what, f"if {alias} means not annotated, pass --ignore {alias}; otherwise write one")
+    if blurred := blurred_mask(counts):
+        inspection.report(file, blurred, "export it again from the program that drew it, as .png")
     what, remedy = empty_label(counts, labels)
     if what:
         inspection.report(file, what, remedy, "warning")
@@ -284,7 +289,7 @@ def _grids(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]
     """What grids say of themselves, and against the rest of the set."""
     known = {i.case.id: (i.case.images[0], i.grid) for i in inspections if i.grid is not None}
     notes = [(i.case.id, file, remark) for i in inspections for file, remark in i.remarks]
-    return [*grids.odd_grids(known), *grids.mixed_sizes(known), *grids.header_notes(notes)]
+    return [*grids.odd_grids(known), *grids.mixed_sizes(known), *grids.partly_placed(known), *grids.header_notes(notes)]
 
 
 def _duplicates(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:

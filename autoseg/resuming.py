@@ -16,13 +16,14 @@ from autoseg.fold_state import UNKNOWN
 from autoseg.plan import LENGTHS, Training
 from autoseg.records import from_plain, to_plain
 from autoseg.same_training import (
-    command,
     content_differences,
     describe_contents,
     describe_differences,
+    options_between,
     plan_differences,
 )
 from autoseg.sources import plan_again
+from autoseg.suggestions import suggest
 from autoseg.workspace import FULL
 
 KEPT = "(the old fold is kept aside)"
@@ -53,7 +54,7 @@ def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOp
     """
     finished = bool(saved.get("finished"))
     _require_same_plan(saved, task, options, finished)
-    _require_same_cases(saved, task, finished)
+    _require_same_cases(saved, task, options, finished)
     _require_same_beginning(saved, task, options)
     changed = content_differences(saved.get("contents", {}), task.contents, task.split.train)
     if changed and not finished:
@@ -78,7 +79,8 @@ def remarks_on_contents(saved: dict[str, Any], task: FoldTask, options: FoldOpti
         if not saved["finished"]:
             remarks.append(f"{what}the training resumes, and is watched on the new content from now on")
         else:
-            evaluate = command("evaluate", "-c", task.configuration_name, "-w", task.workspace.root)
+            network, where = task.configuration.network.name, task.workspace.root
+            evaluate = suggest("evaluate", workspace=where, configuration=task.configuration_name, network=network)
             remarks.append(f"{what}its weights stay valid; score it again: {evaluate}")
     return remarks
 
@@ -93,19 +95,26 @@ def nothing_to_finish(task: FoldTask) -> StateError:
     """The refusal to finish what has not learnt anything."""
     return StateError(
         f"{task.folder} has no step that could be finished",
-        remedy=f"train it: {command(*command_of_fold(task), '-w', task.workspace.root)}",
+        remedy=f"train it: {suggest(*command_of_fold(task), workspace=task.workspace.root)}",
     )
 
 
-def again(task: FoldTask, options: FoldOptions, *more: object, length: tuple[str, ...] | None = None) -> str:
-    """The command that trains this fold under the present plan, with further options.
-
-    Args:
-        length: options that say how long; None: as the plan says.
-    """
-    words = [*command_of_fold(task), *(_length_of(task) if length is None else length)]
+def again(task: FoldTask, options: FoldOptions, *more: object) -> str:
+    """The command that trains this fold under the present plan, with further options."""
+    words = [*command_of_fold(task), *_length_of(task)]
     settings = [word for setting in options.settings for word in ("--set", setting)]
-    return command(*words, *settings, *more, "-w", task.workspace.root)
+    return suggest(*words, *settings, *more, workspace=task.workspace.root)
+
+
+def as_begun(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> str:
+    """How a fold is trained as it was begun: the command, where options of `train` can bring that about."""
+    found = options_between(saved["plan"], to_plain(task.plan), task.configuration_name)
+    if found is None:
+        return "put back the plan.json it was begun under (plan keeps it as plan.before-*.json)"
+    length = () if set(found) & {"--epochs", "--steps", "--time-budget"} else _length_of(task)
+    settings = [word for setting in options.settings for word in ("--set", setting)]
+    words = [*command_of_fold(task), *length, *settings, *found]
+    return f"train it as it was begun: {suggest(*words, workspace=task.workspace.root)}"
 
 
 def command_of_fold(task: FoldTask) -> list[str]:
@@ -136,12 +145,11 @@ def _require_same_plan(saved: dict[str, Any], task: FoldTask, options: FoldOptio
         )
     raise StateError(
         f"{task.folder} was trained under another plan: {differ}",
-        remedy="repeat the options it was begun with, or retrain from scratch: "
-        f"{again(task, options, '--restart')} {KEPT}",
+        remedy=f"{as_begun(saved, task, options)}; or retrain from scratch: {again(task, options, '--restart')} {KEPT}",
     )
 
 
-def _require_same_cases(saved: dict[str, Any], task: FoldTask, finished: bool) -> None:
+def _require_same_cases(saved: dict[str, Any], task: FoldTask, options: FoldOptions, finished: bool) -> None:
     split = task.split
     source = "the dataset" if split.fold == FULL else f"fold {split.fold} of splits.json"
     for what, cases, trained in (("train on", split.train, "train"), ("hold out", split.validation, "validation")):
@@ -149,13 +157,15 @@ def _require_same_cases(saved: dict[str, Any], task: FoldTask, finished: bool) -
             raise StateError(
                 f"{task.folder} was trained with other cases: {source} is to {what} others "
                 f"({len(differ)} differ, {differ[0]} is one)",
-                remedy="put back the splits.json it was trained with, or retrain from scratch with --restart " + KEPT,
+                remedy="put back the splits.json it was trained with, or retrain from scratch: "
+                f"{again(task, options, '--restart')} {KEPT}",
             )
         if list(cases) != list(saved[trained]) and not finished:
             raise StateError(
                 f"{task.folder}: splits.json has the cases of fold {split.fold} in another order than it was begun "
                 "with, and the batches that are due follow from it",
-                remedy="put back the splits.json it was begun with, or retrain from scratch with --restart " + KEPT,
+                remedy="put back the splits.json it was begun with, or retrain from scratch: "
+                f"{again(task, options, '--restart')} {KEPT}",
             )
 
 
@@ -166,7 +176,8 @@ def _require_same_beginning(saved: dict[str, Any], task: FoldTask, options: Fold
     began = f"from {known}" if known else "from random weights"
     raise StateError(
         f"{task.folder} began {began}, not from {asked}",
-        remedy="leave --init-from out to resume, or retrain from that model with --restart " + KEPT,
+        remedy="leave --init-from out to resume, or retrain from that model: "
+        f"{again(task, options, '--init-from', asked, '--restart')} {KEPT}",
     )
 
 

@@ -7,15 +7,14 @@
     from which cases           by id, and by content: digests of the image and of the label as they were read
     from where                 the model whose weights it began with
 
-Nothing else does: not the name or the place of the dataset, not the reasons in a plan, nor its other configurations,
-costs and measurements, nor a field that a later version of the plan adds. Statistics of the foreground count where a
-normalisation uses them.
+Nothing else does: not the name or the place of the dataset, not what a label is called, not the reasons in a plan, nor
+its other configurations, costs and measurements, nor a field that a later version of the plan adds. Statistics of the
+foreground count where a normalisation uses them.
 
 Plans are compared as plain data, because checkpoints of older versions lack fields that have a default today.
 """
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,7 +24,6 @@ from autoseg.records import to_plain
 
 SEEN = ("channels", "labels", "orientation", "axis_order", "normalization", "resampling")  # of a plan
 OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "batch_dice", "network", "cascade_from")
-OF_LABELS = ("values", "regions", "region_values", "ignore")
 WITHOUT_EFFECT = ("workers", "test_time_mirroring")  # training settings that no weight follows from
 STATISTICS = ("mean", "std", "p00_5", "p99_5")  # of a channel's foreground
 USE_STATISTICS = ("ct",)  # normalisations whose result depends on them
@@ -61,7 +59,7 @@ def what_is_seen(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What folds that predict together must share: how images are read, prepared and cut, and what is predicted."""
     kept = {key: plan.get(key) for key in SEEN}
     kept["normalization"] = [_normalization(channel) for channel in plan["normalization"]]
-    kept["labels"] = {key: plan["labels"].get(key) for key in OF_LABELS}
+    kept["labels"] = _labels(plan["labels"])
     configuration = plan["configurations"].get(name)
     if configuration is None:
         return kept | {f"configurations.{name}": None}
@@ -69,6 +67,16 @@ def what_is_seen(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     parts = {key: configuration.get(key) for key in ("spacing", "patch_size", "cascade_from")}
     parts["preprocessed"] = [len(copy["patch_size"]), copy["spacing"]]
     return kept | {f"configurations.{name}": parts}
+
+
+def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Values and unions of values, in their order; what they are called is learnt by nobody."""
+    return {
+        "values": sorted(labels["values"].values()),
+        "regions": [list(union) for union in labels.get("regions", {}).values()],
+        "region_values": list(labels.get("region_values", ())),
+        "ignore": labels.get("ignore"),
+    }
 
 
 def _normalization(channel: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,8 +161,3 @@ def describe_contents(found: Mapping[str, Sequence[str]]) -> str:
     others = len(found) - 1
     many = f" and {others} other case{'s' * (others > 1)}" if others else ""
     return f"{parts} of {first}{many} {'has' if len(found) == 1 and len(found[first]) == 1 else 'have'} changed"
-
-
-def command(*words: object, options: Sequence[str] = ()) -> str:
-    """A command line of autoseg, quoted for a shell."""
-    return shlex.join(["autoseg", *map(str, words), *options])

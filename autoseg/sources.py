@@ -6,14 +6,15 @@ takes no time, and read again only files whose size or time differ: a copy has o
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.dataset import Case, Dataset
-from autoseg.errors import StateError
+from autoseg.errors import StateError, StorageError
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
-from autoseg.same_training import command
+from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace, sha256
 
 VERSION = 1
@@ -50,7 +51,7 @@ def plan_again(workspace: Workspace, root: str | None = None) -> str:
     """The command that plans a workspace's dataset again in the same way; `root`: its new place."""
     known = load(Sources, workspace.sources) if workspace.sources.exists() else None
     where = root or (known.root if known else "DATASET")
-    return command("plan", where, "-w", workspace.root, options=known.planned_with if known else ())
+    return suggest("plan", Path(where), *(known.planned_with if known else ()), workspace=workspace.root)
 
 
 def require_in_place(workspace: Workspace, dataset: Dataset, cases: Sequence[Case]) -> None:
@@ -92,7 +93,8 @@ def changed_since(workspace: Workspace, cases: Sequence[Case]) -> list[str]:
         else:
             changed.append(path)
     if renewed:
-        save(workspace.sources, replace(known, files=known.files | renewed))
+        with suppress(StorageError):  # who may only read reads again next time
+            save(workspace.sources, replace(known, files=known.files | renewed))
     return sorted(changed)
 
 

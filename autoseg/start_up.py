@@ -7,14 +7,14 @@ decide, and everything that is chosen must agree with float32 and be faster by a
     dtype                   of the convolutions, on the whole network
     memory layout           first on one stage of the network; what gains there is verified on the whole network
     compiled code           likewise, where the training is long enough to win back what compiling costs
-    augmentation chain      by the seconds it takes for real batches, and what becomes of a step beside them
+    augmentation chain      by the seconds it takes for real batches (`autoseg.chain_choice`)
 
-The choices go into the checkpoint: a fold that goes on keeps those it began with. Besides: how many processes prepare
-batches, and the seconds that are needed after the last step.
+Of each way the best of several trials counts, and the ways take turns: other work on the machine, which comes and goes,
+meets them all. The choices go into the checkpoint: a fold that goes on keeps those it began with. Besides: how many
+processes prepare batches.
 """
 
 import importlib.util
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,21 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.chain_choice import choose_chain, require_chain
 from autoseg.data.loader import BatchStream, ChainName
-from autoseg.data.splits import Split
-from autoseg.data.store import CaseStore
-from autoseg.errors import UsageError
-from autoseg.fold_log import epoch_steps
-from autoseg.from_plan import configuration_mirror_axes
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
-from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure, timed
-from autoseg.nn.sliding_window import tile_starts
+from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure
 from autoseg.nn.training_step import is_out_of_memory
 from autoseg.plan import Configuration, Plan, Training
 from autoseg.processes import available_cores
-from autoseg.pseudo_dice import watched_samples
 
 Say = Callable[[str], None]
 
@@ -45,12 +38,6 @@ MAX_WORKERS = 12
 COMPILE_SECONDS = 300.0  # compiling a stage, then the network to train and to validate
 SHORTEST_COMPILED_ON_CPU = 3600.0  # seconds of a training
 COMPILERS = ("c++", "g++", "clang++", "cl")  # one of them makes compiled code for a CPU, and starts that for a GPU
-CHAIN_SHARE = 0.002  # of the training, spent on measuring a chain,
-CHAIN_SECONDS = (0.5, 5.0)  # but so many seconds at least and at most,
-CHAIN_BATCHES = 2  # and so many batches at least
-VALIDATION_MARGIN = 1.3  # wall time of predicting the validation cases over the bare forward passes
-VALIDATION_SECONDS_PER_CASE = 0.1  # reading, resampling and writing a case
-CHECKPOINT_COST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,16 +49,6 @@ class Choices:
     compiled: bool
     chain: ChainName  # what augments, and where: see `autoseg.from_plan.patch_stream`
     forward_seconds: float  # of one sample in this dtype, in the usual layout and not compiled, as in prediction
-
-
-@dataclass(frozen=True)
-class ChainTrial:
-    """What was measured for one chain: means over batches."""
-
-    chain: ChainName
-    samples: int  # of a batch
-    preparation: float  # seconds to prepare a batch, in one process with one thread
-    finishing: float  # seconds until it lies on the device, augmented
 
 
 def choose(
@@ -272,115 +249,6 @@ def _in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {''.join(first)[:200]}"
 
 
-# ---- what augments
-
-
-def choose_chain(
-    training: Training,
-    stream_of: Callable[[ChainName], BatchStream],
-    device: torch.device,
-    workers: int,
-    say: Say,
-    sample_seconds: float,
-    seconds: float,
-) -> ChainName:
-    """The chain with which a step takes least: what the plan names, or measured.
-
-    Args:
-        sample_seconds: of a step of the network, per sample.
-        seconds: expected length of the training.
-    """
-    possible = possible_chains(training)
-    if training.chain != "auto":
-        return require_chain(training, training.chain)
-    if len(possible) == 1:
-        return possible[0]
-    spent = min(max(CHAIN_SHARE * seconds, CHAIN_SECONDS[0]), CHAIN_SECONDS[1])
-    trials = [measure_chain(chain, stream_of(chain), device, spent) for chain in possible]
-    expected = {
-        t.chain: step_seconds(
-            sample_seconds * t.samples, t.preparation, t.finishing,
-            workers=workers, cores=available_cores(), device_type=device.type,
-        )
-        for t in trials
-    }  # fmt: skip
-    chosen = min(possible, key=lambda chain: expected[chain])
-    shown = ", ".join(
-        f"{t.chain} {1000 * t.preparation:.0f} + {1000 * t.finishing:.0f} -> {1000 * expected[t.chain]:.0f}"
-        for t in trials
-    )
-    say(f"augmentation, ms to prepare + finish a batch -> for a step beside {workers} worker(s): {shown} -> {chosen}")
-    return chosen
-
-
-def require_chain(training: Training, chain: ChainName) -> ChainName:
-    """The chain itself. Raises UsageError where it cannot do what a plan asks for."""
-    possible = possible_chains(training)
-    if chain not in possible:
-        raise UsageError(
-            f"training.chain is {chain}, which cannot do what the plan asks for (component_weight "
-            f"{training.component_weight}, augmentation {training.augmentation!r})",
-            remedy=f"--set training.chain=auto, or {' or '.join(possible)}",
-        )
-    return chain
-
-
-def possible_chains(training: Training) -> tuple[ChainName, ...]:
-    """The chains that can do what a plan asks for.
-
-    Weights of components need the target where batches are prepared; only the chains in torch mix samples.
-    """
-    augmentation = AUGMENTATIONS[training.augmentation]
-    mixes = max(augmentation.cutmix, augmentation.mixup, augmentation.paste) > 0
-    able: dict[ChainName, bool] = {"host": not mixes, "worker": True, "device": training.component_weight == 0}
-    return tuple(chain for chain, can in able.items() if can)
-
-
-def measure_chain(chain: ChainName, stream: BatchStream, device: torch.device, seconds: float) -> ChainTrial:
-    """Time real batches of a stream for so many seconds, after one that opens files, and close it.
-
-    Many samples are left alone and some are deformed: it is the mean that counts.
-    """
-    try:
-        batch = next(stream)
-        samples = len(batch["cases"])
-        stream.finish(batch, device)
-        spent: list[tuple[float, float]] = []
-        while len(spent) < CHAIN_BATCHES or sum(map(sum, spent)) < seconds:
-            batch, preparation = timed(lambda: next(stream), device)
-            _, finishing = timed(lambda raw=batch: stream.finish(raw, device), device)  # type: ignore[misc]
-            spent.append((preparation, finishing))
-    finally:
-        stream.close()
-    preparation, finishing = (sum(column) / len(spent) for column in zip(*spent, strict=True))
-    return ChainTrial(chain, samples, preparation, finishing)
-
-
-def step_seconds(
-    network: float, preparation: float, finishing: float, *, workers: int, cores: int, device_type: str
-) -> float:
-    """Predict the seconds of a training step beside the preparation of the batches to come.
-
-    Args:
-        network: seconds of the network's part of the step, alone on the device.
-        preparation: seconds of one process, with one core, for a batch.
-        finishing: seconds on the device until a batch is augmented.
-        workers: processes that prepare batches; 0: the training process does, in between.
-        cores: of the processor that this process may use.
-        device_type: of the training.
-
-    The slower sets the pace: the training, or the workers, of which no more work at a time than there are cores. Beside
-    an accelerator the training process hardly needs a core. On a CPU the network uses them all, and what the workers
-    work is lost to it: `preparation / cores`, if no core ever waits for another.
-    """
-    training = network + finishing
-    if workers == 0:
-        return training + preparation
-    if device_type == "cpu":
-        training += preparation / cores
-    return max(training, preparation / min(workers, cores))
-
-
 def worker_count(wanted: int | None, device: torch.device, trainings: int = 1) -> int:
     """Processes that prepare patches: as asked for, otherwise all cores but one beside a GPU, one beside a CPU.
 
@@ -390,31 +258,3 @@ def worker_count(wanted: int | None, device: torch.device, trainings: int = 1) -
     if wanted is not None:
         return wanted
     return max(1, min(available_cores() // trainings - 1, MAX_WORKERS)) if device.type != "cpu" else 1
-
-
-# ---- what comes after the last step
-
-
-def validation_seconds(
-    store: CaseStore, split: Split, plan: Plan, configuration: Configuration, forward_seconds: float
-) -> float:
-    """Estimate the wall time after the last step, from the measured time of one patch.
-
-    That is the last pseudo Dice of validation and of training cases, the checkpoint, and the prediction of the fold's
-    validation cases.
-    """
-    tiles = 0
-    for case in split.validation:
-        shape = store.info(case).shape
-        slices = shape[0] if configuration.dims == 2 else 1
-        starts = (
-            tile_starts(s, t, 0.5) for s, t in zip(shape[-configuration.dims :], configuration.patch_size, strict=True)
-        )
-        tiles += slices * math.prod(len(s) for s in starts)
-    training = plan.training
-    watched = 1.5 * watched_samples(
-        configuration.batch_size, epoch_steps(training.steps, training.iterations_per_epoch)
-    )
-    axes = configuration_mirror_axes(plan, configuration) if plan.training.test_time_mirroring else ()
-    forward = VALIDATION_MARGIN * forward_seconds * (watched + tiles * 2 ** len(axes))
-    return forward + CHECKPOINT_COST_SECONDS + VALIDATION_SECONDS_PER_CASE * len(split.validation)

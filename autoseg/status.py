@@ -18,8 +18,8 @@ from autoseg.errors import StateError
 from autoseg.plan import Plan
 from autoseg.processes import available_cores
 from autoseg.records import load
-from autoseg.same_training import command
 from autoseg.sources import changed_since, plan_again, require_in_place
+from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import FULL, FoldName, Workspace
 
 LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "scikit-image", "batchgenerators", "tqdm", "matplotlib")
@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "scikit-image", 
 def status(workspace: Workspace) -> str:
     """What exists in a workspace, fold by fold, and the next command."""
     if not workspace.plan.exists():
-        return f"{workspace.root}: nothing planned yet\nnext: {command('plan', 'DATASET', '-w', workspace.root)}"
+        return f"{workspace.root}: nothing planned yet\nnext: " + suggest("plan", ANY_DATASET, workspace=workspace.root)
     plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
     cases = len(splits.splits[0].train) + len(splits.splits[0].validation)
     lines = [f"{workspace.root}: {plan.dataset}, {cases} cases, {len(splits.splits)} folds, planned for {plan.device}"]
@@ -61,11 +61,11 @@ def _next(workspace: Workspace, name: str, network: str, todo: Sequence[Todo]) -
     """The command that brings the recommended model further."""
     if todo:
         folds = ",".join(str(one.fold) for one in todo if one.options == todo[0].options)
-        return command("train", "-f", folds, "-w", workspace.root, options=todo[0].options)
+        return suggest("train", "-f", folds, *todo[0].options, workspace=workspace.root)
     crossval = workspace.crossval(name, network)
     if not crossval.exists() or _scored_before(workspace, crossval):
-        return command("evaluate", "-w", workspace.root)
-    return command("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", "-w", workspace.root)
+        return suggest("evaluate", workspace=workspace.root)
+    return suggest("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", workspace=workspace.root)
 
 
 def _dataset_status(workspace: Workspace) -> list[str]:

@@ -2,8 +2,8 @@
 
 `train_fold` reads top to bottom: where the fold stands, its network, its data, what is fastest here, then steps until
 the schedule is through. The schedule spans what was asked for: epochs, steps, or a wall-time budget that includes the
-validation afterwards. Where neither validation loss nor Dice gets better, the learning rate cools down and the training
-ends.
+validation afterwards (`autoseg.validation_budget`). Where neither validation loss nor Dice gets better, the learning
+rate cools down and the training ends.
 
 Nothing is lost: once a minute, after every epoch and when it is asked to stop, the fold writes a checkpoint; the same
 command goes on from there, with the very batch that was due.
@@ -30,6 +30,7 @@ from autoseg.fold_folder import FoldFolder, held
 from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_newest, remove_leftovers
+from autoseg.nn.precision import forward_seconds
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
 from autoseg.pseudo_dice import Batch, WatchedSamples, validate
 from autoseg.resuming import (
@@ -41,6 +42,8 @@ from autoseg.resuming import (
 )
 from autoseg.same_training import content_differences
 from autoseg.stopping import StopSignals
+from autoseg.suggestions import LESS_MEMORY
+from autoseg.validation_budget import keep_inference
 from autoseg.workspace import FoldName
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
@@ -155,6 +158,8 @@ def train(fold: Fold, options: FoldOptions) -> None:
             (schedule,) = ranks.agree(clock.progress(state.position.step))  # validating took some of a time budget
             progress = state.due_progress(schedule)
         finished = progress >= 1
+        if finished:
+            settle_validation(fold)
         late = clock.elapsed() - saved_at >= options.checkpoint_seconds
         sound = state.position.refused == 0  # a state to go back to
         if finished or stopping or ((epoch_over or late or fold.checkpoints.failed) and sound):
@@ -191,6 +196,7 @@ def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     state, position = fold.state, fold.state.position
     watched: dict[str, Any] = {}
     plateau = ""
+    began = fold.clock.elapsed()
     with state.averaged():
         if fold.held_out:
             validation_loss, pseudo_dice = validate_within_memory(fold, fold.held_out)
@@ -213,6 +219,32 @@ def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     fold.log.epoch(row, progress)
     if plateau:
         fold.say(plateau)
+    follow_the_time(fold, began)
+
+
+def follow_the_time(fold: Fold, began: float) -> None:
+    """Correct what a time budget keeps back for the validation, by forward passes timed now.
+
+    Args:
+        began: when the epoch's last step was done, by the clock.
+    """
+    if fold.clock.budget_seconds is None:
+        return
+    watching = fold.clock.elapsed() - began
+    passes = forward_seconds(fold.network, fold.tile, fold.state.choices.dtype)
+    fold.after.observe(*fold.task.ranks.from_first((passes, watching)))
+    if told := fold.after.follow(fold.clock):
+        fold.say(told)
+
+
+def settle_validation(fold: Fold) -> None:
+    """Choose how the validation cases are segmented, now that the last step is done, and write it down."""
+    if not fold.held_out:
+        return
+    if told := fold.after.settle(fold.clock):
+        fold.say(told)
+    if fold.task.ranks.rank == 0:
+        keep_inference(fold.task.folder, fold.after.way)
 
 
 def step_within_memory(fold: Fold, batch: Batch) -> float:
@@ -270,7 +302,7 @@ def take_less(fold: Fold, samples: int, reason: str) -> None:
     if state.micro_batches >= samples or task.ranks.count > 1:
         raise OutOfMemory(
             f"fold {task.number}: {reason}",
-            remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
+            remedy=f"{LESS_MEMORY}, or end other programs that use this device",
         )
     state.micro_batches = min(2 * state.micro_batches, samples)
     state.optimizer.zero_grad(set_to_none=True)
@@ -324,7 +356,7 @@ def training_step(
             raise
         raise OutOfMemory(
             f"there is no memory for what the optimiser remembers: {str(error).splitlines()[0]}",
-            remedy="plan for less memory (autoseg plan --vram ...), or end other programs that use this device",
+            remedy=f"{LESS_MEMORY}, or end other programs that use this device",
         ) from None
     if not finite and scaler.get_scale() < 1:  # it has skipped such steps while it looked for its scale, in vain
         return math.nan

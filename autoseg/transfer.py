@@ -169,7 +169,7 @@ def _read(path: Path) -> dict[str, Any]:
     if missing := [key for key in REQUIRED if key not in state]:
         raise StateError(
             f"{path} is no checkpoint of autoseg: it has no {', '.join(missing)}",
-            remedy="name one that autoseg train has written",
+            remedy="name one that a training of autoseg has written",
         )
     return state
 

@@ -109,4 +109,5 @@ def usual_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(precision, "compiled", CompiledFake)
     monkeypatch.setattr("autoseg.start_up.has_compiler", lambda device_type: True)
     monkeypatch.setattr("autoseg.start_up.available_cores", lambda: 4)
+    monkeypatch.setattr("autoseg.chain_choice.available_cores", lambda: 4)
     return made

@@ -93,8 +93,28 @@ def test_lps_written_where_ras_is_read_is_recognised(tmp_path):
     mixed = replace(grid, origin=(-10.0, 20.0, 5.0), direction=((0, 0, 1), (0, -1, 0), (-1, 0, 0)))
     match = compare_grids(mixed, grid, "i.nii")
     assert match.kind == "elsewhere"
-    assert "RAS was written where LPS is read" in match.differences[-1]
+    assert "RAS was written where LPS is read" in match.differences[0]
+    assert len(match.differences) == 1
     assert match.remedy.startswith("copy the header of the other file")
+
+
+def test_another_unit_is_recognised_and_never_to_be_resampled():
+    for factor in (1e-3, 10.0):
+        z, y, x = GRID.spacing
+        other = replace(
+            GRID, spacing=(z * factor, y * factor, x * factor), origin=tuple(o * factor for o in GRID.origin)
+        )
+        match = compare_grids(other, GRID, "i.nii")
+        assert match.kind == "size"
+        assert f"the origin by the same factor of {1 / factor:.4g}: another unit" in match.differences[0]
+        assert "do not resample" in match.remedy
+
+
+def test_what_is_near_is_told_in_the_numbers_that_differ():
+    spacing = compare_grids(replace(GRID, spacing=(2.0, 1.0, 1.002)), GRID, "i.nii").differences[0]
+    assert "spacing (2, 1, 1.002) differs from (2, 1, 1) mm of i.nii" in spacing
+    origin = compare_grids(replace(GRID, origin=(5.0, -3.05, 2.0)), GRID, "i.nii").differences[0]
+    assert "origin (x, y, z) (5, -3.05, 2) differs from (5, -3, 2) mm (LPS) of i.nii" in origin
 
 
 def test_all_48_orders_agree_with_simpleitk(tmp_path):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from autoseg.dataset import discover, parse_options
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.annotation import compare_labels, empty_label
+from autoseg.intake.annotation import blurred_mask, compare_labels, empty_label
 from autoseg.intake.pairing import Case
 from autoseg.problems import check
 
@@ -97,6 +98,37 @@ def test_an_empty_label_is_not_an_ignored_one(counts, begins):
     what, remedy = empty_label(counts, LabelSet({"organ": 1}, ignore=7))
     assert what.startswith(begins)
     assert bool(what) == bool(remedy) == bool(begins)
+
+
+@pytest.mark.parametrize(
+    ("counts", "blurred"),
+    [
+        ({0: 800, 255: 150, **dict.fromkeys((1, 2, 3, 7, 249, 250, 252, 254), 2)}, True),
+        ({0: 800, 255: 150, **dict.fromkeys((1, 2, 3, 7, 249, 250, 252), 2)}, False),  # seven others
+        ({0: 800, 255: 150, **dict.fromkeys((1, 2, 3, 7, 128, 250, 252, 254), 2)}, False),  # a label in the middle
+        (dict.fromkeys(range(30), 10), False),
+        ({0: 9, 255: 9}, False),
+        ({0: 100, 255: 20, **dict.fromkeys((1, 2, 3, 7, 249, 250, 252, 254), 50)}, False),  # labels as large as any
+        ({-1: 5, 0: 800, 255: 150, **dict.fromkeys((1, 2, 3, 7, 249, 250, 252, 254), 2)}, False),
+    ],
+)
+def test_a_mask_that_was_a_jpeg(counts, blurred):
+    assert bool(blurred_mask(counts)) == blurred
+
+
+def test_a_real_jpeg_in_a_png_is_refused(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:43, 17:40] = 255
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for i in range(2):
+        tiny.picture(tmp_path / f"images/p{i}.png", np.random.default_rng(i).integers(0, 99, mask.shape, np.uint8))
+        tiny.picture(tmp_path / f"masks/p{i}.png", mask)
+    Image.fromarray(mask).save(tmp_path / "a.jpg", quality=90)
+    tiny.picture(tmp_path / "masks/p1.png", np.asarray(Image.open(tmp_path / "a.jpg")))
+    dataset, known = discover(tmp_path)
+    found = check(dataset, known=known, workers=0)[0]
+    assert [p.case for p in found if "stored with lossy compression" in p.what] == ["p1"]
 
 
 def test_check_tells_them_apart(tmp_path):

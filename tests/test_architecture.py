@@ -19,7 +19,7 @@ MAX_LINES = 450
 # From the bottom up.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"augmentation", "workspace", "processes", "stopping", "rules"},
+    {"augmentation", "workspace", "processes", "stopping", "rules", "suggestions"},
     {"records"},
     {"imaging"},
     {"data", "nn"},
@@ -35,8 +35,9 @@ ORDER: list[set[str]] = [
     {"cascade", "same_training"},
     {"sources"},
     {"diagnosis", "progress_picture"},
-    {"fold_log", "from_plan"},
-    {"start_up", "pseudo_dice", "transfer"},
+    {"budget_clock", "fold_log", "from_plan"},
+    {"chain_choice", "pseudo_dice", "transfer", "validation_budget"},
+    {"start_up"},
     {"fold_state", "fold_folder"},
     {"fold"},
     {"resuming"},
@@ -44,6 +45,7 @@ ORDER: list[set[str]] = [
     {"begun"},
     {"model"},
     {"predict"},
+    {"rehearsal"},
     {"evaluate"},
     {"crossval"},
     {"report"},
@@ -63,6 +65,7 @@ TORCH_AT_TOP = {
     "data.slots",
     "data.workers",
     "fold",
+    "chain_choice",
     "fold_state",
     "from_plan",
     "pseudo_dice",
@@ -71,6 +74,7 @@ TORCH_AT_TOP = {
     "transfer",
     "model",
     "predict",
+    "rehearsal",
 }
 TORCH_NOWHERE = {
     "errors",

@@ -1,5 +1,6 @@
 """From one stage to the next: the previous stage's files on the cascade's grid, made once, and never out of date."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,9 +154,10 @@ def test_only_what_has_changed_is_made_anew(prepared):
 
 def test_what_is_missing_is_named_with_what_to_run(prepared):
     workspace, _, _, sources = prepared
+    command = shlex.join(["autoseg", "train", "-c", "3d_cascade", "--network", "unet", "-w", str(workspace.root)])
     with pytest.raises(StateError, match=r"no segmentation of case_00 by 3d_lowres") as caught:
         opened(prepared)
-    assert caught.value.remedy.endswith("autoseg train -c 3d_cascade --network unet")
+    assert caught.value.remedy.endswith(command)
     assert opened(prepared, "3d_fullres") is None  # no cascade
     bring(prepared)
     folder = workspace.previous_stage("3d_cascade", "unet")

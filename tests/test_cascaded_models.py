@@ -1,5 +1,6 @@
 """Cascades from the command line, and the models of one workspace side by side."""
 
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +169,8 @@ def test_results_of_models_stand_side_by_side(cascaded, capsys):
         assert len(load(CrossValidation, workspace.crossval(name, "unet")).cases) == cases
     workspace.crossval("3d_cascade", "unet").unlink()
     run("evaluate", "-w", workspace.root)
-    assert "3d_cascade, unet: not evaluated (autoseg evaluate -c 3d_cascade --network unet)" in capsys.readouterr().out
+    command = shlex.join(["autoseg", "evaluate", "-c", "3d_cascade", "--network", "unet", "-w", str(workspace.root)])
+    assert f"3d_cascade, unet: not evaluated ({command})" in capsys.readouterr().out
     run("evaluate", "-c", "3d_fullres", "-w", workspace.root)
     assert "3d_lowres" not in capsys.readouterr().out
 

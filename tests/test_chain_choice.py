@@ -7,9 +7,10 @@ import torch
 from made_up_machine import CPU, CUDA, HOUR, FakeNetwork, Machine, plan_of, usual_machine
 
 from autoseg.augmentation import AUGMENTATIONS
+from autoseg.chain_choice import CHAIN_TRIALS, choose_chain, measure_chains, possible_chains, step_seconds
 from autoseg.errors import UsageError
 from autoseg.plan import Training
-from autoseg.start_up import CHAIN_BATCHES, choose, choose_chain, measure_chain, possible_chains, step_seconds
+from autoseg.start_up import choose
 
 
 @pytest.fixture
@@ -39,17 +40,21 @@ def test_seconds_of_a_step(network, preparation, finishing, workers, cores, devi
 
 
 class FakeStream:
-    """Batches of two samples that take as long as they are said to; the first takes ten seconds longer."""
+    """Batches of two samples that take as long as they are said to; the first takes ten seconds longer.
 
-    def __init__(self, machine: Machine, preparation: float, finishing: float) -> None:
+    Those of the numbers `stalled` take ten times as long to prepare.
+    """
+
+    def __init__(self, machine: Machine, preparation: float, finishing: float, stalled: tuple[int, ...] = ()) -> None:
         self.machine = machine
         self.times = preparation, finishing
+        self.stalled = stalled
         self.steps = self.finished = 0
         self.closed = False
 
     def __next__(self) -> dict:
         assert not self.closed
-        self.machine.now += self.times[0] + (10 if self.steps == 0 else 0)
+        self.machine.now += self.times[0] * (10 if self.steps in self.stalled else 1) + (10 if self.steps == 0 else 0)
         self.steps += 1
         return {"cases": ["a", "b"], "step": self.steps}
 
@@ -63,14 +68,38 @@ class FakeStream:
         self.closed = True
 
 
-@pytest.mark.parametrize(("seconds", "batches"), [(0.5, CHAIN_BATCHES), (4.9, 5), (5.1, 6)])
+@pytest.mark.parametrize(("seconds", "batches"), [(0.5, 1), (5.9, 2), (6.1, 3)])
 def test_chains_are_timed_after_a_first_batch(machine, seconds, batches):
+    """A batch takes a second, a trial a third of the seconds, or one batch."""
     stream = FakeStream(machine, 0.75, 0.25)
-    trial = measure_chain("host", stream, CPU, seconds)
+    (trial,) = measure_chains({"host": stream}, CPU, seconds)
     assert (trial.chain, trial.samples) == ("host", 2)
     assert (trial.preparation, trial.finishing) == pytest.approx((0.75, 0.25))
-    assert stream.steps == stream.finished == 1 + batches
+    assert stream.steps == stream.finished == 1 + CHAIN_TRIALS * batches
     assert stream.closed
+
+
+def test_a_stall_in_one_trial_spoils_no_chain(machine):
+    """Batch 4 of the faster chain, the first of its second trial, takes ten times as long."""
+    streams = {"host": FakeStream(machine, 1.5, 0.0), "worker": FakeStream(machine, 1.0, 0.0, stalled=(4,))}
+    host, worker = measure_chains(streams, CPU, 9.0)
+    assert (host.preparation, worker.preparation) == pytest.approx((1.5, 1.0))
+    assert streams["worker"].steps == 1 + 3 + 1 + 3  # the stalled batch fills its trial
+
+
+def test_chains_take_turns(machine):
+    order: list[str] = []
+
+    class Noted(FakeStream):
+        def __next__(self) -> dict:
+            order.append(self.name)
+            return super().__next__()
+
+    streams = {"host": Noted(machine, 1.0, 0.0), "worker": Noted(machine, 1.0, 0.0)}
+    for name, stream in streams.items():
+        stream.name = name
+    measure_chains(streams, CPU, 3.0)
+    assert order == ["host", "worker"] * 4
 
 
 def chain_of(machine, times, *, device=CPU, workers=1, sample_seconds=0.5, **training) -> tuple[str, list[str]]:
@@ -91,7 +120,7 @@ A100 = {"host": (2.0, 0.0), "worker": (0.7, 0.0), "device": (0.05, 0.014)}  # se
 
 
 def test_the_chain_that_makes_the_shortest_step_wins(machine, monkeypatch):
-    monkeypatch.setattr("autoseg.start_up.available_cores", lambda: 8)
+    monkeypatch.setattr("autoseg.chain_choice.available_cores", lambda: 8)
     # a step of 0.13 s: 7 workers need 0.286, 0.1 and 0.007 s for a batch
     assert chain_of(machine, A100, device=CUDA, workers=7, sample_seconds=0.065) == ("worker", list(A100))
     assert chain_of(machine, A100, device=CUDA, workers=4, sample_seconds=0.065)[0] == "device"

@@ -128,7 +128,8 @@ def test_plan_passes_everything_on(called):
     assert run(
         "plan", "data", "-w", "w", "-c", "2d,3d_fullres", "--vram", 8, "--rules", "nnunet", "--no-preprocess",
         "--set", "training.seed=1", "--channels", "CT", "--labels", "liver=1,tumour=2", "--regions", "whole=1+2,core=2",
-        "--ignore", 255, "--patient-regex", "(p.)", "--skip-bad", "--workers", 3,
+        "--ignore", 255, "--patient-regex", "(p.)", "--skip-bad", "--workers", 3, "--explain", "--time-budget", "2h",
+        "--cpu-rate", "0.5",
     ) == 0  # fmt: skip
     ((name, (root, workspace, options), _),) = called
     assert (name, root, workspace) == ("plan_dataset", Path("data"), Workspace(Path("w")))
@@ -138,7 +139,7 @@ def test_plan_passes_everything_on(called):
             patient_regex="(p.)",
         ),
         rules="nnunet", vram_gb=8, configurations=("2d", "3d_fullres"), skip_bad=True, settings=("training.seed=1",),
-        workers=3, preprocess=False,
+        workers=3, preprocess=False, explain=True, time_budget_seconds=7200.0, cpu_rate=0.5,
     )  # fmt: skip
     assert run("plan", "data") == 0
     assert called[1][1][2] == PlanOptions()
@@ -204,6 +205,8 @@ def test_evaluate_has_two_tasks(called):
         ["train", "--time", "1h"],  # no abbreviations: they would change their meaning with every new option
         ["plan"],
         ["plan", "data", "--rules", "mine"],
+        ["plan", "data", "--cpu-rate", "fast"],
+        ["plan", "data", "--cpu-rate", "0"],
         ["predict", "-o", "out"],
         ["predict", "-i", "a"],
         ["predict", "-i", "a", "-o", "out", "--step", "0"],
@@ -319,6 +322,14 @@ def test_what_was_stopped_says_how_to_go_on(error, code, monkeypatch, capsys):
     assert capsys.readouterr().err == f"{error}\n  -> go on with: autoseg train -f 0,1 --epochs 3 -w 'my folder'\n"
 
 
+def test_a_restart_that_was_stopped_before_it_began_is_still_due(monkeypatch, capsys):
+    stopped = Stopped("stopped by SIGTERM")
+    stopped.restart_due = True
+    monkeypatch.setattr("autoseg.pipeline.train_folds", lambda *_: (_ for _ in ()).throw(stopped))
+    assert run("train", "-f", "0", "--restart") == 75
+    assert "go on with: autoseg train -f 0 --restart\n" in capsys.readouterr().err
+
+
 def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(status, "status", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -414,6 +425,9 @@ def test_status_says_where_a_workspace_stands(tmp_path, capsys):
     assert status.status(workspace).splitlines()[-1] == f"next: autoseg evaluate -w {root}"
     workspace.crossval("3d_fullres", "unet").write_text("{}")
     assert "next: autoseg predict" in status.status(workspace).splitlines()[-1]
+    later = workspace.crossval("3d_fullres", "unet").stat().st_mtime + 60
+    os.utime(folder / "validation" / "a.nii.gz", (later, later))  # segmented again since it was scored
+    assert status.status(workspace).splitlines()[-1] == f"next: autoseg evaluate -w {root}"
 
 
 def test_env_names_versions_and_memory(capsys):
@@ -466,16 +480,19 @@ def test_the_python_interface_is_the_pipeline_loaded_late():
 
 
 def test_what_calibrate_measures_is_what_later_plans_count_on(monkeypatch, tmp_path, capsys):
-    from autoseg.nn import calibration
+    from autoseg.nn import calibration, rate
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not calibration.load_terms("cpu").measured
     name = calibration.device_name(torch.device("cpu"))
     terms = replace(calibration.DEFAULT_TERMS, device=name, measured=True, workspace_bytes=123, flops_per_second=1e9)
     monkeypatch.setattr(calibration, "calibrate", lambda device, say: terms)
+    found = rate.CpuRate(2e11, 3e11, "float32", name, torch.__version__, calibrated=True)
+    monkeypatch.setattr(rate, "calibrate_rate", lambda: found)
     assert run("calibrate", "--device", "cpu") == 0
     assert str(tmp_path / "autoseg" / "calibration.json") in capsys.readouterr().out
     assert calibration.load_terms("cpu") == terms
+    assert rate.known_rate() == found
     monkeypatch.setattr(calibration, "TRIALS", {"cuda": ()})
     assert run("calibrate", "--device", "cpu") == 2
     assert "--vram" in capsys.readouterr().err

@@ -261,3 +261,23 @@ def test_stray_folders_count_links_that_lead_nowhere_too(tmp_path):
     (tmp_path / "more/deep/x.nii.gz").symlink_to("/nowhere")
     (problem,) = stray_folders(contents(tmp_path))
     assert "(1 files, such as x.nii.gz)" in problem.what
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path, monkeypatch):
+    root = plain(tmp_path)
+    tiny.nifti(root / "images/locked/d.nii.gz", tiny.image(5))
+    listed = Path.iterdir
+
+    def locked(folder: Path):
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    (problem,) = discover(root)[1]
+    assert (problem.severity, problem.what) == ("error", "the folder cannot be listed: Permission denied")
+    for case_id in ("a", "b", "c"):  # now a dataset of case folders
+        (root / f"images/{case_id}").mkdir()
+        (root / f"images/{case_id}.nii.gz").rename(root / f"images/{case_id}/ct.nii.gz")
+    (problem,) = discover(root)[1]
+    assert (problem.case, problem.what) == ("locked", "the folder cannot be listed: Permission denied")

@@ -51,6 +51,13 @@ def test_the_other_cases_of_both_patients_join_them(tmp_path):
     assert patients(as_one_patient(dataset, problems)) == patients(dataset)
 
 
+def test_patients_that_were_joined_before_move_together(tmp_path):
+    root = copies(tmp_path, ("b", "c"), ("a", "d"))
+    tiny.text(root / "patients.csv", "case,patient\na,s\nb,p\nc,q\nd,p\ne,r\n")
+    dataset, problems = inspected(root)
+    assert patients(as_one_patient(dataset, problems)) == dict.fromkeys("abcd", "s") | {"e": "r"}
+
+
 def test_labels_that_differ_are_named(tmp_path):
     root = copies(tmp_path, ("a", "c"), ("b", "d"))
     tiny.nifti(root / "labelsTr/c.nii.gz", tiny.label(1, 1, 2))  # a has 1, 2, 0

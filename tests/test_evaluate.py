@@ -171,7 +171,7 @@ def test_a_segmentation_in_another_order_of_axes_is_reordered(tmp_path):
     """The segmentation's x axis runs the other way, over the same place: 2 of its 3 voxels are right."""
     reference = nifti(tmp_path / "expert.nii", np.array([[[0, 1, 1, 0, 0]]], np.uint8), AFFINE)
     reversed_x = np.diag([-X, Y, Z, 1.0]) + 4 * X * np.eye(4, k=3)
-    segmentation = nifti(tmp_path / "network.nii", np.array([[[0, 1, 1, 1, 0]]], np.uint8), reversed_x)
+    segmentation = nifti(tmp_path / "network.nii", np.array([[[0, 0, 1, 1, 1]]], np.uint8), reversed_x)
     assert score_case(ScoreJob("case", reference, segmentation, ONE)).scores["organ"]["dice"] == pytest.approx(4 / 5)
 
 

@@ -10,7 +10,7 @@ import pytest
 from autoseg import fold_log
 from autoseg.diagnosis import Finding, diagnose
 from autoseg.errors import Stopped, StorageError
-from autoseg.fold_log import PICTURE_SECONDS, SHORT_EPOCHS, Clock, FoldLog, epoch_steps, warning
+from autoseg.fold_log import PICTURE_SECONDS, FoldLog, warning
 
 
 class Time:
@@ -28,78 +28,6 @@ def time(monkeypatch) -> Time:
     time = Time()
     monkeypatch.setattr(fold_log, "time", time)
     return time
-
-
-def test_progress_in_steps(time):
-    clock = Clock(spent=0, total_steps=100, iterations_per_epoch=25, budget_seconds=None)
-    assert [clock.progress(step) for step in (0, 1, 50, 100, 101)] == [0, 0.01, 0.5, 1, 1]
-    time.now += 1e6
-    assert clock.progress(50) == 0.5  # however long it took
-
-
-def test_progress_in_seconds(time):
-    """Of 100 seconds 20 are kept back for the validation: half of the training is over after 40."""
-    clock = Clock(spent=10, total_steps=None, iterations_per_epoch=25, budget_seconds=100)
-    clock.reserve_seconds = 20
-    assert clock.elapsed() == 10  # spent before this process
-    assert clock.progress(0) == clock.progress(1000) == pytest.approx(10 / 80)
-    time.now += 30
-    assert clock.elapsed() == 40
-    assert clock.progress(0) == pytest.approx(0.5)
-    time.now += 39
-    assert clock.progress(0) < 1
-    time.now += 1
-    assert clock.progress(0) == 1
-    time.now += 100
-    assert clock.progress(0) == 1
-
-
-def test_a_budget_below_the_validation_is_over_at_once(time):
-    clock = Clock(spent=0, total_steps=None, iterations_per_epoch=25, budget_seconds=10)
-    clock.reserve_seconds = 30
-    time.now += 0.001
-    assert clock.progress(0) == 1
-
-
-def test_a_length_is_steps_or_seconds():
-    for total_steps, budget in ((None, None), (75, 60.0)):
-        with pytest.raises(AssertionError):
-            Clock(spent=0, total_steps=total_steps, iterations_per_epoch=25, budget_seconds=budget)
-
-
-def test_epochs_end_after_their_steps_or_a_twentieth_of_the_budget(time):
-    assert SHORT_EPOCHS == 20
-    by_steps = Clock(spent=0, total_steps=100, iterations_per_epoch=25, budget_seconds=None)
-    assert [by_steps.epoch_is_over(steps, 1e6) for steps in (1, 24, 25, 26)] == [False, False, True, True]
-    by_time = Clock(spent=0, total_steps=None, iterations_per_epoch=25, budget_seconds=100)
-    assert not by_time.epoch_is_over(24, 4.9)
-    assert by_time.epoch_is_over(1, 5.0)
-    assert by_time.epoch_is_over(25, 0.1)  # a long budget has as many epochs as fit
-
-
-@pytest.mark.parametrize(
-    ("total", "steps"), [(10_000, 250), (5_000, 250), (4_999, 250), (4_980, 249), (21, 2), (1, 1), (None, 250)]
-)
-def test_a_short_length_in_steps_has_twenty_epochs(total, steps):
-    assert epoch_steps(total, 250) == steps
-
-
-def test_the_rest_is_short_beside_the_epochs_there_are(time):
-    """A day, in epochs of 250 steps and 40 s: 2100 s before its end there are many to come, 19 s before it none."""
-    clock = Clock(spent=0.0, total_steps=None, iterations_per_epoch=250, budget_seconds=86_400.0)
-    time.now += 86_400 - 2100
-    assert clock.epoch_is_over(250, 40.0)
-    time.now += 2100 - 19
-    assert not clock.epoch_is_over(250, 40.0)
-
-
-def test_a_short_rest_of_the_budget_joins_the_epoch_before(time):
-    """Epochs take 5 of 100 seconds, 20 of which are kept back: with 2.5 left one more is begun, with less not."""
-    clock = Clock(spent=77.5, total_steps=None, iterations_per_epoch=25, budget_seconds=100)
-    clock.reserve_seconds = 20
-    assert clock.epoch_is_over(25, 5.0)
-    time.now += 0.25
-    assert not clock.epoch_is_over(25, 5.0)
 
 
 def row(number: int, **changes) -> dict:

@@ -6,7 +6,7 @@ import tiny
 
 from autoseg.dataset import discover
 from autoseg.imaging.geometry import Geometry, Remark
-from autoseg.intake.grids import header_notes, mixed_sizes, odd_grids
+from autoseg.intake.grids import header_notes, mixed_sizes, odd_grids, partly_placed
 from autoseg.problems import check
 
 
@@ -82,6 +82,8 @@ def test_axes_are_compared_in_one_orientation():
         [((1.0, 1.0, 1.0), (35, 50, 40)), ((1.0, 1.0, 1.0), (900, 512, 512)), ((5.0, 0.9, 0.9), (60, 512, 512))],
         # one slice of 8 mm beside a volume
         [((8.0, 1.0, 1.0), (1, 256, 256)), ((1.0, 1.0, 1.0), (180, 256, 256)), ((1.2, 1.0, 1.0), (160, 256, 256))],
+        # a PET and a CT of nearly one size
+        [((5.0, 5.0, 5.0), (44, 44, 44)), ((0.5, 0.5, 0.5), (400, 400, 400))],
         [((1.0, 1.0, 1.0), (3, 4, 5))],
     ],
 )
@@ -112,6 +114,17 @@ def test_files_with_a_size_among_files_without():
     rare = {"c0": sized["c0"]} | unsized
     assert [problem.case for problem in mixed_sizes(rare)] == ["c0"]
     assert odd_grids(sized | unsized) == []
+
+
+def test_cases_without_a_place_among_cases_with_one():
+    placed, unplaced = grids(BODY, BODY), grids(BODY, BODY, BODY, placed=False)
+    assert partly_placed(placed) == partly_placed(unplaced) == []
+    mixed = placed | {f"u{n}": unplaced[f"c{n}"] for n in range(3)}
+    (problem,) = partly_placed(mixed)
+    assert (problem.case, problem.severity) == (None, "warning")
+    assert "3 of 5 cases do not say where they lie in space (u0, u1, u2), the others do" in problem.what
+    flat = {"p": ("p.png", Geometry((1, 4, 5), (1.0, 1.0, 1.0), flat=True, placed=False))}
+    assert partly_placed(placed | flat) == []
 
 
 def test_few_remarks_are_told_one_by_one_and_many_once():

@@ -136,6 +136,14 @@ def test_entries_of_a_folder_to_segment_are_named(tmp_path):
     ]  # fmt: skip
 
 
+def test_the_folder_of_the_segmentations_is_not_looked_into(tmp_path):
+    """`autoseg predict -i scans -o scans/out`, given again."""
+    touch(tmp_path, "a.nii", "out/a.nii")
+    assert images_in([tmp_path], 1, (), FileNames("suffix", ("",)), tmp_path / "out")[1] == []
+    (fault,) = images_in([tmp_path], 1, (), FileNames("suffix", ("",)), tmp_path / "elsewhere")[1]
+    assert fault.severity == "error"
+
+
 def test_entries_among_case_folders_are_named(tmp_path):
     touch(tmp_path, "p/t1.nii", "notes.docx", "empty/readme.txt", "deep/q/t1.nii", "deep/r/x.mgz", "u/v/w/t1.nii")
     cases, faults = images_in([tmp_path], 1, (), FileNames("folder", ("t1",)))

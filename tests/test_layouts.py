@@ -357,3 +357,16 @@ def test_case_folders_among_the_images(tmp_path):
     dataset, problems = discover(tmp_path)
     assert (dataset.channels, names(dataset.cases[0])) == (("ct", "pet"), ["ct.nii", "pet.nii"])
     assert sorted(faults(problems)) == [("l", "missing label:"), ("m", "no case")]
+
+
+def test_the_name_of_a_folder_is_no_part_of_a_channel_by_chance(tmp_path):
+    for number, case_id in enumerate(("c", "t", "p")):
+        for index, name in enumerate(("ct", "t1")):
+            tiny.nifti(tmp_path / f"images/{case_id}/{name}.nii", tiny.image(2 * number + index))
+        tiny.nifti(tmp_path / f"labels/{case_id}.nii", tiny.label(1))
+    dataset, problems = discover(tmp_path)
+    assert (problems, dataset.channels) == ([], ("ct", "t1"))
+    for case_id in ("c", "t", "p"):
+        (tmp_path / f"images/{case_id}/t1.nii").unlink()
+    dataset, problems = discover(tmp_path)
+    assert (problems, dataset.channels) == ([], ("ct",))

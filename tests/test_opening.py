@@ -84,7 +84,10 @@ def test_another_network_has_a_plan_of_its_own_made_once(workspace, made):
     assert {c.network.name for c in plan.configurations.values()} == {"swin_unet"}
     assert load(Plan, workspace.plan_for("swin_unet")) == plan
     assert len(said) == 1
-    assert "3.4 network  swin_unet  asked for" in said[0]
+    assert str(workspace.plan_for("swin_unet")) in said[0]
+    assert any(line.startswith(plan.recommended) and "swin_unet" in line for line in said[0].splitlines())
+    assert len(said[0].splitlines()) <= 7  # at a glance: its decisions are in the file
+    assert "3.4 network" not in said[0]
     assert "1.1 spacing" not in said[0]
     edited = replace(plan, training=replace(plan.training, learning_rate=0.123))
     save(workspace.plan_for("swin_unet"), edited)

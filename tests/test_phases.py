@@ -16,13 +16,13 @@ from phantom import tiny_dataset
 
 from autoseg.cli import main
 from autoseg.data.splits import Splits
-from autoseg.errors import AutosegError, UsageError
+from autoseg.errors import AutosegError, StateError, UsageError
 from autoseg.pipeline import TrainOptions, fleet
 from autoseg.pipeline.fleet import train_on_gpus
 from autoseg.pipeline.phases import bring_previous_stage, preprocess_phase, split_into_phases
 from autoseg.plan import Plan
 from autoseg.records import load, save
-from autoseg.workspace import Workspace
+from autoseg.workspace import FULL, Workspace
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folds side by side need Linux")
 
@@ -66,6 +66,21 @@ def test_phases_of_a_command(planned, tmp_path):
     assert split_into_phases(workspace, cascade, told) == [cascade]
     with pytest.raises(UsageError, match="no fold 7"):
         split_into_phases(workspace, replace(options, folds=(7,)), told)
+
+
+def test_the_model_of_all_cases_is_a_phase_after_the_folds_it_learns_from(planned, tmp_path):
+    """Every case it sees needs a segmentation by a fold of the previous stage that held it out."""
+    dataset, source = planned
+    workspace = copy_of(source, tmp_path / "w")
+    options = TrainOptions(configuration="3d_cascade", folds=(FULL,), epochs=3)
+    assert split_into_phases(workspace, options, Told()) == [
+        TrainOptions(configuration="3d_lowres", folds=(0, 1, 2, 3, 4), epochs=3),
+        options,
+    ]
+    pretend_trained(workspace, "3d_lowres", range(5), dataset)
+    assert split_into_phases(workspace, options, Told()) == [options]
+    with pytest.raises(StateError, match="none of the folds of 3d_cascade was begun"):
+        split_into_phases(workspace, replace(options, finish=True), Told())
 
 
 def phase_command(folder: Path, fails: str) -> Callable[..., list[str]]:

@@ -368,6 +368,7 @@ def test_other_records_refuse_hostile_values_by_name(name):
         ("splits.json", ("splits", 0, "fold"), -1, "splits[0].fold: expected 0 to 9999"),
         ("splits.json", ("splits", 0, "train"), ["b", "b"], "splits[0].train: expected 0 or more entries without"),
         ("splits.json", ("splits", 0, "validation", 0), "../../b", "splits[0].validation[0]: expected a name for a"),
+        ("splits.json", ("splits",), [], "splits: expected 1 or more entries"),
         ("splits.json", ("version",), 7, "version: expected 1, the version of splits"),
         ("dataset.json", ("cases", 0, "id"), "../a", "cases[0].id: expected a name for a file, without slashes"),
         ("dataset.json", ("cases", 0, "images"), [], "cases[0].images: expected 1 or more entries"),

@@ -88,3 +88,20 @@ def test_the_memory_it_says_is_enough_is():
     promised = change.reason.split(", ")[1].split(":")[0]
     larger = planned((500, 500, 500), vram_gb=vram + 0.05)
     assert " × ".join(map(str, larger.configurations["3d_fullres"].patch_size)) == promised
+
+
+@pytest.mark.parametrize(
+    ("length", "seconds", "steps", "hours"),
+    [
+        ({"epochs": 72}, 0.25, "3600", "0.25"),  # 72 epochs of 50
+        ({"epochs": None, "steps": 5000}, 0.36, "5000", "0.5"),
+        ({"epochs": None, "steps": 5000}, None, "5000", "?"),
+        ({"epochs": None, "time_budget_seconds": 3600.0}, 0.36, "about 9000", "1"),  # nine tenths of an hour
+        ({"epochs": None, "time_budget_seconds": 3600.0}, None, "?", "1"),
+    ],
+)
+def test_steps_and_hours_of_every_kind_of_length(length, seconds, steps, hours):
+    plan = planned()
+    full = replace(plan.configurations["3d_fullres"], cost=replace(COST, seconds_per_step=seconds))
+    row = rows(replace(plan, configurations={"3d_fullres": full}, training=replace(plan.training, **length)))
+    assert (row["3d_fullres*"]["steps"], row["3d_fullres*"]["hours"]) == (steps, hours)

@@ -1,9 +1,11 @@
 """Images to predict against the grids a model was trained on."""
 
+from dataclasses import replace
+
 import pytest
 from synthetic_fingerprints import case, fingerprint, label_set
 
-from autoseg.errors import DataError
+from autoseg.errors import DataError, StateError
 from autoseg.imaging.geometry import Geometry
 from autoseg.plan import TrainingGrids
 from autoseg.planning.grids import require_like, training_grids
@@ -74,6 +76,14 @@ def test_an_image_without_a_size():
     with pytest.raises(DataError) as caught:
         look((1e-3, 1e-3, 1e-3), ones)
     assert "state no voxel size count as 1 mm" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "changes", [{"spacing_min": (0.0, 1, 1)}, {"shape_min": (20, 600, 200)}, {"spacing_max": (-1.0, 1, 1)}]
+)
+def test_ranges_without_meaning_are_refused(changes):
+    with pytest.raises(StateError, match="numbers above 0"):
+        replace(SEEN, **changes)
 
 
 def test_an_older_plan_compares_nothing():

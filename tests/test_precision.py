@@ -12,7 +12,9 @@ from autoseg.nn.blocks import conv_stage, set_dropout
 from autoseg.nn.networks import build_network
 from autoseg.nn.precision import (
     DTYPES,
+    MOST_REPEATS,
     REPEATS,
+    TRIAL_SECONDS,
     PrecisionTrial,
     autocast,
     beside,
@@ -20,6 +22,7 @@ from autoseg.nn.precision import (
     channels_last,
     choose,
     first_stage,
+    forward_seconds,
     measure,
     to_channels_last,
 )
@@ -128,14 +131,16 @@ def test_the_best_of_the_repeats_counts(image, monkeypatch):
 @pytest.mark.parametrize(
     ("float32", "bfloat16", "passes"),
     [
-        (1.0, 5.5, 1),
+        (1.0, 5.5, 2),  # one pass may have been held up by another process
         (1.0, 4.5, REPEATS),  # soon over, though hopeless
         (3.0, 14.5, REPEATS),  # slower, but other work may be the reason
-        (3.0, 15.5, 1),
+        (3.0, 15.5, 2),
+        (1.0, 30.5, 1),  # no stall is as bad
+        (3.0, 90.5, 1),
         (0.001, 4.5, REPEATS),  # so long may warming up take
     ],
 )
-def test_a_dtype_that_is_far_slower_is_run_but_once(float32, bfloat16, passes, image, monkeypatch):
+def test_a_dtype_that_is_far_slower_is_run_no_more_than_it_takes_to_see(float32, bfloat16, passes, image, monkeypatch):
     network = TwoStages()
     clock = [0.0]
 
@@ -150,6 +155,85 @@ def test_a_dtype_that_is_far_slower_is_run_but_once(float32, bfloat16, passes, i
     trials = measure(network, image, ("float32", "bfloat16"))
     assert (seen.count(torch.float32), seen.count(torch.bfloat16)) == (REPEATS, passes)
     assert [t.seconds for t in trials] == pytest.approx([float32, bfloat16])
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(5.0, 3), (0.6, 3), (0.4, 4), (0.25, 6), (0.01, 10)])
+def test_trials_go_on_while_they_are_short(seconds, rounds, image, monkeypatch):
+    """Two dtypes: three rounds at least, ten at most, and as many as it takes to spend three seconds."""
+    assert (TRIAL_SECONDS, REPEATS, MOST_REPEATS) == (3.0, 3, 10)
+    network, clock = TwoStages(), Stalling({torch.float32: seconds, torch.bfloat16: seconds})
+    clock.watch(network)
+    monkeypatch.setattr(precision, "_now", clock.now)
+    measure(network, image, ("float32", "bfloat16"))
+    assert len(clock.passes) == 2 * rounds
+    clock.passes.clear()
+    beside(network, network, image, "float32")
+    assert len(clock.passes) == 2 * rounds + 1  # and the reference
+
+
+@pytest.mark.parametrize("stalled", [{1}, {3}, {3, 5}, {1, 5}, {0, 2}])
+def test_a_dtype_that_stalls_is_chosen_all_the_same(stalled, image, monkeypatch):
+    """bfloat16 takes half the time of float32, in passes 1, 3, 5; some passes take ten times as long as they should."""
+    network = TwoStages()
+    clock = Stalling({torch.float32: 1.2, torch.bfloat16: 0.6}, stalled)
+    clock.watch(network)
+    monkeypatch.setattr(precision, "_now", clock.now)
+    trials = measure(network, image, ("float32", "bfloat16"))
+    assert choose(trials).dtype == "bfloat16"
+    assert [t.seconds for t in trials] == pytest.approx([1.2, 0.6])
+
+
+class Stalling:
+    """A clock that forward passes move, some of them by ten times as much."""
+
+    def __init__(self, seconds: dict, stalled=frozenset()) -> None:
+        self.seconds, self.stalled = seconds, stalled
+        self.passes: list[torch.dtype] = []
+        self.time = 0.0
+
+    def watch(self, network: nn.Module) -> None:
+        def passed(*_) -> None:
+            dtype = network.dtypes[-1]
+            self.time += self.seconds[dtype] * (10 if len(self.passes) in self.stalled else 1)
+            self.passes.append(dtype)
+
+        network.register_forward_hook(passed)
+
+    def now(self, device: torch.device) -> float:
+        return self.time
+
+
+def test_forward_passes_of_a_tile_are_timed_one_by_one(image, monkeypatch):
+    """As in prediction: without gradients, in evaluation mode, one sample; nothing is left changed."""
+    readings = iter([0, 3, 10, 11, 20, 40])
+    monkeypatch.setattr(precision, "_now", lambda device: float(next(readings)))
+    network, seen = TwoStages(), []
+    network.fine.register_forward_hook(
+        lambda module, inputs, output: seen.append((len(inputs[0]), output.requires_grad, network.training))
+    )
+    assert forward_seconds(network, image[:1], "bfloat16", repeats=3) == [3, 1, 20]
+    assert seen == [(1, False, False)] * 3
+    assert network.dtypes == [torch.bfloat16] * 3
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_forward_passes_are_timed_in_the_usual_layout_and_not_compiled(image):
+    """A network that keeps its channels last is copied; compiled code would be made anew for one sample."""
+    network = to_channels_last(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)))
+    assert not network[1].weight.is_contiguous()
+    seen = []
+    network[1].register_forward_hook(lambda module, *_: seen.append(module.weight.is_contiguous()))
+    forward_seconds(network, image[:1], "float32", repeats=1)
+    assert seen == [True]
+    assert not network[1].weight.is_contiguous()
+
+    def backend(graph, inputs):
+        raise AssertionError("compiled")
+
+    compiled = TwoStages()
+    compiled.compile(backend=backend)
+    assert len(forward_seconds(compiled, image[:1], "float32")) == REPEATS
 
 
 def test_the_backward_pass_is_timed_through_every_stage(image):

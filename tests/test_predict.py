@@ -475,3 +475,73 @@ def test_a_damaged_image_is_named_and_those_before_are_kept(tmp_path):
     with pytest.raises(DataError, match=r"bad\.nii"):
         predict_cases([model_of((1.0,) * 3)], cases, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.nii"]
+
+
+# ---- tiles larger than the patch
+
+
+class Noting(Bright):
+    """Keeps the shapes it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        self.seen.append(tuple(image.shape[2:]))
+        return super().forward(image)
+
+
+def seen_by(image: np.ndarray, patch, tile: float | None = None, **changes) -> list[tuple[int, ...]]:
+    """Shapes of the tiles, where a network divides its axes by 4 and is not mirrored."""
+    network = Noting()
+    model = model_of((1.0,) * len(patch), network=network, patch=patch)
+    configuration = model.configuration
+    strides = ((1,) * len(patch), (2,) * len(patch), (2,) * len(patch))
+    spec = replace(configuration.network, strides=strides, name=changes.pop("network", "unet"))
+    configuration = replace(configuration, network=spec, patch_size=patch, **changes)
+    plan = replace(model.plan, configurations=model.plan.configurations | {model.configuration_name: configuration})
+    logits = window_runner(replace(model, plan=plan), PredictOptions(mirroring=False, tile=tile))(image)
+    assert logits.shape[1:] == image.shape[1:]
+    np.testing.assert_array_equal(logits.argmax(0).numpy(), image[-1] > THRESHOLD)
+    return network.seen
+
+
+def test_tiles_grow_where_that_is_less_to_compute():
+    image = picture((20, 18, 30))[None].astype(np.float32)
+    assert seen_by(image, (16, 16, 16)) == [(16, 16, 16)] * 2 * 2 * 3
+    # one tile of 20 instead of two of 16; 20 voxels would exceed 18; two of 20 or of 24 instead of three of 16
+    assert seen_by(image, (16, 16, 16), 1.5) == [(20, 16, 20)] * 1 * 2 * 2
+    assert seen_by(image, (16, 16)) == [(16, 16)] * 20 * 2 * 3
+    assert seen_by(image[..., :28], (16, 16), 2.0) == [(16, 28)] * 20 * 2
+
+
+@pytest.mark.parametrize("network", ["deeplab", "segformer", "swin_unet", "transunet"])
+def test_networks_that_know_their_patch_keep_it(network):
+    image = picture((24, 16, 32))[None].astype(np.float32)
+    assert set(seen_by(image, (16, 16, 16), 2.0)) == {(24, 16, 32)}
+    assert set(seen_by(image, (16, 16, 16), 2.0, network=network)) == {(16, 16, 16)}
+
+
+def test_tiles_do_not_outgrow_the_memory():
+    """Two gigabytes are 537 million elements: 400 million of a patch are 500 million of a tile of 20 x 16 x 16."""
+    image = picture((20, 16, 16))[None].astype(np.float32)
+    assert set(seen_by(image, (16, 16, 16), 2.0, elements=400_000_000)) == {(20, 16, 16)}
+    assert set(seen_by(image, (16, 16, 16), 2.0, elements=440_000_000)) == {(16, 16, 16)}
+
+
+@pytest.mark.parametrize("tile", [0.5, 0.0, -1.0, 9.0, float("nan"), float("inf")])
+def test_tiles_of_no_such_size_are_refused(tile):
+    with pytest.raises(UsageError, match="--tile"):
+        PredictOptions(tile=tile)
+
+
+def test_mirroring_along_some_axes_only():
+    """A network is called once per flip: 2 of one axis, 4 of two; axes that the plan does not mirror are left out."""
+    for axes, calls in (((0, 1, 2), 4), ((2,), 2), ((0, 2), 2), ((0,), 1), ((), 1), (None, 4)):
+        network = Noting()
+        plan = plan_of()
+        plan = replace(plan, training=replace(plan.training, mirror_axes=(1, 2)))
+        model = model_of((1.0, 1.0, 1.0), plan=plan, network=network, patch=(16, 16, 16))
+        window_runner(model, PredictOptions(mirror_axes=axes))(np.zeros((1, 16, 16, 16), np.float32))
+        assert len(network.seen) == calls, axes

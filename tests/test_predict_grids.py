@@ -44,6 +44,16 @@ def test_a_channel_in_another_order_is_reordered(tmp_path):
     assert [remark.kind for _, _, remark in prediction.remarks] == ["reordered"]
 
 
+def test_the_header_is_that_of_the_channel_which_has_a_place(tmp_path):
+    image = picture((8, 9, 10))
+    first = tiny.unplaced(tiny.nifti(tmp_path / "a.nii", np.ones_like(image)))
+    last = tiny.nifti(tmp_path / "b.nii", image, origin=(9.0, 0.0, 7.0), axes="RPI")
+    prediction = predicted(tmp_path, first, last)
+    assert np.array_equal(read_labels(prediction.path).array == 7, image > 100)
+    np.testing.assert_array_equal(nib.load(prediction.path).affine, nib.load(last).affine)
+    assert [remark.kind for _, _, remark in prediction.remarks] == ["unplaced"]
+
+
 @pytest.mark.parametrize("unit", [1, 3])  # metres, micrometres
 def test_an_image_in_another_unit_is_refused_before_anything_is_made(tmp_path, unit):
     path = patched(tiny.nifti(tmp_path / "i.nii", picture((8, 9, 10))), units=(UNITS, "<B", unit))

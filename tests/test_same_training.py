@@ -66,7 +66,7 @@ INDIFFERENT = (
     *[("configurations", "2d", "batch_size"), ("configurations", "2d", "network", "features")],
 )
 DECISIVE = (
-    *[("channels",), ("orientation",), ("axis_order",), ("resampling", "image_order"), ("labels", "values")],
+    *[("channels",), ("orientation",), ("axis_order",), ("resampling", "image_order"), ("labels", "ignore")],
     *[("normalization",), ("configurations", NAME, "spacing"), ("configurations", NAME, "patch_size")],
     *[("configurations", NAME, "batch_size"), ("configurations", NAME, "batch_dice")],
     *[("configurations", NAME, "cascade_from"), ("configurations", NAME, "network", "features")],
@@ -122,6 +122,18 @@ def test_statistics_count_where_a_normalisation_uses_them(made, scheme, counts):
     after = replace(made, normalization=(replace(channel, scheme=scheme, mean=100.1),))
     found = plan_differences(to_plain(before), to_plain(after), NAME)
     assert list(found) == (["normalization"] if counts else [])
+
+
+def test_what_labels_are_called_decides_nothing_but_their_values_do(made):
+    plain = to_plain(made)
+    names = list(plain["labels"]["values"])
+    values = plain["labels"]["values"].values()
+    renamed = plain | {"labels": plain["labels"] | {"values": dict(zip(reversed(names), values, strict=True))}}
+    assert plan_differences(plain, renamed, NAME) == {}
+    moved = plain | {"labels": plain["labels"] | {"values": dict(zip(names, (v + 1 for v in values), strict=True))}}
+    assert list(plan_differences(plain, moved, NAME)) == ["labels"]
+    for key, value in (("regions", {"whole": [1, 2]}), ("ignore", 9)):
+        assert list(plan_differences(plain, plain | {"labels": plain["labels"] | {key: value}}, NAME)) == ["labels"]
 
 
 def test_a_copy_that_is_shared_is_known_by_what_it_holds(made):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.nn import functional as F
 
-from autoseg.nn.sliding_window import gaussian_importance, mirrored, predict_logits, tile_starts
+from autoseg.nn.sliding_window import gaussian_importance, mirrored, predict_logits, tile_edge, tile_starts
 
 QUICK = settings(max_examples=50, deadline=None)
 STEPS = st.sampled_from([0.25, 0.3, 0.5, 0.57, 0.75, 1.0])
@@ -44,6 +44,42 @@ def identity(tiles):
 )
 def test_tile_starts_by_hand(size, tile, step, expected):
     assert tile_starts(size, tile, step) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "growth", "multiple", "step", "expected"),
+    [
+        (40, 32, 1.5, 8, 0.5, 40),  # one tile of 40 voxels, instead of two of 32
+        (40, 32, 1.24, 8, 0.5, 32),  # 39 voxels are not enough for 40
+        (40, 32, 1.25, 8, 0.5, 40),
+        (39, 32, 1.5, 8, 0.5, 32),  # a tile of 40 would be padded
+        (52, 32, 2.0, 16, 0.5, 32),  # the network divides by 16: two of 48, beside three of 32, cost the same
+        (32, 32, 2.0, 8, 0.5, 32),
+        (10, 32, 2.0, 8, 0.5, 32),  # what is shorter than the patch is padded as in training
+        (64, 16, 2.0, 16, 0.5, 32),  # 7 of 16 voxels, 3 of 32: 112 and 96
+        (64, 16, 2.0, 4, 1.0, 16),  # 4 of 16: nothing is computed twice
+        (100, 48, 1.5, 8, 0.75, 64),  # 36 to walk, at most 48: 2 of 64, beside 3 of 48 and 3 of 56
+        (300, 64, 1.0, 8, 0.5, 64),
+    ],
+)
+def test_tile_edges_by_hand(size, patch, growth, multiple, step, expected):
+    assert tile_edge(size, patch, growth=growth, multiple=multiple, step=step) == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    size=st.integers(1, 400), patch=st.integers(1, 12), multiple=st.sampled_from([1, 2, 4, 8, 16]),
+    growth=st.floats(1, 4), step=st.floats(0.1, 1),
+)  # fmt: skip
+def test_a_larger_tile_never_computes_more(size, patch, multiple, growth, step):
+    patch *= multiple
+    edge = tile_edge(size, patch, growth=growth, multiple=multiple, step=step)
+    assert patch <= edge <= growth * patch + 1e-6 * patch
+    assert edge % multiple == 0
+    longest = max(patch, min(size, int(growth * patch)))
+    cost = {e: e * len(tile_starts(size, e, step)) for e in range(patch, longest + 1, multiple)}
+    assert cost[edge] == min(cost.values())
+    assert edge <= size or edge == patch  # nothing is padded that was not in training
 
 
 @settings(max_examples=300, deadline=None)

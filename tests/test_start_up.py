@@ -3,27 +3,21 @@
 import copy
 import math
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from made_up_machine import CPU, HOUR, CompiledFake, FakeNetwork, Machine, plan_of, usual_machine
 from torch import Tensor, nn
 
-from autoseg.data.splits import Split
 from autoseg.nn import precision
 from autoseg.nn.blocks import set_dropout
 from autoseg.start_up import (
-    CHECKPOINT_COST_SECONDS,
-    VALIDATION_MARGIN,
-    VALIDATION_SECONDS_PER_CASE,
     Choices,
     apply,
     choose,
     choose_dtype,
     has_compiler,
     seconds_per_sample,
-    validation_seconds,
     why_not_compile,
     worker_count,
 )
@@ -228,7 +222,7 @@ def test_where_float32_does_not_fit_half_precision_must_do(machine, monkeypatch)
     """A plan may fill the device with a batch of one, in half precision."""
     real, asked = precision.measure, []
 
-    def measure(network, image, dtypes, repeats=2):
+    def measure(network, image, dtypes, repeats=None):
         asked.append(dtypes)
         if "float32" in dtypes:
             raise torch.OutOfMemoryError("no room")
@@ -328,7 +322,7 @@ def test_choices_are_plain_data():
     assert {type(value) for value in asdict(PLAIN).values()} == {str, bool, float}
 
 
-# ---- workers, and the time after the last step
+# ---- workers
 
 
 @pytest.mark.parametrize(("wanted", "device", "cores", "count"), [
@@ -338,35 +332,3 @@ def test_choices_are_plain_data():
 def test_worker_count(wanted, device, cores, count, monkeypatch):
     monkeypatch.setattr("autoseg.start_up.available_cores", lambda: cores)
     assert worker_count(wanted, torch.device(device)) == count
-
-
-class Shapes:
-    """Stands for a store of cases of known shapes."""
-
-    def __init__(self, **shapes: tuple[int, int, int]) -> None:
-        self.shapes = shapes
-
-    def info(self, case: str) -> SimpleNamespace:
-        return SimpleNamespace(shape=self.shapes[case])
-
-
-@pytest.mark.parametrize(
-    ("name", "patch", "axes", "mirroring", "passes"),
-    [
-        # a: ends 20 - 16, 40 - 16, 41 - 16 need 1, 3, 4 steps of 8: 2 * 4 * 5 tiles; b fits into one
-        ("3d_fullres", (16, 16, 16), (0, 1, 2), True, (2 * 4 * 5 + 1) * 8),
-        ("3d_fullres", (16, 16, 16), (2,), True, (2 * 4 * 5 + 1) * 2),
-        ("3d_fullres", (16, 16, 16), (0, 1, 2), False, 2 * 4 * 5 + 1),
-        # slices: 20 of 4 * 5 tiles, 7 of one
-        ("2d", (16, 16), (0, 1, 2), True, (20 * 4 * 5 + 7) * 4),
-        ("2d", (16, 16), (0, 1, 2), False, 20 * 4 * 5 + 7),
-    ],
-)
-def test_validation_seconds(name, patch, axes, mirroring, passes):
-    """An epoch of 250 batches of 3 is watched by 75 validation samples and 37.5 training samples."""
-    plan = plan_of(mirror_axes=axes, test_time_mirroring=mirroring, iterations_per_epoch=250)
-    configuration = replace(plan.configurations[name], patch_size=patch, batch_size=3)
-    store, split = Shapes(a=(20, 40, 41), b=(7, 16, 9), c=(90, 90, 90)), Split(0, ("c",), ("a", "b"))
-    seconds = validation_seconds(store, split, plan, configuration, 0.25)
-    assert (VALIDATION_MARGIN, VALIDATION_SECONDS_PER_CASE) == (1.3, 0.1)
-    assert seconds == pytest.approx(1.3 * 0.25 * (passes + 112.5) + CHECKPOINT_COST_SECONDS + 0.2)

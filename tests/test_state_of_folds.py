@@ -153,11 +153,13 @@ def test_a_label_corrected_while_a_fold_is_half_trained(folds, corrected, failin
     assert f"{case}.nii.gz is no longer as planned" in error
     plan = suggested(error)
     assert f"changed since it was planned: {folds[0] / 'labelsTr' / case}" in told("status", *w)
-    run("evaluate", *w)
+    said = told("evaluate", *w)
+    assert f"{case}.nii.gz changed since it was planned; the scores are those against the files as they are now" in said
     old = workspace.crossval(*MODEL).stat().st_mtime_ns
 
     said = told(*plan)
     assert "3d_fullres-unet: fold 0 stays valid" in said
+    assert f"fold 0 of 3d_fullres-unet: of its held-out cases, the label of {case} has changed; score it again" in said
     assert f"fold 1 of 3d_fullres-unet: begun with other contents: the label of {case} has changed" in said
     before = state_of(workspace, 1)["position"]
     error = failing(4, *resume)

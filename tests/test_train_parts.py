@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autoseg.cli import build_parser
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
 from autoseg.errors import OutOfMemory, StateError, UsageError
@@ -396,6 +398,24 @@ def test_other_cases_are_refused(tmp_path, cases, said):
     require_same_training(saved_of(plan, finished=True), reordered, FoldOptions())
 
 
+def test_a_refusal_names_the_command_under_which_a_fold_is_what_it_was(tmp_path):
+    """Begun with options that were not repeated, and asked for with others."""
+    plan = plan_of()
+    begun = plan.with_settings(["training.epochs=7", "training.learning_rate=0.5"])
+    asked = ("training.seed=5", "training.learning_rate=0.25")
+    task = task_of(plan.with_settings(asked), tmp_path)
+    with pytest.raises(StateError, match=r"training\.learning_rate, training\.seed differ") as caught:
+        require_same_training(saved_of(begun), task, FoldOptions(settings=asked))
+    words = shlex.split(caught.value.remedy.partition("as it was begun: ")[2].partition("; or")[0])
+    typed = build_parser().parse_args(words[1:])
+    again = plan.with_settings([*typed.settings, f"training.epochs={typed.epochs}"])
+    assert (typed.folds, typed.configuration, typed.workspace) == (["0"], "3d_fullres", tmp_path)
+    require_same_training(saved_of(begun), task_of(again, tmp_path), FoldOptions())
+    with pytest.raises(StateError) as caught:
+        require_same_training(saved_of(replace(plan, orientation="as_stored")), task, FoldOptions())
+    assert "put back the plan.json it was begun under" in caught.value.remedy
+
+
 def with_contents(task: FoldTask, **contents: tuple[str, str]) -> FoldTask:
     return replace(task, contents={"a": ("A", "1"), "b": ("B", "2"), "c": ("C", "3"), "d": ("D", "4")} | contents)
 
@@ -424,7 +444,7 @@ def test_other_contents_of_training_cases_are_refused_while_a_fold_is_half_train
     (remark,) = remarks_on_contents(half, held_out, options)
     assert "of its held-out cases, the label of d has changed: the training resumes" in remark
     (remark,) = remarks_on_contents(done, held_out, options)
-    assert f"score it again: autoseg evaluate -c 3d_fullres -w {tmp_path}" in remark
+    assert f"score it again: autoseg evaluate -c 3d_fullres --network unet -w {tmp_path}" in remark
     require_same_training(saved_of(plan, contents={}, finished=False), relabelled, options)  # begun by an older version
 
 

@@ -13,7 +13,7 @@ import torch
 from commands import SHORT, run
 from phantom import tiny_dataset
 
-from autoseg import train
+from autoseg import budget_clock, fold, train
 from autoseg.cli import main
 from autoseg.data.store import StoredCase
 from autoseg.errors import StorageError
@@ -206,6 +206,42 @@ def test_it_gives_up_when_going_back_does_not_help(workspace, monkeypatch, capsy
 def test_a_budget_without_time_to_train_is_refused(workspace, capsys):
     assert main(["train", "-f", "0", "--time-budget", "1s", "-w", str(workspace.root), *SHORT]) == 2
     assert "the time budget of 1 s leaves nothing to train in" in capsys.readouterr().err
+
+
+class Calls:
+    """A clock that moves two seconds whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 2.0
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("forward", "cheaper", "said"),
+    [
+        (0.001, False, "the validation takes about"),
+        (1e4, True, "the validation runs over, until about"),  # never refused
+    ],
+)
+def test_no_budget_is_refused_for_its_validation(workspace, monkeypatch, capsys, forward, cheaper, said):
+    """Of 600 s training has 400 at least, however long the validation takes; evaluate, too, says what was cheaper."""
+    for module in (fold, train):
+        monkeypatch.setattr(module, "forward_seconds", lambda *_: [forward] * 3)
+    monkeypatch.setattr(budget_clock, "time", Calls())
+    run("train", "-f", 0, "--time-budget", "600s", "-w", workspace.root, *SHORT, "--set", "training.patience=0")
+    assert said in capsys.readouterr().out
+    folder = workspace.fold("3d_fullres", "unet", 0)
+    assert len(list((folder / "validation").iterdir())) == 1
+    assert history(workspace)[-1]["seconds"] >= 400
+    way = json.loads((folder / "inference.json").read_text())
+    assert (way["cheaper"], way["mirror_axes"] == []) == (cheaper, cheaper)
+    run("evaluate", "-w", workspace.root)
+    assert (
+        "fold 0 had no time to segment its cases as predict does: without mirroring" in capsys.readouterr().out
+    ) == (cheaper)
 
 
 def test_a_budget_that_ran_out_while_nobody_trained_ends_with_one_step(workspace, monkeypatch):

@@ -39,7 +39,7 @@ class Splits:
 
     version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of splits that this autoseg reads")]
     seed: Annotated[int, between(0, 2**32 - 1)]
-    splits: tuple[Split, ...]
+    splits: Annotated[tuple[Split, ...], entries(1)]
     test: tuple[CaseId, ...]  # held out: in no fold
     notes: tuple[Annotated[str, anything("any text")], ...]
 

@@ -33,6 +33,7 @@ from autoseg.errors import DataError, StateError, StorageError
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.records import from_plain, to_plain
+from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import sha256, write_text
 
 VERSION = 2  # 2 keeps digests of what was read
@@ -118,7 +119,7 @@ class CaseStore:
             problem = f"case {case_id!r} is not preprocessed ({path} does not exist)"
         except (ValueError, StateError) as error:
             problem = f"{path} cannot be read: {error}"
-        raise StateError(problem, remedy="run `autoseg plan` again: it makes what is missing")
+        raise StateError(problem, remedy="make what is missing: " + suggest("plan", ANY_DATASET))
 
     def open(self, case_id: str) -> StoredCase:
         """Map the arrays of a case. Raises StateError if it is missing or its files do not fit its marker."""
@@ -167,7 +168,7 @@ class CaseStore:
         if not np.isfinite(image).all():
             raise DataError(
                 f"case {case_id!r}: the preprocessed image holds NaN or infinity",
-                remedy="run `autoseg check` on the data set; repair or leave out this image",
+                remedy=f"see {suggest('check', ANY_DATASET, workspace=None)}; repair or leave out this image",
             )
         classes = info.num_labels + (1 if info.ignore_index is None else 2)
         target = np.ascontiguousarray(target, dtype=np.int8 if classes <= 127 else np.int16)
@@ -367,5 +368,5 @@ def _flush(folder: Path) -> None:
 def _damaged(folder: Path, case_id: str, why: str) -> StateError:
     return StateError(
         f"the preprocessed case {case_id!r} in {folder} is damaged: {why}",
-        remedy="run `autoseg plan` again: it makes damaged cases anew",
+        remedy="make damaged cases again: " + suggest("plan", ANY_DATASET),
     )

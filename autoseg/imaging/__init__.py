@@ -17,6 +17,7 @@ labels.py      LabelSet: values in files <-> class indices and regions of the ne
 regions.py     the order in which regions are written
 resample.py    arrays from one spacing to another
 normalize.py   intensities of one channel to network input
+symmetry.py    the mid-sagittal plane, and what is at the mirrored place of a label
 components.py  connected components of label maps
 metrics.py     a segmentation against its reference
 """

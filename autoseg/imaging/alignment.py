@@ -33,8 +33,8 @@ NEAR = 0.1  # voxels by which corners may lie apart in files that are read as on
 _PERMUTATIONS: tuple[Axes3, ...] = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 _FLIPS: tuple[Axes3, ...] = tuple(sorted(itertools.product((0, 1), repeat=3), key=sum))  # type: ignore[arg-type]
 _LOOK = (
-    "open both in a viewer that reads headers (ITK-SNAP, 3D Slicer): where they lie over each other there, resample "
-    "this one onto that grid; where only the voxels correspond, copy the header of the other file"
+    "look at both in a viewer that reads headers: if they lie over each other, resample this one onto that grid; if "
+    "only their voxels correspond, copy the other header"
 )
 
 
@@ -89,7 +89,9 @@ def compare_grids(grid: Geometry, reference: Geometry, name: str) -> GridMatch:
         if distance <= NEAR and _size_differs(grid, reference) < NEAR:
             if distance <= CORNER_TOLERANCE and _size_differs(grid, reference) <= SPACING_TOLERANCE:
                 return GridMatch("same", distance_voxels=distance)
-            words = f"its corners lie up to {distance:.2g} voxels from those of {name}: {_numbers(grid, reference)}"
+            words = (
+                f"its corners lie up to {distance:.2g} voxels from those of {name}: {_numbers(grid, reference, name)}"
+            )
             return GridMatch(
                 "near", distance_voxels=distance, differences=(words,),
                 remedy="nothing: less than a tenth of a voxel, they are read as one grid",
@@ -157,7 +159,16 @@ def _other_size(words: str) -> GridMatch:
 
 
 def _other_place(grid: Geometry, reference: Geometry, name: str, distance: float) -> GridMatch:
-    found, remedy = [], _LOOK
+    if (factor := _one_factor(grid, reference)) is not None:
+        words = f"{_spacing_in_words(grid, reference, name)}, and the origin by the same factor of {factor:.4g}"
+        return _other_size(f"{words}: another unit")
+    if _distance(_mirrored_x_y(grid), reference) <= NEAR:
+        words = (
+            f"{_origins(grid, reference, name)}: the two agree once x and y change their sign, RAS was written where "
+        )
+        remedy = "copy the header of the other file; the voxels need no change"
+        return GridMatch("elsewhere", distance_voxels=distance, differences=(f"{words}LPS is read",), remedy=remedy)
+    found = []
     if words := _spacing_in_words(grid, reference, name):
         found.append(words)
     moved = float(np.linalg.norm(np.subtract(grid.origin, reference.origin)))
@@ -169,11 +180,18 @@ def _other_place(grid: Geometry, reference: Geometry, name: str, distance: float
     if words and len(found) == 1:
         return _other_size(words)
     if not found:
-        found.append(f"its corners lie {distance:.3g} voxels from those of {name}: {_numbers(grid, reference)}")
-    if _distance(_mirrored_x_y(grid), reference) <= NEAR:
-        found.append("the two agree once x and y change their sign: RAS was written where LPS is read, or the reverse")
-        remedy = "copy the header of the other file; the voxels need no change"
-    return GridMatch("elsewhere", distance_voxels=distance, differences=tuple(found), remedy=remedy)
+        found.append(f"its corners lie {distance:.3g} voxels from those of {name}: {_numbers(grid, reference, name)}")
+    return GridMatch("elsewhere", distance_voxels=distance, differences=tuple(found), remedy=_LOOK)
+
+
+def _one_factor(grid: Geometry, reference: Geometry) -> float | None:
+    """The factor by which spacing and origin of the grid must grow to be those of the reference, if there is one."""
+    factor = reference.spacing[2] / grid.spacing[2]
+    z, y, x = (s * factor for s in grid.spacing)
+    a, b, c = (o * factor for o in grid.origin)
+    scaled = replace(grid, spacing=(z, y, x), origin=(a, b, c))
+    is_unit = _size_differs(grid, reference) > NEAR and _size_differs(scaled, reference) <= SPACING_TOLERANCE
+    return factor if is_unit and _distance(scaled, reference) <= NEAR else None
 
 
 def _mirrored_x_y(grid: Geometry) -> Geometry:
@@ -209,5 +227,8 @@ def _origins(grid: Geometry, reference: Geometry, name: str) -> str:
     return f"origin (x, y, z) {in_mm(grid.origin)} differs from {in_mm(reference.origin)} mm (LPS) of {name}"
 
 
-def _numbers(grid: Geometry, reference: Geometry) -> str:
-    return f"spacing {in_mm(grid.spacing)} and {in_mm(reference.spacing)} mm"
+def _numbers(grid: Geometry, reference: Geometry, name: str) -> str:
+    """What differs in the headers: spacing, or origin."""
+    if words := _spacing_in_words(grid, reference, name):
+        return words
+    return _origins(grid, reference, name)

@@ -1,6 +1,7 @@
 """Labels of a data set that cannot be learnt as they are: rare, absent, empty, ignored, or coloured by other palettes.
 
 empty_label        a label map that shows no label: nothing there, or nobody looked
+blurred_mask       a mask that was a JPEG once
 compare_labels     labels that no case shows, or too few patients for the folds
 colours_of_labels  labels given by colour
 agree_on_colours   palettes of all label files: alike, translated by colour, or refused
@@ -22,6 +23,9 @@ from autoseg.intake.pairing import Case, Problem
 FOLDS = 5
 NAMED = 5  # labels or cases named in a message about many
 LARGEST_8_BIT = 255
+BLUR = 40  # grey values by which lossy compression changes a mask of 0 and 255
+TRACES = 8  # values beside the two of a mask
+MASKED = 0.8  # share of the voxels that keep one of the two
 _MERGED = "nothing, if the regions alone matter; otherwise make it a region of its own"
 
 
@@ -37,6 +41,24 @@ def empty_label(counts: Mapping[int, int], labels: LabelSet) -> tuple[str, str]:
     ignored = sum(count for value, count in counts.items() if value == labels.ignore)
     partly = f" beside {ignored} ignored voxels" if ignored else ""
     return f"empty label: it holds background alone{partly}", "fine if nothing is there to see"
+
+
+def blurred_mask(counts: Mapping[int, int]) -> str:
+    """Say that a label map (value -> voxels) is a mask of two values with traces of lossy compression or smoothing.
+
+    Such a mask holds values beside 0 and beside its largest one, and none between: what JPEG leaves along edges. (What
+    smoothing leaves fills the middle, too, and is too many values for labels.) Empty where it is none.
+    """
+    largest = max(counts)
+    near = [value for value in counts if 0 < value <= BLUR or largest - BLUR <= value < largest]
+    void = all(value <= BLUR or value >= largest - BLUR for value in counts)
+    ends = counts.get(0, 0) + counts.get(largest, 0)
+    if min(counts) < 0 or largest <= 4 * BLUR or not void or len(near) < TRACES or ends < MASKED * sum(counts.values()):
+        return ""
+    return (
+        f"its values lie around 0 and around {largest} ({len(counts)} values): a mask that was stored with lossy "
+        "compression (JPEG), even if this file is none"
+    )
 
 
 def compare_labels(

@@ -68,14 +68,12 @@ def contents(folder: Path, ending: str = "") -> Contents:
 
     Args:
         ending: that the files should have; if some do, the others are problems.
-
-    Raises:
-        DataError: the folder cannot be listed.
     """
     found = Contents()
     dicom: list[Path] = []
     others: list[Problem] = []
-    for path in _entries(folder):
+    entries, found.problems = _listed(folder)
+    for path in entries:
         if path.name.startswith(".") and not path.name.lower().endswith(".icloud"):
             continue
         if is_side_file(path):
@@ -111,7 +109,9 @@ def stray_folders(found: Contents) -> list[Problem]:
     problems = []
     for folder in found.folders:
         inside = images_below(folder)
-        if ending := ending_of(folder):
+        if unlisted := _listed(folder)[1]:
+            problems += unlisted
+        elif ending := ending_of(folder):
             what = f"is a folder, expected a {ending} file"
             remedy = (
                 "move the image that it holds to its place" if inside else "remove it, or put the image in its place"
@@ -120,13 +120,20 @@ def stray_folders(found: Contents) -> list[Problem]:
         elif inside:
             count = f"at least {len(inside)}" if len(inside) == LOOKED_AT else str(len(inside))
             what = f"a folder among images: what it holds is not used ({count} files, such as {inside[0].name})"
-            problems.append(
-                Problem(folder.name, str(folder), what, f"move its images to {folder.parent}, or move it away")
-            )
+            problems.append(Problem(None, str(folder), what, f"move its images to {folder.parent}, or move it away"))
         else:
             what = "a folder among images: it holds no image"
             problems.append(Problem(folder.name, str(folder), what, "nothing, or move it away", "warning"))
     return problems
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[Problem]]:
+    """The entries of a folder, or why it cannot be listed."""
+    try:
+        return sorted(folder.iterdir()), []
+    except OSError as error:
+        what = f"the folder cannot be listed: {error.strerror}"
+        return [], [Problem(composed(folder.name), str(folder), what, "check its permissions")]
 
 
 def dicom_below(folder: Path) -> list[Path]:
@@ -162,7 +169,7 @@ def table_beside(folder: Path, name: str) -> Path | None:
     Raises:
         DataError: the name is there and cannot be read as a file.
     """
-    path = next((entry for entry in _entries(folder) if entry.name.lower() == name), None)
+    path = next((entry for entry in sorted(folder.iterdir()) if entry.name.lower() == name), None)
     if path is not None and not path.is_file():
         what, remedy = why_absent(path)
         raise DataError(f"{path} {what}", remedy=remedy)
@@ -175,13 +182,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON: {error}", remedy="correct it") from None
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {error.strerror}", remedy="check its permissions") from error
 
 
 def _beside(problem: Problem, names: Mapping[str, str]) -> Problem:

@@ -4,6 +4,7 @@
     header_notes   what is odd about headers that are read all the same, counted over the data set
     odd_grids      cases whose voxel size and extent no unit of length reconciles with the others
     mixed_sizes    files that say how large their voxels are, among files that do not
+    partly_placed  the same for their place in space
 
 `load_case` and `problems.check` share the first; the others compare the cases of a set. A unit that is wrong (metres or
 micrometres written as millimetres, inches, centimetres) changes voxel size *and* extent by one factor; honest mixtures
@@ -34,6 +35,7 @@ UNITS = ((1e6, "nanometres"), (1e3, "metres or micrometres"), (25.4, "inches"), 
 class Aligned:
     """The files of a case on one grid: that of the first image that has a place, or of the first."""
 
+    reference: str = ""  # the file whose grid it is
     volumes: dict[str, Volume] = field(default_factory=dict)  # by file; those with a problem are not in it
     problems: list[Problem] = field(default_factory=list)
     remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd though it is used
@@ -50,7 +52,7 @@ def align(case_id: str, images: Mapping[str, Volume], label: tuple[str, Volume] 
     if not files:
         return aligned
     reference = next((file for file, volume in images.items() if volume.geometry.placed), next(iter(files)))
-    grid = files[reference].geometry
+    grid, aligned.reference = files[reference].geometry, reference
     for file, volume in files.items():
         aligned.remarks += [(file, remark) for remark in volume.geometry.remarks]
         if file == reference:
@@ -116,6 +118,21 @@ def mixed_sizes(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
         for flat in (True, False)
         for problem in _mixed_sizes({case_id: found for case_id, found in grids.items() if found[1].flat is flat})
     ]
+
+
+def partly_placed(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
+    """Volumes of which nothing says where left is, among others of which it is known; one warning for all."""
+    placed = [case_id for case_id, (_, grid) in grids.items() if not grid.flat and grid.placed]
+    unplaced = [case_id for case_id, (_, grid) in grids.items() if not grid.flat and not grid.placed]
+    if not placed or not unplaced:
+        return []
+    names = ", ".join(unplaced[:NAMED]) + (", ..." if len(unplaced) > NAMED else "")
+    what = (
+        f"{len(unplaced)} of {len(placed) + len(unplaced)} cases do not say where they lie in space ({names}), the "
+        "others do: they may be mirrored or turned against them"
+    )
+    remedy = "look at some of both kinds side by side; write a true affine into the headers that have none"
+    return [Problem(None, grids[unplaced[0]][0], what, remedy, "warning")]
 
 
 def _mixed_sizes(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:

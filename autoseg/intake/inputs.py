@@ -53,7 +53,11 @@ def naming_of(cases: Sequence[Case]) -> FileNames | None:
 
 
 def images_in(
-    paths: Sequence[Path], channels: int, names: Sequence[str] = (), rule: FileNames | None = None
+    paths: Sequence[Path],
+    channels: int,
+    names: Sequence[str] = (),
+    rule: FileNames | None = None,
+    out: Path | None = None,
 ) -> tuple[list[tuple[str, tuple[Path, ...]]], list[Problem]]:
     """Find the cases to segment among files and folders.
 
@@ -63,6 +67,7 @@ def images_in(
         names: of the channels.
         rule: how files were called in training; None where that is not known: `<case>_0000`, `<case>_0001`, ..., and
             in case folders by the names of the channels, otherwise by alphabet.
+        out: where segmentations go: a folder that is not looked into.
 
     Returns:
         (case id, its files in order of channel), sorted by id; and what is no case, or not a complete one.
@@ -79,6 +84,7 @@ def images_in(
             files += _one_file(path, problems)
             continue
         inside = contents(path)
+        inside.folders = [folder for folder in inside.folders if out is None or folder.resolve() != out.resolve()]
         if inside.images and reader.is_case_folder(inside.images, path):
             problems += [*inside.problems, *stray_folders(inside)]
             groups += reader.of_folder(path, inside)

@@ -46,7 +46,7 @@ class LoadedCase:
     geometry: Geometry
     orientation: tuple[Axes3, Axes3]  # permutation and flips of geometry.orientation_of
     axis_order: Axes3  # permutation that followed
-    file: str = ""  # the first image, for messages
+    file: str = ""  # the image whose grid it is: the first that has a place in space, or the first
     remarks: tuple[tuple[str, Remark], ...] = ()  # file, what is odd about it though it is used
 
     def to_stored(self, array: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ def load_case(
         indices = class_indices(label.array, labels, values)
     volumes = [aligned.volumes[file] for file in case.images]
     loaded = assemble(case.id, volumes, indices, orientation=orientation, axis_order=axis_order)
-    return replace(loaded, file=case.images[0], remarks=tuple(aligned.remarks))
+    return replace(loaded, file=aligned.reference, remarks=tuple(aligned.remarks))
 
 
 def assemble(

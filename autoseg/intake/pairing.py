@@ -137,8 +137,8 @@ def channel_files(folder: Path, files: Sequence[Path] | None = None) -> dict[str
     files = image_files(folder) if files is None else files
     names = [name_of(file) for file in files]
     start = composed(folder.name).lower()
-    if not all(name.lower().startswith(start) and name.lower() != start for name in names):
-        start = ""
+    if not all(name.lower().startswith(tuple(start + mark for mark in "_-. ")) for name in names):
+        start = ""  # folder c with ct.nii and pet.nii: its name begins no other by chance
     found: dict[str, list[Path]] = {}
     for file, name in zip(files, names, strict=True):
         found.setdefault(name[len(start) :].lstrip("_-. ").lower() or name.lower(), []).append(file)

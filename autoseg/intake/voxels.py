@@ -29,6 +29,7 @@ GAP = 1000.0  # between neighbouring magnitudes: no scale of intensities has a h
 SQUEEZED = 1e-3  # standard deviation of the rest, as a share of that of all: the rest becomes a constant
 FEW = 1e-4  # share of voxels beyond the gap that can only be faults
 FEW_VALUES = 3  # distinct values beyond the gap that can only be placeholders
+MANY_SAMPLED = 100  # distinct values beyond the gap in the sample: more than FEW of its voxels
 BEYOND_ALL = 1e12  # no scanner's unit reaches this
 SMALLEST_RANGE = 1e-7  # of intensities; z-scores divide by at least 1e-8
 LEVELS = 8  # steps of single precision that an image has to span
@@ -99,15 +100,18 @@ def _far_out(flat: np.ndarray, low: float, high: float) -> str:
     magnitudes = np.unique(sample[sample > 0])
     everything = 0.0
     for i in np.flatnonzero(magnitudes[1:] >= GAP * magnitudes[:-1]):
-        beyond = np.abs(flat) > np.sqrt(magnitudes[i] * magnitudes[i + 1])
-        outside, rest = flat[beyond].astype(np.float64), flat[~beyond].astype(np.float64)
+        limit = np.sqrt(magnitudes[i] * magnitudes[i + 1])
+        if len(magnitudes) - i - 1 > MANY_SAMPLED and magnitudes[i + 1] < BEYOND_ALL:
+            continue  # too many values beyond for faults: the whole image need not be looked at
+        beyond = np.abs(flat) > limit
+        outside, rest = flat[beyond], flat[~beyond]
         if np.abs(outside).min() < GAP * np.abs(rest).max():
             continue  # the sample missed what lies between
         values = np.unique(outside)
         if len(outside) > FEW * len(flat) and len(values) > FEW_VALUES and np.abs(values).min() < BEYOND_ALL:
             continue
         everything = everything or float(flat.std(dtype=np.float64))
-        if not 0 < rest.std() < SQUEEZED * everything:
+        if not 0 < rest.std(dtype=np.float64) < SQUEEZED * everything:
             continue
         number, share = len(outside), len(outside) / len(flat)
         shown = f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"

@@ -37,6 +37,7 @@ from autoseg.nn.precision import candidates, choose, measure
 from autoseg.nn.training_step import clipped_gradients, loss_of, update
 
 CACHE_VERSION = 1
+KINDS = ("devices", "rates")  # what the cache holds: terms, and rates of CPUs
 UNDERESTIMATE = 10.0  # weight of an underestimate in the fit; an overestimate weighs 1
 LARGEST_CONTEXT = 2 * 2**30  # memory beyond is held by other processes
 SHARE_OF_FREE = 0.6  # of a GPU's free memory, that the largest trial may take
@@ -92,15 +93,17 @@ class Trial:
         shape = (self.batch_size, *self.patch_size)
         return image, torch.randint(0, self.num_heads, shape, dtype=torch.uint8, device=device)
 
-    def steps(self, device: torch.device, dtype: str) -> Iterator[float]:
-        """Take real steps without end; yield the seconds of each."""
+    def steps(
+        self, device: torch.device, dtype: str, clock: Callable[[], float] = time.perf_counter
+    ) -> Iterator[float]:
+        """Take real steps without end; yield the seconds of each, by that clock."""
         network, criterion = self.build().to(device), self.criterion().to(device)
         set_checkpointing(network, self.checkpointing)
         optimizer = OPTIMIZERS[self.optimizer](network.parameters(), 1e-2, 1e-5)
         scaler = torch.amp.GradScaler(device.type, enabled=False)
         image, target = self.batch(device)
         while True:
-            began = time.perf_counter()
+            began = clock()
             optimizer.zero_grad(set_to_none=True)
             loss = loss_of(network, criterion, image, target, dtype=dtype)
             clipped_gradients(loss, network, optimizer, scaler, 12.0)
@@ -108,7 +111,7 @@ class Trial:
             update(optimizer, scaler)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            yield time.perf_counter() - began
+            yield clock() - began
 
     def run(self, device: torch.device, dtype: str, steps: int = STEPS) -> float:
         """Take real steps; return the seconds of the fastest after the first."""
@@ -278,7 +281,10 @@ def resident_bytes() -> tuple[int, int]:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as its maker calls it; of a CPU with the threads torch uses, which set its speed."""
+    """The device as its maker calls it; of a CPU with the threads and instructions that torch uses.
+
+    They set its speed: instructions that were forbidden to torch or to oneDNN make another machine of it.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -286,7 +292,10 @@ def device_name(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()} (threads: {torch.get_num_threads()})"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    if forbidden := os.environ.get("ONEDNN_MAX_CPU_ISA"):
+        instructions += f", oneDNN up to {forbidden}"
+    return f"{models[0] if models else platform.machine()} (threads: {torch.get_num_threads()}, {instructions})"
 
 
 def cudnn_version(device: torch.device) -> str | None:
@@ -300,13 +309,7 @@ def cache_path() -> Path:
 
 def save_terms(terms: DeviceTerms) -> Path:
     """Keep measured terms in the user's cache, in place of older ones of the same device and versions."""
-    path = cache_path()
-    entries = _entries(path) | {_key(terms.device, terms.torch, terms.cudnn): asdict(terms)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # no lock file: nn does without autoseg.workspace
-    temporary.write_text(json.dumps({"version": CACHE_VERSION, "devices": entries}, indent=2), encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return save_entry("devices", terms.device, terms.torch, terms.cudnn, asdict(terms))
 
 
 def load_terms(device: str | None) -> DeviceTerms:
@@ -318,21 +321,38 @@ def load_terms(device: str | None) -> DeviceTerms:
     here = torch.device("cuda" if device == "gpu" else device) if device else None
     if here is None or (here.type == "cuda" and not torch.cuda.is_available()):
         return DEFAULT_TERMS
-    key = _key(device_name(here), torch.__version__, cudnn_version(here))
     try:
-        return DeviceTerms(**_entries(cache_path())[key])
+        return DeviceTerms(**load_entry("devices", here))
     except (KeyError, TypeError):  # never measured, or written by another version
         return DEFAULT_TERMS
+
+
+def save_entry(kind: str, device: str, torch_version: str, cudnn: str | None, entry: dict) -> Path:
+    """Keep something measured on a device in the user's cache, beside what else is known of it, and return the file."""
+    path = cache_path()
+    kept = {one: _entries(path, one) for one in KINDS}
+    kept[kind] |= {_key(device, torch_version, cudnn): entry}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # no lock file: nn does without autoseg.workspace
+    temporary.write_text(json.dumps({"version": CACHE_VERSION, **kept}, indent=2), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def load_entry(kind: str, device: torch.device) -> dict:
+    """What of that kind was measured on a device with the libraries at hand. Raises KeyError where nothing was."""
+    return _entries(cache_path(), kind)[_key(device_name(device), torch.__version__, cudnn_version(device))]
 
 
 def _key(device: str, torch_version: str, cudnn: str | None) -> str:
     return f"{device} | torch {torch_version} | cuDNN {cudnn}"
 
 
-def _entries(path: Path) -> dict:
+def _entries(path: Path, kind: str) -> dict:
     """Entries of the cache; none where there is no cache, or a damaged one, or one of another version."""
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        return plain["devices"] if plain["version"] == CACHE_VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        entries = plain.get(kind, {}) if plain["version"] == CACHE_VERSION else {}
+        return entries if isinstance(entries, dict) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

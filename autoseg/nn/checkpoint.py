@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from autoseg.errors import StateError, StorageError
+from autoseg.suggestions import suggest
 from autoseg.workspace import sha256, write_atomically, write_text
 
 NEWEST, PREVIOUS, DIGESTS = "last.pt", "previous.pt", "checkpoints.sha256"
@@ -219,7 +220,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, mapped: b
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise StateError(f"{path} does not exist", remedy="train this fold first: autoseg train -f ...") from None
+        raise StateError(f"{path} does not exist", remedy="train this fold first: " + suggest("train")) from None
     except (MemoryError, torch.OutOfMemoryError):  # says nothing about the file
         raise
     except Exception as error:  # damage surfaces as almost anything: KeyError, UnicodeDecodeError, ...

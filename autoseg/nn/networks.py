@@ -30,6 +30,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "swin_unet": SwinUNet,
     "transunet": TransUNet,
 }
+# Attention, or pooling over the whole map, ties these to the size they were trained on: tiles are never larger.
+FIXED_TILES = {"deeplab", "segformer", "swin_unet", "transunet"}
 
 
 def build_network(

@@ -8,7 +8,7 @@ and compiled code are set beside the network as it is, on one of its stages or a
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,8 +24,11 @@ Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MARGIN = 0.9  # a dtype must need less than this share of float32's time
 TOLERANCE = 0.2  # of the logits' standard deviation: root mean square difference to float32; eight stages give 0.1
-REPEATS = 3  # of each way, in turns: the first warms up, and compiles; the fastest counts
-HOPELESS = 5.0  # a dtype whose pass takes longer than so many seconds, and than so many passes of float32, has but one
+REPEATS = 3  # passes of each way at least, in turns: the first warms up, and compiles; the fastest counts
+MOST_REPEATS = 10  # and at most,
+TRIAL_SECONDS = 3.0  # as long as all ways together have taken no more than so many seconds
+HOPELESS = 5.0  # a dtype whose best of two passes takes so many seconds, and so many passes of float32, gets no third,
+HOPELESS_AT_ONCE = 30.0  # and no second one if the first takes so many times as long: a stall is hardly ever as bad
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the axes of a convolution's weights
 
 
@@ -46,19 +49,23 @@ def candidates(device: torch.device) -> tuple[str, ...]:
     return ("float32", "bfloat16") if device.type == "cpu" else ("float32",)
 
 
-def measure(network: nn.Module, image: Tensor, dtypes: Sequence[str], repeats: int = REPEATS) -> list[PrecisionTrial]:
+def measure(
+    network: nn.Module, image: Tensor, dtypes: Sequence[str], repeats: int | None = None
+) -> list[PrecisionTrial]:
     """Time one training step's forward and backward pass per dtype; weights and gradients are left as they were.
 
-    The dtypes take turns, so that other work on the machine, which comes and goes, meets them all.
+    The dtypes take turns, so that other work on the machine, which comes and goes, meets them all; the best pass of
+    each counts, so that a stall spoils nothing.
 
     Args:
         network: maps `image` (B, C, *patch) to a list of logits.
         dtypes: keys of DTYPES; the first must be float32, the reference.
+        repeats: passes of each dtype; None: REPEATS, and more while TRIAL_SECONDS are not spent.
     """
     seconds: dict[str, list[list[float]]] = {dtype: [] for dtype in dtypes}
     finest: dict[str, Tensor] = {}
     with _without_dropout(network):
-        for _ in range(repeats):
+        for _ in _rounds(repeats, seconds.values()):
             for dtype in dtypes:
                 if not _is_hopeless(seconds[dtype], seconds[dtypes[0]]):
                     finest[dtype], *taken = _one_pass(network, image, dtype)
@@ -67,19 +74,20 @@ def measure(network: nn.Module, image: Tensor, dtypes: Sequence[str], repeats: i
 
 
 def beside(
-    one: nn.Module, other: nn.Module, image: Tensor, dtype: str, repeats: int = REPEATS
+    one: nn.Module, other: nn.Module, image: Tensor, dtype: str, repeats: int | None = None
 ) -> tuple[PrecisionTrial, PrecisionTrial]:
     """Time two ways to run the same network, or one stage of it, in turns; both are compared with `one` in float32.
 
     Args:
         one, other: with equal weights; map `image` (B, C, *patch) to a list of logits or to one map.
         dtype: of both.
+        repeats: passes of each; None: REPEATS, and more while TRIAL_SECONDS are not spent.
     """
     seconds: tuple[list[list[float]], list[list[float]]] = ([], [])
     with _without_dropout(one), _without_dropout(other):
         with torch.no_grad():
             reference = _finest(one(image))
-        for _ in range(repeats):
+        for _ in _rounds(repeats, seconds):
             finest, *taken = _one_pass(one, image, dtype)
             other_finest, *other_taken = _one_pass(other, image, dtype)
             seconds[0].append(taken)
@@ -104,6 +112,26 @@ def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, flo
     began = _now(device)
     result = work()
     return result, _now(device) - began
+
+
+def forward_seconds(network: nn.Module, tile: Tensor, dtype: str, repeats: int = REPEATS) -> list[float]:
+    """Seconds of each of so many forward passes of one tile, as in prediction: without gradients, not compiled.
+
+    Args:
+        tile: (1, C, *patch) on the device.
+    """
+    one = copy.deepcopy(network) if _is_channels_last(network) else network
+    if one is not network:  # predictions keep the usual layout
+        for parameter in one.parameters():
+            parameter.data = parameter.data.contiguous()
+    with _without_dropout(one), torch.inference_mode():
+        taken = []
+        for _ in range(repeats):
+            start = _now(tile.device)
+            with autocast(tile.device, dtype):
+                one.forward(tile)  # what was compiled is compiled for whole batches, and made anew for any other shape
+            taken.append(_now(tile.device) - start)
+    return taken
 
 
 def channels_last(network: Module) -> Module:
@@ -168,13 +196,35 @@ def _trial(dtype: str, seconds: Sequence[Sequence[float]], finest: Tensor, refer
     return PrecisionTrial(dtype, best, best_forward, difference)
 
 
+def _rounds(repeats: int | None, seconds: Collection[Sequence[Sequence[float]]]) -> Iterator[int]:
+    """Count rounds: as many as asked for, or REPEATS and more as long as there is time.
+
+    Args:
+        seconds: of each way so far: those of each pass come first in a row.
+    """
+    for done in range(MOST_REPEATS if repeats is None else repeats):
+        if repeats is None and done >= REPEATS and sum(row[0] for way in seconds for row in way) >= TRIAL_SECONDS:
+            return
+        yield done
+
+
 def _is_hopeless(seconds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> bool:
-    """Whether a dtype has shown that it is far slower than float32, and costs seconds to show it again."""
-    return any(taken > HOPELESS * max(1.0, reference[0][0]) for taken, _ in seconds)
+    """Whether a dtype has shown that it is far slower than float32, and costs seconds to show it again.
+
+    One pass does not show it unless it is extreme: another process may have held it up.
+    """
+    if not seconds:
+        return False
+    factor = HOPELESS if len(seconds) > 1 else HOPELESS_AT_ONCE
+    return min(row[0] for row in seconds) > factor * max(1.0, min(row[0] for row in reference))
 
 
 def _finest(logits: Tensor | list[Tensor]) -> Tensor:
     return (logits[0] if isinstance(logits, list) else logits).detach().float()
+
+
+def _is_channels_last(network: nn.Module) -> bool:
+    return any(not parameter.is_contiguous() for parameter in network.parameters())
 
 
 def _convolutions(stage: nn.Module) -> int:

@@ -19,4 +19,10 @@ def calibrate_device(device: str = "auto", say: Say = print) -> None:
             remedy=f"calibrate {' or '.join(TRIALS)}, or give the plan what this one may use: --vram GB",
         )
     path = save_terms(calibrate(chosen, say=say))
+    if chosen.type == "cpu":
+        from autoseg.nn.rate import calibrate_rate, save_rate
+
+        rate = calibrate_rate()
+        save_rate(rate)
+        say(f"{rate.flops_2d / 1e9:.3g} G operations per second in 2-D, {rate.flops_3d / 1e9:.3g} in 3-D, {rate.dtype}")
     say(f"kept in {path}; plans made from now on use it")

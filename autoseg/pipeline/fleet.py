@@ -40,6 +40,7 @@ from autoseg.pipeline.phases import (
 )
 from autoseg.pipeline.training import TrainOptions
 from autoseg.stopping import StopSignals
+from autoseg.suggestions import suggest
 from autoseg.workspace import FoldName, Workspace, set_aside_since
 
 POLL_SECONDS = 0.2
@@ -125,7 +126,9 @@ def choose_gpus(gpus: str, device: str = "auto") -> list[str]:
     count = torch.cuda.device_count()  # asks NVML, which leaves CUDA alone
     if count == 0:
         hidden = " that CUDA_VISIBLE_DEVICES lets through" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
-        raise UsageError(f"--gpus {gpus}: there is no CUDA device{hidden}", remedy=f"{remedy} (see autoseg env)")
+        raise UsageError(
+            f"--gpus {gpus}: there is no CUDA device{hidden}", remedy=f"{remedy} (see {suggest('env', workspace=None)})"
+        )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
     if gpus != "all" and not re.fullmatch(r"\d+(,\d+)*", gpus):
         raise UsageError(f"--gpus {gpus!r} names no GPUs", remedy="write all, or numbers such as 0,2")

@@ -15,7 +15,7 @@ from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.planning import FOLDS
 from autoseg.plan import Plan
 from autoseg.preprocess import preprocess
-from autoseg.sources import require_unchanged
+from autoseg.sources import plan_again, require_unchanged
 from autoseg.workspace import FULL, FoldName, Workspace, write_text
 
 SEGMENTED = "segmented.json"  # of a fold: which images its held-out segmentations were made of
@@ -69,7 +69,9 @@ class Folds:
         if missing and not (set(wanted) & set(existing) and len(existing) < FOLDS):
             names = [str(split.fold) for split in self.splits.splits]
             raise UsageError(f"there is no fold {missing[0]}", remedy=f"the folds are {', '.join(names)}, and full")
-        return [existing[fold] for fold in wanted if fold in existing]
+        chosen = [existing[fold] for fold in wanted if fold in existing]
+        require_known(self.workspace, self.dataset, chosen)
+        return chosen
 
     def full(self) -> Split:
         """The fold that trains on all cases but those held out for the test, and validates on none."""
@@ -156,6 +158,18 @@ class Folds:
         if replaced and old and not restart:
             which = f"fold {','.join(map(str, old))} of {name}"
             say(f"note: {which} learnt from older segmentations; --restart trains it on those of today")
+
+
+def require_known(workspace: Workspace, dataset: Dataset, splits: Sequence[Split]) -> None:
+    """Refuse folds of cases that the dataset does not have. Raises StateError."""
+    known = {case.id for case in dataset.cases}
+    for split in splits:
+        if unknown := [case for case in (*split.train, *split.validation) if case not in known]:
+            raise StateError(
+                f"{workspace.splits}: fold {split.fold} names {len(unknown)} cases that {workspace.dataset} does not "
+                f"have, {unknown[0]} is one",
+                remedy=f"put back the splits.json that was planned, or plan again: {plan_again(workspace)}",
+            )
 
 
 def _with_length(plan: Plan, options: TrainOptions) -> Plan:

@@ -12,14 +12,16 @@ from autoseg.dataset import Dataset
 from autoseg.errors import StateError, UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan import Plan
-from autoseg.planner import describe, with_network
+from autoseg.planner import with_network
+from autoseg.planning.table import glance
 from autoseg.records import load, save
+from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
 
-PLAN_FIRST = "make a plan first: autoseg plan DATASET"
+PLAN_FIRST = "make a plan first: " + suggest("plan", ANY_DATASET)
 DEVICES = ("cuda", "cpu", "mps")
 Say = Callable[[str], None]
 
@@ -40,7 +42,8 @@ def load_records(workspace: Workspace, network: str | None = None, say: Say = pr
                 raise StateError(
                     f"{workspace.splits.name}.splits[{i}].{key}: expected cases of {workspace.dataset.name}, found "
                     f"{unknown[0]!r}",
-                    remedy=f"correct it in {workspace.splits}, or plan the dataset again",
+                    remedy=f"correct it in {workspace.splits}, or plan again: "
+                    + suggest("plan", Path(dataset.root), workspace=workspace.root),
                 )
     return dataset, plan, splits
 
@@ -49,7 +52,7 @@ def open_plan(workspace: Workspace, network: str | None = None, say: Say = print
     """The plan of a workspace for one network: plan.json, or for another network than its own plan-<network>.json.
 
     That one is made from plan.json where it is missing, or where plan.json has come to see the data in another way
-    since: then its decisions about the network are shown.
+    since: then it is shown at a glance.
 
     Raises:
         StateError: nothing has been planned.
@@ -64,7 +67,7 @@ def open_plan(workspace: Workspace, network: str | None = None, say: Say = print
     keep_aside(path, time.strftime("%Y%m%d-%H%M%S"))
     made = with_network(plan, load(Fingerprint, workspace.fingerprint, remedy=PLAN_FIRST), network)
     save(path, made)
-    say(f"plan for {network}, in {path}:\n{describe(made)}")
+    say("\n".join([f"plan for {network}, with all its decisions in {path}:", *glance(made)]))
     return made
 
 

@@ -17,14 +17,18 @@ from autoseg.pipeline.replanning import Replanning, folds_after, options_again, 
 from autoseg.plan import Plan
 from autoseg.planner import describe, make_plan
 from autoseg.planning.grids import training_grids
+from autoseg.planning.overview import overview
+from autoseg.planning.pace import REFERENCE, Pace, pace
 from autoseg.planning.table import summary
 from autoseg.preprocess import preprocess
 from autoseg.problems import check, problem_table, without_bad_cases
 from autoseg.records import load, save
 from autoseg.sources import measure
+from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace, lock
 
 FOLDS = 5
+COUNTED_LABELS = 9  # more are counted where they are listed
 MENDED = "the same command with --fix OUT writes a copy in which everything is mended that has one right answer"
 
 
@@ -37,6 +41,10 @@ class PlanOptions:
     preset: Literal["s", "m", "l", "xl"] | None = None
     network: str | None = None  # None: the preset's
     vram_gb: float | None = None  # plan for a GPU of this memory; None: for the machine at hand
+    time_budget_seconds: float | None = None  # wall time of a fold; None: the recipe's epochs, sized for an hour
+    # of a CPU: measured here, that of the reference machine (the same plans on every machine), or a multiple of it
+    cpu_rate: Literal["measured", "reference"] | float = "measured"
+    explain: bool = False  # say every decision
     configurations: tuple[str, ...] = ()  # to preprocess; empty: the recommended one
     skip_bad: bool = False
     settings: tuple[str, ...] = ()  # key=value, applied to the finished plan
@@ -82,43 +90,88 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             network=options.network,
             device="cpu" if vram_gb is None else "gpu",
             vram_gb=vram_gb,
+            pace=_pace(options) if vram_gb is None and options.preset in (None, "s") else None,
         )
         plan = replace(plan, file_names=dataset.file_names, grids=training_grids(fingerprint))
-        plan = with_kept_statistics(plan, workspace, say).with_settings(options.settings)
+        budget = options.time_budget_seconds
+        length = () if budget is None else (f"training.time_budget_seconds={budget:g}",)
+        plan = with_kept_statistics(plan, workspace, say).with_settings((*length, *options.settings))
+        for name in options.configurations:
+            plan.configuration(name)  # refused before anything is stored
         splits = _split(dataset, fingerprint, workspace, options.seed)
-        say(describe(plan))
-        say("\n" + summary(plan) + "\n")
-        for note in splits.notes:
-            say(f"note: {note}")
         save(workspace.sources, measure(dataset, _as_typed(options), workers=options.workers))
         save(workspace.dataset, dataset)
         save(workspace.fingerprint, fingerprint)
         for path, record in ((workspace.splits, splits), (workspace.plan, plan)):
             replanning.keep(path)
             save(path, record)
+        if options.explain:
+            say("\n".join([describe(plan), "", summary(plan), "", *(f"note: {note}" for note in splits.notes)]))
+        else:
+            say(_at_a_glance(dataset, plan, splits, workspace))
         for note in replanning.kept():
             say(note)
         if options.preprocess:
-            for name in options.configurations or (plan.recommended,):
-                store = preprocess(dataset, plan, name, workspace, workers=options.workers)
-                say(f"{name}: {len(dataset.cases)} preprocessed cases in {store.folder}")
+            names = options.configurations or (plan.recommended,)
+            stores = [preprocess(dataset, plan, name, workspace, workers=options.workers) for name in names]
+            folder = stores[0].folder if len(stores) == 1 else workspace.root / "preprocessed"
+            say(f"{', '.join(names)}: {len(dataset.cases)} preprocessed cases in {folder}")
         for line in folds_after(workspace, dataset, plan, splits):
             say(line)
+        say(f"next: {suggest('train', workspace=workspace.root)}")
     return plan
+
+
+def _at_a_glance(dataset: Dataset, plan: Plan, splits: Splits, workspace: Workspace) -> str:
+    """What a person should see of a plan."""
+    sizes = [len(split.validation) for split in splits.splits]
+    patients = len({case.patient for case in dataset.cases})
+    held = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else str(sizes[0])
+    return overview(
+        plan,
+        understood(dataset),
+        [*dataset.notes, *splits.notes],
+        folds=f"{len(sizes)} by patient ({patients}), each holds {held} case{'s' * (held != '1')} out",
+        last=[
+            f"all {len(plan.decisions)} decisions, with their reasons: in {workspace.plan}; --explain prints them",
+        ],
+    )
+
+
+def _pace(options: PlanOptions) -> Pace:
+    """How fast the CPU planned for trains; measured where that was not done before."""
+    seconds = options.time_budget_seconds
+    if options.cpu_rate == "reference":
+        return pace(None, seconds)
+    if options.cpu_rate != "measured":
+        times = options.cpu_rate
+        rates = {dims: rate * times for dims, rate in REFERENCE.items()}
+        return pace(rates, seconds, f"given: {times:g} times the reference machine's")
+    from autoseg.nn.rate import known_rate
+
+    rate = known_rate()
+    return pace(rate.by_dims, seconds, rate.describe())
 
 
 def describe_dataset(dataset: Dataset) -> str:
     """What was understood of a dataset, in a few lines."""
+    return "\n".join([*understood(dataset), *(f"note: {note}" for note in dataset.notes)])
+
+
+def understood(dataset: Dataset) -> list[str]:
+    """A dataset's name and counts, channels, labels and regions: a line each."""
     patients = len({case.patient for case in dataset.cases})
+    many = len(dataset.labels.values)
+    count = f" ({many})" if many > COUNTED_LABELS else ""
     lines = [
         f"{dataset.name}: {len(dataset.cases)} cases of {patients} patients, {len(dataset.test_cases)} test cases "
         f"({dataset.layout} layout)",
         f"channels: {', '.join(dataset.channels)}",
-        "labels: " + ", ".join(f"{name}={value}" for name, value in dataset.labels.values.items()),
+        f"labels{count}: " + ", ".join(f"{name}={value}" for name, value in dataset.labels.values.items()),
     ]
     if dataset.labels.has_regions:
         lines.append("regions: " + ", ".join(f"{n}={'+'.join(map(str, v))}" for n, v in dataset.labels.regions.items()))
-    return "\n".join([*lines, *(f"note: {note}" for note in dataset.notes)])
+    return lines
 
 
 def _as_typed(options: PlanOptions) -> tuple[str, ...]:
@@ -128,6 +181,8 @@ def _as_typed(options: PlanOptions) -> tuple[str, ...]:
         (
             ("--rules", options.rules if options.rules != "autoseg" else None), ("--preset", options.preset),
             ("--network", options.network), ("--vram", options.vram_gb), ("--skip-bad", options.skip_bad),
+            ("--time-budget", options.time_budget_seconds),
+            ("--cpu-rate", options.cpu_rate if options.cpu_rate != "measured" else None),
             ("--configurations", ",".join(options.configurations) or None), ("--set", options.settings),
         ),
     )  # fmt: skip
@@ -140,10 +195,11 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
     measure = partial(measure_case, labels=dataset.labels, samples=samples_per_case(len(dataset.cases)))
     problems, measured = check(dataset, measure, known=problems, workers=options.workers)
     dataset = as_one_patient(dataset, problems)
-    say(describe_dataset(dataset))
+    errors = [p for p in problems if p.severity == "error"]
+    if errors or options.explain:  # otherwise it is the first that is said of the plan
+        say(describe_dataset(dataset))
     if problems:
         say(problem_table(problems))
-    errors = [p for p in problems if p.severity == "error"]
     if errors and not options.skip_bad:
         raise DataError(
             f"{root} has {len(errors)} errors (listed above)",
@@ -151,7 +207,7 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
         )
     known = len(dataset.notes)
     dataset = without_bad_cases(dataset, problems)
-    for note in dataset.notes[known:]:
+    for note in dataset.notes[known:] if options.explain else ():
         say(f"note: {note}")
     kept = {case.id: measured[case.id] for case in dataset.cases}
     return dataset, summarise(kept, channels=dataset.channels, labels=dataset.labels)

@@ -11,7 +11,8 @@ from autoseg.pipeline.opening import Say, choose_device, open_plan
 from autoseg.plan import Plan
 from autoseg.problems import problem_table
 from autoseg.records import load, to_plain
-from autoseg.same_training import what_is_seen
+from autoseg.same_training import SEEN, what_is_seen
+from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
@@ -31,6 +32,7 @@ def predict_images(
     step: float = 0.5,
     mirroring: bool | None = None,
     unfinished: bool = False,
+    tile: float | None = None,
     say: Say = print,
 ) -> list[Path]:
     """Segment images with the ensemble of the trained folds; one label file per case, on the image's own grid.
@@ -39,6 +41,7 @@ def predict_images(
         configuration, network: of one model; None: as recommended, as planned.
         models: or models to average, as their folders are called: 3d_fullres-unet.
         folds: of each model; None: all partitions that are trained, or FULL where it alone is.
+        tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
         unfinished: also use folds that are not trained to the end, as they stand.
 
     What is wrong with single images is listed at the end, after the sound ones have been segmented.
@@ -56,7 +59,7 @@ def predict_images(
     plan = open_plan(workspace, network, say)
     name, chosen = plan.configuration(configuration)
     pairs = _named_models(workspace, models) if models else [(name, chosen.network.name)]
-    found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names)
+    found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names, out)
     chosen_device = choose_device(device)
     opened = [open_model(workspace, *pair, folds=folds, device=chosen_device, unfinished=unfinished) for pair in pairs]
     for model in opened:
@@ -64,11 +67,11 @@ def predict_images(
             say(note)
     trained = opened[0].plan
     if trained.file_names not in (None, plan.file_names):  # the model was trained on images called otherwise
-        found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names)
+        found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names, out)
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
     _spare_references(workspace, cases, out)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    options = PredictOptions(step=step, mirroring=mirroring)
+    options = PredictOptions(step=step, mirroring=mirroring, tile=tile)
     written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
     voters = [f"{_voters(model)} of {pair[0]} ({pair[1]})" for model, pair in zip(opened, pairs, strict=True)]
     for problem in header_notes([remark for prediction in written for remark in prediction.remarks]):
@@ -123,7 +126,7 @@ def notes_on(model: "Model", plan: Plan) -> list[str]:
         )
     name = model.configuration_name
     trained, today = (what_is_seen(to_plain(one), name) for one in (model.plan, plan))
-    if differ := [key for key in today if today[key] != trained[key]]:
+    if differ := [key for key in SEEN if today[key] != trained[key]]:
         notes.append(
             f"note: {model.name} was trained under another plan than that of today ({', '.join(differ)} differ); it "
             "predicts by the one it was trained under"
@@ -132,7 +135,7 @@ def notes_on(model: "Model", plan: Plan) -> list[str]:
 
 
 def _voters(model: "Model") -> str:
-    """ "5 folds", "1 fold", "the model of all cases"."""
+    """What of a model votes: "5 folds", "1 fold", "the model of all cases"."""
     count = sum(fold != FULL for fold in model.folds)
     parts = [f"{count} fold{'s' * (count != 1)}"] if count else []
     return " and ".join([*parts, *(["the model of all cases"] if FULL in model.folds else [])])
@@ -142,6 +145,8 @@ def _named_models(workspace: Workspace, names: Sequence[str]) -> list[tuple[str,
     """Configuration and network of each named model, each once."""
     known = {f"{configuration}-{network}": (configuration, network) for configuration, network in workspace.models()}
     if missing := [name for name in names if name not in known]:
-        remedy = f"there are: {', '.join(known)}" if known else "train first: autoseg train -f 0..4"
+        remedy = (
+            f"there are: {', '.join(known)}" if known else "train first: " + suggest("train", workspace=workspace.root)
+        )
         raise StateError(f"{workspace.root} holds no model {missing[0]!r}", remedy=remedy)
     return [known[name] for name in dict.fromkeys(names)]

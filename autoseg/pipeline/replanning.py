@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from autoseg.begun import begun_of, split_of, standing
 from autoseg.data.splits import Splits
@@ -12,7 +13,8 @@ from autoseg.errors import StateError
 from autoseg.pipeline.opening import Say, keep_aside, open_plan
 from autoseg.plan import ChannelNormalization, Plan
 from autoseg.records import load
-from autoseg.same_training import STATISTICS, USE_STATISTICS, command
+from autoseg.same_training import STATISTICS, USE_STATISTICS
+from autoseg.suggestions import suggest
 from autoseg.workspace import FoldName, Workspace
 
 STATISTICS_TOLERANCE = 0.02  # of the standard deviation
@@ -32,7 +34,8 @@ def require_related(workspace: Workspace, dataset: Dataset) -> None:
                 raise StateError(
                     f"{workspace.root} holds models of another dataset, {begun.basis.plan['dataset']}: none of the "
                     f"{len(there)} cases that {begun.folder} was trained with is in {dataset.root}",
-                    remedy=f"plan into another workspace: {command('plan', dataset.root, '-w', 'OTHER_WORKSPACE')}",
+                    remedy="plan into another workspace: "
+                    + suggest("plan", Path(dataset.root), workspace=Path("OTHER_WORKSPACE")),
                 )
 
 
@@ -114,11 +117,15 @@ def folds_after(workspace: Workspace, dataset: Dataset, plan: Plan, splits: Spli
                 lines.append(f"note: fold {fold} of {name}-{network} is trained, but there is no such fold any more")
                 continue
             found = standing(begun, own, name, split, workspace)
-            again = command("train", "-f", fold, "-c", name, "--network", network, "--restart", "-w", workspace.root)
+            model: dict[str, Any] = {"workspace": workspace.root, "configuration": name, "network": network}
+            again = suggest("train", "-f", fold, "--restart", **model)
             if found.refused:
                 lines.append(f"note: fold {fold} of {name}-{network}: {found.refused}; to retrain it: {again}")
                 continue
             valid.append(fold)
+            if found.held_out and begun.finished:
+                scores = suggest("evaluate", **model)
+                lines.append(f"note: fold {fold} of {name}-{network}: {found.held_out}; score it again: {scores}")
             if found.remark:
                 lines.append(f"note: fold {fold} of {name}-{network}: {found.remark}; to retrain it: {again}")
         if valid:

@@ -1,18 +1,18 @@
 """Held-out predictions, test cases and any two folders against their references."""
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoseg.data.splits import Split, Splits
 from autoseg.dataset import parse_options
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.pipeline.folds import require_known
 from autoseg.pipeline.opening import Say, choose_device, load_records
 from autoseg.plan import Plan
 from autoseg.records import load, save
-from autoseg.same_training import command
 from autoseg.sources import changed_since, require_in_place
+from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, Workspace, begun_folds
 
 if TYPE_CHECKING:  # torch is imported where something is predicted
@@ -34,11 +34,13 @@ def cross_validate(
     """
     from autoseg.crossval import cross_validate_folds, describe, validation_jobs
     from autoseg.evaluate import write_csv
+    from autoseg.validation_budget import inference_of
 
     dataset, plan, splits = load_records(workspace, network, say)
     name, chosen = plan.configuration(configuration)
     cases = {case.id: case for case in dataset.cases}
     scored, notes = folds_to_score(workspace, plan, name, splits)
+    require_known(workspace, dataset, scored)
     jobs = {}
     for split in scored:
         held_out = [cases[i] for i in split.validation]
@@ -47,11 +49,11 @@ def cross_validate(
         jobs[split.fold] = validation_jobs(folder / "validation", held_out, plan.labels)
     for note in notes:
         say(note)
-    train = command("train", "-f", "0..4", "-c", name, "--network", chosen.network.name, "-w", workspace.root)
     if not jobs:
         raise StateError(
             f"no fold of {name} ({chosen.network.name}) that holds cases out is trained in {workspace.root}",
-            remedy=f"train first: {train}",
+            remedy="train first: "
+            + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
         )
     for path in changed_since(workspace, [cases[i] for split in scored for i in split.validation]):
         say(f"note: {path} changed since it was planned; the scores are those against the files as they are now")
@@ -60,6 +62,10 @@ def cross_validate(
     if csv:
         write_csv(csv, result.cases)
     say(describe(result, plan.labels))
+    for fold in jobs:
+        way = inference_of(workspace.fold(name, chosen.network.name, fold))
+        if way and way.cheaper:
+            say(f"note: fold {fold} had no time to segment its cases as predict does: {way}; predict may score higher")
     if configuration is None and network is None:
         for line in _other_models(workspace, (name, chosen.network.name)):
             say(line)
@@ -79,12 +85,13 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
             notes.append("note: full is trained on all cases: none is held out, and the tables say nothing of it")
             continue
         split = split_of(fold, splits.splits, ())
-        train = command("train", "-f", fold, "-c", name, "--network", network, "-w", workspace.root)
+        model: dict[str, Any] = {"workspace": workspace.root, "configuration": name, "network": network}
+        train = suggest("train", "-f", fold, **model)
         if split is None:
             notes.append(f"note: fold {fold} is left out: splits.json has no such fold any more")
             continue
         found = standing(begun, plan, name, split, workspace)
-        resume = command(*shlex.split(train)[1:], options=found.options)
+        resume = suggest("train", "-f", fold, *found.options, **model)
         honest = found.other_cases and begun.finished and not set(begun.basis.train) & set(split.validation)
         if honest and segmented(begun.folder / "validation", split.validation):
             scored.append(split)  # it was trained with other cases, but with none of those
@@ -113,10 +120,8 @@ def _other_models(workspace: Workspace, shown: tuple[str, str]) -> list[str]:
         if (configuration, network) == shown:
             continue
         if not path.exists():
-            lines.append(
-                f"{configuration}, {network}: not evaluated "
-                f"({command('evaluate', '-c', configuration, '--network', network, '-w', workspace.root)})"
-            )
+            command = suggest("evaluate", workspace=workspace.root, configuration=configuration, network=network)
+            lines.append(f"{configuration}, {network}: not evaluated ({command})")
             continue
         result = load(CrossValidation, path)
         dice = mean_over_labels(result.summary)

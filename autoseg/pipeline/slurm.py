@@ -12,13 +12,14 @@ machines must see under the same path.
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from autoseg.pipeline.phases import (
     train_arguments,
 )
 from autoseg.pipeline.training import TrainOptions
+from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, Workspace, set_aside_since
 
 if TYPE_CHECKING:
@@ -121,7 +123,8 @@ def submit_folds(workspace: Workspace, options: TrainOptions, slurm: SlurmOption
         model = [f"--configuration={name}", f"--network={configuration.network.name}"]
         chain.submit("evaluate", AutosegJob(), [(["evaluate", f"--workspace={workspace.root}", *model],)])
     ids = ",".join(chain.ids)
-    say(f"watch: squeue -j {ids}; tail -f {chain.folder}/*_log.out; autoseg status -w {workspace.root}")
+    watch = suggest("status", workspace=workspace.root)
+    say(f"watch: squeue -j {ids}; tail -f {shlex.quote(str(chain.folder))}/*_log.out; {watch}")
     say(f"cancel: scancel {ids.replace(',', ' ')}")
 
 
@@ -200,7 +203,7 @@ class AutosegJob:
     """
 
     program: tuple[str, ...] = (sys.executable, "-u", "-m", "autoseg")
-    submitted: float = 0.0  # by `time.time`
+    submitted: float = field(default=0.0, compare=False)  # by `time.time`
 
     def __call__(self, arguments: Sequence[str]) -> None:
         import submitit

@@ -1,5 +1,6 @@
 """Folds, one after the other, each with the predictions of its held-out cases; before a cascade, its previous stage."""
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,8 +9,8 @@ from autoseg.errors import StateError, Stopped, UsageError
 from autoseg.pipeline.folds import Folds, TrainOptions
 from autoseg.pipeline.opening import Say, choose_device
 from autoseg.pipeline.planning import FOLDS
-from autoseg.same_training import command
 from autoseg.stopping import StopSignals
+from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, Workspace
 
 if TYPE_CHECKING:  # torch is imported when training begins
@@ -101,7 +102,7 @@ def begun_among(folds: Folds, name: str, chosen: "list[Split]", say: Say) -> "li
     if not begun:
         raise StateError(
             f"none of the folds of {name} was begun: there is nothing to finish",
-            remedy=f"train them: {command('train', '-c', name, '-w', folds.workspace.root)}",
+            remedy=f"train them: {suggest('train', workspace=folds.workspace.root, configuration=name)}",
         )
     for split in chosen:
         if split not in begun:
@@ -124,11 +125,17 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     """Train one fold and predict its held-out cases; what is done already is left alone."""
     from autoseg.fold import FoldTask
     from autoseg.model import open_model
-    from autoseg.predict import predict_cases
+    from autoseg.predict import options_for, predict_cases
+    from autoseg.rehearsal import seconds_beside_network
     from autoseg.train import train_fold
+    from autoseg.validation_budget import inference_of, shown
 
     folds = run.folds
-    task = FoldTask(folds.workspace, folds.plan, name, split, run.device, run.ranks)
+
+    def beside_network() -> float:
+        return seconds_beside_network(folds.workspace, folds.plan, name, folds.cases(split), run.device)
+
+    task = FoldTask(folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network)
     result = train_fold(task, options, run.stop)
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold
@@ -150,9 +157,12 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     network = folds.plan.configurations[name].network.name
     model = open_model(folds.workspace, name, network, folds=[split.fold], device=run.device)
     folder = result.folder / "validation"
-    predict_cases([model], missing, folder, title=f"fold {split.fold} validation")
+    way, began = inference_of(result.folder), time.perf_counter()
+    predict_cases([model], missing, folder, options_for(way), title=f"fold {split.fold} validation")
     folds.note_predicted(name, split)
-    run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder}")
+    how = f", {way}, which is cheaper than autoseg predict" if way and way.cheaper else ""
+    took = shown(time.perf_counter() - began)
+    run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder} in {took}{how}")
     return result
 
 
@@ -193,7 +203,7 @@ def _require_held_out(folds: Folds, name: str, split: Split) -> None:
 
     begun = read_begun(folds.folder(name, split.fold))
     if begun and (seen := sorted(set(begun.basis.train) & set(split.validation))):
-        again = command("train", "-f", split.fold, "-c", name, "--restart", "-w", folds.workspace.root)
+        again = suggest("train", "-f", split.fold, "--restart", workspace=folds.workspace.root, configuration=name)
         raise StateError(
             f"fold {split.fold} of {name} was trained on {seen[0]}, which splits.json has it hold out",
             remedy=f"put back the splits.json it was trained with, or retrain it: {again}",

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoseg.errors import UsageError
-from autoseg.plan import Configuration, NetworkSpec
+from autoseg.plan import Configuration, Cost, NetworkSpec
 from autoseg.planning import sparsity, topology
 from autoseg.planning.budget import GPU, HEADROOM, limited_batch
 from autoseg.planning.cost import Step, cost_of
 from autoseg.planning.decisions import Request, text
+from autoseg.planning.pace import ENOUGH_STEPS, duration, steps_in
 from autoseg.planning.space import Space
 from autoseg.planning.topology import Fit, Topology
 
@@ -192,10 +193,11 @@ def plan_configuration(
     limit = (asked.budget.gigabytes or math.inf) * GIGA * HEADROOM
     cost = cost_of(
         asked.memory, step, device=asked.device, limit=limit, shape=space.median_shape.tolist(),
-        shapes=_stored_shapes(space, dims).tolist(), channels=len(asked.channels),
+        shapes=_stored_shapes(space, dims).tolist(), channels=len(asked.channels), pace=asked.pace,
     )  # fmt: skip
     if isinstance(sizing, ByteSizing):
         _explain_memory(asked, sizing, fit, batch, start)
+    _explain_pace(asked, name, cost)
     if asked.ours:
         _compare_with_nnunet(asked, view, chosen, batch)
     return Configuration(
@@ -337,6 +339,18 @@ def _explain_memory(asked: Request, sizing: ByteSizing, fit: Fit, batch: int, st
         f"{used:.3g} of {asked.budget.gigabytes:g} GB",
         f"at most {HEADROOM:.0%}, predicted from a traced step; {asked.memory.source}; "
         f"batch {batch + 1} would take {more:.3g} GB{held}; {larger}",
+    )
+
+
+def _explain_pace(asked: Request, name: str, cost: Cost) -> None:
+    """Rule 3.12: how many steps a fold makes in its time."""
+    pace, seconds = asked.pace, cost.seconds_per_step
+    if pace is None or seconds is None:
+        return
+    asked.decide(
+        f"3.12 steps ({name})",
+        f"about {steps_in(pace.seconds, seconds)} in {duration(pace.seconds)}",
+        f"{seconds:.3g} s a step, predicted from its {cost.flops / GIGA:.3g} G operations; {ENOUGH_STEPS} are enough",
     )
 
 

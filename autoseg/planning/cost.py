@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from autoseg.imaging.labels import LabelSet
 from autoseg.plan import Cost, NetworkSpec, Training
+from autoseg.planning.pace import Pace
 
 if TYPE_CHECKING:  # torch is imported when the first step is traced
     from torch import nn
@@ -53,6 +54,7 @@ class Memory(Protocol):
     """Tells what steps need; asked for one step at a time, it may remember."""
 
     source: str  # what its figures rest on, in words
+    measured: bool  # whether they were measured on the device
 
     def train(self, step: Step) -> Figures:
         """One training step."""
@@ -69,9 +71,17 @@ class TracedMemory:
         training: the recipe: its loss, optimiser, deep supervision and weight average.
         device: gpu or cpu.
         terms: of the device; None: those measured on the device at hand, or else the conservative ones.
+        pace: of the CPU; None: a step's seconds are those of the terms, if they were measured.
     """
 
-    def __init__(self, labels: LabelSet, training: Training, device: str, terms: "DeviceTerms | None" = None) -> None:
+    def __init__(
+        self,
+        labels: LabelSet,
+        training: Training,
+        device: str,
+        terms: "DeviceTerms | None" = None,
+        pace: Pace | None = None,
+    ) -> None:
         from autoseg.nn.calibration import load_terms
 
         self.labels = labels.as_regions() if training.loss == "dice_bce" else labels
@@ -79,6 +89,8 @@ class TracedMemory:
         self.rules = "cuda" if device == "gpu" else "cpu"
         self.terms = terms or load_terms(device)
         self.source = self.terms.describe()
+        self.measured = self.terms.measured
+        self.pace = pace
         self._models: dict[tuple, StepMemory] = {}
 
     def train(self, step: Step) -> Figures:
@@ -95,6 +107,8 @@ class TracedMemory:
             )  # fmt: skip
         cost = self._models[key](step.patch_size, step.batch_size)
         seconds = self.terms.seconds(cost.flops)
+        if self.pace is not None:
+            seconds = self.pace.step_seconds(len(step.patch_size), cost.flops)
         return Figures(self.terms.device_bytes(cost.peak), cost.parameters, cost.flops, seconds)
 
     def predict_bytes(self, step: Step, tile_batch: int, shape: Sequence[int]) -> int:
@@ -141,6 +155,7 @@ def cost_of(
     shape: Sequence[int],
     shapes: Sequence[Sequence[int]],
     channels: int,
+    pace: Pace | None = None,
 ) -> Cost:
     """Everything a configuration is predicted to need.
 
@@ -149,6 +164,7 @@ def cost_of(
         shape: (Z, Y, X) of the median image, after resampling.
         shapes: of all images, after resampling.
         channels: of the images.
+        pace: of the CPU planned for.
     """
     figures = memory.train(step)
     voxel = channels * STORED_BYTES["image"] + STORED_BYTES["target"]
@@ -169,4 +185,5 @@ def cost_of(
         disk_bytes=disk,
         flops=figures.flops,
         seconds_per_step=figures.seconds,
+        flops_per_second=pace.flops_per_second[len(step.patch_size)] if pace else None,
     )

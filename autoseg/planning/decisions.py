@@ -15,6 +15,7 @@ from autoseg.plan import Decision, Plan
 from autoseg.planning.architectures import ARCHITECTURES, Architecture
 from autoseg.planning.budget import Budget, Preset
 from autoseg.planning.cost import Memory
+from autoseg.planning.pace import Pace
 
 Rules = Literal["autoseg", "nnunet"]
 Orientation = Literal["canonical", "as_stored"]
@@ -35,6 +36,7 @@ class Request:
     network: str
     budget: Budget
     memory: Memory
+    pace: Pace | None = None  # of the CPU planned for; None: not known, or a GPU
     orientation: Orientation = "canonical"
     patch_size: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None

@@ -7,7 +7,7 @@ import numpy as np
 from autoseg.plan import Configuration, Training
 from autoseg.planning import sparsity
 from autoseg.planning.decisions import Request
-from autoseg.planning.laterality import fixed_order, left_right_pair
+from autoseg.planning.laterality import fixed_order, left_right_pair, one_sided
 from autoseg.planning.space import Space
 
 LEFT_RIGHT_AXIS = 2  # of an image in canonical orientation
@@ -68,14 +68,24 @@ def plan_training(asked: Request, space: Space, chosen: Configuration) -> Traini
 
 
 def _plan_mirroring(asked: Request, space: Space) -> tuple[int, ...]:
-    """Axes to mirror, in the plan's order; not left to right where labels tell the sides apart.
+    """Axes to mirror, in the plan's order; not left to right where labels tell the sides apart, by name or by place.
 
     Nor, where the budget is short of steps, along an axis on which labels keep their order: the network need not learn
     an anatomy that never comes. A 2-D configuration uses those above 0, less one: its planes are the plan's axes 1, 2.
     """
     pair = left_right_pair([*asked.labels.values, *asked.labels.regions])
+    cases = asked.fingerprint.cases
+    shown = {name: sum(case.class_voxels.get(name, 0) > 0 for case in cases) for name in asked.labels.values}
+    alone = one_sided([case.mirror_sides for case in cases], shown) if asked.orientation == "canonical" else None
     axes: tuple[int, ...] = (0, 1, 2)
-    if pair is None:
+    if pair is None and alone is not None:
+        axes = tuple(i for i in axes if space.axis_order[i] != LEFT_RIGHT_AXIS)
+        there = f"the label {alone.other}" if alone.other else "background"
+        reason = (
+            f"{alone.label} lies on the same side in {alone.sided} of {alone.cases} cases, and its mirrored place "
+            f"looks alike (correlation {alone.likeness:.2f}) and is {there}: mirroring would teach both"
+        )
+    elif pair is None:
         reason = "no two labels are the left and the right of one thing"
     elif asked.orientation == "canonical":
         axes = tuple(i for i in axes if space.axis_order[i] != LEFT_RIGHT_AXIS)
@@ -88,5 +98,8 @@ def _plan_mirroring(asked: Request, space: Space) -> tuple[int, ...]:
         ordered = {i: order for i in axes if (order := fixed_order(centroids, space.axis_order[i]))}
         axes = tuple(i for i in axes if i not in ordered)
         reason += "".join(f"; along axis {i} {one} always lies before {other}" for i, (one, other) in ordered.items())
+    sideways = space.axis_order.index(LEFT_RIGHT_AXIS)
+    known = f"left to right is axis {sideways}" if asked.orientation == "canonical" else "no axis is left to right"
+    reason += f" (training.mirror_axes; {known})"
     asked.decide("5.7 mirroring", "axes " + ", ".join(map(str, axes)) if axes else "none", reason)
     return axes

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from autoseg.plan import Configuration, Plan
 from autoseg.planning.decisions import text
+from autoseg.planning.pace import steps_in
 
 GIGA = 1e9
+LEFT_OUT = ("stages", "receptive field", "predict", "host", "disk")  # of a plan at a glance
 
 
 def summary(plan: Plan) -> str:
@@ -18,11 +20,22 @@ def summary(plan: Plan) -> str:
     )
 
 
+def glance(plan: Plan) -> list[str]:
+    """The table of `summary` with what matters most, in lines of about 120 columns, and what its marks mean."""
+    header, rows = _header(plan), [_row(plan, name, one) for name, one in plan.configurations.items()]
+    columns = [header.index(name) for name in header if name not in LEFT_OUT]
+    header = [name.removesuffix(": train") for name in header]
+    lines = _align([[row[column] for column in columns] for row in (header, *rows)])
+    if any("?" in row for row in rows):
+        lines.append("?: not known before this machine is measured (autoseg calibrate)")
+    return lines
+
+
 def _header(plan: Plan) -> list[str]:
     memory = "GPU memory" if plan.device == "gpu" else "memory"
     return [
         "configuration", "spacing, mm", "patch", "batch", "network", "stages", "parameters", "receptive field",
-        f"{memory}: train", "predict", "host", "steps/s", "hours", "disk",
+        f"{memory}: train", "predict", "host", "steps", "steps/s", "hours", "disk",
     ]  # fmt: skip
 
 
@@ -38,7 +51,7 @@ def _row(plan: Plan, name: str, configuration: Configuration) -> list[str]:
     ]
     seen = text(configuration.receptive_field)
     if cost is None:
-        return [*known, "?", seen, *["?"] * 6]
+        return [*known, "?", seen, "?", "?", "?", _steps(plan, None), "?", _hours(plan, None), "?"]
     seconds = cost.seconds_per_step
     return [
         *known,
@@ -47,6 +60,7 @@ def _row(plan: Plan, name: str, configuration: Configuration) -> list[str]:
         gigabytes(cost.train_bytes),
         gigabytes(cost.predict_bytes),
         gigabytes(cost.host_bytes),
+        _steps(plan, seconds),
         "?" if seconds is None else f"{1 / seconds:.3g}",
         _hours(plan, seconds),
         "as " + configuration.data if configuration.data != name else gigabytes(cost.disk_bytes),
@@ -58,12 +72,21 @@ def gigabytes(count: float) -> str:
     return f"{count / GIGA:.3g} GB"
 
 
+def _steps(plan: Plan, seconds: float | None) -> str:
+    """Steps of one fold: of the schedule, or as many as the time budget allows."""
+    training = plan.training
+    if training.time_budget_seconds is None:
+        return str(training.total_steps)
+    return "?" if seconds is None else f"about {steps_in(training.time_budget_seconds, seconds)}"
+
+
 def _hours(plan: Plan, seconds: float | None) -> str:
     """Hours of one fold: of the schedule's steps, or of the time budget."""
     training = plan.training
-    if training.epochs is None:
-        return f"{(training.time_budget_seconds or 0) / 3600:.3g}"
-    return "?" if seconds is None else f"{training.epochs * training.iterations_per_epoch * seconds / 3600:.3g}"
+    if training.time_budget_seconds is not None:
+        return f"{training.time_budget_seconds / 3600:.3g}"
+    steps = training.total_steps
+    return "?" if seconds is None or steps is None else f"{steps * seconds / 3600:.3g}"
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,0 +1,61 @@
+"""What segmenting a fold's validation cases takes beside the network, measured on one of them before training.
+
+Reading, cropping, resampling there and back, deciding and writing go over whole volumes: for large images in few tiles
+they take longer than the network. The case is not the largest one, and time goes by the volume.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoseg.data.store import CaseStore
+from autoseg.dataset import Case, load_case
+from autoseg.imaging.readers import write_labels
+from autoseg.model import Model
+from autoseg.plan import Plan
+from autoseg.predict import Member, output_ending, segment
+from autoseg.workspace import Workspace
+
+
+def seconds_beside_network(
+    workspace: Workspace, plan: Plan, name: str, cases: Sequence[Case], device: torch.device
+) -> float:
+    """Seconds to read, resample, decide and write all these cases, extrapolated from one.
+
+    Args:
+        name: of the configuration, whose preprocessed copies are there: they tell how large the cases are.
+    """
+    if not cases:
+        return 0.0
+    store = CaseStore(workspace.preprocessed(plan.configurations[name].data))
+    volumes = [float(np.prod(store.info(case.id).shape)) for case in cases]
+    number = case_to_measure(volumes)
+    began = time.perf_counter()
+    _segment_without_network(plan, name, cases[number], device)
+    return (time.perf_counter() - began) * sum(volumes) / volumes[number]
+
+
+def case_to_measure(volumes: Sequence[float]) -> int:
+    """Number of the case that stands for all: the smallest of those that have half the median volume or more."""
+    middle = statistics.median(volumes)
+    return min((n for n, volume in enumerate(volumes) if 2 * volume >= middle), key=lambda n: volumes[n])
+
+
+def _segment_without_network(plan: Plan, name: str, case: Case, device: torch.device) -> None:
+    """Do for one case what `predict_cases` does, with logits of 0, and throw the result away."""
+
+    def run(image: np.ndarray) -> Tensor:
+        return torch.zeros((plan.heads.num_heads, *image.shape[1:]), device=device)
+
+    loaded = load_case(case, None, orientation=plan.orientation, axis_order=plan.axis_order)
+    model = Model(plan, name, folds=(), networks=(), dtype="float32", forward_seconds=0.0, device=device)
+    segmentation = segment([Member(model, run, None)], loaded)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"case{output_ending(case)}"
+        write_labels(path, plan.labels.to_file_values(segmentation), like=Path(case.images[0]))

@@ -1,0 +1,67 @@
+"""Commands as they are suggested to the user: complete, and quoted so that they work as typed.
+
+Whoever knows the workspace passes it. Whoever does not writes `-w WORKSPACE`, which `complete` replaces in one place,
+`cli.main`, for the command that is running; so it does with `DATASET`, where the workspace remembers which it was.
+"""
+
+import json
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+DEFAULT_WORKSPACE = Path("autoseg_workspace")
+ANY_WORKSPACE = Path("WORKSPACE")
+ANY_DATASET = Path("DATASET")
+
+
+def suggest(
+    command: str,
+    *arguments: object,
+    workspace: Path | None = ANY_WORKSPACE,
+    configuration: str | None = None,
+    network: str | None = None,
+) -> str:
+    """A command line of autoseg, quoted for the shell.
+
+    Args:
+        arguments: options and values in order, such as `"-f", "0,2"`.
+        workspace: that of `-w`, left out where it is the default; ANY_WORKSPACE where it is not known here; None for
+            commands that take none.
+        configuration, network: those of `-c` and `--network`, left out where they are None.
+    """
+    words = ["autoseg", command, *map(spelled, arguments)]
+    words += ["-c", configuration] if configuration else []
+    words += ["--network", network] if network else []
+    if workspace is not None and workspace != DEFAULT_WORKSPACE:
+        words += ["-w", spelled(workspace)]
+    return shlex.join(words)
+
+
+def complete(text: str, workspace: Path | None) -> str:
+    """Put the workspace, and the dataset it was planned from, into suggestions whose raiser did not know them."""
+    if workspace is None:
+        return text
+    named = "" if workspace == DEFAULT_WORKSPACE else f" -w {shlex.quote(spelled(workspace))}"
+    text = text.replace(f" -w {ANY_WORKSPACE}", named)
+    for command in ("plan", "check"):
+        text = text.replace(
+            f"autoseg {command} {ANY_DATASET}", f"autoseg {command} {shlex.quote(spelled(dataset_of(workspace)))}"
+        )
+    return text
+
+
+def spelled(argument: object) -> str:
+    """An argument as text; a path that begins with a dash is no option."""
+    return f"./{argument}" if isinstance(argument, Path) and str(argument).startswith("-") else str(argument)
+
+
+def dataset_of(workspace: Path) -> Path:
+    """The folder that a workspace was planned from, or `DATASET` where it does not say."""
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        root = json.loads((workspace / "dataset.json").read_text(encoding="utf-8")).get("root")
+        if isinstance(root, str) and root:
+            return Path(root)
+    return ANY_DATASET
+
+
+LESS_MEMORY = f"plan for less memory, such as {suggest('plan', ANY_DATASET, '--vram', 8)}"
