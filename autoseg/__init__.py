@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 # The threads of an operation wait for each other by spinning, with GNU's OpenMP up to 300,000 turns before they sleep.
 # Where another process takes a core from one of them, the others burn the time it would need: a step takes two to four
-# times as long (benchmarks/README.md, section 20). 3,000 turns outlast the wait on an idle machine. Read when torch is
+# times as long (benchmarks/README.md, section 20). After 3,000 turns they sleep. OpenMP reads this when torch is
 # imported; what the user has set stays.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "3000"

@@ -4,8 +4,8 @@
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
       models/<configuration>-<network>/ crossval.json
-        fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/}
-        fold_full/, of the model that trains on all cases
+        fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
+          inference.json}; fold_full/ of the model that trains on all cases
 
 A file appears under its final name only when it is complete: it is written beside its destination (never in /tmp, which
 may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.

@@ -1,7 +1,6 @@
 """What decides the weights of a fold, and what does not: every field has its side."""
 
 import copy
-import shlex
 from dataclasses import fields, replace
 
 import pytest
@@ -14,7 +13,6 @@ from autoseg.records import to_plain
 from autoseg.same_training import (
     OF_CONFIGURATION,
     SEEN,
-    command,
     content_differences,
     decisive,
     describe_contents,
@@ -191,9 +189,3 @@ def test_contents_are_compared_where_both_are_known():
     assert describe_contents({"b": ("label",)}) == "the label of b has changed"
     assert describe_contents(found) == "the label of b and 1 other case have changed"
     assert describe_contents({"b": ("image", "label")}) == "the image and the label of b have changed"
-
-
-def test_commands_are_quoted():
-    assert shlex.split(command("train", "-w", "my folder", options=["--set", "a=[1, 2]"])) == [
-        "autoseg", "train", "-w", "my folder", "--set", "a=[1, 2]",
-    ]  # fmt: skip
