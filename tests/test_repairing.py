@@ -379,6 +379,21 @@ def test_a_label_written_in_ras_for_lps(tmp_path):
     np.testing.assert_array_equal(array(tmp_path / "out/labels/c0.nii.gz"), array(folder / "labels/c0.nii.gz"))
 
 
+@pytest.mark.parametrize(("factor", "mended"), [(0.001, True), (1000, True), (25.4, True), (1.5, False)])
+def test_a_label_in_another_unit_of_length(tmp_path, factor, mended):
+    folder = plain(tmp_path / "data")
+    wrong = AFFINE.copy()
+    wrong[:3] *= factor
+    save(folder / "labels/c0.nii.gz", array(folder / "labels/c0.nii.gz"), wrong)
+    code, told = fixed(folder, tmp_path / "out")
+    assert code == (0 if mended else 3)
+    if mended:
+        assert "another unit of length" in told.line("labels/c0.nii.gz", "header snapped")
+        np.testing.assert_allclose(nib.load(tmp_path / "out/labels/c0.nii.gz").affine, AFFINE)
+    else:
+        assert not (tmp_path / "out/labels/c0.nii.gz").exists()
+
+
 def unplaced(path: Path) -> None:
     raw = bytearray(gzip.decompress(path.read_bytes()))
     raw[252:328] = bytes(76)
@@ -435,6 +450,12 @@ def test_values_are_mapped_all_at_once(tmp_path):
     assert mended[0, 0, 0] == 0
     assert "value 1 in 8 voxels, value 2 in 1 voxel, value 7 in 1 voxel" in told.line("labels/c0.nii.gz")
     assert mended.dtype == np.uint8
+
+
+def test_a_value_that_no_file_holds_is_said(tmp_path):
+    code, told = fixed(plain(tmp_path / "data"), tmp_path / "out", mapping={9: 1})
+    assert code == 0
+    assert "value 9, which was to be mapped, is in no label file" in told.text
 
 
 def test_a_label_file_of_two_cases_is_mapped_once(tmp_path):
@@ -856,6 +877,15 @@ def test_what_was_changed_before_is_not_overwritten(tmp_path):
     assert fixed(folder, tmp_path / "out")[0] == 0
     assert (tmp_path / "out/changes.csv").read_text() == "what,when\nall,May\n"
     assert (tmp_path / "out/changes_2.csv").is_file()
+
+
+def test_an_empty_folder_in_place_of_an_image(tmp_path):
+    folder = plain(tmp_path / "data")
+    (folder / "images/c0.nii.gz").unlink()
+    (folder / "images/c0.nii.gz").mkdir()
+    code, told = fixed(folder, tmp_path / "out")
+    assert code == 3
+    assert "an empty folder, expected a file" in told.line("images/c0.nii.gz", "left out")
 
 
 def test_impostors_are_left_out(tmp_path):

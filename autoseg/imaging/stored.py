@@ -178,7 +178,8 @@ def _refuse_packed_content(path: Path, head: bytes) -> None:
     if kind.endings == (".nii.gz",):
         raise DataError(
             f"{path} is packed twice: what its gzip data hold is gzip-compressed again",
-            remedy=f"unpack it once: gunzip < {shlex.quote(path.name)} > unpacked.nii.gz; or autoseg check --fix OUT",
+            remedy=f"unpack it once: gunzip < {shlex.quote(path.name)} > unpacked.nii.gz; or, in a copy, "
+            "autoseg check DATASET --fix OUT",
         )
     raise DataError(f"{path} is {kind.name}, gzip-compressed; its ending says .nii.gz", remedy=kind.remedy)
 

@@ -230,6 +230,8 @@ def _add_folder(plan: CopyPlan, folder: Path, target: Path, ancestors: tuple[Pat
         if entry.is_dir():
             if entry.resolve() in ancestors:
                 plan.leave(place, "a link to a folder that holds it", PASSED_OVER)
+            elif ending_of(entry) and not any(entry.iterdir()):
+                plan.leave(place, "an empty folder, expected a file")
             elif (entry / "plan.json").is_file() and (entry / "fingerprint.json").is_file():
                 plan.leave(place, "a workspace of autoseg", PASSED_OVER)
             else:

@@ -34,6 +34,7 @@ from autoseg.intake.changes import NOT_MENDED, Change
 from autoseg.intake.loading import count_values
 from autoseg.intake.pairing import Case
 
+UNITS = (1e6, 1e3, 25.4, 10.0)  # how much longer one unit of length is than another: nanometre, micrometre, inch, cm
 LEAST_COVERED_CHANNEL = 0.5  # share of the first channel's grid that a resampled channel must show
 LEAST_COVERED_LABEL = 0.75  # the same for a label map: what it does not show becomes background
 LEAST_KEPT_LABEL = 0.99  # share of the labelled voxels that must lie within the first channel's grid
@@ -126,8 +127,8 @@ def reorder(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
 def snap(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
     """Differences of origin, spacing or direction below a tenth of a voxel: the header of the first channel.
 
-    The same where the signs of x and y alone differ: then RAS was written where LPS is read, or the reverse, and the
-    voxels correspond.
+    The same where the signs of x and y alone differ (RAS was written where LPS is read, or the reverse), or the unit of
+    length: spacing and origin by one factor. Then the voxels correspond.
     """
     if (grids := _grids(case)) is None:
         return []
@@ -139,6 +140,9 @@ def snap(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
             now += f": at most {found.distance_voxels:.2g} voxel away; voxels as they were"
         elif not geometry.flat and mirrored is not None and mirrored.in_order and mirrored.near:
             was += ": x and y with the other sign (RAS for LPS)"
+            now += "; voxels as they were"
+        elif _in_another_unit(geometry, grids.origin):
+            was += ": another unit of length"
             now += "; voxels as they were"
         else:
             continue
@@ -344,6 +348,17 @@ def _x_and_y_reversed(geometry: Geometry) -> Geometry:
     x, y, z = geometry.origin
     rows = [(-row[0], -row[1], row[2]) for row in geometry.direction]
     return replace(geometry, origin=(-x, -y, z), direction=(rows[0], rows[1], rows[2]))
+
+
+def _in_another_unit(geometry: Geometry, other: Geometry) -> bool:
+    """Whether spacing and origin are those of the other grid in another unit of length."""
+    for factor in (*UNITS, *(1 / unit for unit in UNITS)):
+        (z, y, x), (ox, oy, oz) = geometry.spacing, geometry.origin
+        spacing, origin = (z * factor, y * factor, x * factor), (ox * factor, oy * factor, oz * factor)
+        found = fit(replace(geometry, spacing=spacing, origin=origin), other)
+        if not geometry.flat and found is not None and found.in_order and found.near:
+            return True
+    return False
 
 
 def _compared(geometry: Geometry, other: Geometry) -> str:

@@ -191,7 +191,12 @@ def _mend(out: Path, intake: IntakeOptions, wishes: Wishes, workers: int | None)
     mended = map_in_processes(
         partial(mend_cases, wishes=wishes), groups, title="mend", workers=workers_for(files, workers)
     )
-    return [change for changes in mended for change in changes]
+    changes = [change for changes in mended for change in changes]
+    for value in wishes.mapping:
+        if not any(f"value {value} in " in change.what_was for change in changes):
+            was = f"value {value}, which was to be mapped, is in no label file"
+            changes.append(Change("", str(out), was, "nothing to map", "values mapped on request"))
+    return changes
 
 
 def sharing_files(cases: Iterable[Case]) -> list[list[Case]]:
