@@ -76,7 +76,7 @@ def test_a_larger_tile_never_computes_more(size, patch, multiple, growth, step):
     edge = tile_edge(size, patch, growth=growth, multiple=multiple, step=step)
     assert patch <= edge <= growth * patch + 1e-6 * patch
     assert edge % multiple == 0
-    longest = max(patch, min(size, int(growth * patch)))
+    longest = max(patch, min(size, int(growth * patch + 1e-6)))
     cost = {e: e * len(tile_starts(size, e, step)) for e in range(patch, longest + 1, multiple)}
     assert cost[edge] == min(cost.values())
     assert edge <= size or edge == patch  # nothing is padded that was not in training
