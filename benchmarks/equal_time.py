@@ -13,7 +13,7 @@ themselves, untimed, and train on the same cases: the peer is given autoseg's sp
   (what it takes by itself on two cores, no slower than one: training_step.py). The time is that of its training loop
   alone. Its schedule spans the time (benchmarks/peer/timed_trainer.py). `sgd` is its default, `adam` the variant it
   ships with AdamW; `resenc_adam` trains the preset ResEnc M with that, which its documentation recommends instead of
-  the default plan. `adam_1gb`, `adam_half_gb` and `adam_quarter_gb` train the plans that its own planner makes for so
+  the default plan. `adam_1gb` to `adam_0.125gb` train the plans that its own planner makes for so
   little memory (`-gpu_memory_target`): smaller steps, of which a CPU makes more. On a CPU it has neither autocast nor
   compilation.
 
@@ -37,15 +37,13 @@ from scipy import stats
 HERE = Path(__file__).parent
 LABELS = {"hippocampus": [], "axon_sem": ["--labels", "myelin=1,axon=2"]}
 PEER = {"hippocampus": (5, "Hippocampus", "3d_fullres"), "axon_sem": (6, "Axons", "2d")}
+SMALL_GB = ("1", "0.5", "0.25", "0.125")  # memory targets of the peer's small plans
 SIDES = {  # of the peer: trainer and plans
     "sgd": ("Timed", "nnUNetPlans"),
     "adam": ("TimedAdam", "nnUNetPlans"),
     "resenc_adam": ("TimedAdam", "nnUNetResEncUNetMPlans"),
-    "adam_1gb": ("TimedAdam", "nnUNetPlans1"),
-    "adam_half_gb": ("TimedAdam", "nnUNetPlans0.5"),
-    "adam_quarter_gb": ("TimedAdam", "nnUNetPlans0.25"),
+    **{f"adam_{gigabytes}gb": ("TimedAdam", f"nnUNetPlans{gigabytes}") for gigabytes in SMALL_GB},
 }
-SMALL_GB = ("1", "0.5", "0.25")  # memory targets of the peer's small plans
 
 
 def compare(segmentations: Path, references: Path, workspace: Path) -> dict[str, dict[str, float]]:
