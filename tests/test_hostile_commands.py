@@ -155,7 +155,10 @@ def test_a_record_of_another_kind_is_named(name, content, workspace, capsys):
     sound = path.read_bytes()
     try:
         path.write_text(content)
-        for command in (("train",), ("train", "--network", "fcn"), ("status",), ("evaluate",)):
+        commands: list[tuple[str, ...]] = [("train", "--network", "fcn"), ("status",), ("evaluate",)]
+        if name != "fingerprint.json":  # which the planned network can do without: it would be trained
+            commands.append(("train",))
+        for command in commands:
             code, said = ends(capsys, *command, "-w", workspace.root)
             assert code in (0, 4)
             assert code == 0 or name in said or "is not trained" in said or "no fold" in said
