@@ -53,7 +53,7 @@ def _segment_without_network(plan: Plan, name: str, case: Case, device: torch.de
     def run(image: np.ndarray) -> Tensor:
         return torch.zeros((plan.heads.num_heads, *image.shape[1:]), device=device)
 
-    loaded = load_case(case, None, orientation=plan.orientation, axis_order=plan.axis_order)
+    loaded = load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
     model = Model(plan, name, folds=(), networks=(), dtype="float32", forward_seconds=0.0, device=device)
     segmentation = segment([Member(model, run, None)], loaded)
     with tempfile.TemporaryDirectory() as folder:
