@@ -40,7 +40,7 @@ ORDER: list[set[str]] = [
     {"start_up"},
     {"fold_state", "fold_folder"},
     {"fold"},
-    {"resuming"},
+    {"resuming", "within_memory"},
     {"train"},
     {"begun"},
     {"model"},
@@ -54,7 +54,7 @@ ORDER: list[set[str]] = [
     {"status"},
     {"pipeline"},
     {"demo"},  # runs the pipeline as a user would
-    {"cli", "arguments"},
+    {"cli", "parser", "arguments"},
     {"__main__"},
 ]
 STRANGERS = [{"data", "nn"}]  # of one row, and yet neither may import the other
@@ -72,6 +72,7 @@ TORCH_AT_TOP = {
     "start_up",
     "train",
     "transfer",
+    "within_memory",
     "model",
     "predict",
     "rehearsal",

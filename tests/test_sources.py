@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 from autoseg import sources
-from autoseg.cli import build_parser
 from autoseg.dataset import Dataset, discover
 from autoseg.errors import StateError
+from autoseg.parser import build_parser
 from autoseg.records import load, save
 from autoseg.sources import Sources, changed_since, measure, require_unchanged
 from autoseg.workspace import Workspace

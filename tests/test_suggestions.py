@@ -9,7 +9,8 @@ import pytest
 from commands import SHORT, run
 from phantom import tiny_dataset
 
-from autoseg.cli import build_parser, main
+from autoseg.cli import main
+from autoseg.parser import build_parser
 from autoseg.suggestions import ANY_DATASET, DEFAULT_WORKSPACE, LESS_MEMORY, complete, suggest
 
 PACKAGE = Path(__file__).parents[1] / "autoseg"
