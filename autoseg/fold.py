@@ -232,8 +232,8 @@ def open_fold(
                 f"{clock.elapsed():.0f} s went into the start",
                 remedy="give it more time (--time-budget)",
             )
-        if told := after.begin(clock):
-            say(told)
+        if message := after.begin(clock):
+            say(message)
     return Fold(
         task=task, network=network, trained=ranks.wrap(network, device), criterion=criterion,
         after=after, tile=image[:1].clone(),

@@ -1,4 +1,4 @@
-"""How a fold's training is told: the bar, the lines, the history, the warnings.
+"""How a fold's training is reported: the bar, the lines, the history, the warnings.
 
 `history.jsonl` is the truth, one JSON object per epoch. All else says the same in another form: the lines on screen and
 in `log.txt`, `progress.png`, the curves in `tensorboard/` where TensorBoard is installed. What is not the truth may

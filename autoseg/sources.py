@@ -67,7 +67,7 @@ def require_in_place(workspace: Workspace, dataset: Dataset, cases: Sequence[Cas
             "(finished folds stay valid)",
         )
     raise StateError(
-        f"{_some(missing)} not there any more",
+        f"{_some(missing)} no longer there",
         remedy=f"put back what is missing, or plan again: {plan_again(workspace)}",
     )
 

@@ -230,16 +230,16 @@ def follow_the_time(fold: Fold, began: float) -> None:
     watching = fold.clock.elapsed() - began
     passes = forward_seconds(fold.network, fold.tile, fold.state.choices.dtype)
     fold.after.observe(*fold.task.ranks.from_first((passes, watching)))
-    if told := fold.after.follow(fold.clock):
-        fold.say(told)
+    if message := fold.after.follow(fold.clock):
+        fold.say(message)
 
 
 def settle_validation(fold: Fold) -> None:
     """Choose how the validation cases are segmented, now that the last step is done, and write it down."""
     if not fold.held_out:
         return
-    if told := fold.after.settle(fold.clock):
-        fold.say(told)
+    if message := fold.after.settle(fold.clock):
+        fold.say(message)
     if fold.task.ranks.rank == 0:
         keep_inference(fold.task.folder, fold.after.way)
 

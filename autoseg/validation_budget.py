@@ -124,7 +124,7 @@ class AfterTraining:
         self._chosen = self._first_within(clock.most_reserved, self.seconds)
         clock.reserve(self.seconds())
         clock.watching_seconds = self.watching_seconds
-        return self._told(clock) if any(self.forward_passes) else ""  # no case is held out
+        return self._announcement(clock) if any(self.forward_passes) else ""  # no case is held out
 
     def observe(self, forward: Sequence[float], watching_seconds: float) -> None:
         """Take in what was measured after an epoch: seconds of single forward passes, and of watching the samples."""
@@ -143,7 +143,7 @@ class AfterTraining:
             self._chosen = min(before, self._first_within((1 - STEADY) * limit, self.seconds))
         clock.reserve(self.seconds(), training=True)
         clock.watching_seconds = self.watching_seconds
-        return self._told(clock) if self._chosen != before else ""
+        return self._announcement(clock) if self._chosen != before else ""
 
     def settle(self, clock: Clock) -> str:
         """Choose for good when the last step is done, by the time that is left; returns what to say, or ""."""
@@ -161,18 +161,18 @@ class AfterTraining:
         fitting = (number for number in range(len(self.ways)) if seconds_of(number) <= limit)
         return next(fitting, len(self.ways) - 1)
 
-    def _told(self, clock: Clock) -> str:
+    def _announcement(self, clock: Clock) -> str:
         assert clock.budget_seconds is not None
         budget, seconds = shown(clock.budget_seconds), self.seconds()
-        told = f"the validation takes about {shown(seconds)} of the {budget}"
+        message = f"the validation takes about {shown(seconds)} of the {budget}"
         if self._chosen:
             full = f"the validation in full would take about {shown(self.seconds(0))} of the {budget}"
-            told = f"{full}: it is done {self.way}, in about {shown(seconds)}"
+            message = f"{full}: it is done {self.way}, in about {shown(seconds)}"
         if seconds > (1 + STEADY) * clock.most_reserved:
             over = clock.budget_seconds - clock.reserve_seconds + seconds
             training = shown(clock.budget_seconds - clock.reserve_seconds)
-            told += f"; training ends after {training}, and the validation runs over, until about {shown(over)}"
-        return told
+            message += f"; training ends after {training}, and the validation runs over, until about {shown(over)}"
+        return message
 
 
 def estimate(

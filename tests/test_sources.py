@@ -78,7 +78,7 @@ def test_a_moved_dataset_is_to_be_planned_in_its_new_place(planned, tmp_path):
 def test_a_file_that_is_gone_is_named(planned):
     dataset, workspace = planned
     label_of(dataset, 2).unlink()
-    with pytest.raises(StateError, match=r"c\.nii\.gz is not there any more"):
+    with pytest.raises(StateError, match=r"c\.nii\.gz is no longer there"):
         require_unchanged(workspace, dataset, dataset.cases)
 
 

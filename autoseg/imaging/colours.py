@@ -15,7 +15,7 @@ import numpy as np
 from autoseg.errors import DataError
 
 NAMED = 8  # colours named in a message
-MOST_COLOURS = 64  # of more, a picture is no label map
+MOST_COLOURS = 64  # with more, a picture is not a label map
 BLACK = "#000000"
 
 

@@ -16,5 +16,5 @@ and for a corrected copy of a dataset:
 copying.py   every file, with its ending set right
 lists.py     dataset.json, tables, folds and patients, corrected
 repair.py    one function per repair of a case
-changes.py   what was changed, told
+changes.py   what was changed, as a table
 """

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LEFT_OUT = "left out"  # the method of a change that takes a file or a case out of the copy
-PASSED_OVER = "passed over"  # of what is no part of a data set: nothing is lost
+PASSED_OVER = "passed over"  # of what is not part of a data set: nothing is lost
 NOT_MENDED = "not mended"  # why a repair that could have helped was not made; what `check` says of it stays true
 COLUMNS = ("case", "file", "what was", "what is now", "method")
 

@@ -55,11 +55,11 @@ class Contents:
 
     images: list[Path] = field(default_factory=list)  # files of a known format, sorted
     folders: list[Path] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)  # one for each other entry that is no side file
+    problems: list[Problem] = field(default_factory=list)  # one for each other entry that is not a side file
 
     @property
     def unusable(self) -> set[str]:
-        """Names, without their ending, of what is no usable file: whoever misses it need not be reported again."""
+        """Names, without their ending, of files that cannot be used: a case that misses one need not be reported again."""
         return {problem.case for problem in self.problems if problem.case}
 
 

@@ -25,11 +25,11 @@ def read_splits(found: Found, path: Path) -> tuple[Split, ...]:
     """Folds of nnU-Net's splits_final.json (a list of {train, val}); faults go to `found.problems`.
 
     Raises:
-        DataError: it is no such list.
+        DataError: it is not such a list.
     """
     folds = read_json(path)
     if not isinstance(folds, list) or not folds:
-        came = "an empty list" if folds == [] else "no list"
+        came = "an empty list" if folds == [] else "something else than a list"
         raise DataError(f"{path} is not a list of folds but {came}: {EXPECTED}", remedy=OWN_FOLDS)
     for number, fold in enumerate(folds):
         if not isinstance(fold, dict) or not all(_is_list_of_ids(fold.get(side)) for side in ("train", "val")):

@@ -59,7 +59,7 @@ def read_lenient(path: Path) -> Lenient:
     what is to be written instead. Those with two values stay in it.
 
     Raises:
-        DataError: it is no JSON even so.
+        DataError: it is not JSON even so.
     """
     raw = path.read_bytes()
     mark = next((mark for mark in _MARKS if raw.startswith(mark)), b"")
@@ -92,7 +92,7 @@ def mend_json(path: Path) -> Lenient:
     """Write a JSON file correctly as far as only one reading is possible; what has two stays as it was.
 
     Raises:
-        DataError: it is no JSON even with patience.
+        DataError: it is not JSON, with all of that corrected.
     """
     found = read_lenient(path)
     if found.faults:
