@@ -97,8 +97,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="begin with what fits of a trained model's weights",
     )  # fmt: skip
     parser.add_argument(
-        "--stop-after", type=duration, default=None, help="save and stop after so long, e.g. 3h55m; the same command resumes"
-    )
+        "--stop-after", type=duration, default=None,
+        help="save and stop after so long, e.g. 3h55m; the same command resumes",
+    )  # fmt: skip
     parser.add_argument(
         "--checkpoint-every", type=duration, default=60.0, metavar="TIME", help="at the latest (default: 60s)"
     )

@@ -50,9 +50,9 @@ from autoseg.rules import (
     between,
     check_fields,
     check_same_length,
-    counted,
     entries,
     exactly,
+    in_entries,
     one_of,
     shown,
 )
@@ -82,7 +82,7 @@ class NetworkSpec:
             for i, along in enumerate(getattr(self, name)):
                 if len(along) != len(self.strides[0]):
                     raise FieldError(
-                        f"{name}[{i}]: expected {counted(len(self.strides[0]))}, as strides[0], found {along}"
+                        f"{name}[{i}]: expected {in_entries(len(self.strides[0]))}, as strides[0], found {along}"
                     )
         accepted = ARCHITECTURES[self.name].accepts
         for key, value in self.options.items():
@@ -163,7 +163,7 @@ class Configuration:
     batch_dice: bool  # Dice sums over the batch, instead of per sample
     network: NetworkSpec
     receptive_field: tuple[Voxels, ...]  # voxels seen by one output voxel
-    elements: Count  # feature maps of one sample's forward pass, counted by nnU-Net's rule: its proxy of memory
+    elements: Count  # feature maps of one sample's forward pass, in_entries by nnU-Net's rule: its proxy of memory
     cascade_from: ConfigurationName | None = None  # the configuration whose segmentation is a further input
     checkpointing: bool = False  # feature maps are computed again in the backward pass, instead of kept
     cost: Cost | None = None  # None: not known (planned by an older version)
@@ -175,7 +175,8 @@ class Configuration:
         """Raise FieldError where fields contradict each other."""
         if self.network.dims != self.dims:
             raise FieldError(
-                f"patch_size: expected {counted(self.network.dims)}, as network.strides, found {shown(self.patch_size)}"
+                f"patch_size: expected {in_entries(self.network.dims)}, as network.strides, "
+                f"found {shown(self.patch_size)}"
             )
         names = ("spacing", "median_shape", "receptive_field")
         check_same_length(self, names, self.dims, f"one per axis of patch_size {list(self.patch_size)}")
@@ -339,7 +340,7 @@ class Plan:
             )
         if training.class_weights is not None and len(training.class_weights) != heads.num_heads:
             raise FieldError(
-                f"training.class_weights: expected {counted(heads.num_heads)}, because the network has "
+                f"training.class_weights: expected {in_entries(heads.num_heads)}, because the network has "
                 f"{heads.num_heads} heads, found {len(training.class_weights)}",
                 remedy="give one weight per head: background and labels, or regions; or null for none",
             )

@@ -19,7 +19,7 @@ MAX_LINES = 450
 # From the bottom up.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"augmentation", "workspace", "processes", "stopping", "rules", "suggestions"},
+    {"augmentation", "workspace", "processes", "stopping", "rules", "suggestions", "wording"},
     {"records"},
     {"imaging"},
     {"data", "nn"},

@@ -71,7 +71,7 @@ def test_a_moved_dataset_is_to_be_planned_in_its_new_place(planned, tmp_path):
     Path(dataset.root).rename(tmp_path / "elsewhere")
     with pytest.raises(StateError, match=r"my data does not exist") as caught:
         require_unchanged(workspace, dataset, dataset.cases)
-    expected = shlex.join(["autoseg", "plan", "NEWPLACE", "-w", str(workspace.root), "--labels", "one=1,two=2"])
+    expected = shlex.join(["autoseg", "plan", "NEWPLACE", "--labels", "one=1,two=2", "-w", str(workspace.root)])
     assert expected in caught.value.remedy
 
 

@@ -105,7 +105,7 @@ def compare_grids(grid: Geometry, reference: Geometry, name: str) -> GridMatch:
 
 def in_mm(numbers: Vector3) -> str:
     """Three numbers for a message."""
-    return "(" + ", ".join(f"{number:.6g}" for number in numbers) + ")"
+    return "(" + ", ".join(f"{number + 0.0:.6g}" for number in numbers) + ")"  # no -0
 
 
 def _by_shape_and_size(grid: Geometry, reference: Geometry, name: str) -> GridMatch:

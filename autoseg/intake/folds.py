@@ -14,7 +14,8 @@ from autoseg.data.splits import Split
 from autoseg.errors import DataError
 from autoseg.intake.contents import read_json
 from autoseg.intake.pairing import Found, Problem
-from autoseg.intake.spelling import CHANNEL_SUFFIX, NAMED, Matched, match_ids, some
+from autoseg.intake.spelling import CHANNEL_SUFFIX, Matched, match_ids
+from autoseg.wording import NAMED, some
 
 EXPECTED = 'expected a list of folds, each {"train": [ids], "val": [ids]}'
 OWN_FOLDS = "correct it, or remove it: autoseg then makes its own folds"
@@ -86,7 +87,8 @@ def sound_splits(found: Found, patients: Mapping[str, str]) -> tuple[Split, ...]
         elif train == validation:
             faults.append((f"fold {split.fold} trains and validates on the same {len(train)} cases", train_all))
         elif twice := sorted(train & validation):
-            what = f"fold {split.fold} trains and validates on the same case{'s' * (len(twice) > 1)}: {some(twice)}"
+            cases = "case" if len(twice) == 1 else "cases"
+            what = f"fold {split.fold} trains and validates on the same {cases}: {some(twice)}"
             faults.append((what, own))
         elif both:
             training, validating = _one_of_each(split, patients, both[0])
@@ -133,7 +135,7 @@ def report_unknown(found: Found, unknown: Sequence[str], path: Path, what: str) 
 def report_spelling(found: Found, matched: Matched, path: Path) -> None:
     """Report ids that were matched though they differ in upper case or leading zeros."""
     if matched.guessed:
-        shown = ", ".join(f"{written!r} for {case_id!r}" for written, case_id in [*matched.guessed.items()][:NAMED])
+        shown = some(f"{written!r} for {case_id!r}" for written, case_id in matched.guessed.items())
         what = f"{len(matched.guessed)} ids are not spelt as the cases are: {shown}"
         found.problems.append(
             Problem(None, str(path), what, "nothing, if these are the same; spell them alike", "warning")

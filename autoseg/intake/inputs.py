@@ -26,8 +26,9 @@ from autoseg.intake.contents import (
     why_absent,
 )
 from autoseg.intake.pairing import LABEL_STEMS, Case, by_channel, channel_files, name_of
-from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, some
+from autoseg.intake.spelling import CHANNEL_SUFFIX, composed
 from autoseg.rules import anything, entries
+from autoseg.wording import some
 
 Group = list[tuple[int, Path]]  # (channel, file) of one case
 FOUR_DIGITS = re.compile(r"_\d{4}")

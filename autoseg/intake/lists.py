@@ -23,6 +23,7 @@ from autoseg.errors import DataError
 from autoseg.imaging.readers import stem_of
 from autoseg.intake.pairing import Problem
 from autoseg.intake.tables import CASE_COLUMNS, TABLE_ENDINGS, _row_ids, image_columns, lists_images, read_table
+from autoseg.wording import counted
 from autoseg.workspace import write_text
 
 DESCRIPTION, SPLITS, PATIENTS, PARTICIPANTS = "dataset.json", "splits_final.json", "patients.csv", "participants.tsv"
@@ -73,7 +74,7 @@ def read_lenient(path: Path) -> Lenient:
         except json.JSONDecodeError:
             text, commas = _without_surplus_commas(text)
             objects, content = _parsed(text)
-            faults.append((f"{commas} comma{'s' * (commas != 1)} before a closing bracket", "no such comma"))
+            faults.append((f"{counted(commas, 'comma')} before a closing bracket", "no such comma"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON: {error}", remedy="correct it") from None
     found = Lenient(content, faults)

@@ -13,6 +13,7 @@ from autoseg.problems import problem_table
 from autoseg.records import load, to_plain
 from autoseg.same_training import SEEN, what_is_seen
 from autoseg.suggestions import suggest
+from autoseg.wording import counted
 from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
@@ -88,9 +89,9 @@ def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> Non
     if faults:
         say(problem_table(faults))
     if errors := [fault for fault in faults if fault.severity == "error"]:
-        files = "file" if len(errors) == 1 else "files"
         raise DataError(
-            f"{len(errors)} {files} could not be segmented (listed above); {written} segmentations are in {out}",
+            f"{counted(len(errors), 'file')} could not be segmented (listed above); {written} segmentations are in "
+            f"{out}",
             remedy="repair them as the list says, then repeat the command",
         )
 
@@ -137,7 +138,7 @@ def notes_on(model: "Model", plan: Plan) -> list[str]:
 def _voters(model: "Model") -> str:
     """What of a model votes: "5 folds", "1 fold", "the model of all cases"."""
     count = sum(fold != FULL for fold in model.folds)
-    parts = [f"{count} fold{'s' * (count != 1)}"] if count else []
+    parts = [f"{counted(count, 'fold')}"] if count else []
     return " and ".join([*parts, *(["the model of all cases"] if FULL in model.folds else [])])
 
 

@@ -8,8 +8,8 @@ without a guess is *left out* of the copy, with all its files and its entries in
 checking the copy finds no error. Only faults of the data set as a whole (a label that is in no file) stay in the copy,
 and are named. The exit code is 0 where everything was mended, and 3 where a case was left out or a fault stayed.
 
-While the work lasts the copy holds a mark that names the original. The same command then starts from scratch; other commands
-refuse such a copy.
+While the work lasts the copy holds a mark that names the original. The same command then starts from scratch; other
+commands refuse such a copy.
 """
 
 import shutil
@@ -43,6 +43,7 @@ from autoseg.pipeline.opening import Say
 from autoseg.pipeline.planning import describe_dataset
 from autoseg.problems import check, problem_table
 from autoseg.processes import map_in_processes
+from autoseg.wording import counted
 from autoseg.workspace import lock, write_text
 
 GUARD = ".autoseg-fix.lock"
@@ -280,7 +281,7 @@ def _report(out: Path, dataset: Dataset, changes: Sequence[Change], problems: Se
     names = ("changes.csv", *(f"changes_{number}.csv" for number in range(2, 1000)))
     listed = next(out / name for name in names if not (out / name).exists())
     say(describe_dataset(as_one_patient(dataset, problems)))
-    say(f"{len(made)} change{'s' * (len(made) != 1)} in {out}, listed in {listed.name}, too")
+    say(f"{counted(len(made), 'change')} in {out}, listed in {listed.name}, too")
     if made:
         say(change_table(made))
     if rest:
