@@ -1,6 +1,6 @@
 """Images to segmentations, by the ensemble of the trained folds of one model, or of several."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
     from autoseg.model import Model
+    from autoseg.predict import Prediction
 
 
 def predict_images(
@@ -75,13 +76,20 @@ def predict_images(
     options = PredictOptions(step=step, mirroring=mirroring, tile=tile)
     written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
     voters = [f"{_voters(model)} of {pair[0]} ({pair[1]})" for model, pair in zip(opened, pairs, strict=True)]
+    _say_what_was_written(written, before, voters, out, say)
+    _report(faults, len(written), out, say)
+    return [prediction.path for prediction in written]
+
+
+def _say_what_was_written(
+    written: "Sequence[Prediction]", before: Collection[str], voters: Sequence[str], out: Path, say: Say
+) -> None:
+    """Say what is odd about the headers, how many segmentations there are, and how many replaced a file."""
     for problem in header_notes([remark for prediction in written for remark in prediction.remarks]):
         say(f"warning: {problem.file}: {problem.what} ({problem.remedy})")
     say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
     if replaced := [prediction for prediction in written if prediction.path.name in before]:
         say(f"note: {len(replaced)} of them take the place of files that were in {out} before")
-    _report(faults, len(written), out, say)
-    return [prediction.path for prediction in written]
 
 
 def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> None:
