@@ -10,6 +10,8 @@ tables.py    the list of images, the patients
 folds.py     the folds a dataset brings: honoured, or refused
 loading.py   one case from its files to arrays in one axis order
 grids.py     the files of a case on one grid; grids that do not fit the others of the set
+voxels.py    values that drown an image; pictures in grey and in colour
+annotation.py  labels that cannot be learnt as they are
 
 and for a corrected copy of a dataset:
 
