@@ -50,7 +50,7 @@ def shortened(text: str) -> str:
 
 
 def name(text: str) -> str:
-    """The type of an option that names a configuration or a network: not empty, and no path."""
+    """The type of an option that names a configuration or a network: not empty, and not a path."""
     if not text.strip() or "/" in text:
         raise argparse.ArgumentTypeError(f"{shortened(text)} is not a name")
     return text

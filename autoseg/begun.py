@@ -123,7 +123,7 @@ def contents_today(workspace: Workspace, plan: Plan, name: str, cases: tuple[str
 
 
 def split_of(fold: FoldName, splits: tuple[Split, ...], all_cases: tuple[str, ...]) -> Split | None:
-    """The cases of a fold as they are today; None where there is no such fold any more."""
+    """The cases of a fold as they are today; None where that fold no longer exists."""
     if fold == FULL:
         return Split(FULL, all_cases, ())
     return next((split for split in splits if split.fold == fold), None)

@@ -5,15 +5,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from autoseg import __version__
-from autoseg.arguments import above, cpu_rate, duration, finite, mapping, name, positive, share, whole
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
-from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
-from autoseg.suggestions import DEFAULT_WORKSPACE, LESS_MEMORY, complete
+from autoseg.parser import build_parser
+from autoseg.suggestions import LESS_MEMORY, complete
 
 if TYPE_CHECKING:
     from autoseg.dataset import IntakeOptions
@@ -26,10 +23,9 @@ OUT_OF_MEMORY_REMEDY = f"{LESS_MEMORY}, or use a machine with more"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see CONTRIBUTING.md for the codes)."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        return RUN[options.command](options) or 0
     except Stopped as stopped:
         typed = sys.argv[1:] if arguments is None else arguments
         again = [a for a in typed if a != "--restart" or stopped.restart_due]
@@ -63,208 +59,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     from autoseg.nn.training_step import is_out_of_memory
 
     return is_out_of_memory(error)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="autoseg", description="Self-configuring segmentation of medical images.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"autoseg {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(called: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(called, help=help, allow_abbrev=False)
-
-    demo = command("demo", help="synthetic data through the whole pipeline: does this installation work?")
-    demo.add_argument(
-        "-o", "--out", type=Path, default=Path("autoseg_demo"), help="where to put it (default: %(default)s)"
-    )
-    demo.add_argument(
-        "--time-budget", type=duration, default=None,
-        help="time per fold, e.g. 25s, instead of a fixed number of steps; the machine's speed then decides",
-    )  # fmt: skip
-    demo.add_argument("--seed", type=int, default=0, help="of the trainings (default: %(default)s)")
-    demo.add_argument("--data-only", action="store_true", help="write the dataset and stop")
-    demo.set_defaults(run=run_demo)
-
-    check = command("check", help="what was understood of a dataset, what is wrong with it, what to do")
-    add_intake(check)
-    check.add_argument(
-        "--fix", type=Path, default=None, metavar="OUT",
-        help="write a corrected copy to this new folder and list every change; the data set itself is never written. A "
-        "case whose faults cannot be mended without a guess is left out of the copy and named (exit code 3)",
-    )  # fmt: skip
-    check.add_argument(
-        "--map", type=mapping, default=None, metavar="OLD=NEW,...",
-        help="with --fix: label values to change, e.g. 255=1,7=0 (write --map=-1=0 where the first is negative)",
-    )  # fmt: skip
-    check.add_argument("--nan-to", type=finite, default=None, metavar="VALUE", help="with --fix: for NaN and infinity")
-    check.set_defaults(run=run_check)
-
-    plan = command("plan", help="measure a dataset, decide everything, preprocess it")
-    add_intake(plan)
-    add_workspace(plan)
-    plan.add_argument(
-        "-c", "--configurations", default="", help="to preprocess, e.g. 2d,3d_fullres (default: recommended)"
-    )
-    plan.add_argument(
-        "--vram", type=above(0, MAX_GIGABYTES), default=None, metavar="GB", help="plan for a GPU of this memory"
-    )
-    plan.add_argument(
-        "--preset", choices=("s", "m", "l", "xl"), default=None,
-        help="s: CPU; m, l, xl: residual encoders for 8, 24, 40 GB (default: plain U-Net for the machine at hand)",
-    )  # fmt: skip
-    plan.add_argument(
-        "--network", type=name, default=None, help="architecture, e.g. attention_unet (default: the preset's)"
-    )
-    plan.add_argument(
-        "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone (default: autoseg)"
-    )
-    plan.add_argument("--no-preprocess", action="store_true", help="decide only")
-    plan.add_argument("--explain", action="store_true", help="print every decision with its reason")
-    plan.add_argument(
-        "--time-budget", type=duration, default=None,
-        help="wall time per fold, to train for and to size a CPU's steps by (default: the recipe's epochs, and 1h)",
-    )  # fmt: skip
-    plan.add_argument(
-        "--cpu-rate", type=cpu_rate, default="measured", metavar="RATE",
-        help="speed of the CPU planned for: measured, reference (the same plan on every machine), or times the "
-        "reference, e.g. 0.5 (default: measured)",
-    )  # fmt: skip
-    add_settings(plan)
-    plan.set_defaults(run=run_plan)
-
-    train = command("train", help="train folds and predict their held-out cases")
-    add_workspace(train)
-    train.add_argument(
-        "-f", "--folds", nargs="+", default=["all"],
-        help="0 | 0 2 | 0,2 | 0..4 | all | full: one model on all cases, none held out (default: all)",
-    )  # fmt: skip
-    add_model(train)
-    length = train.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=whole(1, MAX_EPOCHS), default=None, help="length of each fold's training")
-    length.add_argument("--steps", type=positive, default=None, help="the same, in optimiser steps")
-    length.add_argument("--time-budget", type=duration, default=None, help="wall time per fold, e.g. 10m, 2h")
-    train.add_argument(
-        "--init-from",
-        type=Path,
-        default=None,
-        metavar="MODEL",
-        help="begin with what fits of a trained model's weights",
-    )
-    train.add_argument(
-        "--stop-after", type=duration, default=None, help="save and stop after so long, e.g. 3h55m; goes on later"
-    )
-    train.add_argument(
-        "--checkpoint-every", type=duration, default=60.0, metavar="TIME", help="at the latest (default: 60s)"
-    )
-    train.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
-    train.add_argument(
-        "--restart", action="store_true", help="retrain these folds from scratch (the old folders are renamed)"
-    )
-    train.add_argument(
-        "--finish", action="store_true", help="let begun folds cool down now, end, and predict their held-out cases"
-    )
-    several = train.add_mutually_exclusive_group()
-    several.add_argument("--gpus", default=None, help="one fold per GPU at the same time: all, or numbers such as 0,2")
-    several.add_argument(
-        "--slurm", default=None, metavar="KEY=VALUE,...",
-        help="submit the folds to a cluster: partition=gpu,time=24h[,gpus=1,cpus=8,mem=64G,account=...]",
-    )  # fmt: skip
-    add_settings(train)
-    train.set_defaults(run=run_train)
-
-    evaluate = command("evaluate", help="cross-validation table, or two folders against each other")
-    add_workspace(evaluate)
-    add_model(evaluate)
-    evaluate.add_argument("--predictions", type=Path, help="folder of segmentations")
-    evaluate.add_argument("--references", type=Path, help="folder of expert labels")
-    evaluate.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
-    evaluate.add_argument(
-        "--test", action="store_true", help="the ensemble on the dataset's held-out test cases; scored once"
-    )
-    evaluate.add_argument("--csv", type=Path, help="also write one row per case and label")
-    evaluate.add_argument(
-        "--workers", type=whole(1, MAX_WORKERS), default=None, help="processes (default: from cores and memory)"
-    )
-    evaluate.set_defaults(run=run_evaluate)
-
-    predict = command("predict", help="segment images with the ensemble of the trained folds")
-    add_workspace(predict)
-    predict.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or files")
-    predict.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
-    add_model(predict)
-    predict.add_argument(
-        "-m", "--models", nargs="+", default=[], metavar="MODEL",
-        help="average these, as their folders are called: 3d_fullres-unet 2d-unet",
-    )  # fmt: skip
-    predict.add_argument(
-        "-f", "--folds", nargs="+", default=["all"],
-        help="which folds form the ensemble: 0,2 | full (default: all that are trained; full only where it alone is)",
-    )  # fmt: skip
-    predict.add_argument(
-        "--unfinished", action="store_true", help="also use folds that are not trained to the end, as they stand"
-    )
-    predict.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
-    predict.add_argument("--step", type=share, default=0.5, help="tile distance as a share of the tile (default: 0.5)")
-    predict.add_argument(
-        "--no-mirroring", action="store_true", help="no test-time flips: faster, a little less accurate"
-    )
-    predict.add_argument(
-        "--tile", type=float, metavar="N",
-        help="tiles up to N times as long as the training patch: faster, less accurate on small images (default: 1)",
-    )  # fmt: skip
-    predict.set_defaults(run=run_predict)
-
-    status = command("status", help="where this workspace stands and what to type next")
-    add_workspace(status)
-    status.set_defaults(run=run_status)
-
-    calibrate = command("calibrate", help="measure this machine's memory and speed, for the plans made on it")
-    calibrate.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 (default: auto)")
-    calibrate.set_defaults(run=run_calibrate)
-
-    env = command("env", help="versions and hardware")
-    env.set_defaults(run=run_env)
-    return parser
-
-
-def add_workspace(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-w",
-        "--workspace",
-        type=Path,
-        default=DEFAULT_WORKSPACE,
-        help="where everything is kept (default: %(default)s)",
-    )
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--configuration", type=name, default=None, help="default: the recommended one")
-    parser.add_argument("--network", type=name, default=None, help="default: the one that was planned for")
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
-        help="change a value of the plan, e.g. training.learning_rate=0.001",
-    )  # fmt: skip
-
-
-def add_intake(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="folder of images and labels, or a CSV/TSV that lists them")
-    parser.add_argument("--channels", help="what the channels are, e.g. CT or T1,FLAIR")
-    parser.add_argument("--labels", help="names and values, e.g. liver=1,tumour=2")
-    parser.add_argument("--regions", help="unions of label values predicted as one, e.g. whole=1+2,core=2")
-    parser.add_argument(
-        "--ignore", type=whole(-(2**31), 2**31 - 1), help="label value that marks voxels nobody annotated"
-    )
-    parser.add_argument("--patient-regex", help="its first group, found in the case id, names the patient")
-    parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of refusing")
-    parser.add_argument(
-        "--workers", type=whole(1, MAX_WORKERS), default=None, help="processes (default: from cores and memory)"
-    )
 
 
 def parse_folds(text: str) -> "tuple[FoldName, ...] | None":
@@ -425,3 +219,16 @@ def _intake(options: argparse.Namespace) -> "IntakeOptions":
         channels=options.channels, labels=options.labels, regions=options.regions, ignore=options.ignore,
         patient_regex=options.patient_regex,
     )  # fmt: skip
+
+
+RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {  # command -> what runs it
+    "demo": run_demo,
+    "check": run_check,
+    "plan": run_plan,
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "status": run_status,
+    "calibrate": run_calibrate,
+    "env": run_env,
+}

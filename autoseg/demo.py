@@ -6,7 +6,7 @@ reference and of its segmentation.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -134,14 +134,7 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     )
 
     began = time.perf_counter()
-    if out.exists() and not out.is_dir():
-        raise StateError(f"{out} is a file", remedy="choose a folder with --out")
-    if out.exists() and any(out.iterdir()):
-        if not (out / "dataset" / "dataset.json").exists():
-            raise StateError(f"{out} is not empty and holds no demo", remedy="choose another folder with --out")
-        aside = out.resolve().with_name(f"{out.resolve().name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
-        out.rename(aside)
-        print(f"the demo that was in {out} is kept as {aside}")
+    _set_aside(out)
     dataset, segmentations, picture_path = out / "dataset", out / "segmentations", out / "segmentation.png"
     workspace = Workspace(out / "workspace")
     settings: tuple[str, ...] = (f"training.seed={seed}",)
@@ -193,11 +186,28 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     print(f"\npicture of {name}: {picture_path}\n\nwhat was run, in {time.perf_counter() - began:.0f} s:")
     print("\n".join(f"  {command}" for command in commands))
     summary = summarise(score_cases(pair_folders(segmentations, labels, LABEL_SET), workers=0))
-    by_label = {label: metrics["dice"].mean or 0.0 for label, metrics in summary.items()}
+    passed, verdict = _judged(dice, {label: metrics["dice"].mean or 0.0 for label, metrics in summary.items()})
+    print(f"\n{verdict}")
+    return 0 if passed else 1
+
+
+def _set_aside(out: Path) -> None:
+    """Rename an older demo. Raises StateError where the folder holds something else."""
+    if out.exists() and not out.is_dir():
+        raise StateError(f"{out} is a file", remedy="choose a folder with --out")
+    if out.exists() and any(out.iterdir()):
+        if not (out / "dataset" / "dataset.json").exists():
+            raise StateError(f"{out} is not empty and holds no demo", remedy="choose another folder with --out")
+        aside = out.resolve().with_name(f"{out.resolve().name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+        out.rename(aside)
+        print(f"the demo that was in {out} is kept as {aside}")
+
+
+def _judged(dice: float, by_label: Mapping[str, float]) -> tuple[bool, str]:
+    """Whether the mean Dice and that of each label are as stated, and the sentence that says so."""
     passed = dice >= DICE_TO_REACH and all(value >= LABEL_DICE_TO_REACH for value in by_label.values())
     shown = ", ".join(f"{label} {value:.3f}" for label, value in by_label.items())
-    print(
-        f"\nDice of the ensemble on the held-out cases: mean {dice:.3f}, expected at least {DICE_TO_REACH}; {shown}, "
+    return passed, (
+        f"Dice of the ensemble on the held-out cases: mean {dice:.3f}, expected at least {DICE_TO_REACH}; {shown}, "
         f"expected at least {LABEL_DICE_TO_REACH} each: {'reached' if passed else 'MISSED'}"
     )
-    return 0 if passed else 1

@@ -22,13 +22,14 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from autoseg.wording import NAMED, some
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Kind = Literal["overfit", "collapse", "diverge", "unseen"]
 
 EPOCHS = 3  # judged together: sound trainings waver for an epoch or two, not for three in the same direction
 
-NAMED = 5  # labels with one verdict that are named one by one; of more, one line gives the count
 
 # Overfitting. In sound trainings the patches of training cases score 0.01 to 0.1 better than those of validation cases.
 PAUSE_SHARE = 0.25  # validation stagnates when it is no better than it was this share of all epochs ago: ...
@@ -213,7 +214,7 @@ def _unseen(curves: _Curves, label_names: Sequence[str]) -> list[Finding]:
     if not names:
         return []
     one = len(names) == 1
-    what = f"{_some(names)} {'is' if one else 'are'} in none of the fold's training cases"
+    what = f"{some(names)} {'is' if one else 'are'} in none of the fold's training cases"
     remedy = (
         f"nothing in this training changes that: annotate {'it' if one else 'them'} in more patients, or leave "
         f"{'it' if one else 'them'} out of the labels"
@@ -322,15 +323,10 @@ def _findings(kind: Kind, verdicts: Sequence[tuple[str | None, Verdict]]) -> lis
         return [Finding(kind, None, f"all {len(found)} labels do, for instance: {what}", remedy)]
     if len(found) > NAMED:
         _, what, remedy = found[0]
-        names = _some([str(label) for label, _, _ in found])
+        names = some(label for label, _, _ in found)
         counted = f"{len(found)} of {len(verdicts)} labels do, {names}; for instance: {what}"
         return [Finding(kind, None, counted, remedy)]
     return [Finding(kind, label, what, remedy) for label, what, remedy in found]
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first NAMED names, and how many there are beside them."""
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _marked(history: Sequence[Mapping[str, Any]], key: str, labels: int) -> Bools:

@@ -26,6 +26,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.symmetry import MirrorSide, mirror_sides
 from autoseg.records import to_plain
 from autoseg.rules import anything, at_least, between, entries, exactly, file_name
+from autoseg.wording import some
 
 VERSION = 1
 Count = Annotated[int, at_least(0, 2.0**63)]
@@ -192,8 +193,8 @@ def summarise(measurements: Mapping[str, CaseMeasurement], *, channels: Sequence
         notes.append(f"{len(ordered) - len(pooled)} of {len(ordered)} cases have no foreground")
     lost = [case.id for case in cases if case.foreground_outside_crop]
     if lost:
-        notes.append(f"labelled voxels lie where the image is zero, and are cropped away, in: {_some(lost)}")
-    notes += [f"cases with equal image and label: {_some(ids)}" for ids in _equal(cases)]
+        notes.append(f"labelled voxels lie where the image is zero, and are cropped away, in: {some(lost)}")
+    notes += [f"cases with equal image and label: {some(ids)}" for ids in _equal(cases)]
     intensities = np.concatenate(pooled, axis=1)
     return Fingerprint(
         version=VERSION,
@@ -297,10 +298,6 @@ def _equal(cases: Sequence[CaseFingerprint]) -> list[list[str]]:
     for case in cases:
         by_digest.setdefault(case.digest, []).append(case.id)
     return [ids for ids in by_digest.values() if len(ids) > 1]
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def _axes3(shape: Sequence[int]) -> Axes3:

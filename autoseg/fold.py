@@ -157,7 +157,7 @@ def open_fold(
     saved: dict[str, Any] | None,
     began: float,
 ) -> Fold:
-    """Build what the loop works with: anew, or from a checkpoint.
+    """Build what the loop works with: from scratch, or from a checkpoint.
 
     Args:
         saved: the checkpoint, on the CPU.
@@ -189,14 +189,7 @@ def open_fold(
     network = build_plan_network(plan, configuration).to(device)
     network.deep_supervision = training.deep_supervision  # type: ignore[assignment]
     criterion = build_plan_loss(plan, configuration).to(device)
-    init_from = saved["init_from"] if saved else place(options.init_from)
-    if options.init_from and not saved:
-        source = begin_from(
-            options.init_from, network, plan, task.configuration_name, say, held_out=split.validation, own=task.folder,
-            contents=task.contents,
-        )  # fmt: skip
-        if (lies := folder.where_it_lies(source)) != source.resolve():
-            init_from = str(lies.parent)
+    init_from = saved["init_from"] if saved else _initialise(network, task, options, folder, say)
 
     data = _FoldData(task, say)
     held_out, learnt = data.watched()
@@ -226,14 +219,10 @@ def open_fold(
     after = _after_training(task, data, choices, network, image[:1], watched=watched)
     if clock.budget_seconds is not None:
         clock.start_seconds = 0.0 if saved else clock.elapsed()
-        if not saved and clock.remaining() <= 0:
-            raise UsageError(
-                f"fold {split.fold}: the time budget of {clock.budget_seconds:.0f} s leaves nothing to train in: "
-                f"{clock.elapsed():.0f} s went into the start",
-                remedy="give it more time (--time-budget)",
-            )
-        if told := after.begin(clock):
-            say(told)
+        if not saved:
+            _require_time_left(clock, split.fold)
+        if message := after.begin(clock):
+            say(message)
     return Fold(
         task=task, network=network, trained=ranks.wrap(network, device), criterion=criterion,
         after=after, tile=image[:1].clone(),
@@ -241,6 +230,30 @@ def open_fold(
         held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop,
         checkpoints=CheckpointWriter(task.folder), init_from=init_from, folder=folder,
     )  # fmt: skip
+
+
+def _initialise(
+    network: nn.Module, task: FoldTask, options: FoldOptions, folder: FoldFolder, say: Callable[[str], None]
+) -> str | None:
+    """Begin with the weights of `options.init_from`, if any; returns where that model is to be found from now on."""
+    if not options.init_from:
+        return place(options.init_from)
+    source = begin_from(
+        options.init_from, network, task.plan, task.configuration_name, say, held_out=task.split.validation,
+        own=task.folder, contents=task.contents,
+    )  # fmt: skip
+    lies = folder.where_it_lies(source)
+    return place(options.init_from) if lies == source.resolve() else str(lies.parent)
+
+
+def _require_time_left(clock: Clock, fold: FoldName) -> None:
+    """Raise UsageError where the start alone took the whole time budget."""
+    if clock.remaining() <= 0:
+        raise UsageError(
+            f"fold {fold}: the time budget of {clock.budget_seconds:.0f} s leaves nothing to train in: "
+            f"{clock.elapsed():.0f} s went into the start",
+            remedy="give it more time (--time-budget)",
+        )
 
 
 def _after_training(

@@ -1,4 +1,4 @@
-"""How a fold's training is told: the bar, the lines, the history, the warnings.
+"""How a fold's training is reported: the bar, the lines, the history, the warnings.
 
 `history.jsonl` is the truth, one JSON object per epoch. All else says the same in another form: the lines on screen and
 in `log.txt`, `progress.png`, the curves in `tensorboard/` where TensorBoard is installed. What is not the truth may
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from autoseg.diagnosis import Finding, diagnose, ever_found
 from autoseg.progress_picture import draw_progress
+from autoseg.wording import duration
 from autoseg.workspace import FoldName, write_text
 
 if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
@@ -160,7 +161,7 @@ class FoldLog:
         if not self.history:
             return []
         row = self.history[-1]
-        came_to = f"fold {self.fold}  {row['step']} steps in {_duration(row['seconds'])}{self._dice(row)}"
+        came_to = f"fold {self.fold}  {row['step']} steps in {duration(row['seconds'])}{self._dice(row)}"
         return [came_to, *(warning(self.fold, finding) for finding in self.findings)]
 
     def _line(self, row: Mapping[str, Any]) -> str:
@@ -170,7 +171,7 @@ class FoldLog:
         return (
             f"fold {self.fold}  epoch {row['epoch']:3d}  step {row['step']:5d}  loss {_shown(row['loss'], '+.3f')}"
             f"{validation}{self._dice(row)}{skipped}  "
-            f"{_duration(row['seconds'])}, {_duration(remaining)} to go"
+            f"{duration(row['seconds'])}, {duration(remaining)} to go"
         )
 
     def _dice(self, row: Mapping[str, Any]) -> str:
@@ -274,9 +275,3 @@ def _thousandths(history: Sequence[Mapping[str, Any]]) -> int:
 
 def _shown(value: float | None, form: str) -> str:
     return "  - " if value is None else f"{value:{form}}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -162,7 +162,7 @@ class FoldState:
         return f"{since}: the learning rate cools down, and the training ends"
 
     def forget_plateau(self) -> None:
-        """Let the wait for a plateau begin anew: what was measured so far is no measure any more."""
+        """Restart the wait for a plateau: what was measured so far no longer compares."""
         if self.plateau:
             self.plateau = replace(self.plateau, averages=(), bests=(), waited=0)
 

@@ -13,14 +13,35 @@ from autoseg.augmentation import AUGMENTATIONS
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.intake.inputs import FileNames
+from autoseg.plan_fields import (
+    Axis,
+    Blocks,
+    ConfigurationName,
+    Count,
+    Decay,
+    Edge,
+    Features,
+    Intensity,
+    Kernel,
+    Millimetres,
+    Order,
+    Ratio,
+    Samples,
+    Seconds,
+    Share,
+    Steps,
+    Stride,
+    Text,
+    Voxels,
+    Weight,
+)
+from autoseg.plan_versions import VERSION, upgraded_plan
 from autoseg.planning.architectures import ARCHITECTURES
 from autoseg.records import from_plain, override
 from autoseg.rules import (
     MAX_COUNT,
     MAX_EPOCHS,
     MAX_GIGABYTES,
-    MAX_SECONDS,
-    MAX_STEPS,
     MAX_WORKERS,
     FieldError,
     above,
@@ -29,35 +50,15 @@ from autoseg.rules import (
     between,
     check_fields,
     check_same_length,
-    counted,
     entries,
     exactly,
-    file_name,
-    odd,
+    in_entries,
     one_of,
     shown,
 )
 
-VERSION = 4
 LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
 LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given
-
-# What the numbers below may be. A field's own range stands beside it.
-Count = Annotated[int, at_least(0, MAX_COUNT)]  # of bytes, elements, operations
-Voxels = Annotated[int, at_least(1, 2**20)]
-Edge = Annotated[int, at_least(1, 2**14)]  # of a patch, voxels
-Stride = Annotated[int, between(1, 16)]
-Kernel = Annotated[int, odd(1, 15)]
-Blocks = Annotated[int, between(1, 64)]
-Features = Annotated[int, between(1, 2**14)]
-Millimetres = Annotated[float, between(1e-9, 1e6)]  # of a spacing: from picometres to a kilometre
-Axis = Annotated[int, between(0, 2)]
-Intensity = Annotated[float, between(-3.4e38, 3.4e38)]  # what float32 holds
-Order = Annotated[int, between(0, 5)]  # of a spline
-Weight = Annotated[float, between(0, 1e6)]
-Share = Annotated[float, between(0, 1)]
-Decay = Annotated[float, between(0, 1, below=True)]
-Text = Annotated[str, anything("any text")]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class NetworkSpec:
             for i, along in enumerate(getattr(self, name)):
                 if len(along) != len(self.strides[0]):
                     raise FieldError(
-                        f"{name}[{i}]: expected {counted(len(self.strides[0]))}, as strides[0], found {along}"
+                        f"{name}[{i}]: expected {in_entries(len(self.strides[0]))}, as strides[0], found {along}"
                     )
         accepted = ARCHITECTURES[self.name].accepts
         for key, value in self.options.items():
@@ -125,8 +126,8 @@ class Resampling:
 
     image_order: Order = 3  # spline order in the resolved axes
     coarse_axis_order: Order = 0  # along an axis resampled separately
-    anisotropy_threshold: Annotated[float, at_least(1, 1e9)] = 3.0  # axes so much coarser are resampled separately
-    antialias_factor: Annotated[float, at_least(1, 1e9)] = 1.5  # axes that shrink by more are low-pass filtered first
+    anisotropy_threshold: Ratio = 3.0  # axes so much coarser are resampled separately
+    antialias_factor: Ratio = 1.5  # axes that shrink by more are low-pass filtered first
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -139,11 +140,11 @@ class Cost:
     parameters: Count  # learnt values of the network
     train_bytes: Count  # of the device's memory: the peak of one training step
     predict_bytes: Count  # of the device's memory: segmenting an image of the median shape
-    tile_batch: Annotated[int, at_least(1, 2**16)]  # tiles that are segmented at a time, as many as the device holds
+    tile_batch: Samples  # tiles that are segmented at a time, as many as the device holds
     host_bytes: Count  # of main memory: processes and batches in waiting; cases are held besides where there is room
     disk_bytes: Count  # of the preprocessed copy
     flops: Count  # floating-point operations of one training step
-    seconds_per_step: Annotated[float, above(0, MAX_SECONDS)] | None  # None: this device was never measured
+    seconds_per_step: Seconds | None  # None: this device was never measured
     flops_per_second: Annotated[float, above(0, MAX_COUNT)] | None = None  # of a CPU, rounded: it sized the step
 
     def __post_init__(self) -> None:
@@ -154,16 +155,16 @@ class Cost:
 class Configuration:
     """One way to see the data: spacing, patch and network that fit together."""
 
-    data: Annotated[str, file_name()]  # the configuration whose preprocessed copy it reads; equal needs share one
+    data: ConfigurationName  # the configuration whose preprocessed copy it reads; equal needs share one
     spacing: tuple[Millimetres, ...]
     median_shape: tuple[Annotated[float, at_least(0.5, 2**31)], ...]  # voxels, after resampling
     patch_size: Annotated[tuple[Edge, ...], entries(2, 3)]
-    batch_size: Annotated[int, at_least(1, 2**16)]
+    batch_size: Samples
     batch_dice: bool  # Dice sums over the batch, instead of per sample
     network: NetworkSpec
     receptive_field: tuple[Voxels, ...]  # voxels seen by one output voxel
-    elements: Count  # feature maps of one sample's forward pass, counted by nnU-Net's rule: its proxy of memory
-    cascade_from: Annotated[str, file_name()] | None = None  # the configuration whose segmentation is a further input
+    elements: Count  # feature maps of one sample's forward pass, in_entries by nnU-Net's rule: its proxy of memory
+    cascade_from: ConfigurationName | None = None  # the configuration whose segmentation is a further input
     checkpointing: bool = False  # feature maps are computed again in the backward pass, instead of kept
     cost: Cost | None = None  # None: not known (planned by an older version)
 
@@ -174,7 +175,8 @@ class Configuration:
         """Raise FieldError where fields contradict each other."""
         if self.network.dims != self.dims:
             raise FieldError(
-                f"patch_size: expected {counted(self.network.dims)}, as network.strides, found {shown(self.patch_size)}"
+                f"patch_size: expected {in_entries(self.network.dims)}, as network.strides, "
+                f"found {shown(self.patch_size)}"
             )
         names = ("spacing", "median_shape", "receptive_field")
         check_same_length(self, names, self.dims, f"one per axis of patch_size {list(self.patch_size)}")
@@ -189,11 +191,9 @@ class Training:
     """The recipe of one fold. `epochs`, `steps`, `time_budget_seconds`: one of them is the length of the schedule."""
 
     epochs: Annotated[int, at_least(1, MAX_EPOCHS)] | None = 1000
-    steps: Annotated[int, at_least(1, MAX_STEPS)] | None = None
-    time_budget_seconds: Annotated[float, above(0, MAX_SECONDS)] | None = (
-        None  # wall time per fold, validation included
-    )
-    iterations_per_epoch: Annotated[int, at_least(1, MAX_STEPS)] = 250
+    steps: Steps | None = None
+    time_budget_seconds: Seconds | None = None  # wall time per fold, validation included
+    iterations_per_epoch: Steps = 250
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Annotated[float, above(0, 100)] = 0.01
     momentum: Decay | None = None  # of SGD, or beta 1 of AdamW; None: 0.99 or 0.9
@@ -204,9 +204,8 @@ class Training:
     gradient_clip: Annotated[float, above(0, 1e9)] = 12.0
     loss: Literal["dice_ce", "dice_bce", "dice_focal", "dice_topk", "tversky"] = "dice_ce"
     class_weights: tuple[Weight, ...] | None = None  # of the cross-entropy, one per head; None weighs all alike
-    focal_gamma: Annotated[float, at_least(0, 100)] = (
-        2.0  # of dice_focal: how much less voxels weigh that are right already
-    )
+    # of dice_focal: how much less voxels weigh that are right already
+    focal_gamma: Annotated[float, at_least(0, 100)] = 2.0
     topk_share: Annotated[float, above(0, 1)] = 0.1  # of dice_topk: the hardest voxels of a batch, which alone count
     tversky_alpha: Annotated[float, at_least(0, 1000)] = 0.3  # of tversky: weight of false positives
     tversky_beta: Annotated[float, above(0, 1000)] = 0.7  # and of false negatives
@@ -220,11 +219,8 @@ class Training:
     class_sampling: Literal["uniform", "inverse_frequency"] = "uniform"  # which label a foreground patch is centred on
     augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "default"
     chain: Literal["auto", "host", "worker", "device"] = "auto"  # what augments, and where; auto: measured at start-up
-    mirror_axes: Annotated[tuple[Axis, ...], entries(0, 3, distinct=True)] = (
-        0,
-        1,
-        2,
-    )  # spatial axes of the patch, in permuted order
+    # spatial axes of the patch, in permuted order
+    mirror_axes: Annotated[tuple[Axis, ...], entries(0, 3, distinct=True)] = (0, 1, 2)
     test_time_mirroring: bool = True
     autocast: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: measured at start-up
     autotune: bool = True  # time dtype, layout, compiling and chain at start-up; off: the same choices on every machine
@@ -296,8 +292,8 @@ class Plan:
     axis_order: Annotated[tuple[Axis, Axis, Axis], entries(3, 3, distinct=True)]
     normalization: tuple[ChannelNormalization, ...]  # one per channel
     resampling: Resampling
-    configurations: Annotated[dict[Annotated[str, file_name()], Configuration], entries(1)]
-    recommended: Annotated[str, file_name()]  # the configuration used when none is named
+    configurations: Annotated[dict[ConfigurationName, Configuration], entries(1)]
+    recommended: ConfigurationName  # the configuration used when none is named
     training: Training
     rules: Literal["autoseg", "nnunet"]
     preset: Literal["s", "m", "l", "xl"] | None
@@ -344,7 +340,7 @@ class Plan:
             )
         if training.class_weights is not None and len(training.class_weights) != heads.num_heads:
             raise FieldError(
-                f"training.class_weights: expected {counted(heads.num_heads)}, because the network has "
+                f"training.class_weights: expected {in_entries(heads.num_heads)}, because the network has "
                 f"{heads.num_heads} heads, found {len(training.class_weights)}",
                 remedy="give one weight per head: background and labels, or regions; or null for none",
             )
@@ -383,40 +379,4 @@ class Plan:
     @classmethod
     def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Plain data of an older version, as this version writes them."""
-        for version, upgrade in enumerate((_upgrade_from_1, _upgrade_from_2, _upgrade_from_3), start=1):
-            if plain.get("version") == version:
-                plain = upgrade(plain)
-        return plain
-
-
-def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 names the proxy of memory, and adds the cascade, checkpointing, costs, rules, presets and losses."""
-    added = {"cascade_from": None, "checkpointing": False, "cost": None}
-    configurations = {}
-    for name, configuration in plain["configurations"].items():
-        kept = {key: value for key, value in configuration.items() if key != "memory_estimate"}
-        configurations[name] = kept | {"elements": configuration["memory_estimate"]} | added
-    preset = "s" if plain["device"] == "cpu" else None
-    training = Training()
-    training_options = training.loss_options | {"momentum": training.momentum} | plain["training"]
-    return plain | {
-        "version": 2, "configurations": configurations, "rules": "autoseg", "preset": preset,
-        "training": training_options,
-    }  # fmt: skip
-
-
-def _upgrade_from_2(plain: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 adds a length in steps, the end at a plateau, dropout, weights of components, the device chain.
-
-    Trainings go on as they were begun: without an end at a plateau, on the host chain.
-    """
-    added = {"steps": None, "patience": 0, "component_weight": 0.0, "dropout": 0.0, "chain": "host"}
-    return plain | {"version": 3, "training": added | plain["training"]}
-
-
-def _upgrade_from_3(plain: dict[str, Any]) -> dict[str, Any]:
-    """Version 4 has one length of a training; before, a time budget ruled over steps, and steps over epochs."""
-    training = dict(plain["training"])
-    ruling = next((name for name in reversed(LENGTHS) if training[name] is not None), None)
-    training |= {name: None for name in LENGTHS if name != ruling}
-    return plain | {"version": 4, "training": training}
+        return upgraded_plan(plain)

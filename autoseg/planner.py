@@ -29,7 +29,8 @@ from autoseg.errors import UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import scheme_for
-from autoseg.plan import VERSION, ChannelNormalization, Configuration, Plan, Resampling
+from autoseg.plan import ChannelNormalization, Configuration, Plan, Resampling
+from autoseg.plan_versions import VERSION
 from autoseg.planning.architectures import ARCHITECTURES
 from autoseg.planning.budget import CPU, GPU, PRESETS, Budget, Preset
 from autoseg.planning.configurations import Sizing, View, plan_configuration

@@ -48,13 +48,13 @@ from autoseg.intake.voxels import (
 )
 from autoseg.processes import map_in_processes
 from autoseg.suggestions import suggest
+from autoseg.wording import NAMED, aligned, counted, some
 
 __all__ = ["Problem", "check", "problem_table", "without_bad_cases"]
 
 TURN_IT = "draw labels on what viewers show; or remove the orientation tags of all pictures"
 Measured = TypeVar("Measured")
 HOUNSFIELD_SAMPLE = 100_000  # voxels looked at per channel
-NAMED = 5  # cases named in a message about many
 
 
 @dataclass
@@ -154,7 +154,7 @@ def inspect_case(
         inspection.orientation = orientation_code(inspection.grid) if known else ""
     number = sum(len(volume.array) for volume in volumes.values())
     if complete and len(volumes) == len(case.images) and number != len(channels):
-        what = f"{number} channel{'s' * (number != 1)} instead of {len(channels)} ({', '.join(channels)})"
+        what = f"{counted(number, 'channel')} instead of {len(channels)} ({', '.join(channels)})"
         inspection.report(case.images[0], what, "give every case the same channels")
     names = list(channels) if number == len(channels) else [f"channel {n}" for n in range(number)]
     for file, volume in volumes.items():
@@ -186,12 +186,10 @@ def problem_table(problems: Sequence[Problem]) -> str:
         rows += [_row(problem, folder) for problem in group[:NAMED]]
         if len(group) > NAMED:
             rows.append(("", "", f"... and {len(group) - NAMED} more", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = ["  ".join((*(f"{text:<{w}}" for text, w in zip(row, widths, strict=False)), row[4])) for row in rows]
     errors = sum(problem.severity == "error" for problem in problems)
     warnings = len(problems) - errors
-    counted = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)} in {folder}"
-    return "\n".join([counted, *(line.rstrip() for line in lines)])
+    title = f"{counted(errors, 'error')}, {counted(warnings, 'warning')} in {folder}"
+    return "\n".join([title, *aligned(rows)])
 
 
 def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
@@ -270,10 +268,9 @@ def _look_at_label(inspection: Inspection, file: str, label: Volume, labels: Lab
     counts = count_values(label.array)
     inspection.values = tuple(counts)
     if strange := {value: counts[value] for value in labels.unexpected(np.array([*counts]))}:
-        shown = ", ".join(f"{value} ({count} voxel{'s' * (count != 1)})" for value, count in [*strange.items()][:NAMED])
-        more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
+        shown = some(f"{value} ({counted(count, 'voxel')})" for value, count in strange.items())
         remedy = "correct the file, or declare them: --labels name=value,... or --ignore value"
-        inspection.report(file, f"unexpected label values: {shown}{more}", remedy)
+        inspection.report(file, f"unexpected label values: {shown}", remedy)
     for alias, meaning in labels.aliases.items():
         if alias in counts and meaning in counts:
             what = f"the label holds both {meaning} ({counts[meaning]} voxels) and {alias} ({counts[alias]} voxels)"
@@ -346,7 +343,7 @@ def _hounsfield(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Pro
         alike = [i for i in comparable if i.hounsfield[index]]
         unlike = [i for i in comparable if not i.hounsfield[index]]
         if scheme_for(name) == "ct" and unlike:
-            shown = ", ".join(i.case.id for i in unlike[:NAMED]) + (", ..." if len(unlike) > NAMED else "")
+            shown = some(i.case.id for i in unlike)
             what = f"{name} does not look like Hounsfield units in {len(unlike)} of {len(comparable)} cases: {shown}"
             remedy = "if it is no CT, name it otherwise (--channels); if it is cropped or clipped CT, nothing"
             problems.append(Problem(None, unlike[0].case.images[0], what, remedy, "warning"))

@@ -43,7 +43,7 @@ def contents_of(task: FoldTask) -> dict[str, tuple[str, ...]]:
 def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> None:
     """Refuse to resume under another plan, with other cases, contents or weights than a fold was begun with.
 
-    What counts is said in `same_training`. A fold that is resumed need not be told again which model it began from.
+    What counts is said in `same_training`. For a fold that is resumed, the model it began from need not be given again.
     The content of a finished fold's cases is not asked for: see `remarks_on_contents`.
 
     Args:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from autoseg.errors import StateError
+from autoseg.wording import counted
 
 MAX_STEPS = 10**9  # of a training, or of an epoch
 MAX_EPOCHS = 10**6
@@ -74,7 +75,7 @@ def exactly(wanted: int, words: str) -> Rule:
 
 def entries(low: int, high: int | None = None, *, distinct: bool = False) -> Rule:
     """A list of so many entries; `high` None: of any number from `low` on."""
-    words = f"{low} or more entries" if high is None else counted(low) if low == high else f"{low} to {high} entries"
+    words = f"{low} or more entries" if high is None else in_entries(low) if low == high else f"{low} to {high} entries"
     return Rule(
         lambda value: (
             low <= len(value) <= (len(value) if high is None else high)
@@ -117,7 +118,7 @@ def check_same_length(record: Any, names: Sequence[str], length: int, why: str) 
     for name in names:
         found = getattr(record, name)
         if len(found) != length:
-            raise FieldError(f"{name}: expected {counted(length)}, {why}, found {len(found)}: {shown(found)}")
+            raise FieldError(f"{name}: expected {in_entries(length)}, {why}, found {len(found)}: {shown(found)}")
 
 
 @functools.cache
@@ -127,9 +128,9 @@ def hints(record_type: type) -> dict[str, Any]:
     return {field.name: found[field.name] for field in dataclasses.fields(record_type)}
 
 
-def counted(length: int) -> str:
+def in_entries(length: int) -> str:
     """A number of entries, in words."""
-    return f"{length} {'entry' if length == 1 else 'entries'}"
+    return counted(length, "entry", "entries")
 
 
 def shown(value: Any) -> str:

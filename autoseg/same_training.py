@@ -21,6 +21,7 @@ from typing import Any
 
 from autoseg.plan import LENGTHS, Training
 from autoseg.records import to_plain
+from autoseg.wording import counted
 
 SEEN = ("channels", "labels", "orientation", "axis_order", "normalization", "resampling")  # of a plan
 OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "batch_dice", "network", "cascade_from")
@@ -159,5 +160,5 @@ def describe_contents(found: Mapping[str, Sequence[str]]) -> str:
     first = next(iter(found))
     parts = " and ".join(f"the {part}" for part in found[first])
     others = len(found) - 1
-    many = f" and {others} other case{'s' * (others > 1)}" if others else ""
+    many = f" and {counted(others, 'other case')}" if others else ""
     return f"{parts} of {first}{many} {'has' if len(found) == 1 and len(found[first]) == 1 else 'have'} changed"

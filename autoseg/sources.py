@@ -15,6 +15,7 @@ from autoseg.errors import StateError, StorageError
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
 from autoseg.suggestions import suggest
+from autoseg.wording import some
 from autoseg.workspace import Workspace, sha256
 
 VERSION = 1
@@ -67,7 +68,7 @@ def require_in_place(workspace: Workspace, dataset: Dataset, cases: Sequence[Cas
             "(finished folds stay valid)",
         )
     raise StateError(
-        f"{_some(missing)} not there any more",
+        f"{_some(missing)} no longer there",
         remedy=f"put back what is missing, or plan again: {plan_again(workspace)}",
     )
 
@@ -124,9 +125,5 @@ def _measured(path: str) -> SourceFile:
 
 
 def _some(paths: Sequence[str]) -> str:
-    """ "a.nii.gz is", "a.nii.gz, b.nii.gz and 5 other files are"."""
-    shown = ", ".join(paths[:NAMED])
-    if len(paths) > NAMED:
-        others = len(paths) - NAMED
-        return f"{shown} and {others} other file{'s' * (others > 1)} are"
-    return f"{shown} {'is' if len(paths) == 1 else 'are'}"
+    """ "a.nii.gz is", "a.nii.gz, b.nii.gz, c.nii.gz and 5 more are"."""
+    return f"{some(paths, NAMED)} {'is' if len(paths) == 1 else 'are'}"

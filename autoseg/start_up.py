@@ -10,7 +10,7 @@ decide, and everything that is chosen must agree with float32 and be faster by a
     augmentation chain      by the seconds it takes for real batches (`autoseg.chain_choice`)
 
 Of each way the best of several trials counts, and the ways take turns: other work on the machine, which comes and goes,
-meets them all. The choices go into the checkpoint: a fold that goes on keeps those it began with. Besides: how many
+meets them all. The choices go into the checkpoint: a fold that resumes keeps those it began with. Besides: how many
 processes prepare batches.
 """
 

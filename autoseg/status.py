@@ -38,8 +38,8 @@ def status(workspace: Workspace) -> str:
         mark = " (recommended)" if name == plan.recommended else ""
         after = f", after {configuration.cascade_from}" if configuration.cascade_from else ""
         lines.append(f"{name}-{configuration.network.name}{after}{mark}")
-        told, todo[name] = _model_status(workspace, plan, name, configuration.network.name, splits)
-        lines += told
+        found, todo[name] = _model_status(workspace, plan, name, configuration.network.name, splits)
+        lines += found
     planned = [(name, configuration.network.name) for name, configuration in plan.configurations.items()]
     for name, network in workspace.models():
         if (name, network) not in planned:

@@ -15,24 +15,21 @@ are the ones that predict: choosing an epoch by its validation score would make 
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from autoseg.diagnosis import diagnose
-from autoseg.errors import AutosegError, OutOfMemory, Stopped
+from autoseg.errors import AutosegError, Stopped
 from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, open_fold
 from autoseg.fold_folder import FoldFolder, held
 from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_newest, remove_leftovers
 from autoseg.nn.precision import forward_seconds
-from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
-from autoseg.pseudo_dice import Batch, WatchedSamples, validate
 from autoseg.resuming import (
     contents_of,
     nothing_to_finish,
@@ -42,8 +39,8 @@ from autoseg.resuming import (
 )
 from autoseg.same_training import content_differences
 from autoseg.stopping import StopSignals
-from autoseg.suggestions import LESS_MEMORY
 from autoseg.validation_budget import keep_inference
+from autoseg.within_memory import step_within_memory, validate_within_memory
 from autoseg.workspace import FoldName
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
@@ -233,134 +230,18 @@ def follow_the_time(fold: Fold, began: float) -> None:
     watching = fold.clock.elapsed() - began
     passes = forward_seconds(fold.network, fold.tile, fold.state.choices.dtype)
     fold.after.observe(*fold.task.ranks.from_first((passes, watching)))
-    if told := fold.after.follow(fold.clock):
-        fold.say(told)
+    if message := fold.after.follow(fold.clock):
+        fold.say(message)
 
 
 def settle_validation(fold: Fold) -> None:
     """Choose how the validation cases are segmented, now that the last step is done, and write it down."""
     if not fold.held_out:
         return
-    if told := fold.after.settle(fold.clock):
-        fold.say(told)
+    if message := fold.after.settle(fold.clock):
+        fold.say(message)
     if fold.task.ranks.rank == 0:
         keep_inference(fold.task.folder, fold.after.way)
-
-
-def step_within_memory(fold: Fold, batch: Batch) -> float:
-    """Do one step; where it does not fit the memory, again in halves of the batch, and so from then on.
-
-    Raises:
-        OutOfMemory: not a single sample fits, or not what the optimiser remembers.
-    """
-    task, state, training = fold.task, fold.state, fold.task.plan.training
-    samples = len(batch["image"])
-    while True:
-        state.seed_step(task.number, task.ranks.rank)
-        try:
-            return training_step(
-                fold.trained, fold.criterion, state.optimizer, state.scaler, batch, state.choices.dtype,
-                training.gradient_clip, parts=min(state.micro_batches, samples), meanwhile=fold.bring_next,
-            )  # fmt: skip
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0]
-        take_less(fold, samples, reason)  # outside of `except`, so that the error no longer holds the feature maps
-
-
-def validate_within_memory(fold: Fold, samples: WatchedSamples) -> tuple[float, list[float | None]]:
-    """Loss and pseudo Dice, the same on every rank; batches that do not fit the memory pass in halves, from then on.
-
-    Raises:
-        OutOfMemory: not a single sample fits.
-    """
-    task, state = fold.task, fold.state
-    while True:
-        try:
-            found = validate(
-                fold.network, fold.criterion, samples, task.plan, task.device, state.choices.dtype,
-                parts=state.micro_batches,
-            )  # fmt: skip
-            return task.ranks.from_first(found)  # what it leads to, all do
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = str(error).splitlines()[0]
-        take_less(fold, samples.batch_size, reason)
-
-
-def take_less(fold: Fold, samples: int, reason: str) -> None:
-    """Divide batches of so many samples into twice as many parts, from now on, and forget a step that was broken off.
-
-    Several processes would have to do so at the same time: they do not try.
-
-    Raises:
-        OutOfMemory: a part is a single sample already.
-    """
-    task, state = fold.task, fold.state
-    if state.micro_batches >= samples or task.ranks.count > 1:
-        raise OutOfMemory(
-            f"fold {task.number}: {reason}",
-            remedy=f"{LESS_MEMORY}, or end other programs that use this device",
-        )
-    state.micro_batches = min(2 * state.micro_batches, samples)
-    state.optimizer.zero_grad(set_to_none=True)
-    state.renew_scaler(task.device)
-    if task.device.type == "cuda":
-        torch.cuda.empty_cache()
-    fold.say(f"out of memory: from now on a batch passes the network in {state.micro_batches} parts")
-
-
-def training_step(
-    network: nn.Module,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    batch: Mapping[str, Any],
-    dtype: str,
-    gradient_clip: float,
-    parts: int = 1,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> float:
-    """Do one optimiser step on a batch and return its loss. A non-finite loss or gradient (NaN) changes no weight.
-
-    Args:
-        batch: "image" (B, C, *patch) float32, "target" (B, *patch) class indices, perhaps "weights" (B, *patch).
-        parts: in which the batch passes the network; gradients add up. The Dice of a batch, and the mean over weighted
-            or annotated voxels, are then those of its parts.
-        meanwhile: done when all work is given to the device, before anybody waits for it.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    tensors = [batch["image"], batch["target"], *([batch["weights"]] if "weights" in batch else [])]
-    pieces = list(zip(*(tensor.tensor_split(parts) for tensor in tensors), strict=True))
-    value = 0.0
-    for piece in pieces[:-1]:
-        loss = loss_of(network, criterion, *piece, dtype=dtype) * (len(piece[0]) / len(tensors[0]))
-        value += float(loss.detach())
-        scaler.scale(loss).backward()
-    loss = loss_of(network, criterion, *pieces[-1], dtype=dtype)
-    if parts > 1:
-        loss = loss * (len(pieces[-1][0]) / len(tensors[0]))
-    norm = clipped_gradients(loss, network, optimizer, scaler, gradient_clip)
-    meanwhile()
-    last, length = torch.stack([loss.detach().float(), norm.float()]).tolist()  # waits for the device, once
-    value += last
-    finite = math.isfinite(value + length)
-    if not finite and not scaler.is_enabled():
-        return math.nan
-    try:
-        update(optimizer, scaler)
-    except (RuntimeError, MemoryError) as error:  # perhaps half of the weights are new: no step to try again
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"there is no memory for what the optimiser remembers: {str(error).splitlines()[0]}",
-            remedy=f"{LESS_MEMORY}, or end other programs that use this device",
-        ) from None
-    if not finite and scaler.get_scale() < 1:  # it has skipped such steps while it looked for its scale, in vain
-        return math.nan
-    return value
 
 
 def retreat(fold: Fold, named: str) -> None:

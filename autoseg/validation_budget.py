@@ -23,6 +23,7 @@ from autoseg.from_plan import tile_growth, tile_size
 from autoseg.nn.sliding_window import tile_starts
 from autoseg.plan import Configuration, Plan
 from autoseg.records import load, save
+from autoseg.wording import duration
 
 STEP, WIDE_STEP = 0.5, 0.75  # of neighbouring tiles, as a share of the tile
 WIDE_GROWTH = 2.0  # longest edges of the largest tiles, as a multiple of the patch's
@@ -124,7 +125,7 @@ class AfterTraining:
         self._chosen = self._first_within(clock.most_reserved, self.seconds)
         clock.reserve(self.seconds())
         clock.watching_seconds = self.watching_seconds
-        return self._told(clock) if any(self.forward_passes) else ""  # no case is held out
+        return self._announcement(clock) if any(self.forward_passes) else ""  # no case is held out
 
     def observe(self, forward: Sequence[float], watching_seconds: float) -> None:
         """Take in what was measured after an epoch: seconds of single forward passes, and of watching the samples."""
@@ -143,7 +144,7 @@ class AfterTraining:
             self._chosen = min(before, self._first_within((1 - STEADY) * limit, self.seconds))
         clock.reserve(self.seconds(), training=True)
         clock.watching_seconds = self.watching_seconds
-        return self._told(clock) if self._chosen != before else ""
+        return self._announcement(clock) if self._chosen != before else ""
 
     def settle(self, clock: Clock) -> str:
         """Choose for good when the last step is done, by the time that is left; returns what to say, or ""."""
@@ -154,25 +155,25 @@ class AfterTraining:
         self._chosen = self._first_within(limit, self.validation_seconds)
         if self._chosen == before:
             return ""
-        seconds = shown(self.validation_seconds())
-        return f"{shown(max(left, 0))} are left: the validation cases are segmented {self.way}, in about {seconds}"
+        seconds = duration(self.validation_seconds())
+        return f"{duration(max(left, 0))} are left: the validation cases are segmented {self.way}, in about {seconds}"
 
     def _first_within(self, limit: float, seconds_of: Callable[[int], float]) -> int:
         fitting = (number for number in range(len(self.ways)) if seconds_of(number) <= limit)
         return next(fitting, len(self.ways) - 1)
 
-    def _told(self, clock: Clock) -> str:
+    def _announcement(self, clock: Clock) -> str:
         assert clock.budget_seconds is not None
-        budget, seconds = shown(clock.budget_seconds), self.seconds()
-        told = f"the validation takes about {shown(seconds)} of the {budget}"
+        budget, seconds = duration(clock.budget_seconds), self.seconds()
+        message = f"the validation takes about {duration(seconds)} of the {budget}"
         if self._chosen:
-            full = f"the validation in full would take about {shown(self.seconds(0))} of the {budget}"
-            told = f"{full}: it is done {self.way}, in about {shown(seconds)}"
+            full = f"the validation in full would take about {duration(self.seconds(0))} of the {budget}"
+            message = f"{full}: it is done {self.way}, in about {duration(seconds)}"
         if seconds > (1 + STEADY) * clock.most_reserved:
             over = clock.budget_seconds - clock.reserve_seconds + seconds
-            training = shown(clock.budget_seconds - clock.reserve_seconds)
-            told += f"; training ends after {training}, and the validation runs over, until about {shown(over)}"
-        return told
+            training = duration(clock.budget_seconds - clock.reserve_seconds)
+            message += f"; training ends after {training}, and the validation runs over, until about {duration(over)}"
+        return message
 
 
 def estimate(
@@ -227,11 +228,3 @@ def keep_inference(folder: Path, way: Inference) -> None:
 def inference_of(folder: Path) -> Inference | None:
     """How a fold's validation cases were segmented; None where an older version did it, which knew one way."""
     return load(Inference, folder / FILE) if (folder / FILE).exists() else None
-
-
-def shown(seconds: float) -> str:
-    """A duration to read: 45 s, 3m13s, 2h05m."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

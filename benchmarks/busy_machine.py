@@ -25,7 +25,7 @@ from pathlib import Path
 
 from common import autoseg, steps_done
 
-from autoseg.cli import duration
+from autoseg.arguments import duration
 
 INTAKE = {"axon_sem": ["--labels", "myelin=1,axon=2"]}
 SPIN = "while True: pass"

@@ -52,7 +52,7 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
     from autoseg.pipeline.opening import load_records
     from autoseg.pseudo_dice import watch
     from autoseg.start_up import apply, choose, worker_count
-    from autoseg.train import training_step
+    from autoseg.within_memory import training_step
     from autoseg.workspace import Workspace
 
     workspace, device = Workspace(folder / "workspace"), torch.device("cpu")

@@ -22,6 +22,16 @@ def run(*arguments: object) -> None:
     assert code == 0, f"autoseg {' '.join(map(str, arguments))} ended with {code}"
 
 
+def outcome(capsys, *arguments: object) -> tuple[int, str]:
+    """Exit code of a command and all that it says. A traceback is an exception here."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as exit:  # argparse
+        code = exit.code if isinstance(exit.code, int) else 2
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
 class Killed(BaseException):
     """Stands for whatever ends a process in the middle of a training."""
 

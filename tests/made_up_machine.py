@@ -15,6 +15,7 @@ from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.plan import Plan
 from autoseg.planner import make_plan
+from autoseg.start_up import choose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LABELS = label_set(3)
@@ -111,3 +112,17 @@ def usual_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr("autoseg.start_up.available_cores", lambda: 4)
     monkeypatch.setattr("autoseg.chain_choice.available_cores", lambda: 4)
     return made
+
+
+def choices_of(machine: Machine, *, seconds: float | None = HOUR / 2, image=None, device=CPU, **training):
+    """What is chosen, and what was said."""
+    plan = plan_of(**{"chain": "host", **training})
+    said: list[str] = []
+    image = torch.randn(2, 1, 8, 8) if image is None else image
+
+    def no_stream(chain: str):
+        raise AssertionError("a chain that is named is not measured")
+
+    network = FakeNetwork(machine)
+    chosen = choose(network, plan, plan.configurations["2d"], no_stream, image, device, 1, said.append, seconds)
+    return chosen, " | ".join(said)

@@ -19,7 +19,7 @@ MAX_LINES = 450
 # From the bottom up.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"augmentation", "workspace", "processes", "stopping", "rules", "suggestions"},
+    {"augmentation", "workspace", "processes", "stopping", "rules", "suggestions", "wording"},
     {"records"},
     {"imaging"},
     {"data", "nn"},
@@ -29,6 +29,7 @@ ORDER: list[set[str]] = [
     {"duplicates"},
     {"problems"},
     {"fingerprint"},
+    {"plan_fields", "plan_versions"},
     {"plan", "planning"},
     {"planner"},
     {"preprocess"},
@@ -40,7 +41,7 @@ ORDER: list[set[str]] = [
     {"start_up"},
     {"fold_state", "fold_folder"},
     {"fold"},
-    {"resuming"},
+    {"resuming", "within_memory"},
     {"train"},
     {"begun"},
     {"model"},
@@ -54,7 +55,7 @@ ORDER: list[set[str]] = [
     {"status"},
     {"pipeline"},
     {"demo"},  # runs the pipeline as a user would
-    {"cli", "arguments"},
+    {"cli", "parser", "arguments"},
     {"__main__"},
 ]
 STRANGERS = [{"data", "nn"}]  # of one row, and yet neither may import the other
@@ -72,6 +73,7 @@ TORCH_AT_TOP = {
     "start_up",
     "train",
     "transfer",
+    "within_memory",
     "model",
     "predict",
     "rehearsal",
@@ -85,6 +87,8 @@ TORCH_NOWHERE = {
     "rules",
     "imaging",
     "plan",
+    "plan_fields",
+    "plan_versions",
     "planner",
     "cascade",
     "phantom",

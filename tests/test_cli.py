@@ -16,13 +16,16 @@ from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 from autoseg import __version__, cli, demo, pipeline, status
-from autoseg.cli import build_parser, duration, main, parse_folds, positive, share
+from autoseg.arguments import duration, positive, share
+from autoseg.cli import main, parse_folds
 from autoseg.data.splits import Split, Splits
 from autoseg.dataset import IntakeOptions
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
+from autoseg.parser import build_parser
 from autoseg.pipeline import PlanOptions, TrainOptions
 from autoseg.planner import make_plan
 from autoseg.records import save
+from autoseg.suggestions import DEFAULT_WORKSPACE
 from autoseg.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +156,8 @@ def test_check_hands_its_code_on(monkeypatch):
 def test_predict_passes_everything_on(called):
     assert run("predict", "-i", "a", "b", "-o", "out", "-w", "w") == 0
     assert run(
-        "predict", "-i", "a", "-o", "out", "-c", "2d", "-f", "0,2", "--device", "cpu", "--step", 0.25, "--no-mirroring"
+        "predict", "-i", "a", "-o", "out", "-c", "2d", "-f", "0,2", "--device", "cpu", "--step", 0.25, "--no-mirroring",
+        "--tile", 1.5,
     ) == 0  # fmt: skip
     usual = {
         "configuration": None,
@@ -163,10 +167,11 @@ def test_predict_passes_everything_on(called):
         "device": "auto",
         "step": 0.5,
         "mirroring": None,
+        "tile": None,
         "unfinished": False,
     }
     assert called[0] == ("predict_images", (Workspace(Path("w")), [Path("a"), Path("b")], Path("out")), usual)
-    told = {"configuration": "2d", "folds": (0, 2), "device": "cpu", "step": 0.25, "mirroring": False}
+    told = {"configuration": "2d", "folds": (0, 2), "device": "cpu", "step": 0.25, "mirroring": False, "tile": 1.5}
     assert called[1][2] == usual | told
     assert run("predict", "-i", "a", "-o", "out", "-m", "3d_fullres-unet", "2d-swin_unet") == 0
     assert called[2][2] == usual | {"models": ("3d_fullres-unet", "2d-swin_unet")}
@@ -442,7 +447,7 @@ def test_env_names_versions_and_memory(capsys):
 
 def test_the_default_workspace_is_not_committed():
     ignored = (ROOT / ".gitignore").read_text().split()
-    assert f"{cli.DEFAULT_WORKSPACE}/" in ignored
+    assert f"{DEFAULT_WORKSPACE}/" in ignored
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_layouts import brats
 
 from autoseg.dataset import Dataset, IntakeOptions, discover, images_in, parse_options
 from autoseg.errors import DataError, UsageError
@@ -45,7 +44,7 @@ def test_an_option_that_cannot_be_read_is_named(option, text):
 
 
 def test_regions_by_option_write_the_value_that_is_theirs_alone(tmp_path):
-    root = brats(tmp_path, "{id}/{name}.nii")
+    root = tiny.brats(tmp_path, "{id}/{name}.nii")
     dataset, _ = discover(root, parse_options(regions="whole=1+2+4,core=1+4,enhancing=4"))
     assert dataset.labels.region_values == (2, 1, 4)
     with pytest.raises(UsageError, match="'core' belongs to the regions after it"):

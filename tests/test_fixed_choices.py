@@ -1,8 +1,7 @@
 """A fold without autotuning: what it uses is the same on every machine."""
 
 import pytest
-from made_up_machine import Machine, usual_machine
-from test_start_up import choices_of
+from made_up_machine import Machine, choices_of, usual_machine
 
 from autoseg.errors import UsageError
 from autoseg.start_up import Choices

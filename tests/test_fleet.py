@@ -377,5 +377,5 @@ def test_the_table_says_how_far_each_fold_came(tmp_path):
     assert [line.split(maxsplit=5) for line in lines] == [
         ["0", "1", "1h02m", "12", "0.625", "trained"],
         ["1", "GPU-a", "1m01s", "-", "-", "killed by SIGSEGV"],
-        ["2", "-", "0m00s", "-", "-", "not begun"],
+        ["2", "-", "0s", "-", "-", "not begun"],
     ]

@@ -309,20 +309,12 @@ def test_channel_files_find_their_case_in_any_order(cases, random):
     }
 
 
-def brats(root: Path, pattern: str, ids=("001", "002", "003")) -> Path:
-    for case_id in ids:
-        for seed, channel in enumerate(("t1", "flair", "t1ce")):
-            tiny.nifti(root / pattern.format(id=case_id, name=channel), tiny.image(seed + 10 * int(case_id)))
-        tiny.nifti(root / pattern.format(id=case_id, name="seg"), tiny.label(1, 2, 4))
-    return root
-
-
 @pytest.mark.parametrize(
     "pattern",
     ["BraTS_{id}/BraTS_{id}_{name}.nii.gz", "BraTS_{id}/{name}.nii", "HGG/BraTS_{id}/BraTS_{id}-{name}.nii.gz"],
 )
 def test_folder_per_case(tmp_path, pattern):
-    dataset, problems = discover(brats(tmp_path, pattern))
+    dataset, problems = discover(tiny.brats(tmp_path, pattern))
     assert problems == []
     assert ids(dataset.cases) == ["BraTS_001", "BraTS_002", "BraTS_003"]
     assert dataset.channels == ("flair", "t1", "t1ce")
@@ -332,7 +324,7 @@ def test_folder_per_case(tmp_path, pattern):
 
 
 def test_channels_of_case_folders_are_chosen_by_name(tmp_path):
-    root = brats(tmp_path, "{id}/{name}.nii")
+    root = tiny.brats(tmp_path, "{id}/{name}.nii")
     (root / "002/t1ce.nii").unlink()
     (root / "003/seg.nii").unlink()
     tiny.nifti(root / "001/t2.nii", tiny.image(5))

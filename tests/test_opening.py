@@ -160,7 +160,14 @@ def test_a_process_touches_its_own_gpu_alone(monkeypatch, asked, local_rank, cho
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("asked", ["cuda", "cuda:3", "cdua"])
-def test_a_device_that_is_not_there_is_refused(asked):
-    with pytest.raises(UsageError, match=f"--device {asked} cannot be used here"):
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ("cuda", "--device cuda cannot be used here"),
+        ("cuda:3", "--device cuda:3 cannot be used here"),
+        ("cdua", "--device 'cdua': expected one of cuda, cpu, mps"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(asked, what):
+    with pytest.raises(UsageError, match=what):
         choose_device(asked)

@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tiny
+from bright import model_of, picture, plan_of
 from hostile import UNITS, patched
-from test_predict import model_of, picture, plan_of
 
 from autoseg.dataset import Case
 from autoseg.errors import DataError

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bright import THRESHOLD, Bright, model_of, picture, plan_of
 from hostile import cut, nifti
-from test_predict import THRESHOLD, Bright, model_of, picture, plan_of
 
 from autoseg import predict as module
 from autoseg.dataset import Case, Dataset, images_in

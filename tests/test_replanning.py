@@ -6,8 +6,9 @@ import pytest
 from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
-from autoseg.cli import _intake, build_parser
+from autoseg.cli import _intake
 from autoseg.dataset import IntakeOptions, parse_options
+from autoseg.parser import build_parser
 from autoseg.pipeline.planning import PlanOptions, _as_typed
 from autoseg.pipeline.replanning import Replanning, with_kept_statistics
 from autoseg.plan import Plan

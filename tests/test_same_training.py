@@ -7,7 +7,7 @@ import pytest
 from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
-from autoseg.cli import build_parser
+from autoseg.parser import build_parser
 from autoseg.plan import Configuration, NetworkSpec, Plan, Training
 from autoseg.records import to_plain
 from autoseg.same_training import (

@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 from autoseg import sources
-from autoseg.cli import build_parser
 from autoseg.dataset import Dataset, discover
 from autoseg.errors import StateError
+from autoseg.parser import build_parser
 from autoseg.records import load, save
 from autoseg.sources import Sources, changed_since, measure, require_unchanged
 from autoseg.workspace import Workspace
@@ -71,14 +71,14 @@ def test_a_moved_dataset_is_to_be_planned_in_its_new_place(planned, tmp_path):
     Path(dataset.root).rename(tmp_path / "elsewhere")
     with pytest.raises(StateError, match=r"my data does not exist") as caught:
         require_unchanged(workspace, dataset, dataset.cases)
-    expected = shlex.join(["autoseg", "plan", "NEWPLACE", "-w", str(workspace.root), "--labels", "one=1,two=2"])
+    expected = shlex.join(["autoseg", "plan", "NEWPLACE", "--labels", "one=1,two=2", "-w", str(workspace.root)])
     assert expected in caught.value.remedy
 
 
 def test_a_file_that_is_gone_is_named(planned):
     dataset, workspace = planned
     label_of(dataset, 2).unlink()
-    with pytest.raises(StateError, match=r"c\.nii\.gz is not there any more"):
+    with pytest.raises(StateError, match=r"c\.nii\.gz is no longer there"):
         require_unchanged(workspace, dataset, dataset.cases)
 
 

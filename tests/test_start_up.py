@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from made_up_machine import CPU, HOUR, CompiledFake, FakeNetwork, Machine, plan_of, usual_machine
+from made_up_machine import CPU, HOUR, CompiledFake, FakeNetwork, Machine, choices_of, plan_of, usual_machine
 from torch import Tensor, nn
 
 from autoseg.nn import precision
@@ -26,20 +26,6 @@ from autoseg.start_up import (
 @pytest.fixture
 def machine(monkeypatch) -> Machine:
     return usual_machine(monkeypatch)
-
-
-def choices_of(machine: Machine, *, seconds: float | None = HOUR / 2, image=None, device=CPU, **training):
-    """What is chosen, and what was said."""
-    plan = plan_of(**{"chain": "host", **training})
-    said: list[str] = []
-    image = torch.randn(2, 1, 8, 8) if image is None else image
-
-    def no_stream(chain: str):
-        raise AssertionError("a chain that is named is not measured")
-
-    network = FakeNetwork(machine)
-    chosen = choose(network, plan, plan.configurations["2d"], no_stream, image, device, 1, said.append, seconds)
-    return chosen, " | ".join(said)
 
 
 # ---- the traps: how the network runs

@@ -18,7 +18,6 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoseg.cli import build_parser
 from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
 from autoseg.errors import OutOfMemory, StateError, UsageError
@@ -29,12 +28,13 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.nn.blocks import Stage
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.ranks import Ranks
+from autoseg.parser import build_parser
 from autoseg.plan import ChannelNormalization, Plan, Training
 from autoseg.planner import make_plan
 from autoseg.records import to_plain
 from autoseg.resuming import remarks_on_contents, require_same_training
 from autoseg.start_up import Choices
-from autoseg.train import step_within_memory, training_step
+from autoseg.within_memory import step_within_memory, training_step
 from autoseg.workspace import Workspace
 
 CPU = torch.device("cpu")

@@ -25,9 +25,9 @@ from autoseg.validation_budget import (
     inference_of,
     keep_inference,
     patches,
-    shown,
     ways,
 )
+from autoseg.wording import duration
 
 FULL, SOME, NONE = (
     Inference((0, 1, 2)),
@@ -213,7 +213,7 @@ def test_the_time_that_is_left_decides_in_the_end(time, left, way):
     told = after.settle(clock)
     assert after.way is way
     assert bool(told) == (way is not FULL)
-    assert (f"in about {shown(after.validation_seconds())}" in told) == bool(told)
+    assert (f"in about {duration(after.validation_seconds())}" in told) == bool(told)
 
 
 def test_time_that_is_left_after_all_is_used(time):
@@ -318,11 +318,3 @@ def test_what_predicts_follows_the_way():
     assert options_for(None) == PredictOptions()
     assert options_for(SOME) == PredictOptions(step=0.5, mirroring=True, tile=1.0, mirror_axes=(2,))
     assert options_for(NONE) == PredictOptions(step=0.75, mirroring=False, tile=2.0, mirror_axes=())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (60, "1m00s"), (193.2, "3m13s"), (3600, "1h00m"), (10783, "2h59m")],
-)
-def test_durations_are_shown(seconds, text):
-    assert shown(seconds) == text

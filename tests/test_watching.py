@@ -13,7 +13,7 @@ import torch
 from commands import SHORT, run
 from phantom import tiny_dataset
 
-from autoseg import budget_clock, fold, train
+from autoseg import budget_clock, fold, train, within_memory
 from autoseg.cli import main
 from autoseg.data.store import StoredCase
 from autoseg.errors import StorageError
@@ -137,7 +137,7 @@ def test_a_planted_overfit_is_named(tmp_path, capsys):
 
 def failing(monkeypatch, fails) -> list[str]:
     """Let the loss of calls number n be NaN where `fails(n, dtype, learning rate)`; returns the dtypes of all calls."""
-    real, seen = train.training_step, []
+    real, seen = within_memory.training_step, []
 
     def step(network, criterion, optimizer, scaler, batch, dtype, clip, **options):
         seen.append(dtype)
@@ -145,7 +145,7 @@ def failing(monkeypatch, fails) -> list[str]:
             return math.nan
         return real(network, criterion, optimizer, scaler, batch, dtype, clip, **options)
 
-    monkeypatch.setattr(train, "training_step", step)
+    monkeypatch.setattr(within_memory, "training_step", step)
     return seen
 
 

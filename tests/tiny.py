@@ -71,3 +71,12 @@ def nnunet(root: Path, ids=("a", "b"), channels=("MRI",), labels=None, **more) -
     labels = {"background": 0, "one": 1, "two": 2} if labels is None else labels
     text(root / "dataset.json", {"channel_names": names, "labels": labels, "file_ending": ".nii.gz", **more})
     return root
+
+
+def brats(root: Path, pattern: str, ids=("001", "002", "003")) -> Path:
+    """Write cases of three channels and a label, one file each, named by the pattern of `id` and `name`."""
+    for case_id in ids:
+        for seed, channel in enumerate(("t1", "flair", "t1ce")):
+            nifti(root / pattern.format(id=case_id, name=channel), image(seed + 10 * int(case_id)))
+        nifti(root / pattern.format(id=case_id, name="seg"), label(1, 2, 4))
+    return root

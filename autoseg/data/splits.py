@@ -14,6 +14,7 @@ import numpy as np
 
 from autoseg.errors import DataError
 from autoseg.rules import anything, between, entries, exactly, file_name
+from autoseg.wording import some
 from autoseg.workspace import FULL, FoldName
 
 VERSION = 1
@@ -118,14 +119,14 @@ def splits_from_nnunet(
         for wrong, problem in ((both, "in train and val at once"), (unknown, "not in the data set")):
             if wrong:
                 raise DataError(
-                    f"{file}: fold {number} has {len(wrong)} cases that are {problem}: {_some(wrong)}",
+                    f"{file}: fold {number} has {len(wrong)} cases that are {problem}: {some(wrong)}",
                     remedy="repair the file, or remove it to get new folds",
                 )
         splits.append(Split(number, tuple(sorted(set(fold["train"]))), tuple(sorted(set(fold["val"])))))
     used = {case for split in splits for case in (*split.train, *split.validation)}
     notes = [f"The folds are those of {file}."]
     if unused := sorted(set(patients) - used):
-        notes.append(f"{len(unused)} cases are in no fold of {file}: {_some(unused)}")
+        notes.append(f"{len(unused)} cases are in no fold of {file}: {some(unused)}")
     found = Splits(VERSION, 0, tuple(splits), (), ())
     return Splits(VERSION, 0, tuple(splits), (), (*notes, *leakage_notes(found, patients)))
 
@@ -144,7 +145,7 @@ def leakage_notes(splits: Splits, patients: Mapping[str, str]) -> tuple[str, ...
     """One sentence per fold that trains and validates on the same patient."""
     return tuple(
         f"WARNING: fold {fold} trains and validates on the same {len(both)} patients, its scores are too high: "
-        f"{_some(both)}"
+        f"{some(both)}"
         for fold, both in leaking_patients(splits, patients).items()
     )
 
@@ -161,7 +162,7 @@ def _extend(
     present, notes = set(cases), []
     known = {case for split in existing.splits for case in (*split.train, *split.validation)}
     if gone := sorted(known - present - set(outside)):
-        notes.append(f"{len(gone)} cases of the folds are no longer in the data set: {_some(gone)}")
+        notes.append(f"{len(gone)} cases of the folds are no longer in the data set: {some(gone)}")
     kept = [
         Split(s.fold, *(tuple(case for case in side if case in present) for side in (s.train, s.validation)))
         for s in existing.splits
@@ -174,7 +175,7 @@ def _extend(
     new = [case for case in cases if case not in known]
     home = _homes(kept)
     if new and home is None:
-        notes.append(f"{len(new)} new cases only train, because the folds are no partition of the cases: {_some(new)}")
+        notes.append(f"{len(new)} new cases only train, because the folds are no partition of the cases: {some(new)}")
         kept = [Split(s.fold, tuple(sorted((*s.train, *new))), s.validation) for s in kept]
     elif new and home is not None:
         locked = {}
@@ -329,9 +330,3 @@ def _improve(
             excess[fold] += features[patient]
             assignment[patient] = fold
     return float((excess**2).sum())
-
-
-def _some(names: Collection[str]) -> str:
-    """The first few of many names."""
-    listed = list(names)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

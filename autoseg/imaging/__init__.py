@@ -16,7 +16,10 @@ stored.py      what stands in a file before it is an image; files that are not w
 labels.py      LabelSet: values in files <-> class indices and regions of the network
 regions.py     the order in which regions are written
 resample.py    arrays from one spacing to another
+regrid.py      arrays from one grid in space onto another
+rewrite.py     a file's voxels or place, replaced
 normalize.py   intensities of one channel to network input
+transforms.py  what both augmentation chains use
 symmetry.py    the mid-sagittal plane, and what is at the mirrored place of a label
 components.py  connected components of label maps
 metrics.py     a segmentation against its reference

@@ -2,7 +2,7 @@
 
     compare_grids   two geometries -> GridMatch: the kind of their relation, and what differs in words
 
-Seven relations are told apart, because each calls for another step. A file without a place in space (NIfTI with both
+Seven relations are distinguished, because each calls for another step. A file without a place in space (NIfTI with both
 form codes 0, a picture) is compared by shape and voxel size alone: its origin was made up by whoever reads it. Arrays
 that are stored in another order of axes, at the same place, are reordered exactly. Only what lies elsewhere is refused,
 and then no remedy may be given that would move or mirror what is right.
@@ -29,7 +29,7 @@ Kind = Literal["same", "unplaced", "near", "reordered", "elsewhere", "size", "sh
 
 SPACING_TOLERANCE = 1e-3  # relative: rounding in a header
 CORNER_TOLERANCE = 1e-2  # voxels: the same
-NEAR = 0.1  # voxels by which corners may lie apart in files that are read as one grid all the same
+NEAR = 0.1  # voxels by which corners may lie apart in files that are still read as one grid
 _PERMUTATIONS: tuple[Axes3, ...] = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 _FLIPS: tuple[Axes3, ...] = tuple(sorted(itertools.product((0, 1), repeat=3), key=sum))  # type: ignore[arg-type]
 _LOOK = (
@@ -105,7 +105,7 @@ def compare_grids(grid: Geometry, reference: Geometry, name: str) -> GridMatch:
 
 def in_mm(numbers: Vector3) -> str:
     """Three numbers for a message."""
-    return "(" + ", ".join(f"{number:.6g}" for number in numbers) + ")"
+    return "(" + ", ".join(f"{number + 0.0:.6g}" for number in numbers) + ")"  # no -0
 
 
 def _by_shape_and_size(grid: Geometry, reference: Geometry, name: str) -> GridMatch:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError
+from autoseg.wording import counted, some
 
 NAMED = 8  # colours named in a message
-MOST_COLOURS = 64  # of more, a picture is no label map
+MOST_COLOURS = 64  # with more, a picture is not a label map
 BLACK = "#000000"
 
 
@@ -76,8 +77,7 @@ def refuse_colours(channels: np.ndarray, path: Path) -> None:
 
 def described(found: Mapping[str, int]) -> str:
     """Name colours with their voxels, the first NAMED of them."""
-    shown = ", ".join(f"{name} ({count} voxel{'s' * (count != 1)})" for name, count in [*found.items()][:NAMED])
-    return shown + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+    return some((f"{name} ({counted(count, 'voxel')})" for name, count in found.items()), NAMED)
 
 
 def _packed(channels: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ _PERMUTATIONS: tuple[Axes3, ...] = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), 
 
 @dataclass(frozen=True)
 class Remark:
-    """What is odd about a file that is read all the same: the values that stand in it, and the one that is used."""
+    """What is odd about a file that is read nevertheless: the values that stand in it, and the one that is used."""
 
     kind: str  # remarks of one kind are counted together
     what: str

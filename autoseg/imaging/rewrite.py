@@ -1,4 +1,4 @@
-"""A file of a data set written anew under its own name: other voxels, or another place, and nothing else changed.
+"""A file of a data set rewritten under its own name: other voxels, or another place, and nothing else changed.
 
     replace_grid    the place of another file in the header; every voxel stays bit for bit
     replace_voxels  other voxels, on the grid it has or on that of another file

@@ -167,7 +167,7 @@ def refuse_other_content(path: Path, ending: str) -> None:
 
 
 def _refuse_packed_content(path: Path, head: bytes) -> None:
-    """Refuse a .nii.gz that, unpacked, is no NIfTI image but something else that is known."""
+    """Refuse a .nii.gz that, unpacked, is not a NIfTI image but something else that is known."""
     try:
         inside = zlib.decompressobj(wbits=31).decompress(head, 512)
     except zlib.error:

@@ -19,9 +19,9 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.readers import READERS, ending_of
 from autoseg.imaging.regions import never_written
 from autoseg.intake.pairing import Case, Problem
+from autoseg.wording import NAMED, some
 
 FOLDS = 5
-NAMED = 5  # labels or cases named in a message about many
 LARGEST_8_BIT = 255
 BLUR = 40  # grey values by which lossy compression changes a mask of 0 and 255
 TRACES = 8  # values beside the two of a mask
@@ -187,8 +187,8 @@ def _absent(absent: Mapping[str, int], largest: int, number: int, root: str) -> 
             Problem(None, root, f"label {name} ({value}) is in none of the {number} label files", remedy)
             for name, value in absent.items()
         ]
-    shown = ", ".join(f"{name} ({value})" for name, value in [*absent.items()][:NAMED])
-    what = f"{len(absent)} labels are in none of the {number} label files: {shown} and {len(absent) - NAMED} more"
+    shown = some(f"{name} ({value})" for name, value in absent.items())
+    what = f"{len(absent)} labels are in none of the {number} label files: {shown}"
     return [Problem(None, root, what, remedy)]
 
 

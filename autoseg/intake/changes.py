@@ -5,8 +5,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autoseg.wording import aligned
+
 LEFT_OUT = "left out"  # the method of a change that takes a file or a case out of the copy
-PASSED_OVER = "passed over"  # of what is no part of a data set: nothing is lost
+PASSED_OVER = "passed over"  # of what is not part of a data set: nothing is lost
 NOT_MENDED = "not mended"  # why a repair that could have helped was not made; what `check` says of it stays true
 COLUMNS = ("case", "file", "what was", "what is now", "method")
 
@@ -24,10 +26,7 @@ class Change:
 
 def change_table(changes: Sequence[Change]) -> str:
     """Lay changes out as a table, one line each."""
-    rows = [COLUMNS, *(_row(change) for change in changes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS) - 1)]
-    lines = ["  ".join((*(f"{text:<{w}}" for text, w in zip(row, widths, strict=False)), row[-1])) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned([COLUMNS, *(_row(change) for change in changes)]))
 
 
 def change_csv(changes: Sequence[Change]) -> str:

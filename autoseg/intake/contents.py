@@ -30,6 +30,7 @@ from autoseg.intake.entries import (
     stem,
 )
 from autoseg.intake.spelling import CHANNEL_SUFFIX, composed
+from autoseg.wording import counted
 
 NAMED_AT_ONCE = 3  # files of a DICOM series named; the rest are counted
 LOOKED_AT = 200  # images below a folder that are counted, at most
@@ -55,11 +56,11 @@ class Contents:
 
     images: list[Path] = field(default_factory=list)  # files of a known format, sorted
     folders: list[Path] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)  # one for each other entry that is no side file
+    problems: list[Problem] = field(default_factory=list)  # one for each other entry that is not a side file
 
     @property
     def unusable(self) -> set[str]:
-        """Names, without their ending, of what is no usable file: whoever misses it need not be reported again."""
+        """Names without ending of files that cannot be used: a case that misses one need not be reported again."""
         return {problem.case for problem in self.problems if problem.case}
 
 
@@ -214,7 +215,7 @@ def _join_pairs(found: Contents) -> None:
 
 def _dicom_problem(folder: Path, files: list[Path]) -> Problem:
     shown = ", ".join(file.name for file in files[:NAMED_AT_ONCE]) + (", ..." if len(files) > NAMED_AT_ONCE else "")
-    what = f"{len(files)} DICOM file{'s' * (len(files) != 1)}, which autoseg does not read: {shown}"
+    what = f"{counted(len(files), 'DICOM file')}, which autoseg does not read: {shown}"
     return Problem(None, str(files[0]), what, dicom_remedy(folder))
 
 

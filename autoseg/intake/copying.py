@@ -29,6 +29,7 @@ from autoseg.imaging.rewrite import convert, family_of
 from autoseg.imaging.stored import endings_of_content
 from autoseg.intake.changes import LEFT_OUT, PASSED_OVER, Change
 from autoseg.intake.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files, named
+from autoseg.wording import counted
 from autoseg.workspace import write_text
 
 ELSEWHERE = "elsewhere"
@@ -200,7 +201,7 @@ def mend_ending(path: Path) -> tuple[Path, tuple[Change, ...]]:
             return path, ()
         if not _repack(path, layers, wanted):
             return path, ()
-        was = {0: "not packed"}.get(layers, f"packed {layers} time{'s' * (layers != 1)}")
+        was = {0: "not packed"}.get(layers, f"packed {counted(layers, 'time')}")
         now = "packed once by gzip" if wanted else "unpacked"
         method = "double compression undone" if layers > 1 else "packing set right"
         return path, (Change("", str(path), f"{was}; its ending says {ending}", now, method),)

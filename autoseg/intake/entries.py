@@ -58,7 +58,7 @@ class Fault(NamedTuple):
 
 
 def is_side_file(path: Path) -> bool:
-    """Whether an entry is known to be no image: notes, tables, what a system leaves behind."""
+    """Whether an entry is known not to be an image: notes, tables, what a system leaves behind."""
     name = path.name.lower()
     if name in SIDE_NAMES:
         return True

@@ -14,7 +14,8 @@ from autoseg.data.splits import Split
 from autoseg.errors import DataError
 from autoseg.intake.contents import read_json
 from autoseg.intake.pairing import Found, Problem
-from autoseg.intake.spelling import CHANNEL_SUFFIX, NAMED, Matched, match_ids, some
+from autoseg.intake.spelling import CHANNEL_SUFFIX, Matched, match_ids
+from autoseg.wording import NAMED, some
 
 EXPECTED = 'expected a list of folds, each {"train": [ids], "val": [ids]}'
 OWN_FOLDS = "correct it, or remove it: autoseg then makes its own folds"
@@ -25,11 +26,11 @@ def read_splits(found: Found, path: Path) -> tuple[Split, ...]:
     """Folds of nnU-Net's splits_final.json (a list of {train, val}); faults go to `found.problems`.
 
     Raises:
-        DataError: it is no such list.
+        DataError: it is not such a list.
     """
     folds = read_json(path)
     if not isinstance(folds, list) or not folds:
-        came = "an empty list" if folds == [] else "no list"
+        came = "an empty list" if folds == [] else "something else than a list"
         raise DataError(f"{path} is not a list of folds but {came}: {EXPECTED}", remedy=OWN_FOLDS)
     for number, fold in enumerate(folds):
         if not isinstance(fold, dict) or not all(_is_list_of_ids(fold.get(side)) for side in ("train", "val")):
@@ -86,7 +87,8 @@ def sound_splits(found: Found, patients: Mapping[str, str]) -> tuple[Split, ...]
         elif train == validation:
             faults.append((f"fold {split.fold} trains and validates on the same {len(train)} cases", train_all))
         elif twice := sorted(train & validation):
-            what = f"fold {split.fold} trains and validates on the same case{'s' * (len(twice) > 1)}: {some(twice)}"
+            cases = "case" if len(twice) == 1 else "cases"
+            what = f"fold {split.fold} trains and validates on the same {cases}: {some(twice)}"
             faults.append((what, own))
         elif both:
             training, validating = _one_of_each(split, patients, both[0])
@@ -133,7 +135,7 @@ def report_unknown(found: Found, unknown: Sequence[str], path: Path, what: str) 
 def report_spelling(found: Found, matched: Matched, path: Path) -> None:
     """Report ids that were matched though they differ in upper case or leading zeros."""
     if matched.guessed:
-        shown = ", ".join(f"{written!r} for {case_id!r}" for written, case_id in [*matched.guessed.items()][:NAMED])
+        shown = some(f"{written!r} for {case_id!r}" for written, case_id in matched.guessed.items())
         what = f"{len(matched.guessed)} ids are not spelt as the cases are: {shown}"
         found.problems.append(
             Problem(None, str(path), what, "nothing, if these are the same; spell them alike", "warning")

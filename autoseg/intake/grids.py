@@ -1,7 +1,7 @@
 """What must hold for the grids of a case and of a data set.
 
     align          the files of a case on one grid, with what is odd about them and the problems of those that are not
-    header_notes   what is odd about headers that are read all the same, counted over the data set
+    header_notes   what is odd about headers that are read nevertheless, counted over the data set
     odd_grids      cases whose voxel size and extent no unit of length reconciles with the others
     mixed_sizes    files that say how large their voxels are, among files that do not
     partly_placed  the same for their place in space

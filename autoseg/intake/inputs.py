@@ -26,8 +26,9 @@ from autoseg.intake.contents import (
     why_absent,
 )
 from autoseg.intake.pairing import LABEL_STEMS, Case, by_channel, channel_files, name_of
-from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, some
+from autoseg.intake.spelling import CHANNEL_SUFFIX, composed
 from autoseg.rules import anything, entries
+from autoseg.wording import some
 
 Group = list[tuple[int, Path]]  # (channel, file) of one case
 FOUR_DIGITS = re.compile(r"_\d{4}")
@@ -70,10 +71,10 @@ def images_in(
         out: where segmentations go: a folder that is not looked into.
 
     Returns:
-        (case id, its files in order of channel), sorted by id; and what is no case, or not a complete one.
+        (case id, its files in order of channel), sorted by id; and what is not a case, or not a complete one.
 
     Raises:
-        UsageError: there is no such path, or no image at all.
+        UsageError: the path does not exist, or holds no image.
     """
     files: list[Path] = []
     groups: list[tuple[str, Group]] = []
@@ -205,7 +206,7 @@ def _extra(case_id: str, file: Path) -> Problem:
 def _one_file(path: Path, problems: list[Problem]) -> list[Path]:
     """A file that was named itself; a link that leads nowhere is a problem like any other (`-i folder/*`)."""
     if path.is_file() and ending_of(path) is None:
-        raise UsageError(f"{path} is no image of a known format", remedy=f"known endings: {', '.join(READERS)}")
+        raise UsageError(f"{path} is not an image of a known format", remedy=f"known endings: {', '.join(READERS)}")
     if path.is_file():
         return [path]
     if not os.path.lexists(path):

@@ -244,7 +244,7 @@ def _file_ending(found: Found, given: object, where: Path) -> str:
     ending = given.strip().lower() if isinstance(given, str) else ""
     ending = ending if ending.startswith(".") else f".{ending}"
     if ending_of(f"x{ending}") is None:
-        what = f"file_ending is {given!r}, which is no image format known here: files of every known format are read"
+        what = f"file_ending is {given!r}, which is not a known image format: files of every known format are read"
         found.problems.append(Problem(None, str(where), what, 'correct it, say "file_ending": ".nii.gz"', "warning"))
         return ""
     return ending

@@ -23,6 +23,7 @@ from autoseg.errors import DataError
 from autoseg.imaging.readers import stem_of
 from autoseg.intake.pairing import Problem
 from autoseg.intake.tables import CASE_COLUMNS, TABLE_ENDINGS, _row_ids, image_columns, lists_images, read_table
+from autoseg.wording import counted
 from autoseg.workspace import write_text
 
 DESCRIPTION, SPLITS, PATIENTS, PARTICIPANTS = "dataset.json", "splits_final.json", "patients.csv", "participants.tsv"
@@ -59,7 +60,7 @@ def read_lenient(path: Path) -> Lenient:
     what is to be written instead. Those with two values stay in it.
 
     Raises:
-        DataError: it is no JSON even so.
+        DataError: it is not JSON even so.
     """
     raw = path.read_bytes()
     mark = next((mark for mark in _MARKS if raw.startswith(mark)), b"")
@@ -73,7 +74,7 @@ def read_lenient(path: Path) -> Lenient:
         except json.JSONDecodeError:
             text, commas = _without_surplus_commas(text)
             objects, content = _parsed(text)
-            faults.append((f"{commas} comma{'s' * (commas != 1)} before a closing bracket", "no such comma"))
+            faults.append((f"{counted(commas, 'comma')} before a closing bracket", "no such comma"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON: {error}", remedy="correct it") from None
     found = Lenient(content, faults)
@@ -92,7 +93,7 @@ def mend_json(path: Path) -> Lenient:
     """Write a JSON file correctly as far as only one reading is possible; what has two stays as it was.
 
     Raises:
-        DataError: it is no JSON even with patience.
+        DataError: it is not JSON, with all of that corrected.
     """
     found = read_lenient(path)
     if found.faults:

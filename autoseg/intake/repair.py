@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError, UsageError
+from autoseg.imaging.alignment import in_mm
 from autoseg.imaging.geometry import Geometry, reorient
 from autoseg.imaging.readers import READERS, ending_of, read_geometry, read_image, read_labels
 from autoseg.imaging.regrid import (
@@ -33,6 +34,7 @@ from autoseg.imaging.stored import StoredVoxels
 from autoseg.intake.changes import NOT_MENDED, Change
 from autoseg.intake.loading import count_values
 from autoseg.intake.pairing import Case
+from autoseg.wording import counted
 
 UNITS = (1e6, 1e3, 25.4, 10.0)  # how much longer one unit of length is than another: nanometre, micrometre, inch, cm
 LEAST_COVERED_CHANNEL = 0.5  # share of the first channel's grid that a resampled channel must show
@@ -99,7 +101,7 @@ def copy_place(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
         if donor is not None:
             replace_grid(Path(file), Path(donor))
             was = "the header says no place (both form codes are 0)"
-            name, origin = f"{Path(donor).parent.name}/{Path(donor).name}", _shown(grids[donor].origin)
+            name, origin = f"{Path(donor).parent.name}/{Path(donor).name}", in_mm(grids[donor].origin)
             now = f"the place of {name}: origin (x, y, z) {origin} mm"
             changes.append(Change(case.id, file, was, now, "header copied"))
     return changes
@@ -273,7 +275,7 @@ def map_values(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
     for old, new in asked.items():
         mapped[labels == old] = new
     replace_voxels(Path(file), _smallest(mapped)[None])
-    was = ", ".join(f"value {old} in {counts[old]} voxel{'s' * (counts[old] != 1)}" for old in asked)
+    was = ", ".join(f"value {old} in {counted(counts[old], 'voxel')}" for old in asked)
     now = ", ".join(f"{old} is {new}" for old, new in asked.items())
     if coloured:
         meant = ", ".join(f"{colour} is {value}" for colour, value in wishes.colours.items())
@@ -365,11 +367,7 @@ def _compared(geometry: Geometry, other: Geometry) -> str:
     """Extent and voxel size (z, y, x) of a grid and of the first channel's; the origins too, where these are equal."""
 
     def words(grid: Geometry) -> str:
-        origin = f" from (x, y, z) {_shown(grid.origin)}" if geometry.shape == other.shape else ""
-        return f"{grid.shape} voxels of {_shown(grid.spacing)} mm{origin}"
+        origin = f" from (x, y, z) {in_mm(grid.origin)}" if geometry.shape == other.shape else ""
+        return f"{grid.shape} voxels of {in_mm(grid.spacing)} mm{origin}"
 
     return f"{words(geometry)}; the first channel: {words(other)}"
-
-
-def _shown(numbers: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{number + 0.0:.6g}" for number in numbers) + ")"

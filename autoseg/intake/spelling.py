@@ -3,7 +3,6 @@
     composed     text in one Unicode form; every id, patient and name passes through it
     find         a listed path -> the file as the disk spells it
     match_ids    ids as written in a table -> the cases that are meant
-    some         the first few of many names
 
 Only what cannot mean anything else is taken for the same.
 """
@@ -17,7 +16,6 @@ from pathlib import Path
 
 from autoseg.imaging.readers import stem_of
 
-NAMED = 5  # names in a message about many
 CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 
 
@@ -67,12 +65,6 @@ def match_ids(written: Iterable[str], ids: Collection[str]) -> Matched:
         else:
             found.unknown.append(text)
     return found
-
-
-def some(names: Collection[str]) -> str:
-    """The first few of many names."""
-    listed = list(names)
-    return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")
 
 
 def _grouped(ids: Iterable[str], rule: Callable[[str], str]) -> dict[str, list[str]]:

@@ -15,7 +15,8 @@ from autoseg.imaging.readers import stem_of
 from autoseg.intake.contents import table_beside
 from autoseg.intake.folds import numbered_splits, report_spelling, report_unknown
 from autoseg.intake.pairing import Found, Problem, choose_channels, listed_case
-from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, match_ids, some
+from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, match_ids
+from autoseg.wording import some
 
 TABLE_ENDINGS = (".csv", ".tsv")
 CASE_COLUMNS = ("case", "case_id", "id")

@@ -23,6 +23,7 @@ from autoseg.imaging.normalize import scheme_for
 from autoseg.imaging.readers import READERS, ending_of, read_image
 from autoseg.imaging.upright import upright_extent
 from autoseg.intake.pairing import Case, Problem
+from autoseg.wording import counted
 
 SAMPLE = 100_000  # voxels that are looked at first
 GAP = 1000.0  # between neighbouring magnitudes: no scale of intensities has a hole of this size
@@ -116,7 +117,7 @@ def _far_out(flat: np.ndarray, low: float, high: float) -> str:
         number, share = len(outside), len(outside) / len(flat)
         shown = f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
         return (
-            f"{number} voxel{'s' * (number != 1)} of {shown} ({share:.2g} of all), while the rest lies between "
+            f"{counted(number, 'voxel')} of {shown} ({share:.2g} of all), while the rest lies between "
             f"{rest.min():g} and {rest.max():g}: normalised, the rest would be constant"
         )
     return ""

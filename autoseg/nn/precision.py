@@ -129,7 +129,7 @@ def forward_seconds(network: nn.Module, tile: Tensor, dtype: str, repeats: int =
         for _ in range(repeats):
             start = _now(tile.device)
             with autocast(tile.device, dtype):
-                one.forward(tile)  # what was compiled is compiled for whole batches, and made anew for any other shape
+                one.forward(tile)  # what was compiled is compiled for whole batches, and again for any other shape
             taken.append(_now(tile.device) - start)
     return taken
 

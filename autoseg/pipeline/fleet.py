@@ -41,6 +41,7 @@ from autoseg.pipeline.phases import (
 from autoseg.pipeline.training import TrainOptions
 from autoseg.stopping import StopSignals
 from autoseg.suggestions import suggest
+from autoseg.wording import duration
 from autoseg.workspace import FoldName, Workspace, set_aside_since
 
 POLL_SECONDS = 0.2
@@ -296,9 +297,9 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
             row = history[-1]
             dice = [d for d in row.get("pseudo_dice", ()) if d is not None]
             epoch, mean = str(row["epoch"]), f"{sum(dice) / len(dice):.3f}" if dice else "-"
-        minutes, seconds = divmod(round(end.seconds), 60)
-        spent = f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
-        lines.append(f"{end.fold:>4} {end.gpu or '-':>6} {spent:>8} {epoch:>6} {mean:>12}  {_how_ended(end)}")
+        lines.append(
+            f"{end.fold:>4} {end.gpu or '-':>6} {duration(end.seconds):>8} {epoch:>6} {mean:>12}  {_how_ended(end)}"
+        )
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Images to segmentations, by the ensemble of the trained folds of one model, or of several."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,12 @@ from autoseg.problems import problem_table
 from autoseg.records import load, to_plain
 from autoseg.same_training import SEEN, what_is_seen
 from autoseg.suggestions import suggest
+from autoseg.wording import counted
 from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
     from autoseg.model import Model
+    from autoseg.predict import Prediction
 
 
 def predict_images(
@@ -74,13 +76,20 @@ def predict_images(
     options = PredictOptions(step=step, mirroring=mirroring, tile=tile)
     written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
     voters = [f"{_voters(model)} of {pair[0]} ({pair[1]})" for model, pair in zip(opened, pairs, strict=True)]
+    _say_what_was_written(written, before, voters, out, say)
+    _report(faults, len(written), out, say)
+    return [prediction.path for prediction in written]
+
+
+def _say_what_was_written(
+    written: "Sequence[Prediction]", before: Collection[str], voters: Sequence[str], out: Path, say: Say
+) -> None:
+    """Say what is odd about the headers, how many segmentations there are, and how many replaced a file."""
     for problem in header_notes([remark for prediction in written for remark in prediction.remarks]):
         say(f"warning: {problem.file}: {problem.what} ({problem.remedy})")
     say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
     if replaced := [prediction for prediction in written if prediction.path.name in before]:
         say(f"note: {len(replaced)} of them take the place of files that were in {out} before")
-    _report(faults, len(written), out, say)
-    return [prediction.path for prediction in written]
 
 
 def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> None:
@@ -88,9 +97,9 @@ def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> Non
     if faults:
         say(problem_table(faults))
     if errors := [fault for fault in faults if fault.severity == "error"]:
-        files = "file" if len(errors) == 1 else "files"
         raise DataError(
-            f"{len(errors)} {files} could not be segmented (listed above); {written} segmentations are in {out}",
+            f"{counted(len(errors), 'file')} could not be segmented (listed above); {written} segmentations are in "
+            f"{out}",
             remedy="repair them as the list says, then repeat the command",
         )
 
@@ -137,7 +146,7 @@ def notes_on(model: "Model", plan: Plan) -> list[str]:
 def _voters(model: "Model") -> str:
     """What of a model votes: "5 folds", "1 fold", "the model of all cases"."""
     count = sum(fold != FULL for fold in model.folds)
-    parts = [f"{count} fold{'s' * (count != 1)}"] if count else []
+    parts = [f"{counted(count, 'fold')}"] if count else []
     return " and ".join([*parts, *(["the model of all cases"] if FULL in model.folds else [])])
 
 

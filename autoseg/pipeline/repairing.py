@@ -8,8 +8,8 @@ without a guess is *left out* of the copy, with all its files and its entries in
 checking the copy finds no error. Only faults of the data set as a whole (a label that is in no file) stay in the copy,
 and are named. The exit code is 0 where everything was mended, and 3 where a case was left out or a fault stayed.
 
-While the work lasts the copy holds a mark that names the original. The same command then begins anew; other commands
-refuse such a copy.
+While the work lasts the copy holds a mark that names the original. The same command then starts from scratch; other
+commands refuse such a copy.
 """
 
 import shutil
@@ -43,6 +43,7 @@ from autoseg.pipeline.opening import Say
 from autoseg.pipeline.planning import describe_dataset
 from autoseg.problems import check, problem_table
 from autoseg.processes import map_in_processes
+from autoseg.wording import counted
 from autoseg.workspace import lock, write_text
 
 GUARD = ".autoseg-fix.lock"
@@ -104,7 +105,7 @@ def fix_dataset(
 
 
 def _understood(root: Path, intake: IntakeOptions) -> None:
-    """Refuse what is no data set before anything is copied; a JSON file that can be mended is no reason.
+    """Refuse what is not a data set before anything is copied, but not for a JSON file that can be mended.
 
     Raises:
         UsageError, DataError: as `discover`.
@@ -233,7 +234,7 @@ def _sound(out: Path, intake: IntakeOptions, workers: int | None) -> tuple[Datas
         if bad >= {case.id for case in dataset.cases}:
             listing = problem_table(problems)
             what = f"every case has a fault that cannot be mended: {listing}"
-            raise DataError(what, remedy="correct some by hand, and begin anew")
+            raise DataError(what, remedy="correct some by hand, and repeat the command")
         if not (more := leave_out(out, dataset, problems)):
             break
         changes += more
@@ -261,16 +262,16 @@ def _told(out: Path, dataset: Dataset, changes: Sequence[Change]) -> list[Change
     """
     why = {(change.case, change.file): change.what_is for change in changes if change.method == NOT_MENDED}
     cases = {file: c.id for c in (*dataset.cases, *dataset.test_cases) for file in (*c.images, c.label) if file}
-    told = []
+    listed = []
     for change in changes:
         if change.method == NOT_MENDED and change.case:
-            continue  # told with the fault it could not mend
+            continue  # listed with the fault it could not mend
         if change.method == LEFT_OUT and (reason := why.get((change.case, change.file))):
             change = replace(change, what_is=f"{change.what_is}: {reason}")
         path = Path(change.file)
         file = path.relative_to(out).as_posix() if path.is_relative_to(out) else change.file
-        told.append(replace(change, case=change.case or cases.get(change.file, ""), file=file))
-    return sorted(told, key=lambda change: change.method in (LEFT_OUT, NOT_MENDED))
+        listed.append(replace(change, case=change.case or cases.get(change.file, ""), file=file))
+    return sorted(listed, key=lambda change: change.method in (LEFT_OUT, NOT_MENDED))
 
 
 def _report(out: Path, dataset: Dataset, changes: Sequence[Change], problems: Sequence[Problem], say: Say) -> Path:
@@ -280,7 +281,7 @@ def _report(out: Path, dataset: Dataset, changes: Sequence[Change], problems: Se
     names = ("changes.csv", *(f"changes_{number}.csv" for number in range(2, 1000)))
     listed = next(out / name for name in names if not (out / name).exists())
     say(describe_dataset(as_one_patient(dataset, problems)))
-    say(f"{len(made)} change{'s' * (len(made) != 1)} in {out}, listed in {listed.name}, too")
+    say(f"{counted(len(made), 'change')} in {out}, listed in {listed.name}, too")
     if made:
         say(change_table(made))
     if rest:

@@ -58,7 +58,7 @@ class Replanning:
 
     def kept(self) -> list[str]:
         """What is kept aside because it differs from what stands there now; copies that do not are removed."""
-        told = []
+        notes = []
         for path in self.paths:
             aside = path.with_name(f"{path.stem}.before-{self.stamp}{path.suffix}")
             if not aside.exists():
@@ -66,8 +66,8 @@ class Replanning:
             if aside.read_bytes() == path.read_bytes():
                 aside.unlink()
             else:
-                told.append(f"note: folds were trained under another {path.name}; it is kept as {aside}")
-        return told
+                notes.append(f"note: folds were trained under another {path.name}; it is kept as {aside}")
+        return notes
 
 
 def with_kept_statistics(plan: Plan, workspace: Workspace, say: Say) -> Plan:
@@ -107,14 +107,14 @@ def folds_after(workspace: Workspace, dataset: Dataset, plan: Plan, splits: Spli
     everything = tuple(case.id for case in dataset.cases if case.id not in splits.test)
     for name, network in workspace.models():
         if name not in plan.configurations:
-            lines.append(f"note: {name}-{network} is trained, but the plan has no configuration {name} any more")
+            lines.append(f"note: {name}-{network} is trained, but the plan no longer has a configuration {name}")
             continue
         own = open_plan(workspace, network, lambda _: None)
         valid: list[FoldName] = []
         for fold, begun in begun_of(workspace, name, network)[0].items():
             split = split_of(fold, splits.splits, everything)
             if split is None:
-                lines.append(f"note: fold {fold} of {name}-{network} is trained, but there is no such fold any more")
+                lines.append(f"note: fold {fold} of {name}-{network} is trained, but that fold no longer exists")
                 continue
             found = standing(begun, own, name, split, workspace)
             model: dict[str, Any] = {"workspace": workspace.root, "configuration": name, "network": network}

@@ -88,7 +88,7 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
         model: dict[str, Any] = {"workspace": workspace.root, "configuration": name, "network": network}
         train = suggest("train", "-f", fold, **model)
         if split is None:
-            notes.append(f"note: fold {fold} is left out: splits.json has no such fold any more")
+            notes.append(f"note: fold {fold} is left out: it is no longer in splits.json")
             continue
         found = standing(begun, plan, name, split, workspace)
         resume = suggest("train", "-f", fold, *found.options, **model)

@@ -11,6 +11,7 @@ from autoseg.pipeline.opening import Say, choose_device
 from autoseg.pipeline.planning import FOLDS
 from autoseg.stopping import StopSignals
 from autoseg.suggestions import suggest
+from autoseg.wording import duration
 from autoseg.workspace import FULL, Workspace
 
 if TYPE_CHECKING:  # torch is imported when training begins
@@ -128,7 +129,7 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     from autoseg.predict import options_for, predict_cases
     from autoseg.rehearsal import seconds_beside_network
     from autoseg.train import train_fold
-    from autoseg.validation_budget import inference_of, shown
+    from autoseg.validation_budget import inference_of
 
     folds = run.folds
 
@@ -161,7 +162,7 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     predict_cases([model], missing, folder, options_for(way), title=f"fold {split.fold} validation")
     folds.note_predicted(name, split)
     how = f", {way}, which is cheaper than autoseg predict" if way and way.cheaper else ""
-    took = shown(time.perf_counter() - began)
+    took = duration(time.perf_counter() - began)
     run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder} in {took}{how}")
     return result
 

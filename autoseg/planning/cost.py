@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # torch is imported when the first step is traced
 
     from autoseg.nn.memory import DeviceTerms, StepMemory
 
-GIB = 2**30
 HOST_PROCESS_BYTES = 600 * 2**20  # the training process with its libraries, before it holds any data
 HOST_WORKER_BYTES = 120 * 2**20  # of its own, of one process that prepares batches
 BATCHES_IN_WAITING = 4  # per worker

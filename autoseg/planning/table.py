@@ -1,10 +1,9 @@
 """A plan at a glance: what each configuration is, what it is predicted to need, and what would change the choice."""
 
-from collections.abc import Sequence
-
 from autoseg.plan import Configuration, Plan
 from autoseg.planning.decisions import text
 from autoseg.planning.pace import steps_in
+from autoseg.wording import aligned
 
 GIGA = 1e9
 LEFT_OUT = ("stages", "receptive field", "predict", "host", "disk")  # of a plan at a glance
@@ -13,7 +12,7 @@ LEFT_OUT = ("stages", "receptive field", "predict", "host", "disk")  # of a plan
 def summary(plan: Plan) -> str:
     """One row per configuration, and below it what would change the choice."""
     rows = [_row(plan, name, configuration) for name, configuration in plan.configurations.items()]
-    lines = _align([_header(plan), *rows])
+    lines = aligned([_header(plan), *rows])
     changes = [f"- {d.step.split()[1]}: {d.value} {d.reason}" for d in plan.decisions if d.step.startswith("6.")]
     return "\n".join(
         [*lines, f"* {plan.recommended} is used unless -c names another", "what would change it:", *changes]
@@ -25,7 +24,7 @@ def glance(plan: Plan) -> list[str]:
     header, rows = _header(plan), [_row(plan, name, one) for name, one in plan.configurations.items()]
     columns = [header.index(name) for name in header if name not in LEFT_OUT]
     header = [name.removesuffix(": train") for name in header]
-    lines = _align([[row[column] for column in columns] for row in (header, *rows)])
+    lines = aligned([[row[column] for column in columns] for row in (header, *rows)])
     if any("?" in row for row in rows):
         lines.append("?: not known before this machine is measured (autoseg calibrate)")
     return lines
@@ -87,8 +86,3 @@ def _hours(plan: Plan, seconds: float | None) -> str:
         return f"{training.time_budget_seconds / 3600:.3g}"
     steps = training.total_steps
     return "?" if seconds is None or steps is None else f"{steps * seconds / 3600:.3g}"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

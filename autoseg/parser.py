@@ -1,0 +1,220 @@
+"""The command line: every command with its options, their types and their defaults. No heavy import."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from autoseg import __version__
+from autoseg.arguments import above, cpu_rate, duration, finite, mapping, name, positive, share, whole
+from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
+from autoseg.suggestions import DEFAULT_WORKSPACE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line. What it parses has the name of the command in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="autoseg", description="Self-configuring segmentation of medical images.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"autoseg {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    for called, (help, add_options) in COMMANDS.items():
+        add_options(commands.add_parser(called, help=help, allow_abbrev=False))
+    return parser
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("autoseg_demo"), help="where to put it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--time-budget", type=duration, default=None,
+        help="time per fold, e.g. 25s, instead of a fixed number of steps; the machine's speed then decides",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings (default: %(default)s)")
+    parser.add_argument("--data-only", action="store_true", help="write the dataset and stop")
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    add_intake(parser)
+    parser.add_argument(
+        "--fix", type=Path, default=None, metavar="OUT",
+        help="write a corrected copy to this new folder and list every change; the data set itself is never written. A "
+        "case whose faults cannot be mended without a guess is left out of the copy and named (exit code 3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--map", type=mapping, default=None, metavar="OLD=NEW,...",
+        help="with --fix: label values to change, e.g. 255=1,7=0 (write --map=-1=0 where the first is negative)",
+    )  # fmt: skip
+    parser.add_argument("--nan-to", type=finite, default=None, metavar="VALUE", help="with --fix: for NaN and infinity")
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    add_intake(parser)
+    add_workspace(parser)
+    parser.add_argument(
+        "-c", "--configurations", default="", help="to preprocess, e.g. 2d,3d_fullres (default: recommended)"
+    )
+    parser.add_argument(
+        "--vram", type=above(0, MAX_GIGABYTES), default=None, metavar="GB", help="plan for a GPU of this memory"
+    )
+    parser.add_argument(
+        "--preset", choices=("s", "m", "l", "xl"), default=None,
+        help="s: CPU; m, l, xl: residual encoders for 8, 24, 40 GB (default: plain U-Net for the machine at hand)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--network", type=name, default=None, help="architecture, e.g. attention_unet (default: the preset's)"
+    )
+    parser.add_argument(
+        "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone (default: autoseg)"
+    )
+    parser.add_argument("--no-preprocess", action="store_true", help="decide only")
+    parser.add_argument("--explain", action="store_true", help="print every decision with its reason")
+    parser.add_argument(
+        "--time-budget", type=duration, default=None,
+        help="wall time per fold, to train for and to size a CPU's steps by (default: the recipe's epochs, and 1h)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cpu-rate", type=cpu_rate, default="measured", metavar="RATE",
+        help="speed of the CPU planned for: measured, reference (the same plan on every machine), or times the "
+        "reference, e.g. 0.5 (default: measured)",
+    )  # fmt: skip
+    add_settings(parser)
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    parser.add_argument(
+        "-f", "--folds", nargs="+", default=["all"],
+        help="0 | 0 2 | 0,2 | 0..4 | all | full: one model on all cases, none held out (default: all)",
+    )  # fmt: skip
+    add_model(parser)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=whole(1, MAX_EPOCHS), default=None, help="length of each fold's training")
+    length.add_argument("--steps", type=positive, default=None, help="the same, in optimiser steps")
+    length.add_argument("--time-budget", type=duration, default=None, help="wall time per fold, e.g. 10m, 2h")
+    parser.add_argument(
+        "--init-from", type=Path, default=None, metavar="MODEL",
+        help="begin with what fits of a trained model's weights",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stop-after", type=duration, default=None,
+        help="save and stop after so long, e.g. 3h55m; the same command resumes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint-every", type=duration, default=60.0, metavar="TIME", help="at the latest (default: 60s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
+    parser.add_argument(
+        "--restart", action="store_true", help="retrain these folds from scratch (the old folders are renamed)"
+    )
+    parser.add_argument(
+        "--finish", action="store_true", help="let begun folds cool down now, end, and predict their held-out cases"
+    )
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument("--gpus", default=None, help="one fold per GPU at the same time: all, or numbers such as 0,2")
+    several.add_argument(
+        "--slurm", default=None, metavar="KEY=VALUE,...",
+        help="submit the folds to a cluster: partition=gpu,time=24h[,gpus=1,cpus=8,mem=64G,account=...]",
+    )  # fmt: skip
+    add_settings(parser)
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    add_model(parser)
+    parser.add_argument("--predictions", type=Path, help="folder of segmentations")
+    parser.add_argument("--references", type=Path, help="folder of expert labels")
+    parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
+    parser.add_argument(
+        "--test", action="store_true", help="the ensemble on the dataset's held-out test cases; scored once"
+    )
+    parser.add_argument("--csv", type=Path, help="also write one row per case and label")
+    add_workers(parser)
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    parser.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or files")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
+    add_model(parser)
+    parser.add_argument(
+        "-m", "--models", nargs="+", default=[], metavar="MODEL",
+        help="average these, as their folders are called: 3d_fullres-unet 2d-unet",
+    )  # fmt: skip
+    parser.add_argument(
+        "-f", "--folds", nargs="+", default=["all"],
+        help="which folds form the ensemble: 0,2 | full (default: all that are trained; full only where it alone is)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unfinished", action="store_true", help="also use folds that are not trained to the end, as they stand"
+    )
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
+    parser.add_argument("--step", type=share, default=0.5, help="tile distance as a share of the tile (default: 0.5)")
+    parser.add_argument(
+        "--no-mirroring", action="store_true", help="no test-time flips: faster, a little less accurate"
+    )
+    parser.add_argument(
+        "--tile", type=float, metavar="N",
+        help="tiles up to N times as long as the training patch: faster, less accurate on small images (default: 1)",
+    )  # fmt: skip
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+
+
+def add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 (default: auto)")
+
+
+def add_workspace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-w", "--workspace", type=Path, default=DEFAULT_WORKSPACE,
+        help="where everything is kept (default: %(default)s)",
+    )  # fmt: skip
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", "--configuration", type=name, default=None, help="default: the recommended one")
+    parser.add_argument("--network", type=name, default=None, help="default: the one that was planned for")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
+        help="change a value of the plan, e.g. training.learning_rate=0.001",
+    )  # fmt: skip
+
+
+def add_intake(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="folder of images and labels, or a CSV/TSV that lists them")
+    parser.add_argument("--channels", help="what the channels are, e.g. CT or T1,FLAIR")
+    parser.add_argument("--labels", help="names and values, e.g. liver=1,tumour=2")
+    parser.add_argument("--regions", help="unions of label values predicted as one, e.g. whole=1+2,core=2")
+    parser.add_argument(
+        "--ignore", type=whole(-(2**31), 2**31 - 1), help="label value that marks voxels nobody annotated"
+    )
+    parser.add_argument("--patient-regex", help="its first group, found in the case id, names the patient")
+    parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of refusing")
+    add_workers(parser)
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=whole(0, MAX_WORKERS), default=None,
+        help="processes; 0: no other than this one (default: from cores and memory)",
+    )  # fmt: skip
+
+
+# name -> what it is for, what adds its options
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "demo": ("synthetic data through the whole pipeline: does this installation work?", add_demo),
+    "check": ("what was understood of a dataset, what is wrong with it, what to do", add_check),
+    "plan": ("measure a dataset, decide everything, preprocess it", add_plan),
+    "train": ("train folds and predict their held-out cases", add_train),
+    "evaluate": ("cross-validation table, or two folders against each other", add_evaluate),
+    "predict": ("segment images with the ensemble of the trained folds", add_predict),
+    "status": ("where this workspace stands and what to type next", add_status),
+    "calibrate": ("measure this machine's memory and speed, for the plans made on it", add_calibrate),
+    "env": ("versions and hardware", lambda parser: None),
+}
