@@ -29,6 +29,7 @@ from autoseg.imaging.rewrite import convert, family_of
 from autoseg.imaging.stored import endings_of_content
 from autoseg.intake.changes import LEFT_OUT, PASSED_OVER, Change
 from autoseg.intake.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files, named
+from autoseg.intake.spelling import find
 from autoseg.workspace import write_text
 
 ELSEWHERE = "elsewhere"
@@ -84,7 +85,7 @@ class Placed:
 
     def translate(self, text: str) -> str:
         """The path in the copy, relative to its folder, of what a list of the original names."""
-        path = Path(os.path.normpath(self.folder / Path(os.path.expandvars(text)).expanduser()))
+        path = find(Path(os.path.normpath(self.folder / Path(os.path.expandvars(text)).expanduser())))
         if path in self.targets:
             new = self.targets[path].relative_to(self.copy)
         elif path.is_relative_to(self.folder):
