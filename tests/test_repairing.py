@@ -926,9 +926,9 @@ def test_nifti_helper_is_what_the_tests_think(tmp_path):
 
 
 def test_a_table_that_spells_accents_otherwise_than_the_disk(tmp_path):
-    """Composed in the table, decomposed on the disk, and outside of the table's folder."""
-    plain(tmp_path / "Ko\u0308ln")
-    lines = [f"../K\u00f6ln/images/c{i}.nii.gz,../K\u00f6ln/labels/c{i}.nii.gz" for i in range(4)]
+    """Composed on the disk, decomposed in the table for the images, and outside of the table's folder."""
+    plain(tmp_path / "K\u00f6ln")
+    lines = [f"../Ko\u0308ln/images/c{i}.nii.gz,../K\u00f6ln/labels/c{i}.nii.gz" for i in range(4)]
     table = tmp_path / "lists" / "t.csv"
     table.parent.mkdir()
     table.write_bytes("\r\n".join(["image,label", *lines]).encode())
