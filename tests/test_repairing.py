@@ -933,5 +933,8 @@ def test_a_table_that_spells_accents_otherwise_than_the_disk(tmp_path):
     table.parent.mkdir()
     table.write_bytes("\r\n".join(["image,label", *lines]).encode())
     assert checked(table)[0] == 0
-    assert fixed(table, tmp_path / "copy")[0] == 0
-    assert checked(tmp_path / "copy")[0] == 0
+    copy = tmp_path / "copy"
+    assert fixed(table, copy)[0] == 0
+    assert len([*copy.rglob("*.nii.gz")]) == 8  # images, too: nothing leads back to the original
+    shutil.rmtree(tmp_path / "K\u00f6ln")
+    assert checked(copy)[0] == 0
