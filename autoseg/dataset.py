@@ -302,13 +302,15 @@ def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colou
     """Names for the values found in the label files of the training cases; every file is read.
 
     Raises:
-        DataError: there is no value but 0, or so many that these are no labels.
+        DataError: there is no value but 0, a file cannot be read, or there are so many that these are no labels.
     """
     files = [case.label for case in cases if case.label is not None]
     read = partial(_values_in, colours=colours)
     contents = map_in_processes(read, files, title="labels", workers=workers_for(files, None))
     values = sorted({value for content in contents for value in content if value > 0} - {ignore})
     if not values:
+        for file in files:
+            read_labels(Path(file), colours)  # such as a mask in colours: its error says how to name them
         what = f"no label file in {Path(files[0]).parent} holds any label" if files else "no case has a label file"
         raise DataError(
             f"{what}, and none is declared", remedy="check the label files, or name labels: --labels liver=1"

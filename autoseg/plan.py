@@ -56,6 +56,7 @@ from autoseg.rules import (
     one_of,
     shown,
 )
+from autoseg.suggestions import ANY_DATASET, suggest
 
 LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
 LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given
@@ -276,7 +277,7 @@ class TrainingGrids:
             if not all(0 < a <= b for a, b in zip(low, high, strict=True)):
                 raise StateError(
                     f"{name}_min is {low}, {name}_max {high}: expected numbers above 0, none above its maximum",
-                    remedy="plan the dataset again: autoseg plan DATASET",
+                    remedy=f"plan the dataset again: {suggest('plan', ANY_DATASET)}",
                 )
 
 

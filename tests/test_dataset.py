@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from autoseg.dataset import Dataset, IntakeOptions, discover, images_in, parse_options
 from autoseg.errors import DataError, UsageError
@@ -139,3 +141,16 @@ def test_real_datasets_are_understood(data_dir):
     assert problems == []
     assert [len(case.images) for case in lesions.cases] == [4, 4, 4]
     assert ids(discover(data_dir / "ct_ts_512x512x20", parse_options(labels="organ=1"))[0].cases) == ["ts_dicom"]
+
+
+def test_masks_in_colours_without_names_say_how_to_name_them(tmp_path):
+    for i in range(2):
+        mask = np.zeros((8, 8, 3), np.uint8)
+        mask[1:4, 1:4] = 255, 0, 0
+        mask[5:7, 1 : 4 + i] = 0, 255, 0
+        for kind, array in (("images", mask[..., 0]), ("masks", mask)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(array).save(tmp_path / kind / f"c{i}.png")
+    with pytest.raises(DataError, match="stored in 3 colours") as caught:
+        discover(tmp_path, IntakeOptions())
+    assert "--labels label_1=#ff0000,label_2=#00ff00" in str(caught.value.remedy)

@@ -12,7 +12,7 @@ from autoseg import predict as module
 from autoseg.dataset import Case, Dataset, images_in
 from autoseg.errors import DataError, StorageError, UsageError
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import read_labels
+from autoseg.imaging.readers import read_labels, write_labels
 from autoseg.intake.inputs import FileNames
 from autoseg.pipeline.prediction import predict_images
 from autoseg.records import save
@@ -141,3 +141,19 @@ def test_an_error_of_the_program_is_not_taken_for_a_fault_of_an_image(tmp_path, 
     monkeypatch.setattr(module, "segment", lambda *a: [][0])
     with pytest.raises(IndexError):
         module.predict_cases([model_of((1.0,) * 3)], cases_in(batch(tmp_path, "a.nii")), tmp_path / "out", faults=[])
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_refused(workspace, tmp_path):
+    folder, out = batch(tmp_path / "in", "a.nii"), tmp_path / "out"
+    out.write_text("notes")
+    with pytest.raises(UsageError, match="out is a file, expected a folder"):
+        predict_images(workspace, [folder], out, device="cpu")
+    with pytest.raises(StorageError, match="cannot be written"):  # below it: named, not a traceback
+        write_labels(out / "a.nii", np.zeros((8, 9, 10), np.uint8), like=folder / "a.nii")
+    assert out.read_text() == "notes"
+
+
+def test_an_image_given_twice_is_segmented_once(workspace, tmp_path, capsys):
+    folder = batch(tmp_path / "in", "a.nii", "b.nii")
+    predict_images(workspace, [folder, folder / "a.nii", folder / "a.nii"], tmp_path / "out", device="cpu")
+    assert "2 segmentations in" in capsys.readouterr().out

@@ -923,3 +923,18 @@ def test_the_command(tmp_path, capsys):
 
 def test_nifti_helper_is_what_the_tests_think(tmp_path):
     assert nib.load(nifti(tmp_path / "a.nii.gz")).shape == (6, 5, 4)
+
+
+def test_a_table_that_spells_accents_otherwise_than_the_disk(tmp_path):
+    """Composed on the disk, decomposed in the table for the images, and outside of the table's folder."""
+    plain(tmp_path / "K\u00f6ln")
+    lines = [f"../Ko\u0308ln/images/c{i}.nii.gz,../K\u00f6ln/labels/c{i}.nii.gz" for i in range(4)]
+    table = tmp_path / "lists" / "t.csv"
+    table.parent.mkdir()
+    table.write_bytes("\r\n".join(["image,label", *lines]).encode())
+    assert checked(table)[0] == 0
+    copy = tmp_path / "copy"
+    assert fixed(table, copy)[0] == 0
+    assert len([*copy.rglob("*.nii.gz")]) == 8  # images, too: nothing leads back to the original
+    shutil.rmtree(tmp_path / "K\u00f6ln")
+    assert checked(copy)[0] == 0

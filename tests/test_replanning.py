@@ -1,15 +1,18 @@
 """Planning again: options are as they were typed, statistics of trained folds stay where they hardly differ."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from phantom import tiny_dataset
 from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
 from autoseg.cli import _intake
 from autoseg.dataset import IntakeOptions, parse_options
+from autoseg.errors import DataError, UsageError
 from autoseg.parser import build_parser
-from autoseg.pipeline.planning import PlanOptions, _as_typed
+from autoseg.pipeline.planning import PlanOptions, _as_typed, plan_dataset
 from autoseg.pipeline.replanning import Replanning, with_kept_statistics
 from autoseg.plan import Plan
 from autoseg.records import load, save
@@ -95,8 +98,38 @@ def test_a_dataset_is_planned_again_with_the_options_it_was_planned_with():
     )  # fmt: skip
     typed = build_parser().parse_args(["plan", "DATASET", *_as_typed(options)])
     again = PlanOptions(
-        _intake(typed), typed.rules, typed.preset, typed.network, typed.vram, tuple(typed.configurations.split(",")),
-        typed.skip_bad, tuple(typed.settings),
+        _intake(typed), typed.rules, typed.preset, typed.network, typed.vram, typed.time_budget, typed.cpu_rate,
+        configurations=tuple(typed.configurations.split(",")), skip_bad=typed.skip_bad, settings=tuple(typed.settings),
     )  # fmt: skip
     assert again == replace(options, workers=None, preprocess=True)  # which change no plan
     assert _as_typed(PlanOptions(IntakeOptions())) == ()
+
+
+def test_the_dataset_json_of_a_dataset_is_never_overwritten(tmp_path):
+    folder = tmp_path / "my data"
+    text = '{"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "numTraining": 1}'
+    write_text(folder / "dataset.json", text)
+    (folder / "imagesTr").mkdir()
+    for root in (folder, tmp_path / "another"):
+        with pytest.raises(UsageError, match="dataset") as caught:
+            plan_dataset(root, Workspace(folder))
+        assert "-w OTHER_WORKSPACE" in str(caught.value.remedy)
+    assert f"plan '{folder}'" in _refusal(folder)
+    assert (folder / "dataset.json").read_text() == text
+    assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "imagesTr"]
+
+
+def _refusal(folder) -> str:
+    with pytest.raises(UsageError) as caught:
+        plan_dataset(folder, Workspace(folder))
+    return str(caught.value.remedy)
+
+
+def test_folds_that_cannot_be_used_are_not_left_out_with_skip_bad(tmp_path, capsys):
+    dataset = tiny_dataset(tmp_path / "data", cases=3)
+    ids = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").iterdir())
+    (dataset / "splits_final.json").write_text(json.dumps([{"train": ids, "val": []}]))
+    with pytest.raises(DataError, match=r"has 1 error \(listed above\)") as caught:
+        plan_dataset(dataset, Workspace(tmp_path / "my space"))
+    assert "--skip-bad" not in str(caught.value.remedy)
+    assert "autoseg train -f full -w '" in capsys.readouterr().out

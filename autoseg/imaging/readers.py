@@ -13,7 +13,7 @@ in `READERS`.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,7 +163,8 @@ def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | s
         with _storage(path):
             staging.replace(path)
     finally:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):  # such as: the folder is a file, and was named above
+            staging.unlink(missing_ok=True)
 
 
 def _verify(staging: Path, path: Path, labels: np.ndarray, geometry: Geometry | None) -> None:

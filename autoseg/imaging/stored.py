@@ -17,6 +17,7 @@ import numpy as np
 
 from autoseg.errors import DataError
 from autoseg.imaging.geometry import Geometry
+from autoseg.suggestions import ANY_DATASET, suggest
 
 LABEL_TOLERANCE = 1e-3  # label maps stored as float carry rounding noise of their scaling: 0.99999999 means 1
 
@@ -179,7 +180,7 @@ def _refuse_packed_content(path: Path, head: bytes) -> None:
         raise DataError(
             f"{path} is packed twice: what its gzip data hold is gzip-compressed again",
             remedy=f"unpack it once: gunzip < {shlex.quote(path.name)} > unpacked.nii.gz; or, in a copy, "
-            "autoseg check DATASET --fix OUT",
+            f"{suggest('check', ANY_DATASET, '--fix', 'OUT', workspace=None)}",
         )
     raise DataError(f"{path} is {kind.name}, gzip-compressed; its ending says .nii.gz", remedy=kind.remedy)
 

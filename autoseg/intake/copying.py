@@ -14,7 +14,6 @@ import gzip
 import json
 import os
 import re
-import shlex
 import shutil
 import stat
 import zlib
@@ -29,6 +28,8 @@ from autoseg.imaging.rewrite import convert, family_of
 from autoseg.imaging.stored import endings_of_content
 from autoseg.intake.changes import LEFT_OUT, PASSED_OVER, Change
 from autoseg.intake.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files, named
+from autoseg.intake.spelling import find
+from autoseg.suggestions import suggest
 from autoseg.wording import counted
 from autoseg.workspace import write_text
 
@@ -85,7 +86,7 @@ class Placed:
 
     def translate(self, text: str) -> str:
         """The path in the copy, relative to its folder, of what a list of the original names."""
-        path = Path(os.path.normpath(self.folder / Path(os.path.expandvars(text)).expanduser()))
+        path = find(Path(os.path.normpath(self.folder / Path(os.path.expandvars(text)).expanduser())))
         if path in self.targets:
             new = self.targets[path].relative_to(self.copy)
         elif path.is_relative_to(self.folder):
@@ -99,7 +100,7 @@ def refuse_unfinished(root: Path) -> None:
     """Refuse to take a copy for a data set whose writing was interrupted. Raises StateError."""
     if (Path(root) / MARK).is_file():
         source = source_of(Path(root))
-        command = f"autoseg check {shlex.quote(source)} --fix {shlex.quote(str(root))}"
+        command = suggest("check", Path(source), "--fix", Path(root), workspace=None)
         raise StateError(f"{root} is a copy of {source} whose writing was interrupted", remedy=f"repeat it: {command}")
 
 

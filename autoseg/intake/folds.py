@@ -15,6 +15,7 @@ from autoseg.errors import DataError
 from autoseg.intake.contents import read_json
 from autoseg.intake.pairing import Found, Problem
 from autoseg.intake.spelling import CHANNEL_SUFFIX, Matched, match_ids
+from autoseg.suggestions import suggest
 from autoseg.wording import NAMED, some
 
 EXPECTED = 'expected a list of folds, each {"train": [ids], "val": [ids]}'
@@ -114,7 +115,7 @@ def _remedies(source: str) -> tuple[str, str]:
     given = "the columns fold (the fold that validates on a case) and split" if table else Path(source).name
     them = "them" if table else "it"
     own = f"correct {given}, or remove {them}: autoseg then makes its own folds"
-    return own, f"{own}; to train on all cases, remove {them}, plan again, and run: autoseg train -f full"
+    return own, f"{own}; to train on all cases, remove {them}, plan again, and run: {suggest('train', '-f', 'full')}"
 
 
 def report_unknown(found: Found, unknown: Sequence[str], path: Path, what: str) -> None:

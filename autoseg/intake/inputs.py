@@ -80,7 +80,7 @@ def images_in(
     groups: list[tuple[str, Group]] = []
     problems: list[Problem] = []
     reader = _Names(rule, channels, tuple(names), problems)
-    for path in (Path(path).expanduser().absolute() for path in paths):
+    for path in dict.fromkeys(Path(path).expanduser().absolute() for path in paths):
         if not path.is_dir():
             files += _one_file(path, problems)
             continue
@@ -94,7 +94,7 @@ def images_in(
             files += inside.images
         else:
             groups += _of_folders(reader, path, inside)
-    groups += reader.of_files(files)
+    groups += reader.of_files([*dict.fromkeys(files)])  # a file may be given beside its folder
     one_file_each = all(len(group) == 1 for _, group in groups)
     complete = [g for g in _each_once(groups, problems) if _is_complete(*g, reader, one_file_each)]
     cases = sorted((case_id, tuple(file for _, file in group)) for case_id, group in complete)

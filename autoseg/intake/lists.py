@@ -22,6 +22,7 @@ from typing import Any
 from autoseg.errors import DataError
 from autoseg.imaging.readers import stem_of
 from autoseg.intake.pairing import Problem
+from autoseg.intake.spelling import find
 from autoseg.intake.tables import CASE_COLUMNS, TABLE_ENDINGS, _row_ids, image_columns, lists_images, read_table
 from autoseg.wording import counted
 from autoseg.workspace import write_text
@@ -284,7 +285,7 @@ def _paths_in(content: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _absolute(text: str, folder: Path) -> Path:
-    return Path(os.path.normpath(folder / Path(os.path.expandvars(text)).expanduser()))
+    return find(Path(os.path.normpath(folder / Path(os.path.expandvars(text)).expanduser())))
 
 
 def _drop_described(content: Any, ids: set[str], removed: set[Path], copy: Path) -> list[str]:

@@ -16,6 +16,7 @@ from autoseg.intake.contents import table_beside
 from autoseg.intake.folds import numbered_splits, report_spelling, report_unknown
 from autoseg.intake.pairing import Found, Problem, choose_channels, listed_case
 from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, match_ids
+from autoseg.suggestions import suggest
 from autoseg.wording import some
 
 TABLE_ENDINGS = (".csv", ".tsv")
@@ -191,9 +192,8 @@ def _splits(found: Found, rows: dict[str, dict[str, str]], path: Path) -> None:
             column = (
                 "fold is empty" if any("fold" in row for row in rows.values()) else "split names no validation case"
             )
-            found.notes.append(
-                f"the column {column}: autoseg makes its own folds (to train on all cases: autoseg train -f full)"
-            )
+            all_cases = suggest("train", "-f", "full")
+            found.notes.append(f"the column {column}: autoseg makes its own folds (to train on all cases: {all_cases})")
         return
     numbers: dict[str, int] = {}
     for case_id in rows:

@@ -13,7 +13,14 @@ from autoseg.errors import DataError
 from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.intake.copying import refuse_unfinished
 from autoseg.pipeline.opening import Say, gpu_memory_gb
-from autoseg.pipeline.replanning import Replanning, folds_after, options_again, require_related, with_kept_statistics
+from autoseg.pipeline.replanning import (
+    Replanning,
+    folds_after,
+    options_again,
+    require_own_folder,
+    require_related,
+    with_kept_statistics,
+)  # fmt: skip
 from autoseg.plan import Plan
 from autoseg.planner import describe, make_plan
 from autoseg.planning.grids import training_grids
@@ -24,7 +31,7 @@ from autoseg.preprocess import preprocess
 from autoseg.problems import check, problem_table, without_bad_cases
 from autoseg.records import load, save
 from autoseg.sources import measure
-from autoseg.suggestions import suggest
+from autoseg.suggestions import complete, suggest
 from autoseg.workspace import Workspace, lock
 
 FOLDS = 5
@@ -71,8 +78,11 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
 
     Raises:
         DataError: the dataset has faults (they are shown together), unless `skip_bad` leaves the bad cases out.
-        UsageError: an option does not fit the dataset or the plan.
+        UsageError: an option does not fit the dataset or the plan, or the workspace is a folder of data.
     """
+    require_own_folder(workspace, Path(root))
+    told = say
+    say = lambda text: told(complete(text, workspace.root))  # noqa: E731 - problems and notes do not know the workspace
     with lock(workspace.root / ".plan.lock", f"planning in {workspace.root}"):
         replanning = Replanning(workspace)
         dataset, fingerprint = _examine(root, options, say)
@@ -201,9 +211,10 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
     if problems:
         say(problem_table(problems))
     if errors and not options.skip_bad:
+        lasting = any(problem.stays for problem in errors)  # leaving cases out would be refused
         raise DataError(
-            f"{root} has {len(errors)} errors (listed above)",
-            remedy="repair them, or leave the faulty cases out with --skip-bad",
+            f"{root} has {len(errors)} error{'s' * (len(errors) != 1)} (listed above)",
+            remedy="repair them" if lasting else "repair them, or leave the faulty cases out with --skip-bad",
         )
     known = len(dataset.notes)
     dataset = without_bad_cases(dataset, problems)

@@ -51,13 +51,15 @@ def predict_images(
     Raises:
         DataError: an image could not be segmented; the others have been.
         StateError: a model is not trained, or models were trained on different channels, labels or orientations.
-        UsageError: models are given in both ways, or there is nothing to segment.
+        UsageError: models are given in both ways, there is nothing to segment, or `out` is a file.
     """
     from autoseg.model import open_model
     from autoseg.predict import PredictOptions, predict_cases
 
     if models and (configuration or network):
         raise UsageError("-m names whole models: -c and --network say the same again", remedy="leave them out")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, expected a folder for the segmentations", remedy="choose another name")
     plan = open_plan(workspace, network, say)
     name, chosen = plan.configuration(configuration)
     pairs = _named_models(workspace, models) if models else [(name, chosen.network.name)]

@@ -1,7 +1,9 @@
 """Planning again where folds are trained: nothing of theirs is lost, and what becomes of them is said."""
 
+import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 from autoseg.begun import begun_of, split_of, standing
 from autoseg.data.splits import Splits
 from autoseg.dataset import Dataset, IntakeOptions
-from autoseg.errors import StateError
+from autoseg.errors import StateError, UsageError
 from autoseg.pipeline.opening import Say, keep_aside, open_plan
 from autoseg.plan import ChannelNormalization, Plan
 from autoseg.records import load
@@ -18,6 +20,22 @@ from autoseg.suggestions import suggest
 from autoseg.workspace import FoldName, Workspace
 
 STATISTICS_TOLERANCE = 0.02  # of the standard deviation
+
+
+def require_own_folder(workspace: Workspace, root: Path) -> None:
+    """Refuse to write a workspace's dataset.json over that of a dataset.
+
+    Raises:
+        UsageError: the workspace is the dataset's folder, or has a dataset.json that autoseg did not write.
+    """
+    remedy = "choose another folder: " + suggest("plan", root, workspace=Path("OTHER_WORKSPACE"))
+    if workspace.root.resolve() == root.expanduser().resolve():
+        raise UsageError(f"-w {workspace.root} is the dataset itself: their files would be mixed", remedy=remedy)
+    with suppress(OSError, ValueError, RecursionError):
+        written = json.loads(workspace.dataset.read_text(encoding="utf-8"))
+        if isinstance(written, dict) and "root" not in written and written:
+            what = f"{workspace.dataset} was not written by autoseg, and would be overwritten"
+            raise UsageError(what, remedy=remedy)
 
 
 def require_related(workspace: Workspace, dataset: Dataset) -> None:

@@ -161,7 +161,7 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     way, began = inference_of(result.folder), time.perf_counter()
     predict_cases([model], missing, folder, options_for(way), title=f"fold {split.fold} validation")
     folds.note_predicted(name, split)
-    how = f", {way}, which is cheaper than autoseg predict" if way and way.cheaper else ""
+    how = f", {way}, which is cheaper than `predict`" if way and way.cheaper else ""
     took = duration(time.perf_counter() - began)
     run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder} in {took}{how}")
     return result
