@@ -1,6 +1,7 @@
 """The commands: parse, call one function of the pipeline, print. No logic, and no heavy import before it is needed."""
 
 import argparse
+import io
 import os
 import re
 import shlex
@@ -26,6 +27,9 @@ OUT_OF_MEMORY_REMEDY = f"{LESS_MEMORY}, or use a machine with more"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see CONTRIBUTING.md for the codes)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows its code
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
