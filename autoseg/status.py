@@ -51,6 +51,14 @@ def status(workspace: Workspace) -> str:
     return "\n".join([*lines, f"next: {command}"])
 
 
+def next_command(workspace: Workspace) -> str:
+    """The command that is due in a workspace that is planned."""
+    plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
+    network = plan.configurations[plan.recommended].network.name
+    todo = _model_status(workspace, plan, plan.recommended, network, splits)[1]
+    return _next(workspace, plan.recommended, network, todo, _dataset_status(workspace)[1])
+
+
 @dataclass(frozen=True)
 class Todo:
     """A fold that is not done, and the options that `autoseg train` takes it up with."""

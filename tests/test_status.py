@@ -103,3 +103,15 @@ def test_a_damaged_model_of_all_cases_is_named(planned):
     _, workspace = planned
     (workspace.fold(*MODEL, FULL) / "last.pt").write_bytes(b"torn")
     assert "last.pt" in line_of_full(workspace)
+
+
+@pytest.mark.slow
+def test_planning_again_advises_what_status_does(planned, capsys):
+    """`autoseg train` for all folds would refuse fold 0, which was trained with another length."""
+    dataset, workspace = planned
+    run("train", "-f", 0, "--steps", 2, "-w", workspace.root, *SHORT)
+    capsys.readouterr()
+    run("plan", dataset, "-w", workspace.root)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"next: autoseg train -f 1,2,3,4 -w '{workspace.root}'"
+    assert last == status(workspace).splitlines()[-1]
