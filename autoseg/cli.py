@@ -1,6 +1,7 @@
 """The commands: parse, call one function of the pipeline, print. No logic, and no heavy import before it is needed."""
 
 import argparse
+import io
 import os
 import re
 import shlex
@@ -23,6 +24,9 @@ OUT_OF_MEMORY_REMEDY = f"{LESS_MEMORY}, or use a machine with more"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see CONTRIBUTING.md for the codes)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows its code
+            stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
         return RUN[options.command](options) or 0

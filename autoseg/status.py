@@ -32,7 +32,8 @@ def status(workspace: Workspace) -> str:
     plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
     cases = len(splits.splits[0].train) + len(splits.splits[0].validation)
     lines = [f"{workspace.root}: {plan.dataset}, {cases} cases, {len(splits.splits)} folds, planned for {plan.device}"]
-    lines += _dataset_status(workspace)
+    told, replan = _dataset_status(workspace)
+    lines += told
     todo: dict[str, list[Todo]] = {}
     for name, configuration in plan.configurations.items():
         mark = " (recommended)" if name == plan.recommended else ""
@@ -46,7 +47,16 @@ def status(workspace: Workspace) -> str:
             lines.append(f"{name}-{network}")
             lines += _model_status(workspace, _plan_for(workspace, plan, network), name, network, splits)[0]
     network = plan.configurations[plan.recommended].network.name
-    return "\n".join([*lines, f"next: {_next(workspace, plan.recommended, network, todo[plan.recommended])}"])
+    command = _next(workspace, plan.recommended, network, todo[plan.recommended], replan)
+    return "\n".join([*lines, f"next: {command}"])
+
+
+def next_command(workspace: Workspace) -> str:
+    """The command that is due in a workspace that is planned."""
+    plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
+    network = plan.configurations[plan.recommended].network.name
+    todo = _model_status(workspace, plan, plan.recommended, network, splits)[1]
+    return _next(workspace, plan.recommended, network, todo, _dataset_status(workspace)[1])
 
 
 @dataclass(frozen=True)
@@ -57,31 +67,40 @@ class Todo:
     options: tuple[str, ...] = ()
 
 
-def _next(workspace: Workspace, name: str, network: str, todo: Sequence[Todo]) -> str:
-    """The command that brings the recommended model further."""
+def _next(workspace: Workspace, name: str, network: str, todo: Sequence[Todo], replan: str) -> str:
+    """The command that brings the recommended model further.
+
+    Args:
+        replan: the command that is due before anything is trained or scored, because the dataset changed; or "".
+    """
+    crossval = workspace.crossval(name, network)
+    to_score = not crossval.exists() or _scored_before(workspace, crossval)
+    if replan and (todo or to_score):
+        return replan
     if todo:
         folds = ",".join(str(one.fold) for one in todo if one.options == todo[0].options)
         return suggest("train", "-f", folds, *todo[0].options, workspace=workspace.root)
-    crossval = workspace.crossval(name, network)
-    if not crossval.exists() or _scored_before(workspace, crossval):
+    if to_score:
         return suggest("evaluate", workspace=workspace.root)
     return suggest("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", workspace=workspace.root)
 
 
-def _dataset_status(workspace: Workspace) -> list[str]:
-    """A line where the dataset is not as it was planned."""
+def _dataset_status(workspace: Workspace) -> tuple[list[str], str]:
+    """A line where the dataset is not as it was planned, and the command that plans it again."""
     if not workspace.dataset.exists():
-        return []
+        return [], ""
     dataset = load(Dataset, workspace.dataset)
     try:
         require_in_place(workspace, dataset, dataset.cases)
     except StateError as error:
-        return [f"{error.what}; {error.remedy}"]
+        moved = not Path(dataset.root).exists()
+        return [f"{error.what}; {error.remedy}"], plan_again(workspace, "NEWPLACE" if moved else None)
     changed = changed_since(workspace, dataset.cases)
     if not changed:
-        return []
+        return [], ""
     others = f" and {len(changed) - 1} other files" if len(changed) > 1 else ""
-    return [f"changed since it was planned: {changed[0]}{others}; plan again: {plan_again(workspace)}"]
+    again = plan_again(workspace)
+    return [f"changed since it was planned: {changed[0]}{others}; plan again: {again}"], again
 
 
 def _scored_before(workspace: Workspace, crossval: Path) -> bool:
@@ -121,11 +140,26 @@ def _model_status(
         lines.append(f"  fold {split.fold}: {text}")
         if not done:
             undone.append(Todo(split.fold, options))
-    if FULL in begun:
-        one = begun[FULL]
-        where = "trained on all cases, none is held out" if one.finished else "not trained to the end"
-        lines.append(f"  full: epoch {one.epoch}, step {one.step}; {where}")
+    if FULL in damaged:
+        lines.append(f"  full: {damaged[FULL]}; --restart retrains it from scratch")
+    elif FULL in begun:
+        lines.append(_full_status(workspace, plan, name, begun[FULL], splits))
     return lines, undone
+
+
+def _full_status(workspace: Workspace, plan: Plan, name: str, begun: BegunFold, splits: Splits) -> str:
+    """The line of the model of all cases: how far it is, and what plan and cases of today mean for it."""
+    where = "trained on all cases, none is held out" if begun.finished else "not trained to the end"
+    text = f"  {FULL}: epoch {begun.epoch}, step {begun.step}; {where}"
+    if name not in plan.configurations:
+        return text
+    everything = tuple({case: None for split in splits.splits for case in (*split.train, *split.validation)})
+    if workspace.dataset.exists():
+        everything = tuple(c.id for c in load(Dataset, workspace.dataset).cases if c.id not in splits.test)
+    found = standing(begun, plan, name, Split(FULL, everything, ()), workspace)
+    if found.refused:
+        return f"{text}; {found.refused}; -f full --restart retrains it from scratch"
+    return f"{text}; {found.remark}" if found.remark else text
 
 
 def _begun_status(

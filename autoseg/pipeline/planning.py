@@ -31,6 +31,7 @@ from autoseg.preprocess import preprocess
 from autoseg.problems import check, problem_table, without_bad_cases
 from autoseg.records import load, save
 from autoseg.sources import measure
+from autoseg.status import next_command
 from autoseg.suggestions import complete, suggest
 from autoseg.workspace import Workspace, lock
 
@@ -128,7 +129,8 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
             say(f"{', '.join(names)}: {len(dataset.cases)} preprocessed cases in {folder}")
         for line in folds_after(workspace, dataset, plan, splits):
             say(line)
-        say(f"next: {suggest('train', workspace=workspace.root)}")
+        begun = bool(workspace.models())  # folds that `train` may refuse without the options they were begun with
+        say(f"next: {next_command(workspace) if begun else suggest('train', workspace=workspace.root)}")
     return plan
 
 
