@@ -2,7 +2,7 @@
 
 some      the first few of many names
 counted   "1 case", "2 cases"
-duration  "45s", "3m13s", "2h05m"
+duration  "45 s", "3m13s", "2h05m"
 aligned   rows as lines whose columns begin below each other
 """
 
@@ -25,7 +25,7 @@ def counted(number: int, thing: str, things: str = "") -> str:
 def duration(seconds: float) -> str:
     """A duration to read, not to type: `planning.pace` writes those that `--time-budget` takes."""
     if seconds < 59.5:
-        return f"{seconds:.0f}s"
+        return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 

@@ -371,11 +371,11 @@ def test_the_table_says_how_far_each_fold_came(tmp_path):
     (tmp_path / "fold_0" / "history.jsonl").write_text(
         '{"epoch": 1, "pseudo_dice": [0.1]}\n{"epoch": 12, "pseudo_dice": [0.5, null, 0.75]}\n'
     )
-    ends = [FoldEnd(0, "1", 0, 3725.2), FoldEnd(1, "GPU-a", -11, 61.0), FoldEnd(2, None, 75, 0.0)]
+    ends = [FoldEnd(0, "1", 0, 3725.2), FoldEnd(1, "GPU-a", -11, 61.0), FoldEnd(2, None, 75, 60.0)]
     header, *lines = fleet.table(ends, tmp_path).splitlines()
     assert header.split() == ["fold", "GPU", "time", "epoch", "pseudo", "Dice"]
     assert [line.split(maxsplit=5) for line in lines] == [
         ["0", "1", "1h02m", "12", "0.625", "trained"],
         ["1", "GPU-a", "1m01s", "-", "-", "killed by SIGSEGV"],
-        ["2", "-", "0s", "-", "-", "not begun"],
+        ["2", "-", "1m00s", "-", "-", "not begun"],
     ]
