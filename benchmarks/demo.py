@@ -19,7 +19,7 @@ from pathlib import Path
 
 OLD_MACHINE = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 MACHINES = ("idle", "avx2", "busy")
-WARNINGS = re.compile(r"(overfits|collapses|diverges|warning)", re.IGNORECASE)
+WARNINGS = re.compile(r"(overfits|collapses|diverges|cannot learn)")
 
 
 def run_demo(machine: str, seed: int, out: Path) -> tuple[str, bool]:
