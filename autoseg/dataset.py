@@ -316,9 +316,12 @@ def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colou
             f"{what}, and none is declared", remedy="check the label files, or name labels: --labels liver=1"
         )
     if len(values) > MOST_FOUND_LABELS:
-        what = f"the label files hold {len(values)} different values, from {values[0]} to {values[-1]}: intensities?"
+        span = f"{len(values)} different values, from {values[0]} to {values[-1]}"
+        what = f"the label files hold {span}: intensities, or one number per object?"
         raise DataError(
-            what, remedy="use label maps (masks without blurred edges), or name the labels: --labels liver=1"
+            what,
+            remedy="use label maps (masks without blurred edges, one value per kind of object), or name the labels: "
+            "--labels liver=1",
         )
     named = {"foreground": values[0]} if len(values) == 1 else {f"label_{value}": value for value in values}
     shown = ",".join(f"{name}={value}" for name, value in named.items())

@@ -118,19 +118,25 @@ def _remedies(source: str) -> tuple[str, str]:
     return own, f"{own}; to train on all cases, remove {them}, plan again, and run: {suggest('train', '-f', 'full')}"
 
 
-def report_unknown(found: Found, unknown: Sequence[str], path: Path, what: str) -> None:
-    """Report ids of a table that no case has, unless the case is known and reported, or has no label."""
+def report_unknown(found: Found, unknown: Sequence[str], path: Path, what: str, *, stays: bool = False) -> None:
+    """Report ids of a table that no case has, unless the case is known and reported, or has no label.
+
+    Args:
+        stays: leaving cases out does not mend it.
+    """
     known = {problem.case for problem in found.problems if problem.case} | found.unused_ids
     known |= {CHANNEL_SUFFIX.sub(r"\1", name) for name in known}
     unknown = [name for name in unknown if not match_ids([name], known).cases]
     tests = match_ids(unknown, {case.id for case in found.test_cases}).cases
     remedy = "correct the name, add the case, or remove it from the file"
     if len(unknown) > NAMED:
-        found.problems.append(Problem(None, str(path), f"{what}: {len(unknown)} do not, {some(unknown)}", remedy))
+        found.problems.append(
+            Problem(None, str(path), f"{what}: {len(unknown)} do not, {some(unknown)}", remedy, stays=stays)
+        )
         return
     for name in unknown:
         held_out = " (it is a test case)" if name in tests else ""
-        found.problems.append(Problem(name, str(path), what + held_out, remedy))
+        found.problems.append(Problem(name, str(path), what + held_out, remedy, stays=stays))
 
 
 def report_spelling(found: Found, matched: Matched, path: Path) -> None:

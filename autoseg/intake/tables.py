@@ -254,7 +254,9 @@ def _patients_by_case(found: Found, path: Path, ids: Sequence[str]) -> dict[str,
         raise DataError(f"{path} has no columns case and patient", remedy="its first line must be: case,patient")
     matched = match_ids([row[case_column] for row in rows if row[case_column]], ids)
     report_spelling(found, matched, path)
-    report_unknown(found, matched.unknown, path, f"{path.name} names a case that does not exist")
+    # beside a case without a patient an unknown id is likely to be that case, misspelt: its patient would be cut in two
+    doubtful = not set(ids) <= set(matched.cases.values())
+    report_unknown(found, matched.unknown, path, f"{path.name} names a case that does not exist", stays=doubtful)
     patients: dict[str, str] = {}
     for row in rows:
         case_id, patient = matched.cases.get(row[case_column]), _patient(row[patient_column])
