@@ -159,9 +159,10 @@ def test_differences_are_told_with_their_values(made):
 
 def test_options_bring_a_plan_back(made):
     """As `autoseg train` reads them: the plan under these options decides what the fold was begun with."""
+    blocks = [1 for _ in made.configurations[NAME].network.features]
     begun = made.with_settings([
         "training.epochs=8", "training.learning_rate=0.5", "training.class_weights=[1, 2.5, 1]",
-        f"configurations.{NAME}.batch_size=3", f"configurations.{NAME}.network.blocks=[1, 1, 1, 1]",
+        f"configurations.{NAME}.batch_size=3", f"configurations.{NAME}.network.blocks={blocks}",
     ])  # fmt: skip
     options = options_between(to_plain(begun), to_plain(made), NAME)
     typed = build_parser().parse_args(["train", *options])
