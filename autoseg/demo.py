@@ -136,27 +136,15 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     began = time.perf_counter()
     _set_aside(out)
     dataset, segmentations, picture_path = out / "dataset", out / "segmentations", out / "segmentation.png"
+    images, labels = dataset / "imagesTs", dataset / "labelsTs"
     workspace = Workspace(out / "workspace")
     settings: tuple[str, ...] = (f"training.seed={seed}",)
     if time_budget_seconds is None:
-        length, training = ["--steps", str(STEPS_PER_FOLD)], TrainOptions(steps=STEPS_PER_FOLD)
+        training = TrainOptions(steps=STEPS_PER_FOLD)
         settings = (*SETTINGS, *settings)
     else:
-        length, training = (
-            ["--time-budget", f"{time_budget_seconds:g}s"],
-            TrainOptions(time_budget_seconds=time_budget_seconds),
-        )
-    chosen = [part for setting in settings for part in ("--set", setting)]
-    where = workspace.root
-    images, labels = dataset / "imagesTs", dataset / "labelsTs"
-    commands = [
-        suggest("demo", "--data-only", "-o", out, workspace=None),
-        suggest("plan", dataset, "--preset", PRESET, "--cpu-rate", "reference", *chosen, workspace=where),
-        suggest("train", "-f", f"0..{FOLDS - 1}", *length, workspace=where),
-        suggest("evaluate", workspace=where),
-        suggest("predict", "-i", images, "-o", segmentations, workspace=where),
-        suggest("evaluate", "--predictions", segmentations, "--references", labels, workspace=where),
-    ]
+        training = TrainOptions(time_budget_seconds=time_budget_seconds)
+    commands = _commands(out, settings, time_budget_seconds)
 
     def announce(number: int) -> None:
         elapsed = time.perf_counter() - began
@@ -189,6 +177,23 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     passed, verdict = _judged(dice, {label: metrics["dice"].mean or 0.0 for label, metrics in summary.items()})
     print(f"\n{verdict}")
     return 0 if passed else 1
+
+
+def _commands(out: Path, settings: Sequence[str], time_budget_seconds: float | None) -> list[str]:
+    """What a user would type to do what the demo does."""
+    dataset, segmentations, where = out / "dataset", out / "segmentations", out / "workspace"
+    images, labels = dataset / "imagesTs", dataset / "labelsTs"
+    steps = ("--steps", STEPS_PER_FOLD)
+    length = steps if time_budget_seconds is None else ("--time-budget", f"{time_budget_seconds:g}s")
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    return [
+        suggest("demo", "--data-only", "-o", out, workspace=None),
+        suggest("plan", dataset, "--preset", PRESET, "--cpu-rate", "reference", *chosen, workspace=where),
+        suggest("train", "-f", f"0..{FOLDS - 1}", *length, workspace=where),
+        suggest("evaluate", workspace=where),
+        suggest("predict", "-i", images, "-o", segmentations, workspace=where),
+        suggest("evaluate", "--predictions", segmentations, "--references", labels, workspace=where),
+    ]
 
 
 def _set_aside(out: Path) -> None:
