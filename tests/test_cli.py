@@ -258,7 +258,7 @@ def test_bad_data_end_with_3(tmp_path, capsys):
     assert "case_01" in capsys.readouterr().out
     assert run("plan", dataset, "-w", tmp_path / "w", "--workers", 0) == 3
     assert not (tmp_path / "w" / "plan.json").exists()
-    assert run("plan", tmp_path / "w", "-w", tmp_path / "w") == 3  # a folder without a dataset
+    assert run("plan", tmp_path / "w", "-w", tmp_path / "other") == 3  # a folder without a dataset
     (tmp_path / "empty").mkdir()
     for pair in (("empty", "nowhere"), ("nowhere", "empty")):
         predictions, references = (tmp_path / name for name in pair)
