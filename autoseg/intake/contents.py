@@ -181,7 +181,7 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file. Raises DataError naming the line that is wrong."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets are neither
         raise DataError(f"{path} is not valid JSON: {error}", remedy="correct it") from None
 
 

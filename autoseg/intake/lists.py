@@ -76,7 +76,7 @@ def read_lenient(path: Path) -> Lenient:
             text, commas = _without_surplus_commas(text)
             objects, content = _parsed(text)
             faults.append((f"{counted(commas, 'comma')} before a closing bracket", "no such comma"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets are neither of its errors
         raise DataError(f"{path} is not valid JSON: {error}", remedy="correct it") from None
     found = Lenient(content, faults)
     for each in objects:
