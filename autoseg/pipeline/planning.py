@@ -82,56 +82,68 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
         UsageError: an option does not fit the dataset or the plan, or the workspace is a folder of data.
     """
     require_own_folder(workspace, Path(root))
-    told = say
-    say = lambda text: told(complete(text, workspace.root))  # noqa: E731 - problems and notes do not know the workspace
+
+    def say_complete(text: str) -> None:
+        say(complete(text, workspace.root))  # problems and notes do not know the workspace
+
     with lock(workspace.root / ".plan.lock", f"planning in {workspace.root}"):
-        replanning = Replanning(workspace)
-        dataset, fingerprint = _examine(root, options, say)
-        require_related(workspace, dataset)
-        vram_gb = options.vram_gb
-        if vram_gb is None and options.preset is None:
-            vram_gb = gpu_memory_gb()
-        plan = make_plan(
-            dataset=dataset.name,
-            channels=dataset.channels,
-            labels=dataset.labels,
-            fingerprint=fingerprint,
-            rules=options.rules,
-            preset=options.preset,
-            network=options.network,
-            device="cpu" if vram_gb is None else "gpu",
-            vram_gb=vram_gb,
-            pace=_pace(options) if vram_gb is None and options.preset in (None, "s") else None,
-        )
-        plan = replace(plan, file_names=dataset.file_names, grids=training_grids(fingerprint))
-        budget = options.time_budget_seconds
-        length = () if budget is None else (f"training.time_budget_seconds={budget:g}",)
-        plan = with_kept_statistics(plan, workspace, say).with_settings((*length, *options.settings))
-        for name in options.configurations:
-            plan.configuration(name)  # refused before anything is stored
-        splits = _split(dataset, fingerprint, workspace, options.seed)
-        save(workspace.sources, measure(dataset, _as_typed(options), workers=options.workers))
-        save(workspace.dataset, dataset)
-        save(workspace.fingerprint, fingerprint)
-        for path, record in ((workspace.splits, splits), (workspace.plan, plan)):
-            replanning.keep(path)
-            save(path, record)
-        if options.explain:
-            say("\n".join([describe(plan), "", summary(plan), "", *(f"note: {note}" for note in splits.notes)]))
-        else:
-            say(_at_a_glance(dataset, plan, splits, workspace))
-        for note in replanning.kept():
-            say(note)
-        if options.preprocess:
-            names = options.configurations or (plan.recommended,)
-            stores = [preprocess(dataset, plan, name, workspace, workers=options.workers) for name in names]
-            folder = stores[0].folder if len(stores) == 1 else workspace.root / "preprocessed"
-            say(f"{', '.join(names)}: {len(dataset.cases)} preprocessed cases in {folder}")
-        for line in folds_after(workspace, dataset, plan, splits):
-            say(line)
-        begun = bool(workspace.models())  # folds that `train` may refuse without the options they were begun with
-        say(f"next: {next_command(workspace) if begun else suggest('train', workspace=workspace.root)}")
+        return _plan_and_keep(root, workspace, options, say_complete)
+
+
+def _plan_and_keep(root: Path, workspace: Workspace, options: PlanOptions, say: Say) -> Plan:
+    """Examine, decide, store and say all of it; see `plan_dataset`."""
+    replanning = Replanning(workspace)
+    dataset, fingerprint = _examine(root, options, say)
+    require_related(workspace, dataset)
+    plan = with_kept_statistics(_decide(dataset, fingerprint, options), workspace, say)
+    budget = options.time_budget_seconds
+    length = () if budget is None else (f"training.time_budget_seconds={budget:g}",)
+    plan = plan.with_settings((*length, *options.settings))
+    for name in options.configurations:
+        plan.configuration(name)  # refused before anything is stored
+    splits = _split(dataset, fingerprint, workspace, options.seed)
+    save(workspace.sources, measure(dataset, _as_typed(options), workers=options.workers))
+    save(workspace.dataset, dataset)
+    save(workspace.fingerprint, fingerprint)
+    for path, record in ((workspace.splits, splits), (workspace.plan, plan)):
+        replanning.keep(path)
+        save(path, record)
+    if options.explain:
+        say("\n".join([describe(plan), "", summary(plan), "", *(f"note: {note}" for note in splits.notes)]))
+    else:
+        say(_at_a_glance(dataset, plan, splits, workspace))
+    for note in replanning.kept():
+        say(note)
+    if options.preprocess:
+        names = options.configurations or (plan.recommended,)
+        stores = [preprocess(dataset, plan, name, workspace, workers=options.workers) for name in names]
+        folder = stores[0].folder if len(stores) == 1 else workspace.root / "preprocessed"
+        say(f"{', '.join(names)}: {len(dataset.cases)} preprocessed cases in {folder}")
+    for line in folds_after(workspace, dataset, plan, splits):
+        say(line)
+    begun = bool(workspace.models())  # folds that `train` may refuse without the options they were begun with
+    say(f"next: {next_command(workspace) if begun else suggest('train', workspace=workspace.root)}")
     return plan
+
+
+def _decide(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) -> Plan:
+    """The plan for the machine that was asked for, or for the one at hand."""
+    vram_gb = options.vram_gb
+    if vram_gb is None and options.preset is None:
+        vram_gb = gpu_memory_gb()
+    plan = make_plan(
+        dataset=dataset.name,
+        channels=dataset.channels,
+        labels=dataset.labels,
+        fingerprint=fingerprint,
+        rules=options.rules,
+        preset=options.preset,
+        network=options.network,
+        device="cpu" if vram_gb is None else "gpu",
+        vram_gb=vram_gb,
+        pace=_pace(options) if vram_gb is None and options.preset in (None, "s") else None,
+    )
+    return replace(plan, file_names=dataset.file_names, grids=training_grids(fingerprint))
 
 
 def _at_a_glance(dataset: Dataset, plan: Plan, splits: Splits, workspace: Workspace) -> str:
