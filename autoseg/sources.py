@@ -64,8 +64,8 @@ def require_in_place(workspace: Workspace, dataset: Dataset, cases: Sequence[Cas
     if not Path(dataset.root).exists():
         raise StateError(
             f"the dataset is not where it was planned: {dataset.root} does not exist",
-            remedy=f"if it was moved or renamed, plan it in its new place: {plan_again(workspace, 'NEWPLACE')} "
-            "(finished folds stay valid)",
+            remedy="if it was moved or renamed, plan it in its new place (finished folds stay valid): "
+            + plan_again(workspace, "NEWPLACE"),
         )
     raise StateError(
         f"{_some(missing)} no longer there",

@@ -222,7 +222,9 @@ def test_a_renamed_dataset_is_the_same_training(source, tmp_path, failing, told)
     for command in (["train", "-f", 1, "--epochs", 4, *SETTINGS], ["evaluate"]):
         error = failing(4, *command, *w)
         assert f"{dataset} does not exist" in error
-        assert shlex.join(["autoseg", "plan", "NEWPLACE", "-w", str(workspace.root)]) in error
+        assert (
+            shlex.join(["autoseg", "plan", "NEWPLACE", "--cpu-rate", "reference", "-w", str(workspace.root)]) in error
+        )
     assert f"{dataset} does not exist" in told("status", *w)
     run("predict", "-i", renamed / "imagesTr" / "case_00_0000.nii.gz", "-o", tmp_path / "out", *w)  # needs no dataset
     assert "fold 0,1 stay valid" in told("plan", renamed, *w)

@@ -204,8 +204,8 @@ def test_it_gives_up_when_going_back_does_not_help(workspace, monkeypatch, capsy
 
 
 def test_a_budget_without_time_to_train_is_refused(workspace, capsys):
-    assert main(["train", "-f", "0", "--time-budget", "1s", "-w", str(workspace.root), *SHORT]) == 2
-    assert "the time budget of 1 s leaves nothing to train in" in capsys.readouterr().err
+    assert main(["train", "-f", "0", "--time-budget", "0.001s", "-w", str(workspace.root), *SHORT]) == 2
+    assert "the time budget of 0 s leaves nothing to train in" in capsys.readouterr().err
 
 
 class Calls:
