@@ -1,5 +1,6 @@
 """Shared fixtures. Real data come from `--data DIR`; tests that need them skip where it is not given."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,11 @@ def data_dir(request) -> Path:
 def pieces(request, monkeypatch):
     """The device chain works as on a CPU, and as on a GPU."""
     monkeypatch.setattr("autoseg.nn.deform.in_pieces", lambda device: request.param)
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """Cases are few and small: no processes are started for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autoseg.processes.available_cores", lambda: 1)
+        yield

@@ -6,21 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from made_up_time import Time
 
 from autoseg import fold_log
 from autoseg.diagnosis import Finding, diagnose
 from autoseg.errors import Stopped, StorageError
 from autoseg.fold_log import PICTURE_SECONDS, FoldLog, warning
-
-
-class Time:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -50,16 +50,8 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, after: int, *command: object) -> 
             main([str(word) for word in command])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _in_this_process() -> Iterator[None]:
-    """Cases are few and small: no processes are started for them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autoseg.processes.available_cores", lambda: 1)
-        yield
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> tuple[Path, Workspace]:
+def source(tmp_path_factory, in_this_process) -> tuple[Path, Workspace]:
     """Fold 0 is finished; fold 1 stands after two of its four epochs; nothing else is begun."""
     folder = tmp_path_factory.mktemp("my folds")
     dataset = tiny_dataset(folder / "my data", cases=6)

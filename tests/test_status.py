@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -18,16 +17,8 @@ from autoseg.workspace import FULL, Workspace
 MODEL = ("3d_fullres", "unet")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _in_this_process() -> Iterator[None]:
-    """Cases are few and small: no processes are started for them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autoseg.processes.available_cores", lambda: 1)
-        yield
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> tuple[Path, Workspace]:
+def source(tmp_path_factory, in_this_process) -> tuple[Path, Workspace]:
     """Planned, and one model of all cases trained."""
     folder = tmp_path_factory.mktemp("all of them")
     dataset, workspace = tiny_dataset(folder / "my data", cases=6), Workspace(folder / "my work")

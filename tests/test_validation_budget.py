@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from made_up_machine import plan_of
+from made_up_time import Time
 
 from autoseg import budget_clock
 from autoseg.budget_clock import Clock
@@ -34,15 +35,6 @@ FULL, SOME, NONE = (
     Inference((2,), cheaper=True),
     Inference((), step=0.75, tile=2.0, cheaper=True),
 )
-
-
-class Time:
-    """Seconds that pass when told to."""
-
-    now = 1000.0
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 @pytest.fixture
