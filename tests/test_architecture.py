@@ -16,49 +16,29 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autoseg"
 MAX_LINES = 450
 
-# From the bottom up.
+# From the bottom up: files at the top of the package, and folders.
 ORDER: list[set[str]] = [
     {"errors"},
-    {"augmentation", "workspace", "processes", "stopping", "rules", "suggestions", "wording"},
+    {"workspace", "processes", "stopping", "rules", "suggestions", "wording"},
     {"records"},
     {"imaging"},
-    {"data", "nn"},
-    # stages, in the order data pass them
-    {"intake"},
-    {"dataset"},
-    {"duplicates"},
-    {"problems"},
-    {"fingerprint"},
-    {"plan_fields", "plan_versions"},
-    {"plan", "planning"},
-    {"planner"},
-    {"preprocess"},
-    {"cascade", "same_training"},
-    {"sources"},
-    {"diagnosis", "progress_picture"},
-    {"budget_clock", "fold_log", "from_plan"},
-    {"chain_choice", "pseudo_dice", "transfer", "validation_budget"},
-    {"start_up"},
-    {"fold_state", "fold_folder"},
-    {"fold"},
-    {"resuming", "within_memory"},
-    {"train"},
-    {"begun"},
-    {"model"},
-    {"predict"},
-    {"rehearsal"},
-    {"evaluate"},
-    {"crossval"},
-    {"report"},
-    {"share"},
-    {"phantom"},
-    {"status"},
-    {"pipeline"},
-    {"demo"},  # runs the pipeline as a user would
-    {"cli", "parser", "arguments"},
+    {"augmentation"},
+    {"data", "dataloading", "nn"},
+    {"intake", "datasets", "dataset", "duplicates", "problems"},
+    {"planning", "fingerprint", "plan_fields", "plan_versions", "plan", "planner"},
+    {"preprocessing", "preprocess", "cascade", "sources"},
+    {"models", "training", "from_plan", "transfer", "same_training", "model"}
+    | {"diagnosis", "progress_picture", "budget_clock", "fold_log", "chain_choice", "pseudo_dice", "validation_budget"}
+    | {"start_up", "fold_state", "fold_folder", "fold", "resuming", "within_memory", "train", "begun"},
+    {"inference", "predict", "rehearsal"},
+    {"evaluation", "evaluate", "crossval"},
+    {"pipeline", "commands", "status", "parser", "arguments"},
+    {"launch"},
+    {"demo", "phantom"},  # runs the commands as a user would
+    {"cli"},
     {"__main__"},
 ]
-STRANGERS = [{"data", "nn"}]  # of one row, and yet neither may import the other
+STRANGERS = [{"data", "nn"}, {"dataloading", "nn"}]  # of one row, and yet neither may import the other
 TORCH_AT_TOP = {
     "nn",
     "data.batches",
