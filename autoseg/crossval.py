@@ -23,8 +23,8 @@ from autoseg.evaluate import (
     summary_table,
     total_confusion,
 )
+from autoseg.imaging.formats.readers import stem_of
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import stem_of
 from autoseg.predict import output_ending
 from autoseg.suggestions import suggest
 from autoseg.workspace import FoldName

@@ -19,8 +19,8 @@ from typing import Annotated
 
 from autoseg.data.splits import Split
 from autoseg.errors import DataError, UsageError
+from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import read_image, read_labels
 from autoseg.imaging.regions import refuse_lost_labels
 from autoseg.intake.annotation import agree_on_colours, colours_of_labels
 from autoseg.intake.contents import dicom_below, table_beside

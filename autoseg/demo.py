@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 
 from autoseg.errors import StateError
+from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.geometry import Volume, to_canonical
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import read_image, read_labels
 from autoseg.phantom import LABELS
 from autoseg.phantom import write_dataset as write_dataset
 from autoseg.suggestions import suggest

@@ -15,7 +15,7 @@ import numpy as np
 
 from autoseg.dataset import Dataset
 from autoseg.errors import AutosegError
-from autoseg.imaging.readers import read_labels
+from autoseg.imaging.formats.readers import read_labels
 from autoseg.intake.pairing import Case, Problem
 
 

@@ -22,10 +22,10 @@ import numpy as np
 from autoseg.dataset import Dataset, workers_for
 from autoseg.duplicates import find_duplicates
 from autoseg.errors import AutosegError, DataError
+from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.geometry import Geometry, Remark, Volume, orientation_code
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
-from autoseg.imaging.readers import read_image, read_labels
 from autoseg.intake import grids
 from autoseg.intake.annotation import blurred_mask, compare_labels, empty_label
 from autoseg.intake.loading import (

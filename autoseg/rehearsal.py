@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoseg.data.store import CaseStore
 from autoseg.dataset import Case, load_case
-from autoseg.imaging.readers import write_labels
+from autoseg.imaging.formats.readers import write_labels
 from autoseg.model import Model
 from autoseg.plan import Plan
 from autoseg.predict import Member, output_ending, segment

@@ -27,7 +27,7 @@ from common import autoseg
 from autoseg.data.splits import Splits
 from autoseg.dataset import Case, Dataset
 from autoseg.evaluate import ScoreJob, score_cases
-from autoseg.imaging.readers import read_labels
+from autoseg.imaging.formats.readers import read_labels
 from autoseg.model import Model, open_model
 from autoseg.phantom import write_dataset
 from autoseg.predict import PredictOptions, predict_cases

@@ -10,8 +10,8 @@ import SimpleITK as sitk
 import tiny
 
 from autoseg.imaging.alignment import compare_grids
+from autoseg.imaging.formats.readers import read_geometry, read_image
 from autoseg.imaging.geometry import Geometry
-from autoseg.imaging.readers import read_geometry, read_image
 
 GRID = Geometry(shape=(10, 20, 30), spacing=(2.0, 1.0, 1.0), origin=(5.0, -3.0, 2.0))
 REVERSED_X = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (-1.0, 0.0, 0.0))

@@ -8,9 +8,9 @@ from PIL import Image
 from autoseg.dataset import discover, load_case, parse_options
 from autoseg.errors import DataError, UsageError
 from autoseg.evaluate import ScoreJob, score_case
+from autoseg.imaging.formats.raster import palette
+from autoseg.imaging.formats.readers import read_labels, write_labels
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.natural import palette
-from autoseg.imaging.readers import read_labels, write_labels
 from autoseg.intake.annotation import agree_on_colours
 from autoseg.problems import check
 

@@ -13,7 +13,7 @@ from nibabel.cmdline import convert
 
 from autoseg.dataset import discover
 from autoseg.errors import DataError
-from autoseg.imaging.readers import read_image
+from autoseg.imaging.formats.readers import read_image
 from autoseg.intake.contents import Problem, contents, stray_folders
 
 DICOM = bytes(128) + b"DICM" + bytes(100)

@@ -6,8 +6,8 @@ import pytest
 import SimpleITK as sitk
 
 from autoseg.errors import DataError
+from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels, write_labels
 from autoseg.imaging.geometry import corner_distance_voxels, orientation_code
-from autoseg.imaging.readers import read_geometry, read_image, read_labels, write_labels
 
 ENDINGS = [".nrrd", ".mha", ".mhd"]
 

@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 
 from autoseg.errors import DataError
-from autoseg.imaging.readers import read_geometry, read_image, read_labels, write_labels
+from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels, write_labels
 
 VOXELS = np.arange(120, dtype="<i2").reshape(4, 5, 6)  # (z, y, x)
 DIRECTIONS = "space directions: (2,0,0) (0,3,0) (0,0,4)"  # x, y, z

@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.readers import read_geometry, read_image, read_labels, write_labels
+from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels, write_labels
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoseg.errors import DataError
+from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels, write_labels
 from autoseg.imaging.geometry import corner_distance_voxels, orientation_code
-from autoseg.imaging.readers import read_geometry, read_image, read_labels, write_labels
 
 AXIS_ALIGNED = [
     np.eye(3)[list(p)] * signs

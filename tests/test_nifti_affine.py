@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 from autoseg.errors import DataError
+from autoseg.imaging.formats.readers import read_geometry, read_labels, write_labels
 from autoseg.imaging.geometry import orientation_code
-from autoseg.imaging.readers import read_geometry, read_labels, write_labels
 
 # hostile.AFFINE: voxels of 2 x 3 x 4 mm (x, y, z) growing right, front, up; origin (-7, 11, 13) in RAS
 

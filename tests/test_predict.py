@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from autoseg import predict as module
 from autoseg.dataset import Case, load_case
 from autoseg.errors import DataError, StateError, UsageError
+from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import read_image, read_labels
 from autoseg.model import Model
 from autoseg.predict import PredictOptions, member_of, output_ending, predict_cases, segment, window_runner
 from autoseg.preprocess import prepare

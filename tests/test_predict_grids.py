@@ -9,7 +9,7 @@ from hostile import UNITS, patched
 
 from autoseg.dataset import Case
 from autoseg.errors import DataError
-from autoseg.imaging.readers import read_labels
+from autoseg.imaging.formats.readers import read_labels
 from autoseg.plan import TrainingGrids
 from autoseg.predict import predict_cases
 

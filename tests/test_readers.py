@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoseg.errors import DataError, StorageError, UsageError
-from autoseg.imaging import nifti, readers
+from autoseg.imaging.formats import nifti, readers
+from autoseg.imaging.formats.readers import ending_of, read_geometry, read_image, read_labels, stem_of, write_labels
 from autoseg.imaging.geometry import corner_distance_voxels
-from autoseg.imaging.readers import ending_of, read_geometry, read_image, read_labels, stem_of, write_labels
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from PIL import Image
 from autoseg.cli import main
 from autoseg.dataset import IntakeOptions
 from autoseg.errors import DataError, StateError, StorageError, UsageError
-from autoseg.imaging.readers import read_geometry, read_image, read_labels
+from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels
 from autoseg.intake.copying import MARK
 from autoseg.intake.pairing import Case
 from autoseg.pipeline import check_dataset, fix_dataset, repairing

@@ -9,7 +9,7 @@ from commands import SHORT, run
 from phantom import tiny_dataset
 
 from autoseg.cli import main
-from autoseg.imaging.readers import read_labels, write_labels
+from autoseg.imaging.formats.readers import read_labels, write_labels
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
 

@@ -6,7 +6,7 @@ import tifffile
 from PIL import Image
 
 from autoseg.errors import DataError
-from autoseg.imaging.readers import read_geometry, read_image, read_labels
+from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels
 
 PLANES = np.random.default_rng(5).integers(0, 200, (4, 7, 9)).astype(np.uint8)
 OME = (

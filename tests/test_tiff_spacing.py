@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from autoseg.errors import DataError
-from autoseg.imaging.readers import read_geometry, read_image, write_labels
+from autoseg.imaging.formats.readers import read_geometry, read_image, write_labels
 
 STACK = hostile.voxels((3, 5, 7), dtype=np.uint8)
 

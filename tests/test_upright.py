@@ -8,9 +8,9 @@ from PIL import Image, ImageOps
 
 from autoseg.dataset import discover
 from autoseg.errors import DataError
-from autoseg.imaging.natural import orientation
-from autoseg.imaging.readers import read_geometry, read_image, read_labels, write_labels
-from autoseg.imaging.upright import upright, upright_extent
+from autoseg.imaging.formats.raster import orientation
+from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels, write_labels
+from autoseg.imaging.formats.upright import upright, upright_extent
 from autoseg.problems import check
 
 SHOWN = np.array([[1, 2, 3], [4, 5, 6]])

@@ -11,9 +11,9 @@ from PIL import Image
 
 from autoseg.dataset import Case, discover, load_case, parse_options
 from autoseg.errors import DataError
+from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.geometry import Geometry, Volume
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import read_image, read_labels
 from autoseg.intake.voxels import padding, spoilt, to_channels
 from autoseg.problems import check
 

@@ -17,7 +17,7 @@ from autoseg import budget_clock, fold, train, within_memory
 from autoseg.cli import main
 from autoseg.data.store import StoredCase
 from autoseg.errors import StorageError
-from autoseg.imaging.readers import read_labels, write_labels
+from autoseg.imaging.formats.readers import read_labels, write_labels
 from autoseg.nn import checkpoint
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging import natural
-from autoseg.imaging.colours import NAMED as NAMED_COLOURS
+from autoseg.imaging.formats import raster
+from autoseg.imaging.formats.colours import NAMED as NAMED_COLOURS
+from autoseg.imaging.formats.readers import READERS, ending_of
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import READERS, ending_of
 from autoseg.imaging.regions import never_written
 from autoseg.intake.pairing import Case, Problem
 from autoseg.wording import NAMED, some
@@ -147,14 +147,14 @@ def _palette(file: str) -> dict[int, str]:
     if ending is None or READERS[ending].family != "natural" or READERS[ending].labels is None:
         return {}
     try:
-        return natural.palette(Path(file))
+        return raster.palette(Path(file))
     except (DataError, OSError):
         return {}  # `check` names it
 
 
 def _light_background(palettes: Mapping[str, dict[int, str]], colours_of: Mapping[int, set[str]]) -> list[Problem]:
     """Warn where black is a label and another colour is the background: drawn as a mask, it is the other way round."""
-    black = next((index for index, colours in colours_of.items() if index and colours == {natural.BLACK}), None)
+    black = next((index for index, colours in colours_of.items() if index and colours == {raster.BLACK}), None)
     if black is None or 0 not in colours_of:
         return []
     (background,) = colours_of[0]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autoseg.errors import DataError
-from autoseg.imaging.readers import ending_of, stem_of
+from autoseg.imaging.formats.readers import ending_of, stem_of
 from autoseg.intake.entries import (
     PAIR_ENDINGS,
     absence,

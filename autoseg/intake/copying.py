@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO
 
 from autoseg.errors import AutosegError, StateError, StorageError
-from autoseg.imaging.readers import READERS, ending_of, stem_of
-from autoseg.imaging.rewrite import convert, family_of
-from autoseg.imaging.stored import endings_of_content
+from autoseg.imaging.formats.readers import READERS, ending_of, stem_of
+from autoseg.imaging.formats.rewrite import convert, family_of
+from autoseg.imaging.formats.signatures import endings_of_content
 from autoseg.intake.changes import LEFT_OUT, PASSED_OVER, Change
 from autoseg.intake.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files, named
 from autoseg.intake.spelling import find

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from autoseg.errors import UsageError
-from autoseg.imaging.readers import READERS, ending_of
+from autoseg.imaging.formats.readers import READERS, ending_of
 from autoseg.intake.contents import (
     Contents,
     Problem,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.errors import DataError, UsageError
+from autoseg.imaging.formats.readers import ending_of, stem_of
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import ending_of, stem_of
 from autoseg.imaging.regions import refuse_lost_labels
 from autoseg.intake.contents import contents, read_json, stray_folders, why_absent
 from autoseg.intake.folds import numbered_splits

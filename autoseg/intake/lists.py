@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.errors import DataError
-from autoseg.imaging.readers import stem_of
+from autoseg.imaging.formats.readers import stem_of
 from autoseg.intake.pairing import Problem
 from autoseg.intake.spelling import find
 from autoseg.intake.tables import CASE_COLUMNS, TABLE_ENDINGS, _row_ids, image_columns, lists_images, read_table

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from autoseg.errors import DataError
+from autoseg.imaging.formats.readers import READERS, ending_of, read_image, read_labels
 from autoseg.imaging.geometry import (
     Axes3,
     Geometry,
@@ -23,7 +24,6 @@ from autoseg.imaging.geometry import (
     undo_reorient,
 )  # fmt: skip
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import READERS, ending_of, read_image, read_labels
 from autoseg.intake.grids import align
 from autoseg.intake.pairing import Case
 from autoseg.intake.voxels import spoilt, to_channels

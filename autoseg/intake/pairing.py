@@ -13,8 +13,8 @@ from typing import Annotated
 
 from autoseg.data.splits import Split
 from autoseg.errors import UsageError
+from autoseg.imaging.formats.readers import ending_of, stem_of
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.readers import ending_of, stem_of
 from autoseg.intake.contents import Contents, Problem, contents, stray_folders, why_absent
 from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, find
 from autoseg.rules import anything, between, entries, file_name, file_path

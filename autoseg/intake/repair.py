@@ -19,8 +19,10 @@ import numpy as np
 
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.alignment import in_mm
+from autoseg.imaging.formats.readers import READERS, ending_of, read_geometry, read_image, read_labels
+from autoseg.imaging.formats.rewrite import family_of, has_place, replace_grid, replace_voxels
+from autoseg.imaging.formats.signatures import StoredVoxels
 from autoseg.imaging.geometry import Geometry, reorient
-from autoseg.imaging.readers import READERS, ending_of, read_geometry, read_image, read_labels
 from autoseg.imaging.regrid import (
     SAME_SPACING,
     fit,
@@ -29,8 +31,6 @@ from autoseg.imaging.regrid import (
     share_inside,
     smoothing,
 )  # fmt: skip
-from autoseg.imaging.rewrite import family_of, has_place, replace_grid, replace_voxels
-from autoseg.imaging.stored import StoredVoxels
 from autoseg.intake.changes import NOT_MENDED, Change
 from autoseg.intake.loading import count_values
 from autoseg.intake.pairing import Case

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoseg.imaging.readers import stem_of
+from autoseg.imaging.formats.readers import stem_of
 
 CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.readers import stem_of
+from autoseg.imaging.formats.readers import stem_of
 from autoseg.intake.contents import table_beside
 from autoseg.intake.folds import numbered_splits, report_spelling, report_unknown
 from autoseg.intake.pairing import Found, Problem, choose_channels, listed_case

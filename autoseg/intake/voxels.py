@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError
-from autoseg.imaging import natural
+from autoseg.imaging.formats import raster
+from autoseg.imaging.formats.readers import READERS, ending_of, read_image
+from autoseg.imaging.formats.upright import upright_extent
 from autoseg.imaging.geometry import Geometry, Volume
 from autoseg.imaging.normalize import scheme_for
-from autoseg.imaging.readers import READERS, ending_of, read_image
-from autoseg.imaging.upright import upright_extent
 from autoseg.intake.pairing import Case, Problem
 from autoseg.wording import counted
 
@@ -154,7 +154,7 @@ def picture_channels(files: Sequence[str]) -> tuple[tuple[str, ...], str]:
     grey = 0
     for file in files:
         try:
-            if not natural.may_have_colours(Path(file)):
+            if not raster.may_have_colours(Path(file)):
                 continue
             array = read_image(file).array
         except DataError:
@@ -177,7 +177,7 @@ def look_at_picture(file: str, read: Volume, used: Volume) -> PictureFacts | Non
     """Note what `compare_pictures` needs; None for other formats, and where there is nothing to note."""
     if not _is_picture(file):
         return None
-    facts = PictureFacts(natural.orientation(Path(file)), len(used.array) > len(read.array))
+    facts = PictureFacts(raster.orientation(Path(file)), len(used.array) > len(read.array))
     return None if facts == PictureFacts() else facts
 
 

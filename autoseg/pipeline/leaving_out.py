@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoseg.dataset import Dataset
 from autoseg.errors import StorageError
-from autoseg.imaging.readers import ending_of, stem_of
+from autoseg.imaging.formats.readers import ending_of, stem_of
 from autoseg.intake.changes import LEFT_OUT, Change
 from autoseg.intake.copying import with_companions
 from autoseg.intake.layouts import IMAGE_FOLDERS, LABEL_FOLDERS

@@ -22,7 +22,7 @@ from pathlib import Path
 from autoseg.dataset import Dataset, IntakeOptions, discover, workers_for
 from autoseg.duplicates import as_one_patient
 from autoseg.errors import DataError, StorageError, UsageError
-from autoseg.imaging.readers import ending_of
+from autoseg.imaging.formats.readers import ending_of
 from autoseg.intake.changes import LEFT_OUT, NOT_MENDED, Change, change_csv, change_table
 from autoseg.intake.copying import MARK, CopyPlan, Placed, begin, copy_file, plan_copy, source_of
 from autoseg.intake.lists import (

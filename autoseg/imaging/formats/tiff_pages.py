@@ -14,7 +14,7 @@ import numpy as np
 import tifffile
 
 from autoseg.errors import DataError
-from autoseg.imaging.upright import TAG, known_orientation
+from autoseg.imaging.formats.upright import TAG, known_orientation
 
 LOSSY = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.JPEG_LOSSY)
 _PHOTOMETRIC_TAG = 262

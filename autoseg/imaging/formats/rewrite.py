@@ -25,11 +25,11 @@ import SimpleITK as sitk
 import tifffile
 
 from autoseg.errors import DataError, StorageError, UsageError
-from autoseg.imaging import nifti
+from autoseg.imaging.formats import nifti
+from autoseg.imaging.formats.itk import _IMAGE_IO, _content_of_meta_image
+from autoseg.imaging.formats.readers import READERS, ending_of, read_geometry, read_image, stem_of, write_labels
+from autoseg.imaging.formats.signatures import StoredVoxels, decoding
 from autoseg.imaging.geometry import Geometry
-from autoseg.imaging.itk import _IMAGE_IO, _content_of_meta_image
-from autoseg.imaging.readers import READERS, ending_of, read_geometry, read_image, stem_of, write_labels
-from autoseg.imaging.stored import StoredVoxels, decoding
 
 LEVEL = 4  # of gzip: what readers.write_labels takes
 _CHUNK = 1 << 20

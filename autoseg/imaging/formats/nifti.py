@@ -21,9 +21,9 @@ import nibabel as nib
 import numpy as np
 
 from autoseg.errors import DataError
+from autoseg.imaging.formats.nifti_affine import nifti_geometry
+from autoseg.imaging.formats.signatures import COPY_AGAIN, StoredVoxels, decoding
 from autoseg.imaging.geometry import Geometry
-from autoseg.imaging.nifti_affine import nifti_geometry
-from autoseg.imaging.stored import COPY_AGAIN, StoredVoxels, decoding
 
 Header = nib.Nifti1Header  # Nifti2Header derives from it
 

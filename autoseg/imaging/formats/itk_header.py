@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError
+from autoseg.imaging.formats.tiff_spacing import MM_PER_UNIT
 from autoseg.imaging.geometry import NO_PLACE, Remark
-from autoseg.imaging.tiff_spacing import MM_PER_UNIT
 
 _HEADER_BYTES = 1 << 20
 _SIZE_TOLERANCE = 1e-3  # relative

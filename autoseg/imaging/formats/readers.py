@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.imaging import itk, natural, nifti
+from autoseg.imaging.formats import itk, nifti, raster
+from autoseg.imaging.formats.signatures import StoredVoxels, refuse_other_content
 from autoseg.imaging.geometry import Geometry, Volume, corner_distance_voxels
-from autoseg.imaging.stored import StoredVoxels, refuse_other_content
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Reader:
 
 _NIFTI = Reader("nifti", nifti.read_geometry, nifti.load, nifti.load, nifti.write)
 _ITK = Reader("itk", itk.read_geometry, itk.load, itk.load, itk.write)
-_NATURAL = Reader("natural", natural.read_geometry, natural.load, natural.load_labels, natural.write)
-_JPEG = Reader("natural", natural.read_geometry, natural.load, None, None)
+_NATURAL = Reader("natural", raster.read_geometry, raster.load, raster.load_labels, raster.write)
+_JPEG = Reader("natural", raster.read_geometry, raster.load, None, None)
 
 READERS: dict[str, Reader] = {
     ".nii.gz": _NIFTI,
@@ -107,7 +107,7 @@ def read_labels(path: Path | str, colours: Mapping[str, int] = {}) -> Volume:
         )
     with _resources(path):
         by_colour = colours and reader.family == "natural"
-        stored = natural.load_labels(path, colours) if by_colour else reader.labels(path)
+        stored = raster.load_labels(path, colours) if by_colour else reader.labels(path)
         return Volume(stored.to_labels(path), stored.geometry)
 
 

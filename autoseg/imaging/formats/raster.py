@@ -27,18 +27,18 @@ import tifffile
 from PIL import Image
 
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.colours import BLACK, colour_name, refuse_colours, values_of_colours
-from autoseg.imaging.geometry import Geometry
-from autoseg.imaging.stored import COPY_AGAIN, StoredVoxels, decoding
-from autoseg.imaging.tiff_pages import (
+from autoseg.imaging.formats.colours import BLACK, colour_name, refuse_colours, values_of_colours
+from autoseg.imaging.formats.signatures import COPY_AGAIN, StoredVoxels, decoding
+from autoseg.imaging.formats.tiff_pages import (
     LOSSY,
     black_is_zero,
     orientation_of_pages,
     refuse_missing_parts,
     refuse_other_kinds,
 )
-from autoseg.imaging.tiff_spacing import StatedSize, stated_size, tiff_geometry, written_size
-from autoseg.imaging.upright import orientation_of_picture, upright, upright_extent
+from autoseg.imaging.formats.tiff_spacing import StatedSize, stated_size, tiff_geometry, written_size
+from autoseg.imaging.formats.upright import orientation_of_picture, upright, upright_extent
+from autoseg.imaging.geometry import Geometry
 
 __all__ = ["BLACK", "load", "load_labels", "may_have_colours", "orientation", "palette", "read_geometry", "write"]
 

@@ -21,10 +21,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from autoseg.errors import DataError, StorageError
+from autoseg.imaging.formats.itk_header import UNITS_WRITTEN, read_stated, with_unit
+from autoseg.imaging.formats.signatures import COPY_AGAIN, StoredVoxels, decoding
+from autoseg.imaging.formats.tiff_spacing import MM_PER_UNIT
 from autoseg.imaging.geometry import Geometry, geometry_from_steps
-from autoseg.imaging.itk_header import UNITS_WRITTEN, read_stated, with_unit
-from autoseg.imaging.stored import COPY_AGAIN, StoredVoxels, decoding
-from autoseg.imaging.tiff_spacing import MM_PER_UNIT
 
 _IMAGE_IO = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further
