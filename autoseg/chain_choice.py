@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.data.loader import BatchStream, ChainName
 from autoseg.errors import UsageError
 from autoseg.nn.precision import timed

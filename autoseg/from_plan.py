@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.chain import DeviceChain
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.data.loader import BatchStream, ChainName, make_stream
 from autoseg.data.store import CaseStore
 from autoseg.errors import UsageError
-from autoseg.nn.augment import DeviceChain
 from autoseg.nn.blocks import set_checkpointing, set_dropout
 from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.networks import FIXED_TILES, build_network

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.intake.inputs import FileNames

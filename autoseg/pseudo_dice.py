@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.data.previous_stage import PreviousStage, one_hot
 from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
 from autoseg.data.store import CaseStore, StoredCase

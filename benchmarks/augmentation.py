@@ -43,8 +43,8 @@ def a_case(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def autoseg_host(size: int) -> Callable[[int], None]:
-    from autoseg.augmentation import AUGMENTATIONS
-    from autoseg.data.augment import build_chain
+    from autoseg.augmentation.host_chain import build_chain
+    from autoseg.augmentation.presets import AUGMENTATIONS
 
     image, labels = a_case(2 * CENTRE)
     chain = build_chain(AUGMENTATIONS["nnunet"], patch_size=(size,) * 3, mirror_axes=(0, 1, 2))
@@ -61,8 +61,8 @@ def autoseg_host(size: int) -> Callable[[int], None]:
 def autoseg_device(size: int) -> Callable[[int], None]:
     import torch
 
-    from autoseg.augmentation import AUGMENTATIONS
-    from autoseg.nn.augment import DeviceChain
+    from autoseg.augmentation.chain import DeviceChain
+    from autoseg.augmentation.presets import AUGMENTATIONS
 
     torch.set_num_threads(1)
     image, labels = (torch.from_numpy(array) for array in a_case(2 * CENTRE))

@@ -15,7 +15,7 @@ with deep supervision, SGD.
 
 `--dry-run` does the same on the CPU with a tiny network, in seconds; nothing is compiled or judged.
 
-Needs torch and numpy alone, and no installation of autoseg: it imports autoseg.nn and autoseg.augmentation.
+Needs torch and numpy alone, and no installation of autoseg: it imports autoseg.nn and autoseg.augmentation.presets.
 """
 
 import argparse
@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.augmentation import AUGMENTATIONS
-from autoseg.nn.augment import DeviceChain, Draw
+from autoseg.augmentation.chain import DeviceChain, Draw
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.nn.calibration import NNUNET_3D, Trial
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.precision import DTYPES, PrecisionTrial, autocast, candidates, choose, timed, to_channels_last

@@ -21,7 +21,7 @@ def data_dir(request) -> Path:
 @pytest.fixture(params=[True, False], ids=["in pieces", "at once"])
 def pieces(request, monkeypatch):
     """The device chain works as on a CPU, and as on a GPU."""
-    monkeypatch.setattr("autoseg.nn.deform.in_pieces", lambda device: request.param)
+    monkeypatch.setattr("autoseg.augmentation.deform.in_pieces", lambda device: request.param)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from synthetic_patches import generator
 
-from autoseg.augmentation import Augmentation
-from autoseg.nn.augment import DeviceChain
+from autoseg.augmentation.chain import DeviceChain
+from autoseg.augmentation.presets import Augmentation
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,8 @@
 import numpy as np
 from synthetic_patches import generator
 
-from autoseg.augmentation import Augmentation
-from autoseg.data.augment import build_chain
+from autoseg.augmentation.host_chain import build_chain
+from autoseg.augmentation.presets import Augmentation
 
 
 def run(table: Augmentation, image: np.ndarray, target=None, rng=None, **settings):

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from autoseg.augmentation import AUGMENTATIONS, Augmentation
+from autoseg.augmentation.presets import AUGMENTATIONS, Augmentation
 from autoseg.imaging.labels import OUTSIDE
 
 OFF = AUGMENTATIONS["none"]

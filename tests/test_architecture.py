@@ -41,6 +41,16 @@ ORDER: list[set[str]] = [
 STRANGERS = [{"data", "nn"}, {"dataloading", "nn"}]  # of one row, and yet neither may import the other
 TORCH_AT_TOP = {
     "nn",
+    "augmentation.chain",
+    "augmentation.deform",
+    "augmentation.mixing",
+    "dataloading.batches",
+    "dataloading.stream",
+    "dataloading.shared_memory",
+    "dataloading.workers",
+    "training",
+    "models",
+    "inference",
     "data.batches",
     "data.loader",
     "data.slots",
@@ -60,7 +70,6 @@ TORCH_AT_TOP = {
 }
 TORCH_NOWHERE = {
     "errors",
-    "augmentation",
     "workspace",
     "processes",
     "records",

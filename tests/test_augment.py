@@ -12,8 +12,8 @@ from host_chain import run
 from scipy.ndimage import gaussian_filter
 from synthetic_patches import OFF, High, an_image, generator
 
-from autoseg.augmentation import AUGMENTATIONS, Augmentation
-from autoseg.data.augment import build_chain
+from autoseg.augmentation.host_chain import build_chain
+from autoseg.augmentation.presets import AUGMENTATIONS, Augmentation
 
 # What nothing does --------------------------------------------------------------------------------
 

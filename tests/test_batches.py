@@ -8,14 +8,14 @@ import pytest
 import torch
 from stored import commit, faultless_previous_stage, one_hot
 
-from autoseg.augmentation import AUGMENTATIONS, Augmentation
+from autoseg.augmentation.chain import DeviceChain
+from autoseg.augmentation.presets import AUGMENTATIONS, Augmentation
 from autoseg.data.batches import Shard
 from autoseg.data.loader import BatchStream, make_stream
 from autoseg.data.previous_stage import corrupt
 from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
 from autoseg.data.store import CaseStore
 from autoseg.imaging.components import component_weights
-from autoseg.nn.augment import DeviceChain
 
 CPU = torch.device("cpu")
 CHAINS = ("host", "worker", "device")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from made_up_machine import CPU, CUDA, HOUR, FakeNetwork, Machine, plan_of, usual_machine
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.chain_choice import CHAIN_TRIALS, choose_chain, measure_chains, possible_chains, step_seconds
 from autoseg.errors import UsageError
 from autoseg.plan import Training

@@ -9,12 +9,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import ks_2samp
 from synthetic_patches import EVERYTHING, OFF, High, an_image, blobs, generator
 
-from autoseg.augmentation import Augmentation
-from autoseg.data import augment as host
-from autoseg.data.augment import build_chain
+from autoseg.augmentation import chain, deform
+from autoseg.augmentation import host_chain as host
+from autoseg.augmentation.chain import DeviceChain
+from autoseg.augmentation.host_chain import build_chain
+from autoseg.augmentation.presets import Augmentation
 from autoseg.imaging.labels import OUTSIDE
-from autoseg.nn import augment, deform
-from autoseg.nn.augment import DeviceChain
 
 # The same parameters, the same voxels -------------------------------------------------------------
 
@@ -58,7 +58,7 @@ def test_fixed_parameters_give_the_voxels_of_the_host_chain(shape, setting, piec
 
 
 def test_what_the_two_chains_share_is_the_same():
-    assert (augment.ANISOTROPIC, augment.OBLONG) == (host.ANISOTROPIC, host.OBLONG)
+    assert (chain.ANISOTROPIC, chain.OBLONG) == (host.ANISOTROPIC, host.OBLONG)
     assert (deform.ELASTIC_INTERVALS, deform.OUTSIDE) == (host.ELASTIC_INTERVALS, OUTSIDE)
 
 

@@ -8,9 +8,9 @@ from device_chain import apply, run
 from scipy.ndimage import map_coordinates
 from synthetic_patches import EVERYTHING, OFF, High, an_image, blobs, generator, ramp
 
+from autoseg.augmentation.chain import DeviceChain
+from autoseg.augmentation.formulas import spline_basis
 from autoseg.imaging.labels import OUTSIDE
-from autoseg.imaging.transforms import spline_basis
-from autoseg.nn.augment import DeviceChain
 
 
 def test_a_quarter_turn(pieces):

@@ -14,9 +14,9 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import kstest
 from synthetic_patches import EVERYTHING, OFF, High, an_image, blobs, generator
 
-from autoseg.augmentation import Augmentation
-from autoseg.nn import deform
-from autoseg.nn.augment import DeviceChain, blur_matrix, coarse_matrix, two_sided
+from autoseg.augmentation import deform
+from autoseg.augmentation.chain import DeviceChain, blur_matrix, coarse_matrix, two_sided
+from autoseg.augmentation.presets import Augmentation
 
 # What nothing does --------------------------------------------------------------------------------
 

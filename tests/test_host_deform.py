@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, map_coordinates
 from synthetic_patches import OFF, High, an_image, generator, ramp
 
-from autoseg.augmentation import AUGMENTATIONS
-from autoseg.data import augment as module
-from autoseg.data.augment import build_chain, elastic_field, fit, resample
+from autoseg.augmentation import host_chain as module
+from autoseg.augmentation.host_chain import build_chain, elastic_field, fit, resample
+from autoseg.augmentation.presets import AUGMENTATIONS
 
 # Ranges -------------------------------------------------------------------------------------------
 

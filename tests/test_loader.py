@@ -16,9 +16,9 @@ import torch
 from stored import commit, digest, faultless_previous_stage, one_hot
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.host_chain import Deformation
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.data import loader, patches
-from autoseg.data.augment import Deformation
 from autoseg.data.loader import BatchStream, make_stream
 from autoseg.data.sampling import cut_patch, sample_generator
 from autoseg.data.store import CaseInfo, CaseStore
@@ -376,7 +376,7 @@ def test_workers_survive_the_signals_of_their_group_and_end_with_a_training_that
     program = f"""
         import os, signal, sys, time
         from pathlib import Path
-        from autoseg.augmentation import AUGMENTATIONS
+        from autoseg.augmentation.presets import AUGMENTATIONS
         from autoseg.data.loader import make_stream
         from autoseg.data.store import CaseStore
         sys.kept_alive = stream = make_stream(

@@ -8,9 +8,9 @@ import torch
 from scipy.ndimage import gaussian_filter, label
 from synthetic_patches import OFF, an_image, generator
 
-from autoseg.augmentation import AUGMENTATIONS
-from autoseg.nn.augment import DeviceChain
-from autoseg.nn.mixing import Mixing, find_component, mix
+from autoseg.augmentation.chain import DeviceChain
+from autoseg.augmentation.mixing import Mixing, find_component, mix
+from autoseg.augmentation.presets import AUGMENTATIONS
 
 
 def test_samples_are_mixed_by_one_table_alone():

@@ -10,7 +10,7 @@ from stored import digest, faultless_previous_stage, is_cut_from_its_case, store
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.data.store import CaseStore
 from autoseg.from_plan import patch_stream
 from autoseg.imaging.components import component_weights

@@ -15,7 +15,7 @@ from hostile_values import HOSTILE, leaves, put, spelled
 from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.data.splits import Split, Splits
 from autoseg.dataset import Case, Dataset
 from autoseg.errors import StateError, UsageError

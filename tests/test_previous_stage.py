@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.data import previous_stage as module
 from autoseg.data.previous_stage import (
     PreviousStage,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoseg.augmentation import AUGMENTATIONS
+from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.errors import StateError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.plan import Configuration, NetworkSpec, Training

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autoseg.imaging.transforms import colour_matrix, spline_basis
+from autoseg.augmentation.formulas import colour_matrix, spline_basis
 
 RED, GREEN, BLUE = np.eye(3)
 

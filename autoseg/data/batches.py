@@ -1,6 +1,6 @@
 """Batches of augmented patches, by step: three ways to the same thing.
 
-- The host chain (`autoseg.data.augment`) augments sample by sample, in numpy.
+- The host chain (`autoseg.augmentation.host_chain`) augments sample by sample, in numpy.
 - A chain in torch augments a whole batch, either where it is prepared,
 - or on the device of the training: then batches are prepared raw, of patches in the dtype they are stored in.
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.data.augment import HostChain
+from autoseg.augmentation.host_chain import HostChain
 from autoseg.data.patches import Chain, PatchReader
 from autoseg.data.slots import Batch, for_tensors
 
@@ -25,7 +25,7 @@ Weigh = Callable[[np.ndarray], np.ndarray]  # target (*patch) -> weights (*patch
 
 
 class TorchChain(Chain, Protocol):
-    """A chain that augments a batch in torch: `autoseg.nn.augment.DeviceChain`."""
+    """A chain that augments a batch in torch: `autoseg.augmentation.chain.DeviceChain`."""
 
     def __call__(
         self, images: Sequence[Tensor], targets: Sequence[Tensor], draws: Sequence[Any], device: torch.device

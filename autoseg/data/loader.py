@@ -24,8 +24,8 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from autoseg.augmentation import Augmentation
-from autoseg.data.augment import build_chain
+from autoseg.augmentation.host_chain import build_chain
+from autoseg.augmentation.presets import Augmentation
 from autoseg.data.batches import HostBatches, Shard, TorchBatches, TorchChain
 from autoseg.data.patches import PatchReader
 from autoseg.data.previous_stage import PreviousStage

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autoseg.augmentation import ELASTIC_INTERVALS
-from autoseg.imaging.transforms import spline_basis
+from autoseg.augmentation.formulas import spline_basis
+from autoseg.augmentation.presets import ELASTIC_INTERVALS
 
 OUTSIDE = -1  # the label of background voxels outside the imaged body
 POINTS_AT_ONCE = 2**16  # sampled together on a CPU, so that corners and weights stay in its cache

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autoseg.augmentation import Augmentation
+from autoseg.augmentation.presets import Augmentation
 
 
 @dataclass(frozen=True)

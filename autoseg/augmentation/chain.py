@@ -1,7 +1,7 @@
 """The device chain: augmentation of a batch in torch, on the device that trains.
 
-Same table (`autoseg.augmentation`), same order and same meaning as the host chain of `autoseg.data.augment`, but other
-random numbers. It works in two halves:
+Same numbers (`presets`), same order and same meaning as the chain on the host (`host_chain`), but other random draws.
+It works in two halves:
 
     draw = chain.draw(rng)                            # numpy, in whatever process reads the patch
     image, target = cut(patch grown by draw.margin on both sides of every axis)
@@ -15,7 +15,7 @@ What costs time is touched as little as possible: a transform visits only the ch
 that do not move are copied once; mirroring is part of that copy or of the sampling pass (every later step treats both
 directions of an axis alike); blur and low resolution are each one small matrix per axis. Nothing waits for the device.
 
-Source of the transforms: nnU-Net v2; see `autoseg.augmentation`.
+Source of the transforms: nnU-Net v2; see `presets`.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.augmentation import ANISOTROPIC, OBLONG, Augmentation
-from autoseg.imaging.transforms import colour_matrix
-from autoseg.nn import deform
-from autoseg.nn.deform import Deformation, draw_control, place
-from autoseg.nn.mixing import Mixing, draw_mixing, mix
+from autoseg.augmentation import deform
+from autoseg.augmentation.deform import Deformation, draw_control, place
+from autoseg.augmentation.formulas import colour_matrix
+from autoseg.augmentation.mixing import Mixing, draw_mixing, mix
+from autoseg.augmentation.presets import ANISOTROPIC, OBLONG, Augmentation
 
 BLUR_REACH = 4.0  # standard deviations after which a blur's kernel ends
 

@@ -1,6 +1,6 @@
 """The host chain: augmentation of one patch at a time, in numpy, for training without an accelerator.
 
-The order is nnU-Net v2's, the numbers are those of `autoseg.augmentation`. Noise, blur, contrast, low resolution and
+The order is nnU-Net v2's, the numbers are those of `presets`. Noise, blur, contrast, low resolution and
 gamma are transforms of batchgenerators; so are the mesh of coordinates and its rotations. Resampling is ours: linear,
 with the same corners and weights for image and labels. Where nothing moves it costs nothing, and the part of the image
 that a deformation reaches is known before it is read:
@@ -34,9 +34,9 @@ from batchgenerators.transforms.color_transforms import ContrastAugmentationTran
 from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
 from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 
-from autoseg.augmentation import ANISOTROPIC, ELASTIC_INTERVALS, OBLONG, Augmentation
+from autoseg.augmentation.formulas import colour_matrix, spline_basis
+from autoseg.augmentation.presets import ANISOTROPIC, ELASTIC_INTERVALS, OBLONG, Augmentation
 from autoseg.imaging.labels import OUTSIDE
-from autoseg.imaging.transforms import colour_matrix, spline_basis
 
 ROTATIONS_3D = (create_matrix_rotation_x_3d, create_matrix_rotation_y_3d, create_matrix_rotation_z_3d)
 POINTS_AT_ONCE = 2**15  # resampled together, so that corners and weights stay in the cache
