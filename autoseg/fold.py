@@ -21,8 +21,8 @@ from autoseg.fold_log import FoldLog
 from autoseg.fold_state import CHECKPOINT_VERSION, FoldState, seed_of
 from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
 from autoseg.nn.checkpoint import CheckpointWriter
+from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
-from autoseg.nn.ranks import Ranks
 from autoseg.plan import Configuration, Plan
 from autoseg.pseudo_dice import Batch, WatchedSamples, watch, watched_samples
 from autoseg.records import to_plain

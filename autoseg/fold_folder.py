@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from autoseg.nn.ranks import Ranks
+from autoseg.nn.distributed import Ranks
 from autoseg.workspace import aside_name, lock
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_memory.py [--device cuda] [--out gpu_memory.md] [--minutes 7]
 
-Calibrates the device on its own five configurations (`autoseg.nn.calibration.TRIALS`), predicts those of
+Calibrates the device on its own five configurations (`autoseg.nn.memory.calibration.TRIALS`), predicts those of
 benchmarks/memory.py at the size they have on a GPU, takes a few steps of each and prints the table. `held` is
 torch.cuda.max_memory_reserved; the context, which it does not hold, is left out of the prediction. `before` is the
 error without calibration. What does not fit into the device is named. Exits 1 where the mean relative error is above
@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from memory import cpu_trials, describe, gpu_trials  # beside this file
 
-from autoseg.nn.calibration import TRIALS, Trial, calibrate, observe, trained_dtype
-from autoseg.nn.memory import DEFAULT_TERMS, DeviceTerms
+from autoseg.nn.memory.calibration import TRIALS, Trial, calibrate, observe, trained_dtype
+from autoseg.nn.memory.model import DEFAULT_TERMS, DeviceTerms
 
 MIB = 2**20
 MEAN, UNDERESTIMATE = 0.05, -0.10

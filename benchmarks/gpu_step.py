@@ -35,7 +35,7 @@ from torch import Tensor
 
 from autoseg.augmentation.chain import DeviceChain, Draw
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.nn.calibration import NNUNET_3D, Trial
+from autoseg.nn.memory.calibration import NNUNET_3D, Trial
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.precision import DTYPES, PrecisionTrial, autocast, candidates, choose, timed, to_channels_last
 from autoseg.nn.training_step import clipped_gradients, loss_of, update

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor, nn
 
-from autoseg.nn import memory
-from autoseg.nn.calibration import NNUNET_3D, Trial, steps_in_this_process
+from autoseg.nn.memory import model
+from autoseg.nn.memory.calibration import NNUNET_3D, Trial, steps_in_this_process
 from autoseg.nn.training_step import loss_of
 
 MIB = 2**20
@@ -175,13 +175,13 @@ def _one_head_less(network: nn.Module, criterion: nn.Module, *arguments, dtype: 
 
 @contextmanager
 def _planted(name: str, replacement: Callable) -> Iterator[None]:
-    with mock.patch.object(memory, name, replacement):
+    with mock.patch.object(model, name, replacement):
         yield
 
 
 PLANTED: dict[str, Callable] = {
     "the gradients": lambda: _planted("clipped_gradients", _forget_gradients),
-    "the optimiser's momentum": lambda: mock.patch.dict(memory.OPTIMIZERS, sgd=_without_momentum),
+    "the optimiser's momentum": lambda: mock.patch.dict(model.OPTIMIZERS, sgd=_without_momentum),
     "the finest head's loss": lambda: _planted("loss_of", _one_head_less),
 }
 PLANTED_INTO = (

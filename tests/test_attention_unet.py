@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.nn.attention_unet import AttentionGate, AttentionUNet
-from autoseg.nn.unet import UNet
+from autoseg.nn.networks.attention_unet import AttentionGate, AttentionUNet
+from autoseg.nn.networks.unet import UNet
 
 
 @pytest.fixture(autouse=True)

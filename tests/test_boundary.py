@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoseg.nn.boundary import RADIUS, boundary_term, signed_distances, squared_distances
-from autoseg.nn.live_bytes import LiveBytes
+from autoseg.nn.losses.boundary import RADIUS, boundary_term, signed_distances, squared_distances
+from autoseg.nn.memory.trace import LiveBytes
 
 
 def line(*values):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoseg.nn import calibration
-from autoseg.nn.calibration import (
+from autoseg.nn.memory import calibration
+from autoseg.nn.memory.calibration import (
     TRIALS,
     Observation,
     Trial,
@@ -24,7 +24,7 @@ from autoseg.nn.calibration import (
     save_terms,
     terms_of,
 )
-from autoseg.nn.memory import DEFAULT_TERMS, DeviceTerms, StepCost
+from autoseg.nn.memory.model import DEFAULT_TERMS, DeviceTerms, StepCost
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

@@ -480,12 +480,13 @@ def test_the_python_interface_is_the_pipeline_loaded_late():
         assert name in dir(autoseg)
     with pytest.raises(AttributeError, match=r"plan_datasets.*plan_dataset"):
         autoseg.plan_datasets  # noqa: B018
-    code = "import sys, autoseg, autoseg.nn.unet; sys.exit('autoseg.pipeline' in sys.modules)"
+    code = "import sys, autoseg, autoseg.nn.networks.unet; sys.exit('autoseg.pipeline' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_calibrate_measures_is_what_later_plans_count_on(monkeypatch, tmp_path, capsys):
-    from autoseg.nn import calibration, rate
+    from autoseg.nn import rate
+    from autoseg.nn.memory import calibration
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not calibration.load_terms("cpu").measured

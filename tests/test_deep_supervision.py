@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from autoseg.nn.losses import LOSSES, DeepSupervision, _shrink, stage_weights
+from autoseg.nn.deep_supervision import stage_weights
+from autoseg.nn.losses import LOSSES, DeepSupervision, _shrink
 
 QUICK = settings(max_examples=40, deadline=None)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from autoseg.nn.blocks import InstanceNorm, ResidualBlock
-from autoseg.nn.deeplab import DeepLab, Pyramid, limit_strides
+from autoseg.nn.networks.deeplab import DeepLab, Pyramid, limit_strides
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autoseg.nn.fcn import FCN
+from autoseg.nn.networks.fcn import FCN
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 
 from autoseg.errors import StateError
 from autoseg.fold_folder import held
-from autoseg.nn.ranks import Ranks
+from autoseg.nn.distributed import Ranks
 from autoseg.workspace import FULL, begun_folds, fold_of, fold_order, write_text
 
 

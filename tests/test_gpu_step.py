@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoseg.nn.calibration import NNUNET_3D, Trial
+from autoseg.nn.memory.calibration import NNUNET_3D, Trial
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_step.py"
 

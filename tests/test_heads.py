@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from autoseg.nn.heads import SigmoidHeads, SoftmaxHeads, _SoftmaxTerms
 from autoseg.nn.losses import LOSSES
+from autoseg.nn.losses.terms import SigmoidHeads, SoftmaxHeads, _SoftmaxTerms
 
 REGIONS = ((1, 2), (2,), (0, 1))
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from autoseg.nn import memory
-from autoseg.nn.calibration import Trial
-from autoseg.nn.live_bytes import LiveBytes
 from autoseg.nn.losses import DeepSupervision, dice_ce
-from autoseg.nn.memory import (
+from autoseg.nn.memory import model
+from autoseg.nn.memory.calibration import Trial
+from autoseg.nn.memory.model import (
     DEFAULT_TERMS,
     DeviceTerms,
     StepMemory,
@@ -25,6 +24,7 @@ from autoseg.nn.memory import (
     trace_forward,
     trace_step,
 )
+from autoseg.nn.memory.trace import LiveBytes
 from autoseg.nn.sliding_window import predict_logits
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "memory.py"
@@ -69,7 +69,7 @@ def total(logits: list[Tensor], target: Tensor) -> Tensor:
     return logits[0].sum()
 
 
-def one_convolution(**options) -> memory.StepCost:
+def one_convolution(**options) -> model.StepCost:
     return trace_step(
         OneConvolution, total, in_channels=2, patch_size=(10, 20), batch_size=4,
         **{"optimizer": "sgd", "rules": "cpu", "dtype": "float32", **options},

@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 from autoseg.errors import AutosegError, UsageError
 from autoseg.nn.blocks import set_checkpointing
-from autoseg.nn.heads import rest_idle_heads
+from autoseg.nn.deep_supervision import rest_idle_heads
+from autoseg.nn.distributed import Ranks, sum_over_ranks
 from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.networks import NETWORKS, build_network
-from autoseg.nn.ranks import Ranks, sum_over_ranks
 from autoseg.nn.training_step import clipped_gradients, update
 
 CPU = torch.device("cpu")
@@ -63,8 +63,8 @@ PLANTED_CASES = {
     "weights of one's own": replace(WEIGHTED, batch_dice=False, planted="autoseg.nn.losses.sum_over_ranks"),
     "hardest of one's own": Case(loss="dice_topk", batch_dice=False, planted="autoseg.nn.losses.sum_over_ranks"),
     "a loss of one's own": Case(batch_dice=False, planted="autoseg.nn.losses.mean_over_ranks"),
-    "a boundary of one's own": replace(WEIGHTED, planted="autoseg.nn.boundary.sum_over_ranks"),
-    "gradients of one's own": replace(WEIGHTED, planted="autoseg.nn.ranks._SumOverRanks.backward"),
+    "a boundary of one's own": replace(WEIGHTED, planted="autoseg.nn.losses.boundary.sum_over_ranks"),
+    "gradients of one's own": replace(WEIGHTED, planted="autoseg.nn.distributed._SumOverRanks.backward"),
 }
 CASES = LOSS_CASES | NETWORK_CASES | OTHER_CASES | PLANTED_CASES
 
@@ -346,7 +346,7 @@ def test_torchrun_starts_ranks_that_meet(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
 from pathlib import Path
-from autoseg.nn.ranks import Ranks
+from autoseg.nn.distributed import Ranks
 with Ranks.from_environment("cpu") as ranks:
     Path({str(tmp_path)!r}, str(ranks.local_rank)).write_text(f"{{ranks}}, mean {{ranks.mean(ranks.rank)}}")
 """)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from autoseg.nn import rate as rates
-from autoseg.nn.calibration import cache_path, device_name, load_terms, save_terms
-from autoseg.nn.memory import DEFAULT_TERMS, DeviceTerms
+from autoseg.nn.memory.calibration import cache_path, device_name, load_terms, save_terms
+from autoseg.nn.memory.model import DEFAULT_TERMS, DeviceTerms
 from autoseg.nn.rate import RATE_FLOPS, RATE_TRIALS, CpuRate, known_rate, measure_rate, save_rate
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autoseg.nn.blocks import InstanceNorm, ResidualBlock
-from autoseg.nn.residual_unet import ResidualUNet
+from autoseg.nn.networks.residual_unet import ResidualUNet
 
 FEATURES, BLOCKS, HEADS = (32, 64, 128, 256, 320, 320), (1, 3, 4, 6, 6, 6), 3
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_transformers import build, enlarge, parameters_of, parameters_of_block
 
-from autoseg.nn.segformer import ReducedAttention, SegFormer, embedding_stage
+from autoseg.nn.networks.segformer import ReducedAttention, SegFormer, embedding_stage
 
 
 @pytest.fixture(autouse=True)

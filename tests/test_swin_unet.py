@@ -12,7 +12,7 @@ from small_transformers import build, enlarge, parameters_of, parameters_of_bloc
 from torch import nn
 
 from autoseg.nn.blocks import InstanceNorm
-from autoseg.nn.swin_unet import (
+from autoseg.nn.networks.swin_unet import (
     PatchMerging,
     SwinUNet,
     WindowAttention,

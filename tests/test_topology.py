@@ -132,7 +132,7 @@ def test_feature_map_elements_of_two_stages_by_hand():
 
 def test_feature_map_elements_are_those_a_network_computes():
     torch = pytest.importorskip("torch")
-    from autoseg.nn.unet import UNet
+    from autoseg.nn.networks.unet import UNet
 
     chosen = topology((3, 1, 1), (8, 24, 32))
     features = feature_counts(chosen.stages, 2, 5)

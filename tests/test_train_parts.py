@@ -26,8 +26,8 @@ from autoseg.fold_state import UNKNOWN, FoldState
 from autoseg.from_plan import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
 from autoseg.imaging.labels import LabelSet
 from autoseg.nn.blocks import Stage
+from autoseg.nn.distributed import Ranks
 from autoseg.nn.optimization import OPTIMIZERS
-from autoseg.nn.ranks import Ranks
 from autoseg.parser import build_parser
 from autoseg.plan import ChannelNormalization, Plan, Training
 from autoseg.planner import make_plan

@@ -14,9 +14,9 @@ from small_transformers import build, enlarge
 from autoseg.nn.attention import TransformerBlock
 from autoseg.nn.blocks import ConvBlock, Stage, set_checkpointing
 from autoseg.nn.losses import DeepSupervision, dice_ce
-from autoseg.nn.segformer import ReducedAttention, SegFormer
-from autoseg.nn.swin_unet import SwinUNet, WindowAttention
-from autoseg.nn.transunet import GlobalAttention, TransUNet
+from autoseg.nn.networks.segformer import ReducedAttention, SegFormer
+from autoseg.nn.networks.swin_unet import SwinUNet, WindowAttention
+from autoseg.nn.networks.transunet import GlobalAttention, TransUNet
 
 NETWORKS = [SegFormer, SwinUNet, TransUNet]
 

@@ -8,9 +8,9 @@ from small_transformers import build, enlarge, parameters_of, parameters_of_bloc
 from torch import nn
 
 from autoseg.nn.attention import FeedForward, init_transformer, transformer_stage
-from autoseg.nn.segformer import MixFeedForward
-from autoseg.nn.transunet import GlobalAttention, PositionEncoding, TransUNet
-from autoseg.nn.unet import UNet
+from autoseg.nn.networks.segformer import MixFeedForward
+from autoseg.nn.networks.transunet import GlobalAttention, PositionEncoding, TransUNet
+from autoseg.nn.networks.unet import UNet
 
 
 @pytest.fixture(autouse=True)

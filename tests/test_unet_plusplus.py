@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from autoseg.nn.unet import UNet
-from autoseg.nn.unet_plusplus import UNetPlusPlus
+from autoseg.nn.networks.unet import UNet
+from autoseg.nn.networks.unet_plusplus import UNetPlusPlus
 
 
 def plan(features, dims=2, blocks=2):

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from autoseg.nn.calibration import Trial, device_name, load_entry, save_entry
+from autoseg.nn.memory.calibration import Trial, device_name, load_entry, save_entry
 from autoseg.nn.precision import MARGIN, autocast
 
 # Two samples each: with one, some libraries compute volumes three times slower.

@@ -10,7 +10,7 @@ def calibrate_device(device: str = "auto", say: Say = print) -> None:
     Raises:
         UsageError: there is no such device, or it is neither a CPU nor CUDA's.
     """
-    from autoseg.nn.calibration import TRIALS, calibrate, save_terms
+    from autoseg.nn.memory.calibration import TRIALS, calibrate, save_terms
 
     chosen = choose_device(device)
     if chosen.type not in TRIALS:

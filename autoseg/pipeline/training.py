@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch is imported when training begins
     import torch
 
     from autoseg.fold import FoldOptions
-    from autoseg.nn.ranks import Ranks
+    from autoseg.nn.distributed import Ranks
     from autoseg.train import FoldResult
 
 
@@ -45,7 +45,7 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), sa
     """
     import torch
 
-    from autoseg.nn.ranks import Ranks
+    from autoseg.nn.distributed import Ranks
 
     device = choose_device(options.device)
     with StopSignals(options.stop_after_seconds) as stop, Ranks.from_environment(device.type) as ranks:

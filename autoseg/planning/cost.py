@@ -1,7 +1,7 @@
 """What a configuration needs: the device's memory in training and prediction, main memory, disk and time.
 
 The planner asks a `Memory` how many bytes a training step takes. The one it uses is `TracedMemory`: real steps of the
-real network, run on tensors without content (`autoseg.nn.memory`), with the terms a trace cannot see (context,
+real network, run on tensors without content (`autoseg.nn.memory.model`), with the terms a trace cannot see (context,
 workspace, fragmentation) as they were measured on this device, or conservative ones where none was.
 """
 
@@ -17,7 +17,7 @@ from autoseg.planning.pace import Pace
 if TYPE_CHECKING:  # torch is imported when the first step is traced
     from torch import nn
 
-    from autoseg.nn.memory import DeviceTerms, StepMemory
+    from autoseg.nn.memory.model import DeviceTerms, StepMemory
 
 HOST_PROCESS_BYTES = 600 * 2**20  # the training process with its libraries, before it holds any data
 HOST_WORKER_BYTES = 120 * 2**20  # of its own, of one process that prepares batches
@@ -81,7 +81,7 @@ class TracedMemory:
         terms: "DeviceTerms | None" = None,
         pace: Pace | None = None,
     ) -> None:
-        from autoseg.nn.calibration import load_terms
+        from autoseg.nn.memory.calibration import load_terms
 
         self.labels = labels.as_regions() if training.loss == "dice_bce" else labels
         self.training = training
@@ -93,7 +93,7 @@ class TracedMemory:
         self._models: dict[tuple, StepMemory] = {}
 
     def train(self, step: Step) -> Figures:
-        from autoseg.nn.memory import StepMemory
+        from autoseg.nn.memory.model import StepMemory
 
         training, network = self.training, step.network
         key = (repr(network), step.in_channels, step.checkpointing)
@@ -111,7 +111,7 @@ class TracedMemory:
         return Figures(self.terms.device_bytes(cost.peak), cost.parameters, cost.flops, seconds)
 
     def predict_bytes(self, step: Step, tile_batch: int, shape: Sequence[int]) -> int:
-        from autoseg.nn.memory import inference_bytes, trace_forward
+        from autoseg.nn.memory.model import inference_bytes, trace_forward
 
         forward = trace_forward(
             lambda: self._build(step), in_channels=step.in_channels, patch_size=step.patch_size,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from autoseg.nn.blocks import init_weights, resize_linearly
-from autoseg.nn.unet import conv_encoder, encode, heads
+from autoseg.nn.networks.unet import conv_encoder, encode, heads
 
 
 class FCN(nn.Module):

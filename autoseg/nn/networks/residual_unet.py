@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from autoseg.nn.blocks import conv_stage, init_weights, residual_stage
-from autoseg.nn.unet import conv_decoder, decode, encode, heads, upsamplings
+from autoseg.nn.networks.unet import conv_decoder, decode, encode, heads, upsamplings
 
 
 class ResidualUNet(nn.Module):

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from autoseg.errors import AutosegError, UsageError
-from autoseg.nn.heads import rest_idle_heads
+from autoseg.nn.deep_supervision import rest_idle_heads
 
 TIMEOUT = timedelta(minutes=10)  # that ranks wait for each other's share of one work; compiling takes a few
 BARRIER_TIMEOUT = timedelta(days=1)  # and for the work of one alone, such as to preprocess, or to predict a fold

@@ -26,7 +26,7 @@ from autoseg.nn.attention import (
     transformer_stage,
 )
 from autoseg.nn.blocks import CONVOLUTIONS, NEGATIVE_SLOPE, AveragePool, InstanceNorm, resize_linearly, same_convolution
-from autoseg.nn.unet import encode
+from autoseg.nn.networks.unet import encode
 
 MAX_EMBEDDING_STRIDE = 4  # per axis
 

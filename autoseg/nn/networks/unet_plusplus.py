@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.nn.blocks import TRANSPOSED_CONVOLUTIONS, conv_stage, fit_to, init_weights
-from autoseg.nn.unet import conv_encoder, encode, heads
+from autoseg.nn.networks.unet import conv_encoder, encode, heads
 
 
 class UNetPlusPlus(nn.Module):

@@ -17,7 +17,7 @@ from autoseg.nn.attention import (
     transformer_stage,
 )
 from autoseg.nn.blocks import CONVOLUTIONS
-from autoseg.nn.unet import conv_decoder, conv_encoder, decode, encode, heads, upsamplings
+from autoseg.nn.networks.unet import conv_decoder, conv_encoder, decode, encode, heads, upsamplings
 
 
 class TransUNet(nn.Module):

@@ -10,7 +10,7 @@ boundary term may be added to any of them.
 
 Targets are class indices (B, *spatial): 0 background, 1..n labels, `ignore_index` (n + 1) where nobody annotated. All
 arithmetic is float32. A loss near -1 is a perfect segmentation: the overlap term is -Dice, the entropy tends to 0.
-Where several ranks train together, each computes the loss of the whole batch (see `ranks`).
+Where several ranks train together, each computes the loss of the whole batch (see `distributed`).
 
 Sources: nnU-Net v2 (soft Dice without background, smoothing 1e-5, plus cross-entropy, weighted 1 : 1; stage weights 1,
 1/2, 1/4 ..., none for the coarsest); focal loss: Lin et al., ICCV 2017; hardest voxels: Wu et al., arXiv 1605.06885;
@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoseg.nn.boundary import boundary_term
-from autoseg.nn.heads import SigmoidHeads, SoftmaxHeads, Terms, stage_weights
-from autoseg.nn.ranks import mean_over_ranks, sum_over_ranks
+from autoseg.nn.deep_supervision import stage_weights
+from autoseg.nn.distributed import mean_over_ranks, sum_over_ranks
+from autoseg.nn.losses.boundary import boundary_term
+from autoseg.nn.losses.terms import SigmoidHeads, SoftmaxHeads, Terms
 
 SMOOTH = 1e-5
 

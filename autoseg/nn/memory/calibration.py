@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from autoseg.nn.blocks import set_checkpointing
 from autoseg.nn.losses import LOSSES, DeepSupervision
-from autoseg.nn.memory import DEFAULT_TERMS, MIB, DeviceTerms, StepCost, trace_step
+from autoseg.nn.memory.model import DEFAULT_TERMS, MIB, DeviceTerms, StepCost, trace_step
 from autoseg.nn.networks import build_network
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.precision import candidates, choose, measure

@@ -31,7 +31,7 @@ from autoseg.nn.attention import (
     truncated_normal_,
 )
 from autoseg.nn.blocks import CONVOLUTIONS, Stage, conv_stage
-from autoseg.nn.unet import decode, encode, heads, upsamplings
+from autoseg.nn.networks.unet import decode, encode, heads, upsamplings
 
 
 class SwinUNet(nn.Module):

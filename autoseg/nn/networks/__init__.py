@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from autoseg.nn.attention_unet import AttentionUNet
-from autoseg.nn.deeplab import DeepLab
-from autoseg.nn.fcn import FCN
-from autoseg.nn.residual_unet import ResidualUNet
-from autoseg.nn.segformer import SegFormer
-from autoseg.nn.swin_unet import SwinUNet
-from autoseg.nn.transunet import TransUNet
-from autoseg.nn.unet import UNet
-from autoseg.nn.unet_plusplus import UNetPlusPlus
+from autoseg.nn.networks.attention_unet import AttentionUNet
+from autoseg.nn.networks.deeplab import DeepLab
+from autoseg.nn.networks.fcn import FCN
+from autoseg.nn.networks.residual_unet import ResidualUNet
+from autoseg.nn.networks.segformer import SegFormer
+from autoseg.nn.networks.swin_unet import SwinUNet
+from autoseg.nn.networks.transunet import TransUNet
+from autoseg.nn.networks.unet import UNet
+from autoseg.nn.networks.unet_plusplus import UNetPlusPlus
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet,

@@ -30,7 +30,7 @@ from autoseg.nn.blocks import (
     residual_stage,
     resize_linearly,
 )
-from autoseg.nn.unet import encode
+from autoseg.nn.networks.unet import encode
 
 DECODER_STAGE = 2  # the paper's low-level features: stride 4
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.nn.blocks import CONVOLUTIONS, AveragePool, init_weights, resize_linearly
-from autoseg.nn.unet import conv_decoder, conv_encoder, decode, encode, heads, upsamplings
+from autoseg.nn.networks.unet import conv_decoder, conv_encoder, decode, encode, heads, upsamplings
 
 
 class AttentionGate(nn.Module):

@@ -30,7 +30,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoseg.nn.blocks import follow_device, set_checkpointing
-from autoseg.nn.live_bytes import LiveBytes, Timeline
+from autoseg.nn.memory.trace import LiveBytes, Timeline
 from autoseg.nn.optimization import OPTIMIZERS, WeightAverage
 from autoseg.nn.precision import autocast
 from autoseg.nn.training_step import clipped_gradients, loss_of, update

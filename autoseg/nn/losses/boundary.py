@@ -9,7 +9,7 @@ Felzenszwalb and Huttenlocher, "Distance transforms of sampled functions", Theor
 import torch
 from torch import Tensor
 
-from autoseg.nn.ranks import mean_over_ranks, sum_over_ranks
+from autoseg.nn.distributed import mean_over_ranks, sum_over_ranks
 
 RADIUS = 10  # voxels; what is farther counts as so far. Squares of it and their sums fit uint8
 

@@ -4,8 +4,6 @@ Both answer with `Terms`: the entropy of every voxel, and per sample and head th
 Losses are plain arithmetic on these. Nothing of the size of the logits is kept for the backward pass but the logits
 themselves, in their own dtype: probabilities are computed again, and their gradients have a closed form. All arithmetic
 is float32.
-
-Which of a network's heads are asked at all, `stage_weights` says.
 """
 
 from collections.abc import Sequence
@@ -92,27 +90,6 @@ class SigmoidHeads(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Of each region, (B, R, *s)."""
         return logits.float().sigmoid()
-
-
-def stage_weights(stages: int) -> list[float]:
-    """Weights of the stages in the loss, finest first: 1, 1/2, ..., the coarsest of several 0, normalised to sum 1."""
-    raw = [2.0**-i for i in range(stages)]
-    if stages > 1:
-        raw[-1] = 0.0
-    return [w / sum(raw) for w in raw]
-
-
-def rest_idle_heads(network: nn.Module) -> None:
-    """Let those heads of a network learn that the loss asks for logits: `heads`, finest first, where it has several.
-
-    The others, which get no gradient either way, no longer want one.
-    """
-    heads = getattr(network, "heads", None)
-    if not isinstance(heads, nn.ModuleList):
-        return
-    weights = stage_weights(len(heads)) if network.deep_supervision else [1.0] + [0.0] * (len(heads) - 1)
-    for head, weight in zip(heads, weights, strict=True):
-        head.requires_grad_(weight > 0)
 
 
 class _SoftmaxTerms(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""Memory of a training step: traced, put together, corrected by what was measured."""
