@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.data.store import CaseInfo, CaseStore
-from autoseg.dataset import Case, load_case
+from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import StateError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.geometry import Axes3, Box, Vector3

@@ -14,7 +14,7 @@ from autoseg.parser import build_parser
 from autoseg.suggestions import LESS_MEMORY, complete
 
 if TYPE_CHECKING:
-    from autoseg.dataset import IntakeOptions
+    from autoseg.datasets.dataset import IntakeOptions
     from autoseg.workspace import FoldName
 
 MAX_FOLD = 9999
@@ -217,7 +217,7 @@ def run_env(options: argparse.Namespace) -> None:
 
 
 def _intake(options: argparse.Namespace) -> "IntakeOptions":
-    from autoseg.dataset import parse_options
+    from autoseg.datasets.dataset import parse_options
 
     return parse_options(
         channels=options.channels, labels=options.labels, regions=options.regions, ignore=options.ignore,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.dataset import Case
+from autoseg.datasets.dataset import Case
 from autoseg.errors import StateError
 from autoseg.evaluate import (
     CaseScore,

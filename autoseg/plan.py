@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from autoseg.augmentation.presets import AUGMENTATIONS
+from autoseg.datasets.inputs import FileNames
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.inputs import FileNames
 from autoseg.plan_fields import (
     Axis,
     Blocks,

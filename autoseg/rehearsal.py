@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autoseg.data.store import CaseStore
-from autoseg.dataset import Case, load_case
+from autoseg.datasets.dataset import Case, load_case
 from autoseg.imaging.formats.readers import write_labels
 from autoseg.model import Model
 from autoseg.plan import Plan

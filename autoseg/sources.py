@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.dataset import Case, Dataset
+from autoseg.datasets.dataset import Case, Dataset
 from autoseg.errors import StateError, StorageError
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save

@@ -12,8 +12,8 @@ import psutil
 
 from autoseg import __version__
 from autoseg.begun import BegunFold, begun_of, standing
-from autoseg.data.splits import Split, Splits
-from autoseg.dataset import Dataset
+from autoseg.datasets.dataset import Dataset
+from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.plan import Plan
 from autoseg.processes import available_cores

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from common import autoseg
 
-from autoseg.data.splits import Splits
-from autoseg.dataset import Case, Dataset
+from autoseg.datasets.dataset import Case, Dataset
+from autoseg.datasets.splits import Splits
 from autoseg.evaluate import ScoreJob, score_cases
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.model import Model, open_model

@@ -5,11 +5,11 @@ import pytest
 import tiny
 from PIL import Image
 
-from autoseg.dataset import discover, parse_options
+from autoseg.datasets.checks.annotation import blurred_mask, compare_labels, empty_label
+from autoseg.datasets.checks.problems import check
+from autoseg.datasets.dataset import discover, parse_options
+from autoseg.datasets.pairing import Case
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.annotation import blurred_mask, compare_labels, empty_label
-from autoseg.intake.pairing import Case
-from autoseg.problems import check
 
 
 def cases(*values, patients=None):

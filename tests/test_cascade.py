@@ -14,7 +14,7 @@ from synthetic_memory import ElementMemory
 
 from autoseg.cascade import on_grid, open_previous, prepare_previous
 from autoseg.data.store import CaseStore
-from autoseg.dataset import Dataset, IntakeOptions, discover
+from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.errors import StateError
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.plan import ChannelNormalization, Plan, Resampling

@@ -16,8 +16,8 @@ from phantom import tiny_dataset
 from autoseg import predict, within_memory
 from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
-from autoseg.data.splits import Splits
-from autoseg.dataset import Dataset
+from autoseg.datasets.dataset import Dataset
+from autoseg.datasets.splits import Splits
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.plan import Plan
 from autoseg.records import load, save

@@ -18,8 +18,8 @@ from synthetic_memory import ElementMemory
 from autoseg import __version__, cli, demo, pipeline, status
 from autoseg.arguments import duration, positive, share
 from autoseg.cli import main, parse_folds
-from autoseg.data.splits import Split, Splits
-from autoseg.dataset import IntakeOptions
+from autoseg.datasets.dataset import IntakeOptions
+from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
 from autoseg.parser import build_parser
 from autoseg.pipeline import PlanOptions, TrainOptions

@@ -5,14 +5,14 @@ import pytest
 import tifffile
 from PIL import Image
 
-from autoseg.dataset import discover, load_case, parse_options
+from autoseg.datasets.checks.annotation import agree_on_colours
+from autoseg.datasets.checks.problems import check
+from autoseg.datasets.dataset import discover, load_case, parse_options
 from autoseg.errors import DataError, UsageError
 from autoseg.evaluate import ScoreJob, score_case
 from autoseg.imaging.formats.raster import palette
 from autoseg.imaging.formats.readers import read_labels, write_labels
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.annotation import agree_on_colours
-from autoseg.problems import check
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
 NAMES = {BLACK: "#000000", RED: "#ff0000", GREEN: "#00ff00", WHITE: "#ffffff"}

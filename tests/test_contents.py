@@ -11,10 +11,10 @@ import pytest
 import tiny
 from nibabel.cmdline import convert
 
-from autoseg.dataset import discover
+from autoseg.datasets.contents import Problem, contents, stray_folders
+from autoseg.datasets.dataset import discover
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import read_image
-from autoseg.intake.contents import Problem, contents, stray_folders
 
 DICOM = bytes(128) + b"DICM" + bytes(100)
 

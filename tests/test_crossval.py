@@ -7,7 +7,7 @@ import pytest
 from hostile import nifti
 
 from autoseg.crossval import CrossValidation, cross_validate_folds, describe, validation_jobs
-from autoseg.dataset import Case
+from autoseg.datasets.dataset import Case
 from autoseg.errors import StateError
 from autoseg.evaluate import ScoreJob, Summary
 from autoseg.imaging.labels import LabelSet

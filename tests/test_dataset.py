@@ -7,7 +7,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from autoseg.dataset import Dataset, IntakeOptions, discover, images_in, parse_options
+from autoseg.datasets.dataset import Dataset, IntakeOptions, discover, images_in, parse_options
 from autoseg.errors import DataError, UsageError
 from autoseg.records import from_plain, to_plain
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import tiny
 
-from autoseg.dataset import discover
-from autoseg.duplicates import as_one_patient
-from autoseg.problems import check, without_bad_cases
+from autoseg.datasets.checks.duplicates import as_one_patient
+from autoseg.datasets.checks.problems import check, without_bad_cases
+from autoseg.datasets.dataset import discover
 
 IDS = ("a", "b", "c", "d", "e")
 

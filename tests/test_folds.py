@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from autoseg.data.splits import Split
-from autoseg.dataset import discover
+from autoseg.datasets.checks.problems import check, without_bad_cases
+from autoseg.datasets.dataset import discover
+from autoseg.datasets.splits import Split
 from autoseg.errors import DataError
-from autoseg.problems import check, without_bad_cases
 
 IDS = ("a", "b", "c", "d")
 

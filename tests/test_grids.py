@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tiny
 
-from autoseg.dataset import discover
+from autoseg.datasets.checks.grids import header_notes, mixed_sizes, odd_grids, partly_placed
+from autoseg.datasets.checks.problems import check
+from autoseg.datasets.dataset import discover
 from autoseg.imaging.geometry import Geometry, Remark
-from autoseg.intake.grids import header_notes, mixed_sizes, odd_grids, partly_placed
-from autoseg.problems import check
 
 
 def grids(*cases: tuple[tuple[float, ...], tuple[int, ...]], **more) -> dict[str, tuple[str, Geometry]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from autoseg.dataset import Dataset, discover, images_in, parse_options
-from autoseg.intake.inputs import FileNames
+from autoseg.datasets.dataset import Dataset, discover, images_in, parse_options
+from autoseg.datasets.inputs import FileNames
 
 
 def ids(cases) -> list[str]:

@@ -9,11 +9,11 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.data.splits import Split
-from autoseg.dataset import Case, discover, load_case, parse_options
+from autoseg.datasets.dataset import Case, discover, load_case, parse_options
+from autoseg.datasets.pairing import by_channel
+from autoseg.datasets.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.pairing import by_channel
 
 
 def names(case: Case) -> list[str]:

@@ -8,10 +8,10 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.dataset import Case, load_case
+from autoseg.datasets.dataset import Case, load_case
+from autoseg.datasets.loading import class_indices, count_values, non_finite
 from autoseg.errors import DataError
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.loading import class_indices, count_values, non_finite
 
 
 def test_a_case_is_brought_to_one_axis_order(tmp_path):

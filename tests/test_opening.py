@@ -8,8 +8,8 @@ from cascaded import with_cascade
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
-from autoseg.data.splits import Split, Splits
-from autoseg.dataset import Case, Dataset
+from autoseg.datasets.dataset import Case, Dataset
+from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.pipeline import opening
 from autoseg.pipeline.opening import choose_device, load_records, open_plan

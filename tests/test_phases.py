@@ -15,7 +15,7 @@ from fleets import Told, with_gpus
 from phantom import tiny_dataset
 
 from autoseg.cli import main
-from autoseg.data.splits import Splits
+from autoseg.datasets.splits import Splits
 from autoseg.errors import AutosegError, StateError, UsageError
 from autoseg.pipeline import TrainOptions, fleet
 from autoseg.pipeline.fleet import train_on_gpus

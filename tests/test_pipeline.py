@@ -15,7 +15,7 @@ from PIL import Image
 from autoseg import within_memory
 from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
-from autoseg.data.splits import Splits
+from autoseg.datasets.splits import Splits
 from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.plan import Plan
 from autoseg.records import load

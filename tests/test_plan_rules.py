@@ -16,8 +16,8 @@ from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.data.splits import Split, Splits
-from autoseg.dataset import Case, Dataset
+from autoseg.datasets.dataset import Case, Dataset
+from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.from_plan import build_plan_loss, build_plan_network
 from autoseg.nn.networks import NETWORKS

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from autoseg import predict as module
-from autoseg.dataset import Case, load_case
+from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet

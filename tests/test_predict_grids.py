@@ -7,7 +7,7 @@ import tiny
 from bright import model_of, picture, plan_of
 from hostile import UNITS, patched
 
-from autoseg.dataset import Case
+from autoseg.datasets.dataset import Case
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.plan import TrainingGrids

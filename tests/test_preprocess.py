@@ -15,7 +15,7 @@ from synthetic_memory import ElementMemory
 
 from autoseg import preprocess as module
 from autoseg.data.store import CaseStore
-from autoseg.dataset import Dataset, discover, load_case
+from autoseg.datasets.dataset import Dataset, discover, load_case
 from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.plan import ChannelNormalization, Configuration, Plan, Resampling

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from autoseg.data.splits import Split
-from autoseg.dataset import discover, parse_options
+from autoseg.datasets.checks.problems import check, problem_table, without_bad_cases
+from autoseg.datasets.dataset import discover, parse_options
+from autoseg.datasets.pairing import Problem
+from autoseg.datasets.splits import Split
 from autoseg.errors import DataError, OutOfMemory
-from autoseg.intake.pairing import Problem
-from autoseg.problems import check, problem_table, without_bad_cases
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
 CHANNELS = ("T1", "T2")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.dataset import discover, parse_options
+from autoseg.datasets.dataset import discover, parse_options
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.regions import never_written, order_that_works, refuse_lost_labels

@@ -19,11 +19,11 @@ from phantom import tiny_dataset
 from PIL import Image
 
 from autoseg.cli import main
-from autoseg.dataset import IntakeOptions
+from autoseg.datasets.dataset import IntakeOptions
+from autoseg.datasets.fixing.copying import MARK
+from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError, StateError, StorageError, UsageError
 from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels
-from autoseg.intake.copying import MARK
-from autoseg.intake.pairing import Case
 from autoseg.pipeline import check_dataset, fix_dataset, repairing
 from autoseg.pipeline.repairing import sharing_files
 

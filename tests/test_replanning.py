@@ -9,7 +9,7 @@ from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
 from autoseg.cli import _intake
-from autoseg.dataset import IntakeOptions, parse_options
+from autoseg.datasets.dataset import IntakeOptions, parse_options
 from autoseg.errors import DataError, UsageError
 from autoseg.parser import build_parser
 from autoseg.pipeline.planning import PlanOptions, _as_typed, plan_dataset

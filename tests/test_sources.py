@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from autoseg import sources
-from autoseg.dataset import Dataset, discover
+from autoseg.datasets.dataset import Dataset, discover
 from autoseg.errors import StateError
 from autoseg.parser import build_parser
 from autoseg.records import load, save

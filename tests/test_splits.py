@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg import records
-from autoseg.data import splits as module
-from autoseg.data.splits import Split, Splits, leaking_patients, make_splits, splits_from_nnunet
+from autoseg.datasets import splits as module
+from autoseg.datasets.splits import Split, Splits, leaking_patients, make_splits, splits_from_nnunet
 from autoseg.errors import DataError
 
 

@@ -17,7 +17,7 @@ from phantom import tiny_dataset
 from autoseg import within_memory
 from autoseg.cli import main
 from autoseg.crossval import CrossValidation
-from autoseg.data.splits import Splits
+from autoseg.datasets.splits import Splits
 from autoseg.errors import StorageError
 from autoseg.nn import checkpoint
 from autoseg.nn.checkpoint import load_checkpoint

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from autoseg.data.splits import Split
-from autoseg.dataset import Case, discover, parse_options
+from autoseg.datasets.dataset import Case, discover, parse_options
+from autoseg.datasets.splits import Split
 from autoseg.errors import DataError, UsageError
 
 

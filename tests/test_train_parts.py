@@ -18,8 +18,8 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoseg.data.splits import Split
 from autoseg.data.store import CaseStore
+from autoseg.datasets.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.fold import Fold, FoldOptions, FoldTask
 from autoseg.fold_state import UNKNOWN, FoldState

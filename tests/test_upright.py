@@ -6,12 +6,12 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from autoseg.dataset import discover
+from autoseg.datasets.checks.problems import check
+from autoseg.datasets.dataset import discover
 from autoseg.errors import DataError
 from autoseg.imaging.formats.raster import orientation
 from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels, write_labels
 from autoseg.imaging.formats.upright import upright, upright_extent
-from autoseg.problems import check
 
 SHOWN = np.array([[1, 2, 3], [4, 5, 6]])
 STORED = {  # orientation tag -> how a camera stores what is shown as SHOWN: by hand, from the EXIF standard's table

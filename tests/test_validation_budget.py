@@ -9,7 +9,7 @@ from made_up_time import Time
 
 from autoseg import budget_clock
 from autoseg.budget_clock import Clock
-from autoseg.data.splits import Split
+from autoseg.datasets.splits import Split
 from autoseg.errors import StateError
 from autoseg.predict import PredictOptions, options_for
 from autoseg.rehearsal import case_to_measure

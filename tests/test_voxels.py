@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoseg.dataset import Case, discover, load_case, parse_options
+from autoseg.datasets.checks.problems import check
+from autoseg.datasets.checks.voxels import padding, spoilt, to_channels
+from autoseg.datasets.dataset import Case, discover, load_case, parse_options
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.geometry import Geometry, Volume
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.voxels import padding, spoilt, to_channels
-from autoseg.problems import check
 
 RNG = np.random.default_rng(3)
 TISSUE = RNG.normal(100, 20, (1, 10, 20, 20)).astype(np.float32)  # 4000 voxels

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.cascade import prepare_previous
-from autoseg.data.splits import Split, Splits
 from autoseg.data.store import CaseStore
-from autoseg.dataset import Case, Dataset
+from autoseg.datasets.dataset import Case, Dataset
+from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.planning import FOLDS

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.data.splits import Splits
-from autoseg.dataset import Dataset
+from autoseg.datasets.dataset import Dataset
+from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.fingerprint import Fingerprint
 from autoseg.plan import Plan

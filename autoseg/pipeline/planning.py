@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from autoseg.data.splits import Splits, make_splits, splits_from_nnunet
-from autoseg.dataset import Dataset, IntakeOptions, discover
-from autoseg.duplicates import as_one_patient
+from autoseg.datasets.checks.duplicates import as_one_patient
+from autoseg.datasets.checks.problems import check, problem_table, without_bad_cases
+from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
+from autoseg.datasets.fixing.copying import refuse_unfinished
+from autoseg.datasets.splits import Splits, make_splits, splits_from_nnunet
 from autoseg.errors import DataError
 from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
-from autoseg.intake.copying import refuse_unfinished
 from autoseg.pipeline.opening import Say, gpu_memory_gb
 from autoseg.pipeline.replanning import (
     Replanning,
@@ -28,7 +29,6 @@ from autoseg.planning.overview import overview
 from autoseg.planning.pace import REFERENCE, Pace, pace
 from autoseg.planning.table import summary
 from autoseg.preprocess import preprocess
-from autoseg.problems import check, problem_table, without_bad_cases
 from autoseg.records import load, save
 from autoseg.sources import measure
 from autoseg.status import next_command

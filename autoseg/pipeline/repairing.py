@@ -19,13 +19,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from autoseg.dataset import Dataset, IntakeOptions, discover, workers_for
-from autoseg.duplicates import as_one_patient
-from autoseg.errors import DataError, StorageError, UsageError
-from autoseg.imaging.formats.readers import ending_of
-from autoseg.intake.changes import LEFT_OUT, NOT_MENDED, Change, change_csv, change_table
-from autoseg.intake.copying import MARK, CopyPlan, Placed, begin, copy_file, plan_copy, source_of
-from autoseg.intake.lists import (
+from autoseg.datasets.checks.duplicates import as_one_patient
+from autoseg.datasets.checks.problems import check, problem_table
+from autoseg.datasets.dataset import Dataset, IntakeOptions, discover, workers_for
+from autoseg.datasets.fixing.changes import LEFT_OUT, NOT_MENDED, Change, change_csv, change_table
+from autoseg.datasets.fixing.copying import MARK, CopyPlan, Placed, begin, copy_file, plan_copy, source_of
+from autoseg.datasets.fixing.leaving_out import leave_out
+from autoseg.datasets.fixing.lists import (
     DESCRIPTION,
     JSON_FILES,
     declared_ending,
@@ -36,12 +36,12 @@ from autoseg.intake.lists import (
     set_ending,
     set_num_training,
 )  # fmt: skip
-from autoseg.intake.pairing import Case, Problem
-from autoseg.intake.repair import Wishes, mend_cases
-from autoseg.pipeline.leaving_out import leave_out
+from autoseg.datasets.fixing.repair import Wishes, mend_cases
+from autoseg.datasets.pairing import Case, Problem
+from autoseg.errors import DataError, StorageError, UsageError
+from autoseg.imaging.formats.readers import ending_of
 from autoseg.pipeline.opening import Say
 from autoseg.pipeline.planning import describe_dataset
-from autoseg.problems import check, problem_table
 from autoseg.processes import map_in_processes
 from autoseg.wording import counted
 from autoseg.workspace import lock, write_text

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.begun import begun_of, split_of, standing
-from autoseg.data.splits import Splits
-from autoseg.dataset import Dataset, IntakeOptions
+from autoseg.datasets.dataset import Dataset, IntakeOptions
+from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.pipeline.opening import Say, keep_aside, open_plan
 from autoseg.plan import ChannelNormalization, Plan

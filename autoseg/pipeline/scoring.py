@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.data.splits import Split, Splits
-from autoseg.dataset import parse_options
+from autoseg.datasets.dataset import parse_options
+from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.pipeline.folds import require_known

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoseg.data.splits import Split
+from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, Stopped, UsageError
 from autoseg.pipeline.folds import Folds, TrainOptions
 from autoseg.pipeline.opening import Say, choose_device

@@ -12,13 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats import raster
 from autoseg.imaging.formats.colours import NAMED as NAMED_COLOURS
 from autoseg.imaging.formats.readers import READERS, ending_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.regions import never_written
-from autoseg.intake.pairing import Case, Problem
 from autoseg.wording import NAMED, some
 
 FOLDS = 5

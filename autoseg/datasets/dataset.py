@@ -17,22 +17,22 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from autoseg.data.splits import Split
+from autoseg.datasets.checks.annotation import agree_on_colours, colours_of_labels
+from autoseg.datasets.checks.voxels import picture_channels
+from autoseg.datasets.contents import dicom_below, table_beside
+from autoseg.datasets.entries import dicom_remedy
+from autoseg.datasets.fixing.lists import repeated_keys
+from autoseg.datasets.given_folds import read_splits, sound_splits
+from autoseg.datasets.inputs import FileNames, images_in, naming_of
+from autoseg.datasets.layouts import LAYOUTS
+from autoseg.datasets.loading import LoadedCase, count_values, is_picture, load_case
+from autoseg.datasets.pairing import Case, Found, Problem, identical_ids
+from autoseg.datasets.splits import Split
+from autoseg.datasets.tables import lists_images, patients_of
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.regions import refuse_lost_labels
-from autoseg.intake.annotation import agree_on_colours, colours_of_labels
-from autoseg.intake.contents import dicom_below, table_beside
-from autoseg.intake.entries import dicom_remedy
-from autoseg.intake.folds import read_splits, sound_splits
-from autoseg.intake.inputs import FileNames, images_in, naming_of
-from autoseg.intake.layouts import LAYOUTS
-from autoseg.intake.lists import repeated_keys
-from autoseg.intake.loading import LoadedCase, count_values, is_picture, load_case
-from autoseg.intake.pairing import Case, Found, Problem, identical_ids
-from autoseg.intake.tables import lists_images, patients_of
-from autoseg.intake.voxels import picture_channels
 from autoseg.processes import map_in_processes
 from autoseg.rules import anything, entries, exactly
 

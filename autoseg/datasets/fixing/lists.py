@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoseg.datasets.pairing import Problem
+from autoseg.datasets.spelling import find
+from autoseg.datasets.tables import CASE_COLUMNS, TABLE_ENDINGS, _row_ids, image_columns, lists_images, read_table
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import stem_of
-from autoseg.intake.pairing import Problem
-from autoseg.intake.spelling import find
-from autoseg.intake.tables import CASE_COLUMNS, TABLE_ENDINGS, _row_ids, image_columns, lists_images, read_table
 from autoseg.wording import counted
 from autoseg.workspace import write_text
 

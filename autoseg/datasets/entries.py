@@ -15,8 +15,8 @@ import stat
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from autoseg.datasets.spelling import composed
 from autoseg.imaging.formats.readers import READERS, stem_of
-from autoseg.intake.spelling import composed
 
 SIDE_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme", "license", "licence", "changes", "@eadir")
 SIDE_ENDINGS = (

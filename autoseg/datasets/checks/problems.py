@@ -19,25 +19,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from autoseg.dataset import Dataset, workers_for
-from autoseg.duplicates import find_duplicates
-from autoseg.errors import AutosegError, DataError
-from autoseg.imaging.formats.readers import read_image, read_labels
-from autoseg.imaging.geometry import Geometry, Remark, Volume, orientation_code
-from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
-from autoseg.intake import grids
-from autoseg.intake.annotation import blurred_mask, compare_labels, empty_label
-from autoseg.intake.loading import (
-    REPLACE_NON_FINITE,
-    LoadedCase,
-    assemble,
-    class_indices,
-    count_values,
-    non_finite,
-)
-from autoseg.intake.pairing import Case, Problem
-from autoseg.intake.voxels import (
+from autoseg.datasets.checks import grids
+from autoseg.datasets.checks.annotation import blurred_mask, compare_labels, empty_label
+from autoseg.datasets.checks.duplicates import find_duplicates
+from autoseg.datasets.checks.voxels import (
     PictureFacts,
     compare_pictures,
     drawn_on_stored,
@@ -46,6 +31,21 @@ from autoseg.intake.voxels import (
     spoilt,
     to_channels,
 )
+from autoseg.datasets.dataset import Dataset, workers_for
+from autoseg.datasets.loading import (
+    REPLACE_NON_FINITE,
+    LoadedCase,
+    assemble,
+    class_indices,
+    count_values,
+    non_finite,
+)
+from autoseg.datasets.pairing import Case, Problem
+from autoseg.errors import AutosegError, DataError
+from autoseg.imaging.formats.readers import read_image, read_labels
+from autoseg.imaging.geometry import Geometry, Remark, Volume, orientation_code
+from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
 from autoseg.processes import map_in_processes
 from autoseg.suggestions import suggest
 from autoseg.wording import NAMED, aligned, counted, some

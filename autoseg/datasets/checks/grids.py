@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.datasets.pairing import Problem
 from autoseg.imaging.alignment import compare_grids
 from autoseg.imaging.geometry import NO_PLACE, Geometry, Remark, Volume, orientation_of, reorient_geometry
-from autoseg.intake.pairing import Problem
 
 IMPOSSIBLE = 50.0  # voxel size and extent of all axes, or of one, are off by more than this: an error
 ODD = 6.0  # the same for all axes together: a warning (10 is centimetres as millimetres, 25.4 inches)

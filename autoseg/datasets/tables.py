@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from autoseg.datasets.contents import table_beside
+from autoseg.datasets.given_folds import numbered_splits, report_spelling, report_unknown
+from autoseg.datasets.pairing import Found, Problem, choose_channels, listed_case
+from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed, match_ids
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import stem_of
-from autoseg.intake.contents import table_beside
-from autoseg.intake.folds import numbered_splits, report_spelling, report_unknown
-from autoseg.intake.pairing import Found, Problem, choose_channels, listed_case
-from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, match_ids
 from autoseg.suggestions import suggest
 from autoseg.wording import some
 

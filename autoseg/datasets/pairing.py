@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from autoseg.data.splits import Split
+from autoseg.datasets.contents import Contents, Problem, contents, stray_folders, why_absent
+from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed, find
+from autoseg.datasets.splits import Split
 from autoseg.errors import UsageError
 from autoseg.imaging.formats.readers import ending_of, stem_of
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.contents import Contents, Problem, contents, stray_folders, why_absent
-from autoseg.intake.spelling import CHANNEL_SUFFIX, composed, find
 from autoseg.rules import anything, between, entries, file_name, file_path
 
 FilePath = Annotated[str, file_path()]

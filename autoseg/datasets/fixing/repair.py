@@ -17,6 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.datasets.fixing.changes import NOT_MENDED, Change
+from autoseg.datasets.loading import count_values
+from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.alignment import in_mm
 from autoseg.imaging.formats.readers import READERS, ending_of, read_geometry, read_image, read_labels
@@ -31,9 +34,6 @@ from autoseg.imaging.regrid import (
     share_inside,
     smoothing,
 )  # fmt: skip
-from autoseg.intake.changes import NOT_MENDED, Change
-from autoseg.intake.loading import count_values
-from autoseg.intake.pairing import Case
 from autoseg.wording import counted
 
 UNITS = (1e6, 1e3, 25.4, 10.0)  # how much longer one unit of length is than another: nanometre, micrometre, inch, cm

@@ -11,6 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from autoseg.datasets.checks.grids import align
+from autoseg.datasets.checks.voxels import spoilt, to_channels
+from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import READERS, ending_of, read_image, read_labels
 from autoseg.imaging.geometry import (
@@ -24,9 +27,6 @@ from autoseg.imaging.geometry import (
     undo_reorient,
 )  # fmt: skip
 from autoseg.imaging.labels import LabelSet
-from autoseg.intake.grids import align
-from autoseg.intake.pairing import Case
-from autoseg.intake.voxels import spoilt, to_channels
 
 COUNTED_AT_ONCE = 2**16  # a span of label values that is counted by a table, not by sorting
 REPLACE_NON_FINITE = "replace them (by the value of air, say), or leave the case out"

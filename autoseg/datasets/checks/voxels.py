@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import DataError
 from autoseg.imaging.formats import raster
 from autoseg.imaging.formats.readers import READERS, ending_of, read_image
 from autoseg.imaging.formats.upright import upright_extent
 from autoseg.imaging.geometry import Geometry, Volume
 from autoseg.imaging.normalize import scheme_for
-from autoseg.intake.pairing import Case, Problem
 from autoseg.wording import counted
 
 SAMPLE = 100_000  # voxels that are looked at first

@@ -15,13 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autoseg.errors import DataError, UsageError
-from autoseg.imaging.formats.readers import ending_of, stem_of
-from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.regions import refuse_lost_labels
-from autoseg.intake.contents import contents, read_json, stray_folders, why_absent
-from autoseg.intake.folds import numbered_splits
-from autoseg.intake.pairing import (
+from autoseg.datasets.contents import contents, read_json, stray_folders, why_absent
+from autoseg.datasets.given_folds import numbered_splits
+from autoseg.datasets.pairing import (
     LABEL_STEMS,
     Found,
     Problem,
@@ -33,8 +29,12 @@ from autoseg.intake.pairing import (
     pair,
     subfolders,
 )  # fmt: skip
-from autoseg.intake.spelling import composed
-from autoseg.intake.tables import TABLE_ENDINGS, cases_of_table, lists_images
+from autoseg.datasets.spelling import composed
+from autoseg.datasets.tables import TABLE_ENDINGS, cases_of_table, lists_images
+from autoseg.errors import DataError, UsageError
+from autoseg.imaging.formats.readers import ending_of, stem_of
+from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.regions import refuse_lost_labels
 
 IMAGE_FOLDERS = ("imagesTr", "images")
 LABEL_FOLDERS = ("labelsTr", "labels", "masks", "segmentations")

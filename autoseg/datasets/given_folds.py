@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoseg.data.splits import Split
+from autoseg.datasets.contents import read_json
+from autoseg.datasets.pairing import Found, Problem
+from autoseg.datasets.spelling import CHANNEL_SUFFIX, Matched, match_ids
+from autoseg.datasets.splits import Split
 from autoseg.errors import DataError
-from autoseg.intake.contents import read_json
-from autoseg.intake.pairing import Found, Problem
-from autoseg.intake.spelling import CHANNEL_SUFFIX, Matched, match_ids
 from autoseg.suggestions import suggest
 from autoseg.wording import NAMED, some
 

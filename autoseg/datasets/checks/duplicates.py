@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.dataset import Dataset
+from autoseg.datasets.dataset import Dataset
+from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.readers import read_labels
-from autoseg.intake.pairing import Case, Problem
 
 
 def find_duplicates(dataset: Dataset, digests: Sequence[tuple[str, Mapping[str, str]]]) -> list[Problem]:

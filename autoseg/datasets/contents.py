@@ -16,9 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from autoseg.errors import DataError
-from autoseg.imaging.formats.readers import ending_of, stem_of
-from autoseg.intake.entries import (
+from autoseg.datasets.entries import (
     PAIR_ENDINGS,
     absence,
     data_files_of,
@@ -29,7 +27,9 @@ from autoseg.intake.entries import (
     is_side_file,
     stem,
 )
-from autoseg.intake.spelling import CHANNEL_SUFFIX, composed
+from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed
+from autoseg.errors import DataError
+from autoseg.imaging.formats.readers import ending_of, stem_of
 from autoseg.wording import counted
 
 NAMED_AT_ONCE = 3  # files of a DICOM series named; the rest are counted

@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from autoseg.datasets.fixing.changes import LEFT_OUT, PASSED_OVER, Change
+from autoseg.datasets.fixing.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files, named
+from autoseg.datasets.spelling import find
 from autoseg.errors import AutosegError, StateError, StorageError
 from autoseg.imaging.formats.readers import READERS, ending_of, stem_of
 from autoseg.imaging.formats.rewrite import convert, family_of
 from autoseg.imaging.formats.signatures import endings_of_content
-from autoseg.intake.changes import LEFT_OUT, PASSED_OVER, Change
-from autoseg.intake.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files, named
-from autoseg.intake.spelling import find
 from autoseg.suggestions import suggest
 from autoseg.wording import counted
 from autoseg.workspace import write_text

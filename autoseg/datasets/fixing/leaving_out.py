@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoseg.dataset import Dataset
+from autoseg.datasets.dataset import Dataset
+from autoseg.datasets.fixing.changes import LEFT_OUT, Change
+from autoseg.datasets.fixing.copying import with_companions
+from autoseg.datasets.fixing.lists import drop_cases
+from autoseg.datasets.layouts import IMAGE_FOLDERS, LABEL_FOLDERS
+from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import StorageError
 from autoseg.imaging.formats.readers import ending_of, stem_of
-from autoseg.intake.changes import LEFT_OUT, Change
-from autoseg.intake.copying import with_companions
-from autoseg.intake.layouts import IMAGE_FOLDERS, LABEL_FOLDERS
-from autoseg.intake.lists import drop_cases
-from autoseg.intake.pairing import Case, Problem
 
 FOLDERS = {name.lower() for name in (*IMAGE_FOLDERS, *LABEL_FOLDERS, "imagesTs", "labelsTs")}
 LISTS = (".json", ".csv", ".tsv")

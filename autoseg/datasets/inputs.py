@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from autoseg.errors import UsageError
-from autoseg.imaging.formats.readers import READERS, ending_of
-from autoseg.intake.contents import (
+from autoseg.datasets.contents import (
     Contents,
     Problem,
     contents,
     stray_folders,
     why_absent,
 )
-from autoseg.intake.pairing import LABEL_STEMS, Case, by_channel, channel_files, name_of
-from autoseg.intake.spelling import CHANNEL_SUFFIX, composed
+from autoseg.datasets.pairing import LABEL_STEMS, Case, by_channel, channel_files, name_of
+from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed
+from autoseg.errors import UsageError
+from autoseg.imaging.formats.readers import READERS, ending_of
 from autoseg.rules import anything, entries
 from autoseg.wording import some
 
