@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.dataloading.store import CaseInfo, CaseStore
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import StateError
 from autoseg.imaging.components import as_slices

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.data.loader import BatchStream, ChainName
+from autoseg.dataloading.stream import BatchStream, ChainName
 from autoseg.errors import UsageError
 from autoseg.nn.precision import timed
 from autoseg.plan import Training

@@ -12,8 +12,8 @@ from torch import nn
 
 from autoseg.budget_clock import Clock, epoch_steps
 from autoseg.cascade import open_previous
-from autoseg.data.loader import BatchStream, ChainName
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
+from autoseg.dataloading.stream import BatchStream, ChainName
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, UsageError
 from autoseg.fold_folder import FoldFolder

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from autoseg.augmentation.chain import DeviceChain
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.data.loader import BatchStream, ChainName, make_stream
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
+from autoseg.dataloading.stream import BatchStream, ChainName, make_stream
 from autoseg.errors import UsageError
 from autoseg.nn.blocks import set_checkpointing, set_dropout
 from autoseg.nn.losses import LOSSES, DeepSupervision

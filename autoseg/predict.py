@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoseg.cascade import on_grid
-from autoseg.data.previous_stage import one_hot
+from autoseg.dataloading.previous_stage import one_hot
 from autoseg.datasets.dataset import Case, LoadedCase, Problem, load_case
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
 from autoseg.from_plan import MOST_GROWTH, configuration_mirror_axes, head_probabilities, tile_growth, tile_size

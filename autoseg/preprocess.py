@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.dataloading.store import CaseInfo, CaseStore
 from autoseg.datasets.dataset import Case, Dataset, LoadedCase, load_case
 from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.components import Box, bounding_box, nonzero_mask

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.data.previous_stage import PreviousStage, one_hot
-from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
-from autoseg.data.store import CaseStore, StoredCase
+from autoseg.dataloading.previous_stage import PreviousStage, one_hot
+from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generator
+from autoseg.dataloading.store import CaseStore, StoredCase
 from autoseg.imaging.geometry import Axes3
 from autoseg.imaging.labels import OUTSIDE, LabelSet
 from autoseg.nn.precision import autocast

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.imaging.formats.readers import write_labels
 from autoseg.model import Model

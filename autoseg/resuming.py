@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.cascade import previous_digest
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.errors import StateError
 from autoseg.fold import FoldOptions, FoldTask, place
 from autoseg.fold_state import UNKNOWN

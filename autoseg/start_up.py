@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.chain_choice import choose_chain, require_chain
-from autoseg.data.loader import BatchStream, ChainName
+from autoseg.dataloading.stream import BatchStream, ChainName
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.budget_clock import Clock
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
 from autoseg.from_plan import tile_growth, tile_size
 from autoseg.nn.sliding_window import tile_starts

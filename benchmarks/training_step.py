@@ -46,7 +46,7 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
     """A step of autoseg's training of fold 0, and what it trains."""
     import torch
 
-    from autoseg.data.store import CaseStore
+    from autoseg.dataloading.store import CaseStore
     from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
     from autoseg.nn.optimization import OPTIMIZERS
     from autoseg.pipeline.opening import load_records

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.dataloading.store import CaseInfo, CaseStore
 
 
 def commit(store: CaseStore, case: str, image: np.ndarray, target: np.ndarray, labels: int, spacing=(1.0, 1.0, 1.0)):

@@ -10,11 +10,11 @@ from stored import commit, faultless_previous_stage, one_hot
 
 from autoseg.augmentation.chain import DeviceChain
 from autoseg.augmentation.presets import AUGMENTATIONS, Augmentation
-from autoseg.data.batches import Shard
-from autoseg.data.loader import BatchStream, make_stream
-from autoseg.data.previous_stage import corrupt
-from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.batches import Shard
+from autoseg.dataloading.previous_stage import corrupt
+from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generator
+from autoseg.dataloading.store import CaseStore
+from autoseg.dataloading.stream import BatchStream, make_stream
 from autoseg.imaging.components import component_weights
 
 CPU = torch.device("cpu")

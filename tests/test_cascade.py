@@ -13,7 +13,7 @@ from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 from autoseg.cascade import on_grid, open_previous, prepare_previous
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.errors import StateError
 from autoseg.imaging.labels import OUTSIDE

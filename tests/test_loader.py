@@ -18,10 +18,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from autoseg.augmentation.host_chain import Deformation
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.data import loader, patches
-from autoseg.data.loader import BatchStream, make_stream
-from autoseg.data.sampling import cut_patch, sample_generator
-from autoseg.data.store import CaseInfo, CaseStore
+from autoseg.dataloading import patches
+from autoseg.dataloading import stream as loader
+from autoseg.dataloading.sampling import cut_patch, sample_generator
+from autoseg.dataloading.store import CaseInfo, CaseStore
+from autoseg.dataloading.stream import BatchStream, make_stream
 
 
 @pytest.fixture(scope="module")
@@ -377,8 +378,8 @@ def test_workers_survive_the_signals_of_their_group_and_end_with_a_training_that
         import os, signal, sys, time
         from pathlib import Path
         from autoseg.augmentation.presets import AUGMENTATIONS
-        from autoseg.data.loader import make_stream
-        from autoseg.data.store import CaseStore
+        from autoseg.dataloading.stream import make_stream
+        from autoseg.dataloading.store import CaseStore
         sys.kept_alive = stream = make_stream(
             CaseStore(Path({str(store.folder)!r})), {CASES!r}, patch_size=(6, 10, 8), batch_size=2, labels=[(1,)],
             augmentation=AUGMENTATIONS["none"], mirror_axes=(), foreground_fraction=0.5, seed=0, worker_count=2,

@@ -11,7 +11,7 @@ from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.from_plan import patch_stream
 from autoseg.imaging.components import component_weights
 from autoseg.imaging.labels import LabelSet

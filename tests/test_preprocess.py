@@ -14,7 +14,7 @@ from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 from autoseg import preprocess as module
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Dataset, discover, load_case
 from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.labels import OUTSIDE

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.data import previous_stage as module
-from autoseg.data.previous_stage import (
+from autoseg.dataloading import previous_stage as module
+from autoseg.dataloading.previous_stage import (
     PreviousStage,
     closed,
     corrupt,

@@ -11,7 +11,7 @@ from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.from_plan import head_probabilities
 from autoseg.imaging.labels import LabelSet
 from autoseg.plan import ChannelNormalization, Configuration, Plan

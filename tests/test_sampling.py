@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
-from autoseg.data.store import CaseInfo, StoredCase, class_locations
+from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generator
+from autoseg.dataloading.store import CaseInfo, StoredCase, class_locations
 
 
 def stored(case_id: str, target: np.ndarray, num_labels: int = 2, ignore_index: int | None = None) -> StoredCase:

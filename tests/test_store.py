@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoseg.data import store as module
-from autoseg.data.store import CaseInfo, CaseStore, class_locations, float16_suffices
+from autoseg.dataloading import store as module
+from autoseg.dataloading.store import CaseInfo, CaseStore, class_locations, float16_suffices
 from autoseg.errors import DataError, StateError, StorageError
 
 

@@ -18,7 +18,7 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.fold import Fold, FoldOptions, FoldTask

@@ -15,7 +15,7 @@ from phantom import tiny_dataset
 
 from autoseg import budget_clock, fold, train, within_memory
 from autoseg.cli import main
-from autoseg.data.store import StoredCase
+from autoseg.dataloading.store import StoredCase
 from autoseg.errors import StorageError
 from autoseg.imaging.formats.readers import read_labels, write_labels
 from autoseg.nn import checkpoint

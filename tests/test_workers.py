@@ -16,9 +16,9 @@ import psutil
 import pytest
 import torch
 
-from autoseg.data import slots, workers
-from autoseg.data.slots import Slots
-from autoseg.data.workers import HELD, PREFETCHED, Workers
+from autoseg.dataloading import shared_memory, workers
+from autoseg.dataloading.shared_memory import Slots
+from autoseg.dataloading.workers import HELD, PREFETCHED, Workers
 from autoseg.errors import DataError, OutOfMemory
 
 
@@ -337,7 +337,7 @@ def test_workers_end_with_a_training_that_is_killed(busy):
     """In the middle of a message; and idle, while the other end of their pipe lives on in another process."""
     program = f"""
         import os, time, torch
-        from autoseg.data.workers import Workers
+        from autoseg.dataloading.workers import Workers
         def prepare(step):
             return {{"image": torch.zeros(2**21 if step and {busy} else 1)}}
         batches = Workers(prepare, count=2, start=0, stop=None if {busy} else 1, nbytes=64, say=print)
@@ -370,7 +370,7 @@ def test_workers_end_with_a_training_that_is_killed(busy):
 
 @pytest.mark.slow
 def test_where_processes_are_not_forked(monkeypatch, tmp_path):
-    monkeypatch.setattr(slots, "FORKS", False)
+    monkeypatch.setattr(shared_memory, "FORKS", False)
     monkeypatch.setattr(workers, "FORKS", False)
     said = []
     check_all(started(Numbers(tmp_path, die_at=(5,)), say=said.append, stop=12), stop=12)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.cascade import prepare_previous
-from autoseg.data.store import CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from autoseg.data.store import CaseInfo, StoredCase
+from autoseg.dataloading.store import CaseInfo, StoredCase
 from autoseg.imaging.geometry import Axes3
 
 INVERSE_FREQUENCY_POWER = 0.5  # a label 10,000 times rarer is aimed at 100 times as often

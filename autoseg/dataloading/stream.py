@@ -26,13 +26,13 @@ from torch import Tensor
 
 from autoseg.augmentation.host_chain import build_chain
 from autoseg.augmentation.presets import Augmentation
-from autoseg.data.batches import HostBatches, Shard, TorchBatches, TorchChain
-from autoseg.data.patches import PatchReader
-from autoseg.data.previous_stage import PreviousStage
-from autoseg.data.sampling import PatchSampler
-from autoseg.data.slots import FORKS, Batch, for_tensors
-from autoseg.data.store import CaseInfo, CaseStore
-from autoseg.data.workers import HELD, PREFETCHED, Workers
+from autoseg.dataloading.batches import HostBatches, Shard, TorchBatches, TorchChain
+from autoseg.dataloading.patches import PatchReader
+from autoseg.dataloading.previous_stage import PreviousStage
+from autoseg.dataloading.sampling import PatchSampler
+from autoseg.dataloading.shared_memory import FORKS, Batch, for_tensors
+from autoseg.dataloading.store import CaseInfo, CaseStore
+from autoseg.dataloading.workers import HELD, PREFETCHED, Workers
 from autoseg.imaging.components import component_weights
 from autoseg.processes import free_memory
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from autoseg.augmentation.host_chain import HostChain
-from autoseg.data.patches import Chain, PatchReader
-from autoseg.data.slots import Batch, for_tensors
+from autoseg.dataloading.patches import Chain, PatchReader
+from autoseg.dataloading.shared_memory import Batch, for_tensors
 
 Weigh = Callable[[np.ndarray], np.ndarray]  # target (*patch) -> weights (*patch) float32
 
@@ -76,7 +76,7 @@ class HostBatches:
     weigh: Weigh | None = None
 
     def __call__(self, step: int) -> Batch:
-        """Prepare the batch of a step; see `autoseg.data.loader.make_stream`."""
+        """Prepare the batch of a step; see `autoseg.dataloading.stream.make_stream`."""
         names, images, targets = zip(*(self.sample(index) for index in self.shard.indices(step)), strict=True)
         batch = {"image": _stacked(images), "target": _stacked(targets), "cases": list(names)}
         return batch if self.weigh is None else batch | {"weights": _stacked([self.weigh(t) for t in targets])}

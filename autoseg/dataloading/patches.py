@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from autoseg.data.previous_stage import PreviousStage
-from autoseg.data.sampling import PatchSampler, cut_patch, sample_generator
-from autoseg.data.store import CaseStore, StoredCase
+from autoseg.dataloading.previous_stage import PreviousStage
+from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generator
+from autoseg.dataloading.store import CaseStore, StoredCase
 from autoseg.imaging.labels import OUTSIDE
 
 OPEN_CASES = 64  # mapped at a time, per process; each holds three file descriptors

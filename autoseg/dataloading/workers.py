@@ -6,7 +6,7 @@ message. The training sees it when it asks for a batch or waits for one, never i
 is involved. Another worker gets the steps that the dead one owed; as a batch follows from its step alone, it is the
 same batch.
 
-Through the pipes go only numbers of steps, and where in the shared memory an array lies (`autoseg.data.slots`).
+Through the pipes go only numbers of steps, and where in the shared memory an array lies (`shared_memory`).
 """
 
 import math
@@ -27,7 +27,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from autoseg.data.slots import FORKS, Batch, Slots, for_tensors, start_method
+from autoseg.dataloading.shared_memory import FORKS, Batch, Slots, for_tensors, start_method
 from autoseg.errors import AutosegError, OutOfMemory
 
 PREFETCHED = 4  # batches per worker, in work or ready: evens out slow samples
