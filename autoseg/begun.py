@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.records import to_plain
 from autoseg.same_training import (
     Basis,

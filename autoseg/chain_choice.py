@@ -14,7 +14,7 @@ from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading.stream import BatchStream, ChainName
 from autoseg.errors import UsageError
 from autoseg.nn.precision import timed
-from autoseg.plan import Training
+from autoseg.planning.plan import Training
 from autoseg.processes import available_cores
 
 Say = Callable[[str], None]

@@ -23,7 +23,7 @@ from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
 from autoseg.nn.checkpoint import CheckpointWriter
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
-from autoseg.plan import Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan
 from autoseg.pseudo_dice import Batch, WatchedSamples, watch, watched_samples
 from autoseg.records import to_plain
 from autoseg.start_up import Choices, apply, choose, worker_count

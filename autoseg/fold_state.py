@@ -25,7 +25,7 @@ from autoseg.nn.optimization import (
     cool_down_length,
     set_learning_rate,
 )
-from autoseg.plan import Plan, Training
+from autoseg.planning.plan import Plan, Training
 from autoseg.start_up import Choices
 from autoseg.workspace import FULL, FoldName
 

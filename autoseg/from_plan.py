@@ -19,7 +19,7 @@ from autoseg.nn.blocks import set_checkpointing, set_dropout
 from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.networks import FIXED_TILES, build_network
 from autoseg.nn.sliding_window import tile_edge
-from autoseg.plan import Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan
 
 BYTES_PER_ELEMENT = 4  # of a feature map in float32
 TILE_BYTES = 2 * 2**30  # that the feature maps of a tile that is larger than the patch may take

@@ -12,7 +12,7 @@ from autoseg.errors import StateError
 from autoseg.fold_state import upgrade_checkpoint
 from autoseg.from_plan import build_plan_network
 from autoseg.nn.checkpoint import NEWEST, load_checkpoint
-from autoseg.plan import Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan
 from autoseg.records import from_plain, to_plain
 from autoseg.same_training import what_is_seen
 from autoseg.suggestions import suggest

@@ -27,8 +27,8 @@ from autoseg.model import Model, require_common
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import mirrored, predict_logits
 from autoseg.nn.training_step import is_out_of_memory
-from autoseg.plan import Plan
-from autoseg.planning.grids import require_like
+from autoseg.planning.foreign_grids import require_like
+from autoseg.planning.plan import Plan
 from autoseg.preprocess import Prepared, prepare, spacing_for
 from autoseg.validation_budget import Inference
 

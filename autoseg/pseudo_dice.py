@@ -26,7 +26,7 @@ from autoseg.imaging.geometry import Axes3
 from autoseg.imaging.labels import OUTSIDE, LabelSet
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import tile_starts
-from autoseg.plan import Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan
 
 LEAST_WATCHED = 16  # samples, however short an epoch is
 WATCHED_SHARE = 0.1  # of an epoch's samples; one that is only watched takes a third of the time of one that is learnt

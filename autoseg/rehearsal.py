@@ -18,7 +18,7 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.imaging.formats.readers import write_labels
 from autoseg.model import Model
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.predict import Member, output_ending, segment
 from autoseg.workspace import Workspace
 

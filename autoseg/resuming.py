@@ -13,7 +13,7 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.errors import StateError
 from autoseg.fold import FoldOptions, FoldTask, place
 from autoseg.fold_state import UNKNOWN
-from autoseg.plan import LENGTHS, Training
+from autoseg.planning.plan import LENGTHS, Training
 from autoseg.records import from_plain, to_plain
 from autoseg.same_training import (
     content_differences,

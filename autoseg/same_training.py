@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from autoseg.plan import LENGTHS, Training
+from autoseg.planning.plan import LENGTHS, Training
 from autoseg.records import to_plain
 from autoseg.wording import counted
 

@@ -29,7 +29,7 @@ from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure
 from autoseg.nn.training_step import is_out_of_memory
-from autoseg.plan import Configuration, Plan, Training
+from autoseg.planning.plan import Configuration, Plan, Training
 from autoseg.processes import available_cores
 
 Say = Callable[[str], None]

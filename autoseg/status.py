@@ -15,7 +15,7 @@ from autoseg.begun import BegunFold, begun_of, standing
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.processes import available_cores
 from autoseg.records import load
 from autoseg.sources import changed_since, plan_again, require_in_place

@@ -24,7 +24,7 @@ from autoseg.from_plan import build_plan_network
 from autoseg.imaging.labels import LabelSet
 from autoseg.nn.checkpoint import NEWEST, load_checkpoint
 from autoseg.nn.transfer import Origins, Transfer, differing_axes, transfer
-from autoseg.plan import Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan
 from autoseg.records import from_plain, load
 from autoseg.same_training import Contents
 from autoseg.workspace import Workspace, begun_folds

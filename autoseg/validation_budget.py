@@ -21,7 +21,7 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
 from autoseg.from_plan import tile_growth, tile_size
 from autoseg.nn.sliding_window import tile_starts
-from autoseg.plan import Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan
 from autoseg.records import load, save
 from autoseg.wording import duration
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from autoseg.fingerprint import Fingerprint
 from autoseg.nn.blocks import set_checkpointing
 from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.networks import build_network
@@ -22,9 +21,10 @@ from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.rate import THREADS_GAIN, measure_rate
 from autoseg.nn.training_step import clipped_gradients, loss_of, update
 from autoseg.pipeline import PlanOptions, plan_dataset
-from autoseg.plan import Plan
-from autoseg.planner import with_network
+from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.pace import STEP_OVERHEAD
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import with_network
 from autoseg.records import load
 from autoseg.workspace import Workspace
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from autoseg.imaging.labels import LabelSet
 from autoseg.model import Model
-from autoseg.plan import ChannelNormalization, Plan
-from autoseg.planner import make_plan
+from autoseg.planning.plan import ChannelNormalization, Plan
+from autoseg.planning.planner import make_plan
 
 ORGAN = LabelSet({"organ": 7})
 THRESHOLD = 100.0

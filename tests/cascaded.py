@@ -6,7 +6,7 @@ its segmentations at full resolution.
 
 from dataclasses import replace
 
-from autoseg.plan import NetworkSpec, Plan
+from autoseg.planning.plan import NetworkSpec, Plan
 
 NETWORK = NetworkSpec(
     name="unet",

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
-from autoseg.plan import Plan
-from autoseg.planner import make_plan
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import make_plan
 from autoseg.start_up import choose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

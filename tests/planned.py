@@ -3,10 +3,10 @@
 from synthetic_fingerprints import boxes, case, fingerprint
 from synthetic_memory import ElementMemory
 
-from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
-from autoseg.plan import Plan
-from autoseg.planner import make_plan
+from autoseg.planning.fingerprint import Fingerprint
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import make_plan
 
 ONE = (1.0, 1.0, 1.0)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from autoseg.fingerprint import VERSION, CaseFingerprint, ChannelStatistics, ComponentSizes, Fingerprint
 from autoseg.imaging.labels import LabelSet
+from autoseg.planning.fingerprint import VERSION, CaseFingerprint, ChannelStatistics, ComponentSizes, Fingerprint
 
 STATISTICS = ChannelStatistics(mean=80.0, median=90.0, std=40.0, min=-200.0, max=400.0, p00_5=-50.0, p99_5=250.0)
 

@@ -17,8 +17,8 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.errors import StateError
 from autoseg.imaging.labels import OUTSIDE
-from autoseg.plan import ChannelNormalization, Plan, Resampling
-from autoseg.planner import make_plan
+from autoseg.planning.plan import ChannelNormalization, Plan, Resampling
+from autoseg.planning.planner import make_plan
 from autoseg.preprocess import prepare, preprocess
 from autoseg.workspace import Workspace
 

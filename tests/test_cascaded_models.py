@@ -19,7 +19,7 @@ from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
 from autoseg.nn.checkpoint import load_checkpoint
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
 

@@ -9,7 +9,7 @@ from made_up_machine import CPU, CUDA, HOUR, FakeNetwork, Machine, plan_of, usua
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.chain_choice import CHAIN_TRIALS, choose_chain, measure_chains, possible_chains, step_seconds
 from autoseg.errors import UsageError
-from autoseg.plan import Training
+from autoseg.planning.plan import Training
 from autoseg.start_up import choose
 
 

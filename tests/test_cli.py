@@ -23,7 +23,7 @@ from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
 from autoseg.parser import build_parser
 from autoseg.pipeline import PlanOptions, TrainOptions
-from autoseg.planner import make_plan
+from autoseg.planning.planner import make_plan
 from autoseg.records import save
 from autoseg.suggestions import DEFAULT_WORKSPACE
 from autoseg.workspace import Workspace

@@ -8,7 +8,7 @@ from planned import ONE, golden_pair, plan
 from synthetic_fingerprints import label_set, uniform
 
 from autoseg.errors import StateError, UsageError
-from autoseg.planner import describe, make_plan
+from autoseg.planning.planner import describe, make_plan
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.diagnosis import diagnose, ever_found
-from autoseg.plan import Training
+from autoseg.planning.plan import Training
 
 EPOCHS = 20
 

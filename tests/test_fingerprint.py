@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg import fingerprint as module
-from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.imaging.labels import LabelSet
+from autoseg.planning import fingerprint as module
+from autoseg.planning.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.records import load, save
 
 LABELS = LabelSet({"organ": 1, "lesion": 2})

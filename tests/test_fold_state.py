@@ -10,7 +10,7 @@ from autoseg.errors import StateError
 from autoseg.fold_state import UNKNOWN, FoldState, Position, upgrade_checkpoint
 from autoseg.nn.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.nn.optimization import Plateau
-from autoseg.plan import Training
+from autoseg.planning.plan import Training
 from autoseg.start_up import Choices
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from planned import decided, golden_pair, plan
 
-from autoseg.fingerprint import Fingerprint
-from autoseg.plan import Plan
-from autoseg.planner import describe
+from autoseg.planning.fingerprint import Fingerprint
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import describe
 from autoseg.records import load, save
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -6,10 +6,10 @@ import pytest
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
-from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.symmetry import MirrorSide
-from autoseg.planner import make_plan
+from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.laterality import MIN_PAIRED_CASES, OneSided, fixed_order, left_right_pair, one_sided
+from autoseg.planning.planner import make_plan
 from autoseg.records import from_plain, to_plain
 
 

@@ -6,7 +6,7 @@ import pytest
 from planned import ONE, decided, plan
 from synthetic_fingerprints import boxes, label_set, uniform
 
-from autoseg.plan import Plan, Training
+from autoseg.planning.plan import Plan, Training
 
 # spacing; median shape; cases; entries of the label table -> patch, batch, pools, elements; then those four of 2d
 MSD = {

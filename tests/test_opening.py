@@ -13,8 +13,8 @@ from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.pipeline import opening
 from autoseg.pipeline.opening import choose_device, load_records, open_plan
-from autoseg.plan import Decision, Plan
-from autoseg.planner import make_plan
+from autoseg.planning.plan import Decision, Plan
+from autoseg.planning.planner import make_plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
 

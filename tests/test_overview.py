@@ -9,9 +9,9 @@ from planned import ONE, plan
 from synthetic_fingerprints import label_set, uniform
 from tiny import nnunet, text
 
-from autoseg.plan import Cost, Plan
 from autoseg.planning.overview import LINES, WIDTH, changes_of, key_decisions, length, overview, short
 from autoseg.planning.pace import pace
+from autoseg.planning.plan import Cost, Plan
 from autoseg.planning.table import glance
 from autoseg.records import load
 from autoseg.workspace import Workspace

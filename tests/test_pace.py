@@ -8,8 +8,6 @@ from planned import ONE, decided, plan
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
-from autoseg.plan import Plan
-from autoseg.planner import with_network
 from autoseg.planning.budget import CPU
 from autoseg.planning.cost import Figures, Step
 from autoseg.planning.pace import (
@@ -23,6 +21,8 @@ from autoseg.planning.pace import (
     rounded,
     steps_in,
 )
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import with_network
 
 LABELS = label_set(3)
 LARGE = uniform(ONE, (150, 300, 280), 20, LABELS)

@@ -15,8 +15,8 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.from_plan import patch_stream
 from autoseg.imaging.components import component_weights
 from autoseg.imaging.labels import LabelSet
-from autoseg.plan import ChannelNormalization, Configuration, Plan
-from autoseg.planner import make_plan
+from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
+from autoseg.planning.planner import make_plan
 
 CPU = torch.device("cpu")
 CASES = tuple(f"case{i}" for i in range(4))

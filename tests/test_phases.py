@@ -20,7 +20,7 @@ from autoseg.errors import AutosegError, StateError, UsageError
 from autoseg.pipeline import TrainOptions, fleet
 from autoseg.pipeline.fleet import train_on_gpus
 from autoseg.pipeline.phases import bring_previous_stage, preprocess_phase, split_into_phases
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import FULL, Workspace
 

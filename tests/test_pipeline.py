@@ -17,7 +17,7 @@ from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.datasets.splits import Splits
 from autoseg.nn.checkpoint import load_checkpoint
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.records import load
 from autoseg.workspace import Workspace
 

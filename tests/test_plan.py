@@ -8,7 +8,7 @@ from planned import ONE, golden_pair, plan
 from synthetic_fingerprints import label_set, uniform
 
 from autoseg.errors import StateError, UsageError
-from autoseg.plan import Plan, Training
+from autoseg.planning.plan import Plan, Training
 from autoseg.records import load, to_plain
 
 

@@ -21,8 +21,8 @@ from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.from_plan import build_plan_loss, build_plan_network
 from autoseg.nn.networks import NETWORKS
-from autoseg.plan import ChannelNormalization, Configuration, NetworkSpec, Plan, Training
 from autoseg.planning.architectures import ARCHITECTURES
+from autoseg.planning.plan import ChannelNormalization, Configuration, NetworkSpec, Plan, Training
 from autoseg.records import from_plain, to_plain, upgraded
 from autoseg.rules import Rule, hints
 

@@ -6,8 +6,8 @@ import pytest
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
-from autoseg.plan import Cost, Plan
-from autoseg.planner import make_plan
+from autoseg.planning.plan import Cost, Plan
+from autoseg.planning.planner import make_plan
 from autoseg.planning.table import summary
 
 COST = Cost(

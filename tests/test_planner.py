@@ -11,8 +11,8 @@ from synthetic_fingerprints import boxes, case, fingerprint, label_set, uniform
 from synthetic_memory import ElementMemory
 
 from autoseg.errors import UsageError
-from autoseg.plan import Plan
-from autoseg.planner import describe, with_network
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import describe, with_network
 from autoseg.records import from_plain, to_plain
 
 # ---- intensities

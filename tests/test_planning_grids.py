@@ -7,8 +7,8 @@ from synthetic_fingerprints import case, fingerprint, label_set
 
 from autoseg.errors import DataError, StateError
 from autoseg.imaging.geometry import Geometry
-from autoseg.plan import TrainingGrids
-from autoseg.planning.grids import require_like, training_grids
+from autoseg.planning.foreign_grids import require_like, training_grids
+from autoseg.planning.plan import TrainingGrids
 
 # slices of 2 to 5 mm, pixels of 0.6 to 0.9 mm
 SEEN = TrainingGrids((2.0, 0.6, 0.6), (5.0, 0.9, 0.9), (20, 200, 200), (90, 512, 512))

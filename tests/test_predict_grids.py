@@ -10,7 +10,7 @@ from hostile import UNITS, patched
 from autoseg.datasets.dataset import Case
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import read_labels
-from autoseg.plan import TrainingGrids
+from autoseg.planning.plan import TrainingGrids
 from autoseg.predict import predict_cases
 
 ONE = (1.0, 1.0, 1.0)

@@ -18,8 +18,8 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Dataset, discover, load_case
 from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.labels import OUTSIDE
-from autoseg.plan import ChannelNormalization, Configuration, Plan, Resampling
-from autoseg.planner import make_plan
+from autoseg.planning.plan import ChannelNormalization, Configuration, Plan, Resampling
+from autoseg.planning.planner import make_plan
 from autoseg.preprocess import prepare, preprocess, spacing_for
 from autoseg.workspace import Workspace
 

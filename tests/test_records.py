@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.errors import StateError, UsageError
 from autoseg.imaging.labels import LabelSet
-from autoseg.plan import Configuration, NetworkSpec, Training
+from autoseg.planning.plan import Configuration, NetworkSpec, Training
 from autoseg.records import _dumps, from_plain, load, override, save, to_plain
 
 

@@ -14,7 +14,7 @@ from autoseg.errors import DataError, UsageError
 from autoseg.parser import build_parser
 from autoseg.pipeline.planning import PlanOptions, _as_typed, plan_dataset
 from autoseg.pipeline.replanning import Replanning, with_kept_statistics
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace, write_text
 

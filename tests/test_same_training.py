@@ -8,7 +8,7 @@ from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
 from autoseg.parser import build_parser
-from autoseg.plan import Configuration, NetworkSpec, Plan, Training
+from autoseg.planning.plan import Configuration, NetworkSpec, Plan, Training
 from autoseg.records import to_plain
 from autoseg.same_training import (
     OF_CONFIGURATION,

@@ -25,7 +25,7 @@ from autoseg.nn.checkpoint import load_checkpoint
 from autoseg.pipeline import TrainOptions, slurm
 from autoseg.pipeline.phases import train_arguments
 from autoseg.pipeline.slurm import AutosegJob, SlurmOptions, parse_slurm, require_submitit, submit_folds
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace, write_text
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from synthetic_fingerprints import boxes, case, fingerprint, label_set, uniform
 
-from autoseg.fingerprint import ComponentSizes
 from autoseg.imaging.labels import LabelSet
 from autoseg.planning import sparsity
+from autoseg.planning.fingerprint import ComponentSizes
 
 ONE = (1.0, 1.0, 1.0)
 TWO_LABELS = label_set(3)

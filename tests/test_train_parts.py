@@ -29,8 +29,8 @@ from autoseg.nn.blocks import Stage
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.parser import build_parser
-from autoseg.plan import ChannelNormalization, Plan, Training
-from autoseg.planner import make_plan
+from autoseg.planning.plan import ChannelNormalization, Plan, Training
+from autoseg.planning.planner import make_plan
 from autoseg.records import to_plain
 from autoseg.resuming import remarks_on_contents, require_same_training
 from autoseg.start_up import Choices

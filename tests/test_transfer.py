@@ -19,8 +19,8 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.nn.checkpoint import save_checkpoint
 from autoseg.nn.networks import NETWORKS
 from autoseg.nn.optimization import WeightAverage
-from autoseg.plan import NetworkSpec, Plan
-from autoseg.planner import make_plan
+from autoseg.planning.plan import NetworkSpec, Plan
+from autoseg.planning.planner import make_plan
 from autoseg.records import save, to_plain
 from autoseg.transfer import begin_from, match
 from autoseg.workspace import Workspace

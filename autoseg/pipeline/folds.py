@@ -13,7 +13,7 @@ from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.planning import FOLDS
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.preprocess import preprocess
 from autoseg.sources import plan_again, require_unchanged
 from autoseg.workspace import FULL, FoldName, Workspace, write_text

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
-from autoseg.fingerprint import Fingerprint
-from autoseg.plan import Plan
-from autoseg.planner import with_network
+from autoseg.planning.fingerprint import Fingerprint
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import with_network
 from autoseg.planning.table import glance
 from autoseg.records import load, save
 from autoseg.suggestions import ANY_DATASET, suggest

@@ -12,7 +12,6 @@ from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.datasets.fixing.copying import refuse_unfinished
 from autoseg.datasets.splits import Splits, make_splits, splits_from_nnunet
 from autoseg.errors import DataError
-from autoseg.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.pipeline.opening import Say, gpu_memory_gb
 from autoseg.pipeline.replanning import (
     Replanning,
@@ -22,11 +21,12 @@ from autoseg.pipeline.replanning import (
     require_related,
     with_kept_statistics,
 )  # fmt: skip
-from autoseg.plan import Plan
-from autoseg.planner import describe, make_plan
-from autoseg.planning.grids import training_grids
+from autoseg.planning.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
+from autoseg.planning.foreign_grids import training_grids
 from autoseg.planning.overview import overview
 from autoseg.planning.pace import REFERENCE, Pace, pace
+from autoseg.planning.plan import Plan
+from autoseg.planning.planner import describe, make_plan
 from autoseg.planning.table import summary
 from autoseg.preprocess import preprocess
 from autoseg.records import load, save

@@ -9,7 +9,7 @@ from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.pipeline.opening import Say, choose_device, open_plan
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.records import load, to_plain
 from autoseg.same_training import SEEN, what_is_seen
 from autoseg.suggestions import suggest

@@ -13,7 +13,7 @@ from autoseg.datasets.dataset import Dataset, IntakeOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.pipeline.opening import Say, keep_aside, open_plan
-from autoseg.plan import ChannelNormalization, Plan
+from autoseg.planning.plan import ChannelNormalization, Plan
 from autoseg.records import load
 from autoseg.same_training import STATISTICS, USE_STATISTICS
 from autoseg.suggestions import suggest

@@ -9,7 +9,7 @@ from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.pipeline.folds import require_known
 from autoseg.pipeline.opening import Say, choose_device, load_records
-from autoseg.plan import Plan
+from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.sources import changed_since, require_in_place
 from autoseg.suggestions import suggest

@@ -8,7 +8,7 @@ autoseg's own rules for a GPU count bytes instead (`planning/cost.py`), and take
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from autoseg.plan import Training
+from autoseg.planning.plan import Training
 
 Preset = Literal["s", "m", "l", "xl"]
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoseg.errors import UsageError
-from autoseg.plan import Configuration, Cost, NetworkSpec
 from autoseg.planning import sparsity, topology
 from autoseg.planning.budget import GPU, HEADROOM, limited_batch
 from autoseg.planning.cost import Step, cost_of
-from autoseg.planning.decisions import Request, text
 from autoseg.planning.pace import ENOUGH_STEPS, duration, steps_in
+from autoseg.planning.plan import Configuration, Cost, NetworkSpec
+from autoseg.planning.request import Request, text
 from autoseg.planning.space import Space
 from autoseg.planning.topology import Fit, Topology
 

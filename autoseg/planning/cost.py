@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from autoseg.imaging.labels import LabelSet
-from autoseg.plan import Cost, NetworkSpec, Training
 from autoseg.planning.pace import Pace
+from autoseg.planning.plan import Cost, NetworkSpec, Training
 
 if TYPE_CHECKING:  # torch is imported when the first step is traced
     from torch import nn

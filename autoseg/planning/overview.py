@@ -7,9 +7,9 @@ plan is, and what to type next. `decisions.describe` and `table.summary` show th
 import textwrap
 from collections.abc import Sequence
 
-from autoseg.plan import Plan
-from autoseg.planning.decisions import text
 from autoseg.planning.pace import duration, steps_in
+from autoseg.planning.plan import Plan
+from autoseg.planning.request import text
 from autoseg.planning.table import glance
 
 LINES = 25

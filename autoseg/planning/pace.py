@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from autoseg.plan import Plan
 from autoseg.planning.budget import Budget
+from autoseg.planning.plan import Plan
 
 # Two cores with AVX-512 bf16 and AMX, in everyday use: a step takes 0.14 s for hippocampus in 3-D, 0.38 s for axon_sem
 # (benchmarks/README.md, sections 8 and 15).

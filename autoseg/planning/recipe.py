@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from autoseg.plan import Configuration, Training
 from autoseg.planning import sparsity
-from autoseg.planning.decisions import Request
 from autoseg.planning.laterality import fixed_order, left_right_pair, one_sided
+from autoseg.planning.plan import Configuration, Training
+from autoseg.planning.request import Request
 from autoseg.planning.space import Space
 
 LEFT_RIGHT_AXIS = 2  # of an image in canonical orientation

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autoseg.fingerprint import Fingerprint
 from autoseg.planning import sparsity
+from autoseg.planning.fingerprint import Fingerprint
 
 ANISOTROPY = 3.0  # an axis more than this much coarser than the others is treated on its own (nnU-Net v2)
 SAME_SPACING = 1e-3  # relative: closer spacings differ by rounding in file headers alone

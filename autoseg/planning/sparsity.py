@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from autoseg.fingerprint import CaseFingerprint, Fingerprint
 from autoseg.imaging.labels import LabelSet
+from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
 
 # nnU-Net centres a third of the patches; three or more of four teach a network that foreground is everywhere.
 FOREGROUND_FRACTION = (0.33, 0.67)

@@ -1,8 +1,8 @@
 """A plan at a glance: what each configuration is, what it is predicted to need, and what would change the choice."""
 
-from autoseg.plan import Configuration, Plan
-from autoseg.planning.decisions import text
 from autoseg.planning.pace import steps_in
+from autoseg.planning.plan import Configuration, Plan
+from autoseg.planning.request import text
 from autoseg.wording import aligned
 
 GIGA = 1e9

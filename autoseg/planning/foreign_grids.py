@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from autoseg.errors import DataError
-from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.geometry import Axes3, Geometry, Remark, Vector3
-from autoseg.plan import TrainingGrids
+from autoseg.planning.fingerprint import Fingerprint
+from autoseg.planning.plan import TrainingGrids
 
 FAR = 5.0
 IMPOSSIBLE = 50.0

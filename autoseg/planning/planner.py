@@ -26,18 +26,18 @@ from typing import Literal, cast
 import numpy as np
 
 from autoseg.errors import UsageError
-from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import scheme_for
-from autoseg.plan import ChannelNormalization, Configuration, Plan, Resampling
-from autoseg.plan_versions import VERSION
 from autoseg.planning.architectures import ARCHITECTURES
 from autoseg.planning.budget import CPU, GPU, PRESETS, Budget, Preset
 from autoseg.planning.configurations import Sizing, View, plan_configuration
 from autoseg.planning.cost import Memory, TracedMemory
-from autoseg.planning.decisions import Orientation, Request, Rules, describe, text, validate
+from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.pace import ENOUGH_STEPS, Pace, duration, pace_of
+from autoseg.planning.plan import ChannelNormalization, Configuration, Plan, Resampling
+from autoseg.planning.plan_versions import VERSION
 from autoseg.planning.recipe import base_recipe, plan_training
+from autoseg.planning.request import Orientation, Request, Rules, describe, text, validate
 from autoseg.planning.space import ANISOTROPY, Space, plan_space
 from autoseg.planning.topology import initial_patch, shrinking
 

@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 
 from autoseg.errors import StateError, UsageError
-from autoseg.fingerprint import Fingerprint
 from autoseg.imaging.labels import LabelSet
-from autoseg.plan import Decision, Plan
 from autoseg.planning.architectures import ARCHITECTURES, Architecture
 from autoseg.planning.budget import Budget, Preset
 from autoseg.planning.cost import Memory
+from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.pace import Pace
+from autoseg.planning.plan import Decision, Plan
 
 Rules = Literal["autoseg", "nnunet"]
 Orientation = Literal["canonical", "as_stored"]

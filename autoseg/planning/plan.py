@@ -13,7 +13,8 @@ from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
-from autoseg.plan_fields import (
+from autoseg.planning.architectures import ARCHITECTURES
+from autoseg.planning.plan_fields import (
     Axis,
     Blocks,
     ConfigurationName,
@@ -35,8 +36,7 @@ from autoseg.plan_fields import (
     Voxels,
     Weight,
 )
-from autoseg.plan_versions import VERSION, upgraded_plan
-from autoseg.planning.architectures import ARCHITECTURES
+from autoseg.planning.plan_versions import VERSION, upgraded_plan
 from autoseg.records import from_plain, override
 from autoseg.rules import (
     MAX_COUNT,
