@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from autoseg.budget_clock import Clock, epoch_steps
-from autoseg.cascade import open_previous
 from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream, ChainName
 from autoseg.datasets.splits import Split
@@ -24,6 +23,7 @@ from autoseg.nn.checkpoint import CheckpointWriter
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.preprocessing.cascade import open_previous
 from autoseg.pseudo_dice import Batch, WatchedSamples, watch, watched_samples
 from autoseg.records import to_plain
 from autoseg.start_up import Choices, apply, choose, worker_count

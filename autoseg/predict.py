@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from autoseg.cascade import on_grid
 from autoseg.dataloading.previous_stage import one_hot
 from autoseg.datasets.dataset import Case, LoadedCase, Problem, load_case
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
@@ -29,7 +28,8 @@ from autoseg.nn.sliding_window import mirrored, predict_logits
 from autoseg.nn.training_step import is_out_of_memory
 from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.plan import Plan
-from autoseg.preprocess import Prepared, prepare, spacing_for
+from autoseg.preprocessing.cascade import on_grid
+from autoseg.preprocessing.preprocess import Prepared, prepare, spacing_for
 from autoseg.validation_budget import Inference
 
 LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must come back as it was

@@ -28,7 +28,12 @@ GROUP_FILES = {  # of a controller: limit, use, and what of the use is cache tha
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-PRELOAD = ("autoseg.datasets.checks.problems", "autoseg.planning.fingerprint", "autoseg.preprocess", "autoseg.evaluate")
+PRELOAD = (
+    "autoseg.datasets.checks.problems",
+    "autoseg.planning.fingerprint",
+    "autoseg.preprocessing.preprocess",
+    "autoseg.evaluate",
+)
 
 
 def available_cores() -> int:

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.cascade import previous_digest
 from autoseg.dataloading.store import CaseStore
 from autoseg.errors import StateError
 from autoseg.fold import FoldOptions, FoldTask, place
 from autoseg.fold_state import UNKNOWN
 from autoseg.planning.plan import LENGTHS, Training
+from autoseg.preprocessing.cascade import previous_digest
+from autoseg.preprocessing.sources import plan_again
 from autoseg.records import from_plain, to_plain
 from autoseg.same_training import (
     content_differences,
@@ -22,7 +23,6 @@ from autoseg.same_training import (
     options_between,
     plan_differences,
 )
-from autoseg.sources import plan_again
 from autoseg.suggestions import suggest
 from autoseg.workspace import FULL
 

@@ -16,9 +16,9 @@ from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.planning.plan import Plan
+from autoseg.preprocessing.sources import changed_since, plan_again, require_in_place
 from autoseg.processes import available_cores
 from autoseg.records import load
-from autoseg.sources import changed_since, plan_again, require_in_place
 from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import FULL, FoldName, Workspace
 

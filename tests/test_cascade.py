@@ -12,14 +12,14 @@ from phantom import tiny_dataset
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
-from autoseg.cascade import on_grid, open_previous, prepare_previous
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.errors import StateError
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.planning.plan import ChannelNormalization, Plan, Resampling
 from autoseg.planning.planner import make_plan
-from autoseg.preprocess import prepare, preprocess
+from autoseg.preprocessing.cascade import on_grid, open_previous, prepare_previous
+from autoseg.preprocessing.preprocess import prepare, preprocess
 from autoseg.workspace import Workspace
 
 LABELS = label_set(3)
@@ -180,7 +180,7 @@ def test_a_process_that_dies_in_between_leaves_no_case(prepared, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autoseg.cascade.save", killed)
+    monkeypatch.setattr("autoseg.preprocessing.cascade.save", killed)
     with pytest.raises(KeyboardInterrupt):
         bring(prepared)
     with pytest.raises(StateError, match="no segmentation of case_00"):

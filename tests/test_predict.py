@@ -28,7 +28,7 @@ from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
 from autoseg.model import Model
 from autoseg.predict import PredictOptions, member_of, output_ending, predict_cases, segment, window_runner
-from autoseg.preprocess import prepare
+from autoseg.preprocessing.preprocess import prepare
 
 
 def case_of(*files: Path) -> Case:

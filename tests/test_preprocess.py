@@ -13,14 +13,14 @@ from phantom import sphere, tiny_dataset
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
-from autoseg import preprocess as module
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Dataset, discover, load_case
 from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan, Resampling
 from autoseg.planning.planner import make_plan
-from autoseg.preprocess import prepare, preprocess, spacing_for
+from autoseg.preprocessing import preprocess as module
+from autoseg.preprocessing.preprocess import prepare, preprocess, spacing_for
 from autoseg.workspace import Workspace
 
 LABELS = label_set(3)

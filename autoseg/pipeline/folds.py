@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.cascade import prepare_previous
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
@@ -14,8 +13,9 @@ from autoseg.errors import StateError, UsageError
 from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.planning import FOLDS
 from autoseg.planning.plan import Plan
-from autoseg.preprocess import preprocess
-from autoseg.sources import plan_again, require_unchanged
+from autoseg.preprocessing.cascade import prepare_previous
+from autoseg.preprocessing.preprocess import preprocess
+from autoseg.preprocessing.sources import plan_again, require_unchanged
 from autoseg.workspace import FULL, FoldName, Workspace, write_text
 
 SEGMENTED = "segmented.json"  # of a fold: which images its held-out segmentations were made of

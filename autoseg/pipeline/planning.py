@@ -28,9 +28,9 @@ from autoseg.planning.pace import REFERENCE, Pace, pace
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import describe, make_plan
 from autoseg.planning.table import summary
-from autoseg.preprocess import preprocess
+from autoseg.preprocessing.preprocess import preprocess
+from autoseg.preprocessing.sources import measure
 from autoseg.records import load, save
-from autoseg.sources import measure
 from autoseg.status import next_command
 from autoseg.suggestions import complete, suggest
 from autoseg.workspace import Workspace, lock

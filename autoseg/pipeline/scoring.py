@@ -10,8 +10,8 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.pipeline.folds import require_known
 from autoseg.pipeline.opening import Say, choose_device, load_records
 from autoseg.planning.plan import Plan
+from autoseg.preprocessing.sources import changed_since, require_in_place
 from autoseg.records import load, save
-from autoseg.sources import changed_since, require_in_place
 from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, Workspace, begun_folds
 

@@ -21,7 +21,7 @@ from autoseg.errors import StateError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.geometry import Axes3, Box, Vector3
 from autoseg.planning.plan import Configuration, Plan, Resampling
-from autoseg.preprocess import resample_target, spacing_for
+from autoseg.preprocessing.preprocess import resample_target, spacing_for
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
 from autoseg.suggestions import suggest
