@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError
-from autoseg.planning.plan import Plan
-from autoseg.records import to_plain
-from autoseg.same_training import (
+from autoseg.models.same_training import (
     Basis,
     content_differences,
     describe_contents,
@@ -21,6 +19,8 @@ from autoseg.same_training import (
     options_between,
     plan_differences,
 )
+from autoseg.planning.plan import Plan
+from autoseg.records import to_plain
 from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Standing:
 def read_begun(folder: Path) -> BegunFold | None:
     """Look at the newest checkpoint of a fold; None where there is none. Raises StateError where it is damaged."""
     from autoseg.fold_state import upgrade_checkpoint
-    from autoseg.nn.checkpoint import NEWEST, load_checkpoint
+    from autoseg.models.checkpoint import NEWEST, load_checkpoint
 
     path = folder / NEWEST
     if not path.exists():

@@ -18,8 +18,9 @@ from autoseg.errors import StateError, UsageError
 from autoseg.fold_folder import FoldFolder
 from autoseg.fold_log import FoldLog
 from autoseg.fold_state import CHECKPOINT_VERSION, FoldState, seed_of
-from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
-from autoseg.nn.checkpoint import CheckpointWriter
+from autoseg.models.build import build_plan_loss, build_plan_network, patch_stream
+from autoseg.models.checkpoint import CheckpointWriter
+from autoseg.models.pretrained import begin_from
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
 from autoseg.planning.plan import Configuration, Plan
@@ -28,7 +29,6 @@ from autoseg.pseudo_dice import Batch, WatchedSamples, watch, watched_samples
 from autoseg.records import to_plain
 from autoseg.start_up import Choices, apply, choose, worker_count
 from autoseg.stopping import StopSignals
-from autoseg.transfer import begin_from
 from autoseg.validation_budget import AfterTraining, estimate
 from autoseg.workspace import FULL, FoldName, Workspace
 

@@ -17,12 +17,12 @@ from tqdm import tqdm
 from autoseg.dataloading.previous_stage import one_hot
 from autoseg.datasets.dataset import Case, LoadedCase, Problem, load_case
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.from_plan import MOST_GROWTH, configuration_mirror_axes, head_probabilities, tile_growth, tile_size
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.formats.readers import ending_of, write_labels
 from autoseg.imaging.geometry import Remark
 from autoseg.imaging.resample import resample_probabilities
-from autoseg.model import Model, require_common
+from autoseg.models.build import MOST_GROWTH, configuration_mirror_axes, head_probabilities, tile_growth, tile_size
+from autoseg.models.model import Model, require_common
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import mirrored, predict_logits
 from autoseg.nn.training_step import is_out_of_memory

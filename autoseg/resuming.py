@@ -12,17 +12,17 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.errors import StateError
 from autoseg.fold import FoldOptions, FoldTask, place
 from autoseg.fold_state import UNKNOWN
-from autoseg.planning.plan import LENGTHS, Training
-from autoseg.preprocessing.cascade import previous_digest
-from autoseg.preprocessing.sources import plan_again
-from autoseg.records import from_plain, to_plain
-from autoseg.same_training import (
+from autoseg.models.same_training import (
     content_differences,
     describe_contents,
     describe_differences,
     options_between,
     plan_differences,
 )
+from autoseg.planning.plan import LENGTHS, Training
+from autoseg.preprocessing.cascade import previous_digest
+from autoseg.preprocessing.sources import plan_again
+from autoseg.records import from_plain, to_plain
 from autoseg.suggestions import suggest
 from autoseg.workspace import FULL
 

@@ -47,7 +47,7 @@ class Choices:
     dtype: str  # of the convolutions, a key of `autoseg.nn.precision.DTYPES`
     channels_last: bool
     compiled: bool
-    chain: ChainName  # what augments, and where: see `autoseg.from_plan.patch_stream`
+    chain: ChainName  # what augments, and where: see `autoseg.models.build.patch_stream`
     forward_seconds: float  # of one sample in this dtype, in the usual layout and not compiled, as in prediction
 
 

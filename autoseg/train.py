@@ -28,7 +28,8 @@ from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, open_fold
 from autoseg.fold_folder import FoldFolder, held
 from autoseg.fold_log import FoldLog, warning
 from autoseg.fold_state import Position, upgrade_checkpoint
-from autoseg.nn.checkpoint import load_newest, remove_leftovers
+from autoseg.models.checkpoint import load_newest, remove_leftovers
+from autoseg.models.same_training import content_differences
 from autoseg.nn.precision import forward_seconds
 from autoseg.resuming import (
     contents_of,
@@ -37,7 +38,6 @@ from autoseg.resuming import (
     require_same_training,
     with_settings_of,
 )
-from autoseg.same_training import content_differences
 from autoseg.stopping import StopSignals
 from autoseg.validation_budget import keep_inference
 from autoseg.within_memory import step_within_memory, validate_within_memory

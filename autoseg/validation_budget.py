@@ -19,7 +19,7 @@ from pathlib import Path
 from autoseg.budget_clock import Clock
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
-from autoseg.from_plan import tile_growth, tile_size
+from autoseg.models.build import tile_growth, tile_size
 from autoseg.nn.sliding_window import tile_starts
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.records import load, save

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from autoseg.nn.checkpoint import NEWEST, CheckpointWriter, save_generation
+from autoseg.models.checkpoint import NEWEST, CheckpointWriter, save_generation
 from autoseg.nn.memory.calibration import NNUNET_3D, Trial
 from autoseg.nn.optimization import OPTIMIZERS
 

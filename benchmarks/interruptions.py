@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
 
 AUTOSEG = (sys.executable, "-m", "autoseg")

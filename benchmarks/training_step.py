@@ -47,7 +47,7 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
     import torch
 
     from autoseg.dataloading.store import CaseStore
-    from autoseg.from_plan import build_plan_loss, build_plan_network, patch_stream
+    from autoseg.models.build import build_plan_loss, build_plan_network, patch_stream
     from autoseg.nn.optimization import OPTIMIZERS
     from autoseg.pipeline.opening import load_records
     from autoseg.pseudo_dice import watch

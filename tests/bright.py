@@ -9,7 +9,7 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 
 from autoseg.imaging.labels import LabelSet
-from autoseg.model import Model
+from autoseg.models.model import Model
 from autoseg.planning.plan import ChannelNormalization, Plan
 from autoseg.planning.planner import make_plan
 

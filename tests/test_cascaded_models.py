@@ -18,7 +18,7 @@ from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoseg.errors import StateError, StorageError
-from autoseg.nn import checkpoint
-from autoseg.nn.checkpoint import (
+from autoseg.models import checkpoint
+from autoseg.models.checkpoint import (
     CheckpointWriter,
     load_checkpoint,
     load_newest,
@@ -398,7 +398,7 @@ def test_a_reader_always_finds_a_newest(tmp_path, monkeypatch):
 def test_bytes_that_come_back_changed_are_noticed(tmp_path, monkeypatch):
     save_generation(tmp_path, {"epoch": 1})
     with monkeypatch.context() as patch:
-        patch.setattr("autoseg.nn.checkpoint.sha256", lambda path: "0" * 64)
+        patch.setattr("autoseg.models.checkpoint.sha256", lambda path: "0" * 64)
         with pytest.raises(StorageError, match="reads back other bytes"):
             save_generation(tmp_path, {"epoch": 2})
     assert epoch_of(tmp_path) == (1, "")

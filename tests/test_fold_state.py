@@ -8,7 +8,7 @@ from torch import nn
 
 from autoseg.errors import StateError
 from autoseg.fold_state import UNKNOWN, FoldState, Position, upgrade_checkpoint
-from autoseg.nn.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.nn.optimization import Plateau
 from autoseg.planning.plan import Training
 from autoseg.start_up import Choices

@@ -13,7 +13,7 @@ import torch
 from commands import copy_of, run
 from phantom import tiny_dataset
 
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoseg.nn.transfer import differing_axes, transfer
+from autoseg.models.weight_transfer import differing_axes, transfer
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from synthetic_memory import ElementMemory
 
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading.store import CaseStore
-from autoseg.from_plan import patch_stream
 from autoseg.imaging.components import component_weights
 from autoseg.imaging.labels import LabelSet
+from autoseg.models.build import patch_stream
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
 from autoseg.planning.planner import make_plan
 

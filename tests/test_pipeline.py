@@ -16,7 +16,7 @@ from autoseg import within_memory
 from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.datasets.splits import Splits
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
 from autoseg.records import load
 from autoseg.workspace import Workspace

@@ -19,7 +19,7 @@ from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
-from autoseg.from_plan import build_plan_loss, build_plan_network
+from autoseg.models.build import build_plan_loss, build_plan_network
 from autoseg.nn.networks import NETWORKS
 from autoseg.planning.architectures import ARCHITECTURES
 from autoseg.planning.plan import ChannelNormalization, Configuration, NetworkSpec, Plan, Training

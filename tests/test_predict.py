@@ -26,7 +26,7 @@ from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
-from autoseg.model import Model
+from autoseg.models.model import Model
 from autoseg.predict import PredictOptions, member_of, output_ending, predict_cases, segment, window_runner
 from autoseg.preprocessing.preprocess import prepare
 

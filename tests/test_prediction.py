@@ -27,7 +27,7 @@ def workspace(tmp_path, monkeypatch) -> Workspace:
     plan = plan_of(file_names=WHOLE)
     made = Workspace(tmp_path / "workspace")
     save(made.plan, plan)
-    monkeypatch.setattr("autoseg.model.open_model", lambda *a, **k: model_of((1.0, 1.0, 1.0), plan=plan))
+    monkeypatch.setattr("autoseg.models.model.open_model", lambda *a, **k: model_of((1.0, 1.0, 1.0), plan=plan))
     return made
 
 
@@ -76,7 +76,7 @@ def test_what_is_only_worth_a_look_ends_well(workspace, tmp_path, capsys):
 
 def test_the_rule_of_the_model_counts_not_that_of_a_plan_made_since(workspace, tmp_path, monkeypatch):
     trained = plan_of(file_names=FileNames("suffix", ("_0001",)))
-    monkeypatch.setattr("autoseg.model.open_model", lambda *a, **k: model_of((1.0, 1.0, 1.0), plan=trained))
+    monkeypatch.setattr("autoseg.models.model.open_model", lambda *a, **k: model_of((1.0, 1.0, 1.0), plan=trained))
     folder = batch(tmp_path / "in", "a_0001.nii")
     (made,) = predict_images(workspace, [folder], tmp_path / "out", device="cpu")
     assert made.name == "a.nii"

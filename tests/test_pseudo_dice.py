@@ -12,8 +12,8 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 
 from autoseg.dataloading.store import CaseStore
-from autoseg.from_plan import head_probabilities
 from autoseg.imaging.labels import LabelSet
+from autoseg.models.build import head_probabilities
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
 from autoseg.planning.planner import make_plan
 from autoseg.pseudo_dice import alike, decide, tile_count, validate, watch, watched_samples

@@ -7,10 +7,7 @@ import pytest
 from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
-from autoseg.parser import build_parser
-from autoseg.planning.plan import Configuration, NetworkSpec, Plan, Training
-from autoseg.records import to_plain
-from autoseg.same_training import (
+from autoseg.models.same_training import (
     OF_CONFIGURATION,
     SEEN,
     content_differences,
@@ -21,6 +18,9 @@ from autoseg.same_training import (
     plan_differences,
     what_is_seen,
 )
+from autoseg.parser import build_parser
+from autoseg.planning.plan import Configuration, NetworkSpec, Plan, Training
+from autoseg.records import to_plain
 
 NAME = "3d_fullres"
 LABELS = label_set(3)

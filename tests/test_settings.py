@@ -10,7 +10,7 @@ from phantom import tiny_dataset
 
 from autoseg.cli import main
 from autoseg.imaging.formats.readers import read_labels, write_labels
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from submitit.core.utils import DelayedSubmission
 
 from autoseg.cli import main
 from autoseg.errors import UsageError
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.pipeline import TrainOptions, slurm
 from autoseg.pipeline.phases import train_arguments
 from autoseg.pipeline.slurm import AutosegJob, SlurmOptions, parse_slurm, require_submitit, submit_folds

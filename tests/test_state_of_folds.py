@@ -19,8 +19,8 @@ from autoseg.cli import main
 from autoseg.crossval import CrossValidation
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StorageError
-from autoseg.nn import checkpoint
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.models import checkpoint
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.records import load
 from autoseg.workspace import FULL, Workspace
 

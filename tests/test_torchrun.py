@@ -14,7 +14,7 @@ import pytest
 from phantom import tiny_dataset
 
 from autoseg.cli import main
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
 
 pytestmark = pytest.mark.slow

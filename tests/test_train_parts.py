@@ -23,8 +23,8 @@ from autoseg.datasets.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.fold import Fold, FoldOptions, FoldTask
 from autoseg.fold_state import UNKNOWN, FoldState
-from autoseg.from_plan import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
 from autoseg.imaging.labels import LabelSet
+from autoseg.models.build import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
 from autoseg.nn.blocks import Stage
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.optimization import OPTIMIZERS

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from autoseg.cli import main
 from autoseg.errors import StateError
-from autoseg.from_plan import build_plan_network
 from autoseg.imaging.labels import LabelSet
-from autoseg.nn.checkpoint import save_checkpoint
+from autoseg.models.build import build_plan_network
+from autoseg.models.checkpoint import save_checkpoint
+from autoseg.models.pretrained import begin_from, match
 from autoseg.nn.networks import NETWORKS
 from autoseg.nn.optimization import WeightAverage
 from autoseg.planning.plan import NetworkSpec, Plan
 from autoseg.planning.planner import make_plan
 from autoseg.records import save, to_plain
-from autoseg.transfer import begin_from, match
 from autoseg.workspace import Workspace
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}  # of float32 sums in another order

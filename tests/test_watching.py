@@ -18,8 +18,8 @@ from autoseg.cli import main
 from autoseg.dataloading.store import StoredCase
 from autoseg.errors import StorageError
 from autoseg.imaging.formats.readers import read_labels, write_labels
-from autoseg.nn import checkpoint
-from autoseg.nn.checkpoint import load_checkpoint
+from autoseg.models import checkpoint
+from autoseg.models.checkpoint import load_checkpoint
 from autoseg.workspace import Workspace
 
 pytestmark = pytest.mark.slow

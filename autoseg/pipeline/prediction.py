@@ -8,16 +8,16 @@ from autoseg.datasets.checks.grids import header_notes
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
 from autoseg.errors import DataError, StateError, UsageError
+from autoseg.models.same_training import SEEN, what_is_seen
 from autoseg.pipeline.opening import Say, choose_device, open_plan
 from autoseg.planning.plan import Plan
 from autoseg.records import load, to_plain
-from autoseg.same_training import SEEN, what_is_seen
 from autoseg.suggestions import suggest
 from autoseg.wording import counted
 from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
-    from autoseg.model import Model
+    from autoseg.models.model import Model
     from autoseg.predict import Prediction
 
 
@@ -53,7 +53,7 @@ def predict_images(
         StateError: a model is not trained, or models were trained on different channels, labels or orientations.
         UsageError: models are given in both ways, there is nothing to segment, or `out` is a file.
     """
-    from autoseg.model import open_model
+    from autoseg.models.model import open_model
     from autoseg.predict import PredictOptions, predict_cases
 
     if models and (configuration or network):

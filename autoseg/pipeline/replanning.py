@@ -12,10 +12,10 @@ from autoseg.begun import begun_of, split_of, standing
 from autoseg.datasets.dataset import Dataset, IntakeOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
+from autoseg.models.same_training import STATISTICS, USE_STATISTICS
 from autoseg.pipeline.opening import Say, keep_aside, open_plan
 from autoseg.planning.plan import ChannelNormalization, Plan
 from autoseg.records import load
-from autoseg.same_training import STATISTICS, USE_STATISTICS
 from autoseg.suggestions import suggest
 from autoseg.workspace import FoldName, Workspace
 

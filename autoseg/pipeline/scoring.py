@@ -149,7 +149,7 @@ def score_test_set(
     """
     from autoseg.crossval import HeldOutScores, score_test_cases
     from autoseg.evaluate import summarise, summary_table
-    from autoseg.model import open_model
+    from autoseg.models.model import open_model
     from autoseg.predict import predict_cases
 
     dataset, plan, splits = load_records(workspace, network, say)

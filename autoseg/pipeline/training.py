@@ -125,7 +125,7 @@ def fold_options(options: TrainOptions) -> "FoldOptions":
 def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "FoldResult":
     """Train one fold and predict its held-out cases; what is done already is left alone."""
     from autoseg.fold import FoldTask
-    from autoseg.model import open_model
+    from autoseg.models.model import open_model
     from autoseg.predict import options_for, predict_cases
     from autoseg.rehearsal import seconds_beside_network
     from autoseg.train import train_fold
@@ -174,7 +174,7 @@ def _train_previous_stage(run: _Run, name: str, options: TrainOptions) -> "list[
         StateError: those that are done were trained on other channels, labels or orientations.
     """
     from autoseg.fold import FoldOptions
-    from autoseg.model import open_model, require_common
+    from autoseg.models.model import open_model, require_common
 
     folds = run.folds
     before, configuration = folds.plan.configuration(folds.plan.configurations[name].cascade_from)

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.errors import StateError
-from autoseg.from_plan import build_plan_network
 from autoseg.imaging.labels import LabelSet
-from autoseg.nn.checkpoint import NEWEST, load_checkpoint
-from autoseg.nn.transfer import Origins, Transfer, differing_axes, transfer
+from autoseg.models.build import build_plan_network
+from autoseg.models.checkpoint import NEWEST, load_checkpoint
+from autoseg.models.same_training import Contents
+from autoseg.models.weight_transfer import Origins, Transfer, differing_axes, transfer
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.records import from_plain, load
-from autoseg.same_training import Contents
 from autoseg.workspace import Workspace, begun_folds
 
 MIN_SHARE = 0.1  # of the parameters that could fit

@@ -10,11 +10,11 @@ from torch import nn
 
 from autoseg.errors import StateError
 from autoseg.fold_state import upgrade_checkpoint
-from autoseg.from_plan import build_plan_network
-from autoseg.nn.checkpoint import NEWEST, load_checkpoint
+from autoseg.models.build import build_plan_network
+from autoseg.models.checkpoint import NEWEST, load_checkpoint
+from autoseg.models.same_training import what_is_seen
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.records import from_plain, to_plain
-from autoseg.same_training import what_is_seen
 from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 

@@ -1,0 +1,1 @@
+"""What was trained, as a thing: built from a plan, saved, opened, begun from."""
