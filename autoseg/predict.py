@@ -30,7 +30,7 @@ from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.cascade import on_grid
 from autoseg.preprocessing.preprocess import Prepared, prepare, spacing_for
-from autoseg.validation_budget import Inference
+from autoseg.training.validation_budget import Inference
 
 LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must come back as it was
 

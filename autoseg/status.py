@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 
 from autoseg import __version__
-from autoseg.begun import BegunFold, begun_of, standing
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
+from autoseg.models.begun import BegunFold, begun_of, standing
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.sources import changed_since, plan_again, require_in_place
 from autoseg.processes import available_cores

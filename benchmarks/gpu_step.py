@@ -85,7 +85,7 @@ class Training:
         self.dtype = dtype
 
     def step(self, image: Tensor, target: Tensor) -> float:
-        """Do one step as `autoseg.within_memory` does it, and wait for its loss."""
+        """Do one step as `autoseg.training.within_memory` does it, and wait for its loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = loss_of(self.network, self.criterion, image, target, dtype=self.dtype)
         norm = clipped_gradients(loss, self.network, self.optimizer, self.scaler, 12.0)

@@ -50,9 +50,9 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
     from autoseg.models.build import build_plan_loss, build_plan_network, patch_stream
     from autoseg.nn.optimization import OPTIMIZERS
     from autoseg.pipeline.opening import load_records
-    from autoseg.pseudo_dice import watch
-    from autoseg.start_up import apply, choose, worker_count
-    from autoseg.within_memory import training_step
+    from autoseg.training.autotune import apply, choose, worker_count
+    from autoseg.training.validation import watch
+    from autoseg.training.within_memory import training_step
     from autoseg.workspace import Workspace
 
     workspace, device = Workspace(folder / "workspace"), torch.device("cpu")

@@ -15,7 +15,7 @@ from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import make_plan
-from autoseg.start_up import choose
+from autoseg.training.autotune import choose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LABELS = label_set(3)
@@ -108,9 +108,9 @@ def usual_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(stage=dict(USUAL), rest={way: 9 * seconds for way, seconds in USUAL.items()})
     monkeypatch.setattr(precision, "_now", lambda device: made.now)
     monkeypatch.setattr(precision, "compiled", CompiledFake)
-    monkeypatch.setattr("autoseg.start_up.has_compiler", lambda device_type: True)
-    monkeypatch.setattr("autoseg.start_up.available_cores", lambda: 4)
-    monkeypatch.setattr("autoseg.chain_choice.available_cores", lambda: 4)
+    monkeypatch.setattr("autoseg.training.autotune.has_compiler", lambda device_type: True)
+    monkeypatch.setattr("autoseg.training.autotune.available_cores", lambda: 4)
+    monkeypatch.setattr("autoseg.training.chain_choice.available_cores", lambda: 4)
     return made
 
 

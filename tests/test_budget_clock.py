@@ -3,8 +3,8 @@
 import pytest
 from made_up_time import Time
 
-from autoseg import budget_clock
-from autoseg.budget_clock import SHORT_EPOCHS, Clock, epoch_steps
+from autoseg.training import budget as budget_clock
+from autoseg.training.budget import SHORT_EPOCHS, Clock, epoch_steps
 
 
 @pytest.fixture

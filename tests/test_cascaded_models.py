@@ -13,7 +13,7 @@ from cascaded import with_cascade
 from commands import SHORT, Killed, copy_of, dice_of, run
 from phantom import tiny_dataset
 
-from autoseg import predict, within_memory
+from autoseg import predict
 from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.datasets.dataset import Dataset
@@ -21,6 +21,7 @@ from autoseg.datasets.splits import Splits
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
+from autoseg.training import within_memory
 from autoseg.workspace import Workspace
 
 pytestmark = pytest.mark.slow

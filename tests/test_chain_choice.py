@@ -7,10 +7,10 @@ import torch
 from made_up_machine import CPU, CUDA, HOUR, FakeNetwork, Machine, plan_of, usual_machine
 
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.chain_choice import CHAIN_TRIALS, choose_chain, measure_chains, possible_chains, step_seconds
 from autoseg.errors import UsageError
 from autoseg.planning.plan import Training
-from autoseg.start_up import choose
+from autoseg.training.autotune import choose
+from autoseg.training.chain_choice import CHAIN_TRIALS, choose_chain, measure_chains, possible_chains, step_seconds
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ A100 = {"host": (2.0, 0.0), "worker": (0.7, 0.0), "device": (0.05, 0.014)}  # se
 
 
 def test_the_chain_that_makes_the_shortest_step_wins(machine, monkeypatch):
-    monkeypatch.setattr("autoseg.chain_choice.available_cores", lambda: 8)
+    monkeypatch.setattr("autoseg.training.chain_choice.available_cores", lambda: 8)
     # a step of 0.13 s: 7 workers need 0.286, 0.1 and 0.007 s for a batch
     assert chain_of(machine, A100, device=CUDA, workers=7, sample_seconds=0.065) == ("worker", list(A100))
     assert chain_of(machine, A100, device=CUDA, workers=4, sample_seconds=0.065)[0] == "device"

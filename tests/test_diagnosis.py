@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.diagnosis import diagnose, ever_found
 from autoseg.planning.plan import Training
+from autoseg.training.diagnosis import diagnose, ever_found
 
 EPOCHS = 20
 

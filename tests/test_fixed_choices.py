@@ -4,7 +4,7 @@ import pytest
 from made_up_machine import Machine, choices_of, usual_machine
 
 from autoseg.errors import UsageError
-from autoseg.start_up import Choices
+from autoseg.training.autotune import Choices
 
 
 @pytest.fixture

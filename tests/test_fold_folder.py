@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from autoseg.errors import StateError
-from autoseg.fold_folder import held
 from autoseg.nn.distributed import Ranks
+from autoseg.training.fold_folder import held
 from autoseg.workspace import FULL, begun_folds, fold_of, fold_order, write_text
 
 

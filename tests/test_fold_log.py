@@ -8,16 +8,16 @@ import sys
 import pytest
 from made_up_time import Time
 
-from autoseg import fold_log
-from autoseg.diagnosis import Finding, diagnose
 from autoseg.errors import Stopped, StorageError
-from autoseg.fold_log import PICTURE_SECONDS, FoldLog, warning
+from autoseg.training import logger
+from autoseg.training.diagnosis import Finding, diagnose
+from autoseg.training.logger import PICTURE_SECONDS, FoldLog, warning
 
 
 @pytest.fixture
 def time(monkeypatch) -> Time:
     time = Time()
-    monkeypatch.setattr(fold_log, "time", time)
+    monkeypatch.setattr(logger, "time", time)
     return time
 
 
@@ -47,7 +47,7 @@ def read_log(folder) -> list[str]:
 def bare(monkeypatch) -> None:
     """A machine without TensorBoard, where nothing is drawn."""
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.setattr(fold_log, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(logger, "draw_progress", lambda *_: None)
 
 
 def test_history_and_log(tmp_path, capsys, bare):
@@ -230,7 +230,7 @@ def test_summary(tmp_path, bare):
 def drawn(monkeypatch, bare) -> list[int]:
     """Epochs of each picture that is drawn."""
     drawn: list[int] = []
-    monkeypatch.setattr(fold_log, "draw_progress", lambda path, history, *_: drawn.append(len(history)))
+    monkeypatch.setattr(logger, "draw_progress", lambda path, history, *_: drawn.append(len(history)))
     return drawn
 
 
@@ -259,7 +259,7 @@ def test_pictures_take_a_hundredth_of_the_time(tmp_path, time, monkeypatch, bare
         time.now += 2
         drawn.append(len(history))
 
-    monkeypatch.setattr(fold_log, "draw_progress", draw)
+    monkeypatch.setattr(logger, "draw_progress", draw)
     with FoldLog(tmp_path, 0, ["liver", "tumour"], []) as log:
         for number in range(1, 8):
             time.now += 60
@@ -278,7 +278,7 @@ def test_a_picture_that_fails_ends_no_training(tmp_path, time, monkeypatch, bare
     def fail(*_):
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr(fold_log, "draw_progress", fail)
+    monkeypatch.setattr(logger, "draw_progress", fail)
     with FoldLog(tmp_path, 0, ["liver", "tumour"], []) as log:
         for number in range(1, 4):
             time.now += 60
@@ -311,7 +311,7 @@ def test_a_stop_that_comes_while_drawing_is_heard(tmp_path, monkeypatch, bare):
     def stopped(*_):
         raise Stopped("stopped by SIGTERM")
 
-    monkeypatch.setattr(fold_log, "draw_progress", stopped)
+    monkeypatch.setattr(logger, "draw_progress", stopped)
     with pytest.raises(Stopped), FoldLog(tmp_path, 0, ["liver", "tumour"], []) as log:
         epoch(log, 1)
 
@@ -329,7 +329,7 @@ def curves(folder) -> dict[str, list[tuple[int, float]]]:
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr(fold_log, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(logger, "draw_progress", lambda *_: None)
 
 
 def test_curves(tmp_path, undrawn):
@@ -395,7 +395,7 @@ def test_a_broken_tensorboard_ends_no_training(tmp_path, undrawn):
 
 def test_the_log_is_light():
     """What draws is imported when there is something to draw."""
-    code = "import sys, autoseg.fold_log; print(*sys.modules)"
+    code = "import sys, autoseg.training.logger; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "autoseg.fold_log" in loaded
+    assert "autoseg.training.logger" in loaded
     assert not {"torch", "matplotlib", "tensorboard", "scipy"} & set(loaded)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from autoseg.errors import StateError
-from autoseg.fold_state import UNKNOWN, FoldState, Position, upgrade_checkpoint
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.nn.optimization import Plateau
 from autoseg.planning.plan import Training
-from autoseg.start_up import Choices
+from autoseg.training.autotune import Choices
+from autoseg.training.state import UNKNOWN, FoldState, Position, upgrade_checkpoint
 
 CPU = torch.device("cpu")
 CHOICES = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)

@@ -12,13 +12,13 @@ from commands import SHORT, Killed, copy_of, dice_of, run
 from phantom import tiny_dataset
 from PIL import Image
 
-from autoseg import within_memory
 from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.datasets.splits import Splits
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
 from autoseg.records import load
+from autoseg.training import within_memory
 from autoseg.workspace import Workspace
 
 pytestmark = pytest.mark.slow

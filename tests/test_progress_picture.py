@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from autoseg.errors import StorageError
-from autoseg.progress_picture import draw_progress
+from autoseg.training.plots import draw_progress
 
 
 def row(epoch: int, **changes) -> dict:
@@ -101,7 +101,7 @@ def test_a_disk_that_refuses(tmp_path):
 
 def test_nothing_global_of_matplotlib_is_touched(tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom autoseg.progress_picture import draw_progress\n"
+        "import sys\nfrom pathlib import Path\nfrom autoseg.training.plots import draw_progress\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"row = {row(1)!r}\ndraw_progress(Path({str(tmp_path / 'a.png')!r}), [row], ['liver', 'tumour'], 'fold 0')\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"

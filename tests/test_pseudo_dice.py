@@ -16,7 +16,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.models.build import head_probabilities
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
 from autoseg.planning.planner import make_plan
-from autoseg.pseudo_dice import alike, decide, tile_count, validate, watch, watched_samples
+from autoseg.training.validation import alike, decide, tile_count, validate, watch, watched_samples
 
 CPU = torch.device("cpu")
 CASES = tuple(f"case{i}" for i in range(4))

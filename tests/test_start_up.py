@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoseg.nn import precision
 from autoseg.nn.blocks import set_dropout
-from autoseg.start_up import (
+from autoseg.training.autotune import (
     Choices,
     apply,
     choose,
@@ -129,7 +129,7 @@ def test_compiling_that_raises_falls_back_and_says_so(machine, monkeypatch):
 
 
 def test_compiling_is_not_tried_without_a_compiler(machine, monkeypatch):
-    monkeypatch.setattr("autoseg.start_up.has_compiler", lambda device_type: False)
+    monkeypatch.setattr("autoseg.training.autotune.has_compiler", lambda device_type: False)
     monkeypatch.setattr(precision, "compiled", lambda module: pytest.fail("tried"))
     chosen, said = choices_of(machine, seconds=10 * HOUR)
     assert not chosen.compiled
@@ -155,7 +155,7 @@ def test_the_length_of_the_training_follows_from_the_step_where_it_is_not_known(
 )  # fmt: skip
 def test_compiling_must_pay(device, seconds, tried, monkeypatch):
     """Five minutes are won back by a tenth of 50 minutes."""
-    monkeypatch.setattr("autoseg.start_up.has_compiler", lambda device_type: True)
+    monkeypatch.setattr("autoseg.training.autotune.has_compiler", lambda device_type: True)
     assert (why_not_compile(seconds, device) == "") == tried
 
 
@@ -200,7 +200,7 @@ def test_a_batch_that_was_tried_in_part_is_measured_whole(machine, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("autoseg.start_up.measure", full)
+    monkeypatch.setattr("autoseg.training.autotune.measure", full)
     assert seconds_per_sample(network, image, trial, 1) == 12.0
 
 
@@ -214,7 +214,7 @@ def test_where_float32_does_not_fit_half_precision_must_do(machine, monkeypatch)
             raise torch.OutOfMemoryError("no room")
         return real(network, image, dtypes, repeats)
 
-    monkeypatch.setattr("autoseg.start_up.measure", measure)
+    monkeypatch.setattr("autoseg.training.autotune.measure", measure)
     trial, told = choose_dtype(FakeNetwork(machine), torch.zeros(1, 1, 8, 8), "auto")
     assert (trial.dtype, asked) == ("bfloat16", [("float32", "bfloat16"), ("bfloat16",)])
     assert told == "float32 does not fit the memory -> bfloat16"
@@ -273,7 +273,7 @@ def test_nothing_chosen_changes_nothing(network, monkeypatch):
 
 
 def test_compiling_in_place_keeps_keys_and_results(network, monkeypatch):
-    monkeypatch.setattr("autoseg.start_up.has_compiler", lambda device_type: True)
+    monkeypatch.setattr("autoseg.training.autotune.has_compiler", lambda device_type: True)
     calls = Compilation(monkeypatch).calls
     image, keys = torch.randn(1, 1, 4, 4), list(network.state_dict())
     expected = network(image)[0]
@@ -284,7 +284,7 @@ def test_compiling_in_place_keeps_keys_and_results(network, monkeypatch):
 
 
 def test_compiling_that_fails_later_falls_back_and_says_so(network, monkeypatch):
-    monkeypatch.setattr("autoseg.start_up.has_compiler", lambda device_type: True)
+    monkeypatch.setattr("autoseg.training.autotune.has_compiler", lambda device_type: True)
     calls = Compilation(monkeypatch, broken=True).calls
     image, said = torch.randn(1, 1, 4, 4), []
     expected = network(image)[0]
@@ -296,7 +296,7 @@ def test_compiling_that_fails_later_falls_back_and_says_so(network, monkeypatch)
 
 
 def test_a_fold_that_comes_to_a_machine_without_a_compiler_goes_on(network, monkeypatch):
-    monkeypatch.setattr("autoseg.start_up.has_compiler", lambda device_type: False)
+    monkeypatch.setattr("autoseg.training.autotune.has_compiler", lambda device_type: False)
     calls, said = Compilation(monkeypatch).calls, []
     apply(replace(PLAIN, compiled=True), network, None, said.append)
     assert not calls
@@ -316,5 +316,5 @@ def test_choices_are_plain_data():
     (None, "cuda", 1, 1), (None, "cuda", 64, 12), (None, "mps", 4, 3),
 ])  # fmt: skip
 def test_worker_count(wanted, device, cores, count, monkeypatch):
-    monkeypatch.setattr("autoseg.start_up.available_cores", lambda: cores)
+    monkeypatch.setattr("autoseg.training.autotune.available_cores", lambda: cores)
     assert worker_count(wanted, torch.device(device)) == count

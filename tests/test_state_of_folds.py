@@ -14,7 +14,6 @@ import torch
 from commands import Killed, copy_of, run
 from phantom import tiny_dataset
 
-from autoseg import within_memory
 from autoseg.cli import main
 from autoseg.crossval import CrossValidation
 from autoseg.datasets.splits import Splits
@@ -22,6 +21,7 @@ from autoseg.errors import StorageError
 from autoseg.models import checkpoint
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.records import load
+from autoseg.training import within_memory
 from autoseg.workspace import FULL, Workspace
 
 pytestmark = pytest.mark.slow

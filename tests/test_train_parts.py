@@ -21,8 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
-from autoseg.fold import Fold, FoldOptions, FoldTask
-from autoseg.fold_state import UNKNOWN, FoldState
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.build import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
 from autoseg.nn.blocks import Stage
@@ -32,9 +30,11 @@ from autoseg.parser import build_parser
 from autoseg.planning.plan import ChannelNormalization, Plan, Training
 from autoseg.planning.planner import make_plan
 from autoseg.records import to_plain
-from autoseg.resuming import remarks_on_contents, require_same_training
-from autoseg.start_up import Choices
-from autoseg.within_memory import step_within_memory, training_step
+from autoseg.training.autotune import Choices
+from autoseg.training.resume import remarks_on_contents, require_same_training
+from autoseg.training.setup import Fold, FoldOptions, FoldTask
+from autoseg.training.state import UNKNOWN, FoldState
+from autoseg.training.within_memory import step_within_memory, training_step
 from autoseg.workspace import Workspace
 
 CPU = torch.device("cpu")

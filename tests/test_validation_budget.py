@@ -7,13 +7,13 @@ import pytest
 from made_up_machine import plan_of
 from made_up_time import Time
 
-from autoseg import budget_clock
-from autoseg.budget_clock import Clock
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError
 from autoseg.predict import PredictOptions, options_for
 from autoseg.rehearsal import case_to_measure
-from autoseg.validation_budget import (
+from autoseg.training import budget as budget_clock
+from autoseg.training.budget import Clock
+from autoseg.training.validation_budget import (
     CLOSING_SECONDS,
     FILE,
     SECONDS_PER_CASE,

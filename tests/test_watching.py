@@ -13,13 +13,14 @@ import torch
 from commands import SHORT, run
 from phantom import tiny_dataset
 
-from autoseg import budget_clock, fold, train, within_memory
 from autoseg.cli import main
 from autoseg.dataloading.store import StoredCase
 from autoseg.errors import StorageError
 from autoseg.imaging.formats.readers import read_labels, write_labels
 from autoseg.models import checkpoint
 from autoseg.models.checkpoint import load_checkpoint
+from autoseg.training import budget as budget_clock
+from autoseg.training import setup, train, within_memory
 from autoseg.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -228,7 +229,7 @@ class Calls:
 )
 def test_no_budget_is_refused_for_its_validation(workspace, monkeypatch, capsys, forward, cheaper, said):
     """Of 600 s training has 400 at least, however long the validation takes; evaluate, too, says what was cheaper."""
-    for module in (fold, train):
+    for module in (setup, train):
         monkeypatch.setattr(module, "forward_seconds", lambda *_: [forward] * 3)
     monkeypatch.setattr(budget_clock, "time", Calls())
     run("train", "-f", 0, "--time-budget", "600s", "-w", workspace.root, *SHORT, "--set", "training.patience=0")
@@ -250,11 +251,11 @@ def test_a_budget_that_ran_out_while_nobody_trained_ends_with_one_step(workspace
     real = train.step_within_memory
 
     def interrupted(fold, batch):
-        if fold.clock.progress(0) > 0.5:
-            fold.state.position = replace(fold.state.position, seconds=100.0)
-            train.save(fold, finished=False)
+        if setup.clock.progress(0) > 0.5:
+            setup.state.position = replace(setup.state.position, seconds=100.0)
+            train.save(setup, finished=False)
             raise KeyboardInterrupt
-        return real(fold, batch)
+        return real(setup, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "step_within_memory", interrupted)
@@ -308,8 +309,8 @@ def test_out_of_memory_costs_speed_alone(workspace, monkeypatch, capsys):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     def train_in_little_memory(fold, checkpoint_seconds):
-        fold.network.register_forward_pre_hook(refuse)
-        real(fold, checkpoint_seconds)
+        setup.network.register_forward_pre_hook(refuse)
+        real(setup, checkpoint_seconds)
 
     monkeypatch.setattr(train, "train", train_in_little_memory)
     run("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SHORT)

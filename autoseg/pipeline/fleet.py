@@ -27,9 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from autoseg.diagnosis import diagnose
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
-from autoseg.fold_log import warning
 from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.phases import (
     bring_previous_stage,
@@ -41,6 +39,8 @@ from autoseg.pipeline.phases import (
 from autoseg.pipeline.training import TrainOptions
 from autoseg.stopping import StopSignals
 from autoseg.suggestions import suggest
+from autoseg.training.diagnosis import diagnose
+from autoseg.training.logger import warning
 from autoseg.wording import duration
 from autoseg.workspace import FoldName, Workspace, set_aside_since
 

@@ -115,7 +115,7 @@ class Folds:
         """Whether a fold is trained and its held-out cases are segmented."""
         if split.fold != FULL:
             return not self.unpredicted(name, split)
-        from autoseg.begun import read_begun
+        from autoseg.models.begun import read_begun
 
         begun = read_begun(self.folder(name, FULL))
         return begun is not None and begun.finished

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.begun import begun_of, split_of, standing
 from autoseg.datasets.dataset import Dataset, IntakeOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
+from autoseg.models.begun import begun_of, split_of, standing
 from autoseg.models.same_training import STATISTICS, USE_STATISTICS
 from autoseg.pipeline.opening import Say, keep_aside, open_plan
 from autoseg.planning.plan import ChannelNormalization, Plan

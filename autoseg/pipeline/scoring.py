@@ -34,7 +34,7 @@ def cross_validate(
     """
     from autoseg.crossval import cross_validate_folds, describe, validation_jobs
     from autoseg.evaluate import write_csv
-    from autoseg.validation_budget import inference_of
+    from autoseg.training.validation_budget import inference_of
 
     dataset, plan, splits = load_records(workspace, network, say)
     name, chosen = plan.configuration(configuration)
@@ -74,8 +74,8 @@ def cross_validate(
 
 def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) -> tuple[list[Split], list[str]]:
     """The folds whose held-out segmentations are those of a finished training, and why others are not among them."""
-    from autoseg.begun import begun_of, split_of, standing
     from autoseg.crossval import segmented
+    from autoseg.models.begun import begun_of, split_of, standing
 
     network = plan.configurations[name].network.name
     found_folds, damaged = begun_of(workspace, name, network)

@@ -17,9 +17,9 @@ from autoseg.workspace import FULL, Workspace
 if TYPE_CHECKING:  # torch is imported when training begins
     import torch
 
-    from autoseg.fold import FoldOptions
     from autoseg.nn.distributed import Ranks
-    from autoseg.train import FoldResult
+    from autoseg.training.setup import FoldOptions
+    from autoseg.training.train import FoldResult
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def begun_among(folds: Folds, name: str, chosen: "list[Split]", say: Say) -> "li
 
 def fold_options(options: TrainOptions) -> "FoldOptions":
     """What of a command's options concerns a fold; `--finish` without a length or settings keeps those of the fold."""
-    from autoseg.fold import FoldOptions
+    from autoseg.training.setup import FoldOptions
 
     lengths = (options.epochs, options.steps, options.time_budget_seconds)
     as_begun = options.finish and not options.settings and all(length is None for length in lengths)
@@ -124,12 +124,12 @@ def fold_options(options: TrainOptions) -> "FoldOptions":
 
 def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "FoldResult":
     """Train one fold and predict its held-out cases; what is done already is left alone."""
-    from autoseg.fold import FoldTask
     from autoseg.models.model import open_model
     from autoseg.predict import options_for, predict_cases
     from autoseg.rehearsal import seconds_beside_network
-    from autoseg.train import train_fold
-    from autoseg.validation_budget import inference_of
+    from autoseg.training.setup import FoldTask
+    from autoseg.training.train import train_fold
+    from autoseg.training.validation_budget import inference_of
 
     folds = run.folds
 
@@ -173,8 +173,8 @@ def _train_previous_stage(run: _Run, name: str, options: TrainOptions) -> "list[
     Raises:
         StateError: those that are done were trained on other channels, labels or orientations.
     """
-    from autoseg.fold import FoldOptions
     from autoseg.models.model import open_model, require_common
+    from autoseg.training.setup import FoldOptions
 
     folds = run.folds
     before, configuration = folds.plan.configuration(folds.plan.configurations[name].cascade_from)
@@ -200,7 +200,7 @@ def _require_held_out(folds: Folds, name: str, split: Split) -> None:
     Raises:
         StateError: a cascade would be told better of these cases than it ever will of others.
     """
-    from autoseg.begun import read_begun
+    from autoseg.models.begun import read_begun
 
     begun = read_begun(folds.folder(name, split.fold))
     if begun and (seen := sorted(set(begun.basis.train) & set(split.validation))):

@@ -2,7 +2,7 @@
 
 `train_fold` reads top to bottom: where the fold stands, its network, its data, what is fastest here, then steps until
 the schedule is through. The schedule spans what was asked for: epochs, steps, or a wall-time budget that includes the
-validation afterwards (`autoseg.validation_budget`). Where neither validation loss nor Dice gets better, the learning
+validation afterwards (`validation_budget`). Where neither validation loss nor Dice gets better, the learning
 rate cools down and the training ends.
 
 Nothing is lost: once a minute, after every epoch and when it is asked to stop, the fold writes a checkpoint; the same
@@ -22,25 +22,25 @@ from typing import Any
 
 import torch
 
-from autoseg.diagnosis import diagnose
 from autoseg.errors import AutosegError, Stopped
-from autoseg.fold import Fold, FoldOptions, FoldTask, checkpoint_of, open_fold
-from autoseg.fold_folder import FoldFolder, held
-from autoseg.fold_log import FoldLog, warning
-from autoseg.fold_state import Position, upgrade_checkpoint
 from autoseg.models.checkpoint import load_newest, remove_leftovers
 from autoseg.models.same_training import content_differences
 from autoseg.nn.precision import forward_seconds
-from autoseg.resuming import (
+from autoseg.stopping import StopSignals
+from autoseg.training.diagnosis import diagnose
+from autoseg.training.fold_folder import FoldFolder, held
+from autoseg.training.logger import FoldLog, warning
+from autoseg.training.resume import (
     contents_of,
     nothing_to_finish,
     remarks_on_contents,
     require_same_training,
     with_settings_of,
 )
-from autoseg.stopping import StopSignals
-from autoseg.validation_budget import keep_inference
-from autoseg.within_memory import step_within_memory, validate_within_memory
+from autoseg.training.setup import Fold, FoldOptions, FoldTask, checkpoint_of, open_fold
+from autoseg.training.state import Position, upgrade_checkpoint
+from autoseg.training.validation_budget import keep_inference
+from autoseg.training.within_memory import step_within_memory, validate_within_memory
 from autoseg.workspace import FoldName
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from autoseg.diagnosis import Finding, diagnose, ever_found
-from autoseg.progress_picture import draw_progress
+from autoseg.training.diagnosis import Finding, diagnose, ever_found
+from autoseg.training.plots import draw_progress
 from autoseg.wording import duration
 from autoseg.workspace import FoldName, write_text
 

@@ -7,7 +7,7 @@ decide, and everything that is chosen must agree with float32 and be faster by a
     dtype                   of the convolutions, on the whole network
     memory layout           first on one stage of the network; what gains there is verified on the whole network
     compiled code           likewise, where the training is long enough to win back what compiling costs
-    augmentation chain      by the seconds it takes for real batches (`autoseg.chain_choice`)
+    augmentation chain      by the seconds it takes for real batches (`autoseg.training.chain_choice`)
 
 Of each way the best of several trials counts, and the ways take turns: other work on the machine, which comes and goes,
 meets them all. The choices go into the checkpoint: a fold that resumes keeps those it began with. Besides: how many
@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoseg.chain_choice import choose_chain, require_chain
 from autoseg.dataloading.stream import BatchStream, ChainName
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
@@ -31,6 +30,7 @@ from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, fir
 from autoseg.nn.training_step import is_out_of_memory
 from autoseg.planning.plan import Configuration, Plan, Training
 from autoseg.processes import available_cores
+from autoseg.training.chain_choice import choose_chain, require_chain
 
 Say = Callable[[str], None]
 

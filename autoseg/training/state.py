@@ -26,7 +26,7 @@ from autoseg.nn.optimization import (
     set_learning_rate,
 )
 from autoseg.planning.plan import Plan, Training
-from autoseg.start_up import Choices
+from autoseg.training.autotune import Choices
 from autoseg.workspace import FULL, FoldName
 
 CHECKPOINT_VERSION = 4

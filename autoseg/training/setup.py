@@ -10,14 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoseg.budget_clock import Clock, epoch_steps
 from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream, ChainName
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, UsageError
-from autoseg.fold_folder import FoldFolder
-from autoseg.fold_log import FoldLog
-from autoseg.fold_state import CHECKPOINT_VERSION, FoldState, seed_of
 from autoseg.models.build import build_plan_loss, build_plan_network, patch_stream
 from autoseg.models.checkpoint import CheckpointWriter
 from autoseg.models.pretrained import begin_from
@@ -25,11 +21,15 @@ from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.cascade import open_previous
-from autoseg.pseudo_dice import Batch, WatchedSamples, watch, watched_samples
 from autoseg.records import to_plain
-from autoseg.start_up import Choices, apply, choose, worker_count
 from autoseg.stopping import StopSignals
-from autoseg.validation_budget import AfterTraining, estimate
+from autoseg.training.autotune import Choices, apply, choose, worker_count
+from autoseg.training.budget import Clock, epoch_steps
+from autoseg.training.fold_folder import FoldFolder
+from autoseg.training.logger import FoldLog
+from autoseg.training.state import CHECKPOINT_VERSION, FoldState, seed_of
+from autoseg.training.validation import Batch, WatchedSamples, watch, watched_samples
+from autoseg.training.validation_budget import AfterTraining, estimate
 from autoseg.workspace import FULL, FoldName, Workspace
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from autoseg.dataloading.store import CaseStore
 from autoseg.errors import StateError
-from autoseg.fold import FoldOptions, FoldTask, place
-from autoseg.fold_state import UNKNOWN
 from autoseg.models.same_training import (
     content_differences,
     describe_contents,
@@ -24,6 +22,8 @@ from autoseg.preprocessing.cascade import previous_digest
 from autoseg.preprocessing.sources import plan_again
 from autoseg.records import from_plain, to_plain
 from autoseg.suggestions import suggest
+from autoseg.training.setup import FoldOptions, FoldTask, place
+from autoseg.training.state import UNKNOWN
 from autoseg.workspace import FULL
 
 KEPT = "(the old fold is kept aside)"

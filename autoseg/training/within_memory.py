@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from autoseg.errors import OutOfMemory
-from autoseg.fold import Fold
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
-from autoseg.pseudo_dice import Batch, WatchedSamples, validate
 from autoseg.suggestions import LESS_MEMORY
+from autoseg.training.setup import Fold
+from autoseg.training.validation import Batch, WatchedSamples, validate
 
 
 def step_within_memory(fold: Fold, batch: Batch) -> float:

@@ -2,7 +2,7 @@
 
 A budget is wall time for everything. What comes after the last step (the validation) is kept back, a third of the time
 at most: training never has less than two thirds of what the start left. The estimate of it is corrected while training
-runs (`autoseg.validation_budget`), and the end of the schedule moves with it.
+runs (`autoseg.training.validation_budget`), and the end of the schedule moves with it.
 """
 
 import math
