@@ -25,7 +25,7 @@ from autoseg.evaluate import (
 )
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.imaging.labels import LabelSet
-from autoseg.predict import output_ending
+from autoseg.inference.predict import output_ending
 from autoseg.suggestions import suggest
 from autoseg.workspace import FoldName
 

@@ -13,11 +13,11 @@ from cascaded import with_cascade
 from commands import SHORT, Killed, copy_of, dice_of, run
 from phantom import tiny_dataset
 
-from autoseg import predict
 from autoseg.cli import main
 from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
+from autoseg.inference import predict
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save

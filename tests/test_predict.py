@@ -21,13 +21,13 @@ from phantom import sphere
 from PIL import Image
 from torch import Tensor, nn
 
-from autoseg import predict as module
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
+from autoseg.inference import predict as module
+from autoseg.inference.predict import PredictOptions, member_of, output_ending, predict_cases, segment, window_runner
 from autoseg.models.model import Model
-from autoseg.predict import PredictOptions, member_of, output_ending, predict_cases, segment, window_runner
 from autoseg.preprocessing.preprocess import prepare
 
 

@@ -10,8 +10,8 @@ from hostile import UNITS, patched
 from autoseg.datasets.dataset import Case
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import read_labels
+from autoseg.inference.predict import predict_cases
 from autoseg.planning.plan import TrainingGrids
-from autoseg.predict import predict_cases
 
 ONE = (1.0, 1.0, 1.0)
 SEEN = TrainingGrids(ONE, ONE, (20, 24, 28), (20, 24, 28))

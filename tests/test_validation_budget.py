@@ -9,8 +9,8 @@ from made_up_time import Time
 
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError
-from autoseg.predict import PredictOptions, options_for
-from autoseg.rehearsal import case_to_measure
+from autoseg.inference.predict import PredictOptions, options_for
+from autoseg.inference.rehearsal import case_to_measure
 from autoseg.training import budget as budget_clock
 from autoseg.training.budget import Clock
 from autoseg.training.validation_budget import (

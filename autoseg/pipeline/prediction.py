@@ -17,8 +17,8 @@ from autoseg.wording import counted
 from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
+    from autoseg.inference.predict import Prediction
     from autoseg.models.model import Model
-    from autoseg.predict import Prediction
 
 
 def predict_images(
@@ -53,8 +53,8 @@ def predict_images(
         StateError: a model is not trained, or models were trained on different channels, labels or orientations.
         UsageError: models are given in both ways, there is nothing to segment, or `out` is a file.
     """
+    from autoseg.inference.predict import PredictOptions, predict_cases
     from autoseg.models.model import open_model
-    from autoseg.predict import PredictOptions, predict_cases
 
     if models and (configuration or network):
         raise UsageError("-m names whole models: -c and --network say the same again", remedy="leave them out")
@@ -108,7 +108,7 @@ def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> Non
 
 def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) -> None:
     """Refuse to write a segmentation over a label of the dataset: `-i imagesTr -o labelsTr`. Raises UsageError."""
-    from autoseg.predict import output_ending
+    from autoseg.inference.predict import output_ending
 
     if not workspace.dataset.exists():
         return

@@ -149,8 +149,8 @@ def score_test_set(
     """
     from autoseg.crossval import HeldOutScores, score_test_cases
     from autoseg.evaluate import summarise, summary_table
+    from autoseg.inference.predict import predict_cases
     from autoseg.models.model import open_model
-    from autoseg.predict import predict_cases
 
     dataset, plan, splits = load_records(workspace, network, say)
     if workspace.test.exists():

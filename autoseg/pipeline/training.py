@@ -124,9 +124,9 @@ def fold_options(options: TrainOptions) -> "FoldOptions":
 
 def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "FoldResult":
     """Train one fold and predict its held-out cases; what is done already is left alone."""
+    from autoseg.inference.predict import options_for, predict_cases
+    from autoseg.inference.rehearsal import seconds_beside_network
     from autoseg.models.model import open_model
-    from autoseg.predict import options_for, predict_cases
-    from autoseg.rehearsal import seconds_beside_network
     from autoseg.training.setup import FoldTask
     from autoseg.training.train import train_fold
     from autoseg.training.validation_budget import inference_of

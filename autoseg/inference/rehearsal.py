@@ -17,9 +17,9 @@ from torch import Tensor
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.imaging.formats.readers import write_labels
+from autoseg.inference.predict import Member, output_ending, segment
 from autoseg.models.model import Model
 from autoseg.planning.plan import Plan
-from autoseg.predict import Member, output_ending, segment
 from autoseg.workspace import Workspace
 
 

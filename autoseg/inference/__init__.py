@@ -1,0 +1,1 @@
+"""Images to segmentations of the trained folds, and how long that takes."""
