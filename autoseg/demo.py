@@ -122,7 +122,7 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     Raises:
         StateError: `out` holds something that is not a demo.
     """
-    from autoseg.evaluate import pair_folders, score_cases, summarise
+    from autoseg.evaluation.evaluate import pair_folders, score_cases, summarise
     from autoseg.pipeline import (
         PlanOptions,
         TrainOptions,

@@ -32,7 +32,7 @@ PRELOAD = (
     "autoseg.datasets.checks.problems",
     "autoseg.planning.fingerprint",
     "autoseg.preprocessing.preprocess",
-    "autoseg.evaluate",
+    "autoseg.evaluation.evaluate",
 )
 
 

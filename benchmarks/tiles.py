@@ -26,7 +26,7 @@ from common import autoseg
 
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Splits
-from autoseg.evaluate import ScoreJob, score_cases
+from autoseg.evaluation.evaluate import ScoreJob, score_cases
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.inference.predict import PredictOptions, predict_cases
 from autoseg.models.model import Model, open_model

@@ -14,9 +14,9 @@ from commands import SHORT, Killed, copy_of, dice_of, run
 from phantom import tiny_dataset
 
 from autoseg.cli import main
-from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
+from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
 from autoseg.inference import predict
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan

@@ -9,7 +9,7 @@ from autoseg.datasets.checks.annotation import agree_on_colours
 from autoseg.datasets.checks.problems import check
 from autoseg.datasets.dataset import discover, load_case, parse_options
 from autoseg.errors import DataError, UsageError
-from autoseg.evaluate import ScoreJob, score_case
+from autoseg.evaluation.evaluate import ScoreJob, score_case
 from autoseg.imaging.formats.raster import palette
 from autoseg.imaging.formats.readers import read_labels, write_labels
 from autoseg.imaging.labels import LabelSet

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hostile import nifti
 
-from autoseg.crossval import CrossValidation, cross_validate_folds, describe, validation_jobs
 from autoseg.datasets.dataset import Case
 from autoseg.errors import StateError
-from autoseg.evaluate import ScoreJob, Summary
+from autoseg.evaluation.crossval import CrossValidation, cross_validate_folds, describe, validation_jobs
+from autoseg.evaluation.evaluate import ScoreJob, Summary
 from autoseg.imaging.labels import LabelSet
 from autoseg.records import load, save
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.errors import DataError
-from autoseg.evaluate import (
+from autoseg.evaluation.evaluate import (
     CaseScore,
     ScoreJob,
     Summary,

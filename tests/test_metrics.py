@@ -11,8 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from autoseg.imaging.labels import OUTSIDE
-from autoseg.imaging.metrics import (
+from autoseg.evaluation.metrics import (
     METRICS,
     SURFACE_METRICS,
     OverlapCounts,
@@ -20,6 +19,7 @@ from autoseg.imaging.metrics import (
     overlap_counts,
     surface_distances,
 )
+from autoseg.imaging.labels import OUTSIDE
 
 SPACINGS = st.tuples(*[st.sampled_from([0.3, 0.7, 1.0, 1.1, 2.5, 5.0])] * 3)
 
@@ -88,7 +88,7 @@ def test_different_shapes_are_refused():
 @pytest.mark.parametrize("chunk", [1 << 20, 7, 359])  # one, many, and one voxel (of 360) over
 def test_confusion_matrix_equals_sklearn(chunk, monkeypatch):
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
-    monkeypatch.setattr("autoseg.imaging.metrics._CHUNK", chunk)
+    monkeypatch.setattr("autoseg.evaluation.metrics._CHUNK", chunk)
     rng = np.random.default_rng(0)
     reference, segmentation = rng.integers(0, 6, size=(2, 5, 8, 9)).astype(np.int16)
     keep = reference != 5

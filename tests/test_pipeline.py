@@ -13,8 +13,8 @@ from phantom import tiny_dataset
 from PIL import Image
 
 from autoseg.cli import main
-from autoseg.crossval import CrossValidation, HeldOutScores
 from autoseg.datasets.splits import Splits
+from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
 from autoseg.records import load

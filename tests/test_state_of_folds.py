@@ -15,9 +15,9 @@ from commands import Killed, copy_of, run
 from phantom import tiny_dataset
 
 from autoseg.cli import main
-from autoseg.crossval import CrossValidation
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StorageError
+from autoseg.evaluation.crossval import CrossValidation
 from autoseg.models import checkpoint
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.records import load

@@ -16,7 +16,7 @@ from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, Workspace, begun_folds
 
 if TYPE_CHECKING:  # torch is imported where something is predicted
-    from autoseg.crossval import CrossValidation, HeldOutScores
+    from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
 
 
 def cross_validate(
@@ -32,8 +32,8 @@ def cross_validate(
 
     Where no model is named, those trained beside it are shown for comparison, a line each.
     """
-    from autoseg.crossval import cross_validate_folds, describe, validation_jobs
-    from autoseg.evaluate import write_csv
+    from autoseg.evaluation.crossval import cross_validate_folds, describe, validation_jobs
+    from autoseg.evaluation.evaluate import write_csv
     from autoseg.training.validation_budget import inference_of
 
     dataset, plan, splits = load_records(workspace, network, say)
@@ -74,7 +74,7 @@ def cross_validate(
 
 def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) -> tuple[list[Split], list[str]]:
     """The folds whose held-out segmentations are those of a finished training, and why others are not among them."""
-    from autoseg.crossval import segmented
+    from autoseg.evaluation.crossval import segmented
     from autoseg.models.begun import begun_of, split_of, standing
 
     network = plan.configurations[name].network.name
@@ -111,8 +111,8 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
 
 def _other_models(workspace: Workspace, shown: tuple[str, str]) -> list[str]:
     """One line for each model that is trained beside the one shown: its mean Dice, where it was evaluated."""
-    from autoseg.crossval import CrossValidation
-    from autoseg.evaluate import mean_over_labels
+    from autoseg.evaluation.crossval import CrossValidation
+    from autoseg.evaluation.evaluate import mean_over_labels
 
     lines = []
     for configuration, network in workspace.models():
@@ -147,8 +147,8 @@ def score_test_set(
     Raises:
         StateError: the dataset has no labelled test cases, or a fold is not trained.
     """
-    from autoseg.crossval import HeldOutScores, score_test_cases
-    from autoseg.evaluate import summarise, summary_table
+    from autoseg.evaluation.crossval import HeldOutScores, score_test_cases
+    from autoseg.evaluation.evaluate import summarise, summary_table
     from autoseg.inference.predict import predict_cases
     from autoseg.models.model import open_model
 
@@ -189,7 +189,7 @@ def evaluate_folders(
     say: Say = print,
 ) -> float | None:
     """Compare two folders of label files, show the tables and return the mean Dice over labels."""
-    from autoseg.evaluate import (
+    from autoseg.evaluation.evaluate import (
         confusion_table,
         labels_found,
         mean_over_labels,

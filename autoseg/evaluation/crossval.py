@@ -11,7 +11,7 @@ import numpy as np
 
 from autoseg.datasets.dataset import Case
 from autoseg.errors import StateError
-from autoseg.evaluate import (
+from autoseg.evaluation.evaluate import (
     CaseScore,
     ScoreJob,
     Summary,

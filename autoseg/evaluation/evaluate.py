@@ -17,11 +17,11 @@ import numpy as np
 from autoseg.datasets.contents import contents, stray_folders
 from autoseg.datasets.pairing import LABEL_SUFFIX, name_of
 from autoseg.errors import DataError
+from autoseg.evaluation.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
 from autoseg.imaging.alignment import compare_grids
 from autoseg.imaging.formats.readers import ending_of, read_labels
 from autoseg.imaging.geometry import Vector3, Volume
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
 

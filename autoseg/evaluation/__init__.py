@@ -1,0 +1,1 @@
+"""How good segmentations are: metrics of a case, of folders, of all folds together."""
