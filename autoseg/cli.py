@@ -154,11 +154,11 @@ def run_train(options: argparse.Namespace) -> None:
         settings=tuple(options.settings),
     )
     if options.gpus is not None:
-        from autoseg.pipeline.fleet import train_on_gpus
+        from autoseg.launch.local_gpus import train_on_gpus
 
         train_on_gpus(workspace, chosen, options.gpus)
     elif options.slurm is not None:
-        from autoseg.pipeline.slurm import parse_slurm, submit_folds
+        from autoseg.launch.slurm import parse_slurm, submit_folds
 
         submit_folds(workspace, chosen, parse_slurm(options.slurm))
     else:

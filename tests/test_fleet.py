@@ -18,12 +18,13 @@ from fleets import Told, with_gpus
 from autoseg import pipeline
 from autoseg.cli import main
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
-from autoseg.pipeline import TrainOptions, fleet
-from autoseg.pipeline.fleet import FoldEnd, FoldJob, choose_gpus, fold_command, run_folds, share_cores
-from autoseg.pipeline.phases import (
+from autoseg.launch import local_gpus
+from autoseg.launch.jobs import (
     folds_text,
     train_arguments,
 )
+from autoseg.launch.local_gpus import FoldEnd, FoldJob, choose_gpus, fold_command, run_folds, share_cores
+from autoseg.pipeline import TrainOptions
 from autoseg.stopping import StopSignals
 from autoseg.workspace import FULL, FoldName, Workspace, write_text
 
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folds side by s
 def parsed(monkeypatch) -> Callable[[list[str]], tuple[Workspace, TrainOptions]]:
     """What a command line makes `autoseg train` do: its workspace and its options."""
     seen = []
-    for module, name in ((pipeline, "train_folds"), (fleet, "train_on_gpus")):
+    for module, name in ((pipeline, "train_folds"), (local_gpus, "train_on_gpus")):
         monkeypatch.setattr(module, name, lambda workspace, options, *_: seen.append((workspace, options)))
 
     def parse(arguments: list[str]) -> tuple[Workspace, TrainOptions]:
@@ -102,7 +103,7 @@ def test_the_model_of_all_cases_is_a_fold_of_the_fleet(tmp_path):
     options = TrainOptions(configuration="2d", folds=(FULL,), epochs=2)
     assert "--folds=full" in fold_command(Workspace(tmp_path), options, FULL)
     write_text(tmp_path / "fold_full" / "history.jsonl", '{"epoch": 2, "training_dice": [0.5]}\n')
-    assert fleet.table([FoldEnd(FULL, "0", 0, 61.0)], tmp_path).splitlines()[1].split() == [
+    assert local_gpus.table([FoldEnd(FULL, "0", 0, 61.0)], tmp_path).splitlines()[1].split() == [
         "full", "0", "1m01s", "2", "-", "trained",
     ]  # fmt: skip
 
@@ -242,9 +243,9 @@ def test_a_fold_that_fails_is_reported_while_the_others_go_on(tmp_path):
     assert "fold 1  fine" in told[first + 21 :]
     assert any("SIGKILL: probably the system ran out of memory" in line for line in told)
     with pytest.raises(AutosegError, match=r"fold 0,2 of 2d failed.*\n.*the same command leaves") as raised:
-        fleet._require_success(ends, TrainOptions(configuration="2d"))
+        local_gpus._require_success(ends, TrainOptions(configuration="2d"))
     assert raised.value.exit_code == 6
-    fleet._require_success(ends[1:2], TrainOptions(configuration="2d"))
+    local_gpus._require_success(ends[1:2], TrainOptions(configuration="2d"))
 
 
 @pytest.mark.parametrize(
@@ -263,15 +264,15 @@ def test_signals_are_passed_on_and_nothing_begins_after_them(tmp_path, number, c
     assert [(end.gpu, end.code) for end in ends] == [("a", code), ("b", code), (None, code)]
     assert {"fold 0  saved", "fold 1  saved"} <= set(told)
     with pytest.raises(Stopped, match=r"fold 0\.\.2 of 2d is stopped") as raised:
-        fleet._require_success(ends, TrainOptions(configuration="2d"))
+        local_gpus._require_success(ends, TrainOptions(configuration="2d"))
     assert type(raised.value) is error
     assert raised.value.remedy == ""
     with pytest.raises(Stopped, match="fold 2: still to --restart"):
-        fleet._require_success(ends, TrainOptions(configuration="2d", restart=True))
+        local_gpus._require_success(ends, TrainOptions(configuration="2d", restart=True))
     with pytest.raises(
         Stopped, match="fold 1,2: still to --restart"
     ):  # 1 was stopped before its old self was set aside
-        fleet._require_success(ends, TrainOptions(configuration="2d", restart=True), replaced=[0])
+        local_gpus._require_success(ends, TrainOptions(configuration="2d", restart=True), replaced=[0])
 
 
 def test_a_child_that_was_still_starting_is_stopped_and_not_failed(tmp_path):
@@ -286,7 +287,7 @@ def test_a_fold_that_stops_by_itself_does_not_hold_up_the_others(tmp_path):
     ends = run_deferred(jobs, ["a"], Told())
     assert [end.code for end in ends] == [75, 0]
     with pytest.raises(Stopped, match="fold 0 of 2d is stopped"):
-        fleet._require_success(ends, TrainOptions(configuration="2d"))
+        local_gpus._require_success(ends, TrainOptions(configuration="2d"))
 
 
 def test_the_time_of_the_command_stops_all_folds(tmp_path):
@@ -325,7 +326,7 @@ def test_no_child_outlives_its_parent(tmp_path):
     script = f"{OBEDIENT}\nprint('ready', os.getpid(), flush=True)\ntime.sleep(60)"
     parent = f"""
 from pathlib import Path
-from autoseg.pipeline.fleet import FoldJob, run_folds
+from autoseg.launch.local_gpus import FoldJob, run_folds
 from autoseg.stopping import StopSignals
 import sys
 command, folder = [sys.executable, "-S", "-c", {script!r}], Path({str(tmp_path)!r})
@@ -372,7 +373,7 @@ def test_the_table_says_how_far_each_fold_came(tmp_path):
         '{"epoch": 1, "pseudo_dice": [0.1]}\n{"epoch": 12, "pseudo_dice": [0.5, null, 0.75]}\n'
     )
     ends = [FoldEnd(0, "1", 0, 3725.2), FoldEnd(1, "GPU-a", -11, 61.0), FoldEnd(2, None, 75, 60.0)]
-    header, *lines = fleet.table(ends, tmp_path).splitlines()
+    header, *lines = local_gpus.table(ends, tmp_path).splitlines()
     assert header.split() == ["fold", "GPU", "time", "epoch", "pseudo", "Dice"]
     assert [line.split(maxsplit=5) for line in lines] == [
         ["0", "1", "1h02m", "12", "0.625", "trained"],

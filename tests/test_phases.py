@@ -17,9 +17,10 @@ from phantom import tiny_dataset
 from autoseg.cli import main
 from autoseg.datasets.splits import Splits
 from autoseg.errors import AutosegError, StateError, UsageError
-from autoseg.pipeline import TrainOptions, fleet
-from autoseg.pipeline.fleet import train_on_gpus
-from autoseg.pipeline.phases import bring_previous_stage, preprocess_phase, split_into_phases
+from autoseg.launch import local_gpus
+from autoseg.launch.jobs import bring_previous_stage, preprocess_phase, split_into_phases
+from autoseg.launch.local_gpus import train_on_gpus
+from autoseg.pipeline import TrainOptions
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import FULL, Workspace
@@ -106,7 +107,7 @@ def test_a_cascade_waits_for_all_folds_of_its_previous_stage(planned, tmp_path, 
     workspace = copy_of(source, tmp_path / "w")
     with_gpus(monkeypatch, 1, None)
     options = TrainOptions(configuration="3d_cascade", folds=(0, 2))
-    monkeypatch.setattr(fleet, "fold_command", phase_command(tmp_path, fails="3d_lowres 1"))
+    monkeypatch.setattr(local_gpus, "fold_command", phase_command(tmp_path, fails="3d_lowres 1"))
     with pytest.raises(AutosegError, match="fold 1 of 3d_lowres failed") as raised:
         train_on_gpus(workspace, options, "all", Told())
     assert raised.value.exit_code == 5
@@ -142,9 +143,9 @@ def test_two_folds_are_trained_side_by_side(planned, tmp_path, monkeypatch):
     """On the CPU, each by its own `autoseg train`; then nothing is left to do."""
     workspace = copy_of(planned[1], tmp_path / "w")
     with_gpus(monkeypatch, 2, None)
-    real = fleet.fold_command
+    real = local_gpus.fold_command
     monkeypatch.setattr(
-        fleet, "fold_command", lambda *a: [w.replace("--device=cuda", "--device=cpu") for w in real(*a)]
+        local_gpus, "fold_command", lambda *a: [w.replace("--device=cuda", "--device=cpu") for w in real(*a)]
     )
     settings = ("training.iterations_per_epoch=12", "training.workers=0", "training.autocast=float32")
     options = TrainOptions(folds=(0, 1), epochs=2, settings=settings)

@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.errors import Stopped, UsageError
-from autoseg.pipeline.fleet import bound_to_parent
-from autoseg.pipeline.opening import Say, load_records
-from autoseg.pipeline.phases import (
+from autoseg.launch.jobs import (
     bring_previous_stage,
     folds_text,
     preprocess_phase,
     split_into_phases,
     train_arguments,
 )
+from autoseg.launch.local_gpus import bound_to_parent
+from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.training import TrainOptions
 from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, Workspace, set_aside_since

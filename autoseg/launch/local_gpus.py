@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
-from autoseg.pipeline.opening import Say, load_records
-from autoseg.pipeline.phases import (
+from autoseg.launch.jobs import (
     bring_previous_stage,
     folds_text,
     preprocess_phase,
     split_into_phases,
     train_arguments,
 )
+from autoseg.pipeline.opening import Say, load_records
 from autoseg.pipeline.training import TrainOptions
 from autoseg.stopping import StopSignals
 from autoseg.suggestions import suggest
