@@ -1,6 +1,6 @@
 """autoseg: self-configuring segmentation of medical images.
 
-The Python interface is what the commands chain (`autoseg.pipeline`), loaded when it is first asked for, so that
+The Python interface is the functions that the commands call, loaded when they are first asked for, so that
 `import autoseg.nn` needs torch and numpy alone.
 """
 
@@ -17,12 +17,18 @@ __version__ = "0.1.0"
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "3000"
 
-PUBLIC = ("plan_dataset", "train_folds", "cross_validate", "score_test_set", "predict_images")
+PUBLIC = {  # name -> the module that has it
+    "plan_dataset": "autoseg.pipeline.planning",
+    "train_folds": "autoseg.pipeline.training",
+    "cross_validate": "autoseg.pipeline.scoring",
+    "score_test_set": "autoseg.pipeline.scoring",
+    "predict_images": "autoseg.pipeline.prediction",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in PUBLIC:
-        return getattr(importlib.import_module("autoseg.pipeline"), name)
+        return getattr(importlib.import_module(PUBLIC[name]), name)
     raise AttributeError(f"module 'autoseg' has no attribute {name!r}; it has {', '.join(PUBLIC)}")
 
 

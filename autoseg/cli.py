@@ -93,7 +93,8 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    from autoseg.pipeline import check_dataset, fix_dataset
+    from autoseg.pipeline.planning import check_dataset
+    from autoseg.pipeline.repairing import fix_dataset
 
     if options.fix is not None:
         return fix_dataset(
@@ -106,7 +107,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def run_plan(options: argparse.Namespace) -> None:
-    from autoseg.pipeline import PlanOptions, plan_dataset
+    from autoseg.pipeline.planning import PlanOptions, plan_dataset
     from autoseg.workspace import Workspace
 
     plan_dataset(
@@ -131,7 +132,8 @@ def run_plan(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    from autoseg.pipeline import TrainOptions, train_folds
+    from autoseg.pipeline.folds import TrainOptions
+    from autoseg.pipeline.training import train_folds
     from autoseg.workspace import Workspace
 
     workspace = Workspace(options.workspace)
@@ -166,7 +168,7 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    from autoseg.pipeline import cross_validate, evaluate_folders, score_test_set
+    from autoseg.pipeline.scoring import cross_validate, evaluate_folders, score_test_set
     from autoseg.workspace import Workspace
 
     workspace = Workspace(options.workspace)
@@ -186,7 +188,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    from autoseg.pipeline import predict_images
+    from autoseg.pipeline.prediction import predict_images
     from autoseg.workspace import Workspace
 
     predict_images(
@@ -205,7 +207,7 @@ def run_status(options: argparse.Namespace) -> None:
 
 
 def run_calibrate(options: argparse.Namespace) -> None:
-    from autoseg.pipeline import calibrate_device
+    from autoseg.pipeline.calibration import calibrate_device
 
     calibrate_device(options.device)
 

@@ -123,15 +123,11 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
         StateError: `out` holds something that is not a demo.
     """
     from autoseg.evaluation.evaluate import pair_folders, score_cases, summarise
-    from autoseg.pipeline import (
-        PlanOptions,
-        TrainOptions,
-        cross_validate,
-        evaluate_folders,
-        plan_dataset,
-        predict_images,
-        train_folds,
-    )
+    from autoseg.pipeline.folds import TrainOptions
+    from autoseg.pipeline.planning import PlanOptions, plan_dataset
+    from autoseg.pipeline.prediction import predict_images
+    from autoseg.pipeline.scoring import cross_validate, evaluate_folders
+    from autoseg.pipeline.training import train_folds
 
     began = time.perf_counter()
     _set_aside(out)

@@ -1,6 +1,7 @@
 """The command line: what can be typed, what is refused, and with which exit code."""
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -15,14 +16,16 @@ from phantom import tiny_dataset
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
-from autoseg import __version__, cli, demo, pipeline, status
+import autoseg
+from autoseg import __version__, cli, status
 from autoseg.arguments import duration, positive, share
 from autoseg.cli import main, parse_folds
 from autoseg.datasets.dataset import IntakeOptions
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
 from autoseg.parser import build_parser
-from autoseg.pipeline import PlanOptions, TrainOptions
+from autoseg.pipeline.folds import TrainOptions
+from autoseg.pipeline.planning import PlanOptions
 from autoseg.planning.planner import make_plan
 from autoseg.records import save
 from autoseg.suggestions import DEFAULT_WORKSPACE
@@ -96,15 +99,16 @@ def test_numbers(kind, good, bad):
 def called(monkeypatch) -> list:
     """Instead of working, the pipeline writes down how it was called."""
     calls: list = []
-    for module, names in (
-        (
-            pipeline,
-            ("check_dataset", "plan_dataset", "train_folds", "cross_validate", "evaluate_folders", "predict_images"),
-        ),
-        (demo, ("run",)),
+    for module, name in (
+        ("pipeline.planning", "check_dataset"),
+        ("pipeline.planning", "plan_dataset"),
+        ("pipeline.training", "train_folds"),
+        ("pipeline.scoring", "cross_validate"),
+        ("pipeline.scoring", "evaluate_folders"),
+        ("pipeline.prediction", "predict_images"),
+        ("demo", "run"),
     ):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda *a, name=name, **k: calls.append((name, a, k)))
+        monkeypatch.setattr(f"autoseg.{module}.{name}", lambda *a, name=name, **k: calls.append((name, a, k)))
     return calls
 
 
@@ -149,7 +153,7 @@ def test_plan_passes_everything_on(called):
 
 
 def test_check_hands_its_code_on(monkeypatch):
-    monkeypatch.setattr(pipeline, "check_dataset", lambda root, intake, *, workers: 3)
+    monkeypatch.setattr("autoseg.pipeline.planning.check_dataset", lambda root, intake, *, workers: 3)
     assert run("check", "data") == 3
 
 
@@ -322,7 +326,7 @@ def test_what_was_stopped_says_how_to_go_on(error, code, monkeypatch, capsys):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("autoseg.pipeline.train_folds", fail)
+    monkeypatch.setattr("autoseg.pipeline.training.train_folds", fail)
     assert run("train", "-f", "0,1", "--epochs", 3, "--restart", "-w", "my folder") == code
     assert capsys.readouterr().err == f"{error}\n  -> go on with: autoseg train -f 0,1 --epochs 3 -w 'my folder'\n"
 
@@ -330,7 +334,7 @@ def test_what_was_stopped_says_how_to_go_on(error, code, monkeypatch, capsys):
 def test_a_restart_that_was_stopped_before_it_began_is_still_due(monkeypatch, capsys):
     stopped = Stopped("stopped by SIGTERM")
     stopped.restart_due = True
-    monkeypatch.setattr("autoseg.pipeline.train_folds", lambda *_: (_ for _ in ()).throw(stopped))
+    monkeypatch.setattr("autoseg.pipeline.training.train_folds", lambda *_: (_ for _ in ()).throw(stopped))
     assert run("train", "-f", "0", "--restart") == 75
     assert "go on with: autoseg train -f 0 --restart\n" in capsys.readouterr().err
 
@@ -356,7 +360,16 @@ def test_help_lists_every_command_and_loads_no_torch():
     assert listed == set(COMMANDS)
     loaded = set(result.stderr.split())
     assert "autoseg.cli" in loaded
-    assert not loaded & {"torch", "numpy", "scipy", "SimpleITK", "nibabel", "tqdm", "psutil", "autoseg.pipeline"}
+    assert not loaded & {
+        "torch",
+        "numpy",
+        "scipy",
+        "SimpleITK",
+        "nibabel",
+        "tqdm",
+        "psutil",
+        "autoseg.datasets.dataset",
+    }
 
 
 def test_python_m_autoseg_is_autoseg():
@@ -472,15 +485,13 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         cli.main(["env"])
 
 
-def test_the_python_interface_is_the_pipeline_loaded_late():
-    import autoseg
-
-    for name in autoseg.PUBLIC:
-        assert getattr(autoseg, name) is getattr(pipeline, name)
+def test_the_python_interface_is_what_the_commands_call_loaded_late():
+    for name, module in autoseg.PUBLIC.items():
+        assert getattr(autoseg, name) is getattr(importlib.import_module(module), name)
         assert name in dir(autoseg)
     with pytest.raises(AttributeError, match=r"plan_datasets.*plan_dataset"):
         autoseg.plan_datasets  # noqa: B018
-    code = "import sys, autoseg, autoseg.nn.networks.unet; sys.exit('autoseg.pipeline' in sys.modules)"
+    code = "import sys, autoseg, autoseg.nn.networks.unet; sys.exit('autoseg.datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

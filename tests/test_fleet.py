@@ -15,7 +15,6 @@ import psutil
 import pytest
 from fleets import Told, with_gpus
 
-from autoseg import pipeline
 from autoseg.cli import main
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
 from autoseg.launch import local_gpus
@@ -24,7 +23,7 @@ from autoseg.launch.jobs import (
     train_arguments,
 )
 from autoseg.launch.local_gpus import FoldEnd, FoldJob, choose_gpus, fold_command, run_folds, share_cores
-from autoseg.pipeline import TrainOptions
+from autoseg.pipeline.folds import TrainOptions
 from autoseg.stopping import StopSignals
 from autoseg.workspace import FULL, FoldName, Workspace, write_text
 
@@ -38,8 +37,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folds side by s
 def parsed(monkeypatch) -> Callable[[list[str]], tuple[Workspace, TrainOptions]]:
     """What a command line makes `autoseg train` do: its workspace and its options."""
     seen = []
-    for module, name in ((pipeline, "train_folds"), (local_gpus, "train_on_gpus")):
-        monkeypatch.setattr(module, name, lambda workspace, options, *_: seen.append((workspace, options)))
+    for name in ("pipeline.training.train_folds", "launch.local_gpus.train_on_gpus"):
+        monkeypatch.setattr(f"autoseg.{name}", lambda workspace, options, *_: seen.append((workspace, options)))
 
     def parse(arguments: list[str]) -> tuple[Workspace, TrainOptions]:
         assert main(arguments) == 0

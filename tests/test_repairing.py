@@ -24,8 +24,9 @@ from autoseg.datasets.fixing.copying import MARK
 from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError, StateError, StorageError, UsageError
 from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels
-from autoseg.pipeline import check_dataset, fix_dataset, repairing
-from autoseg.pipeline.repairing import sharing_files
+from autoseg.pipeline import repairing
+from autoseg.pipeline.planning import check_dataset
+from autoseg.pipeline.repairing import fix_dataset, sharing_files
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import fix_planted_faults as planted

@@ -25,7 +25,7 @@ from autoseg.launch import slurm
 from autoseg.launch.jobs import train_arguments
 from autoseg.launch.slurm import AutosegJob, SlurmOptions, parse_slurm, require_submitit, submit_folds
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.pipeline import TrainOptions
+from autoseg.pipeline.folds import TrainOptions
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace, write_text

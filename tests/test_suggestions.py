@@ -75,8 +75,8 @@ def handwritten(source: str) -> list[str]:
 
 
 EXCEPTIONS = {
-    "planner.py": ["autoseg calibrate"],  # the value of a decision, stored in plan.json: it takes no workspace
-    "pipeline/slurm.py": ["autoseg evaluate"],
+    "planning/planner.py": ["autoseg calibrate"],  # the value of a decision, stored in plan.json: it takes no workspace
+    "launch/slurm.py": ["autoseg evaluate"],
     "planning/table.py": ["?: not known before this machine is measured (autoseg calibrate)"],
 }
 
@@ -210,7 +210,7 @@ def test_the_demo_shows_commands_that_parse(tmp_path, capsys, monkeypatch):
     def ends(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autoseg.pipeline.plan_dataset", ends)
+    monkeypatch.setattr("autoseg.pipeline.planning.plan_dataset", ends)
     main(["demo", "-o", str(tmp_path / "with blank")])
     shown = [line.partition("$ ")[2] for line in capsys.readouterr().out.splitlines() if "] $ " in line]
     assert [shlex.split(line)[1] for line in shown] == ["demo", "plan"]
