@@ -18,11 +18,11 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "3000"
 
 PUBLIC = {  # name -> the module that has it
-    "plan_dataset": "autoseg.pipeline.planning",
-    "train_folds": "autoseg.pipeline.training",
-    "cross_validate": "autoseg.pipeline.scoring",
-    "score_test_set": "autoseg.pipeline.scoring",
-    "predict_images": "autoseg.pipeline.prediction",
+    "plan_dataset": "autoseg.commands.plan",
+    "train_folds": "autoseg.commands.train",
+    "cross_validate": "autoseg.commands.evaluate",
+    "score_test_set": "autoseg.commands.evaluate",
+    "predict_images": "autoseg.commands.predict",
 }
 
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from autoseg.commands.parser import build_parser
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
-from autoseg.parser import build_parser
 from autoseg.suggestions import LESS_MEMORY, complete
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    from autoseg.pipeline.planning import check_dataset
-    from autoseg.pipeline.repairing import fix_dataset
+    from autoseg.commands.fix import fix_dataset
+    from autoseg.commands.plan import check_dataset
 
     if options.fix is not None:
         return fix_dataset(
@@ -107,7 +107,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def run_plan(options: argparse.Namespace) -> None:
-    from autoseg.pipeline.planning import PlanOptions, plan_dataset
+    from autoseg.commands.plan import PlanOptions, plan_dataset
     from autoseg.workspace import Workspace
 
     plan_dataset(
@@ -132,8 +132,8 @@ def run_plan(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    from autoseg.pipeline.folds import TrainOptions
-    from autoseg.pipeline.training import train_folds
+    from autoseg.commands.folds import TrainOptions
+    from autoseg.commands.train import train_folds
     from autoseg.workspace import Workspace
 
     workspace = Workspace(options.workspace)
@@ -168,7 +168,7 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    from autoseg.pipeline.scoring import cross_validate, evaluate_folders, score_test_set
+    from autoseg.commands.evaluate import cross_validate, evaluate_folders, score_test_set
     from autoseg.workspace import Workspace
 
     workspace = Workspace(options.workspace)
@@ -188,7 +188,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    from autoseg.pipeline.prediction import predict_images
+    from autoseg.commands.predict import predict_images
     from autoseg.workspace import Workspace
 
     predict_images(
@@ -200,20 +200,20 @@ def run_predict(options: argparse.Namespace) -> None:
 
 
 def run_status(options: argparse.Namespace) -> None:
-    from autoseg.status import status
+    from autoseg.commands.status import status
     from autoseg.workspace import Workspace
 
     print(status(Workspace(options.workspace)))
 
 
 def run_calibrate(options: argparse.Namespace) -> None:
-    from autoseg.pipeline.calibration import calibrate_device
+    from autoseg.commands.calibrate import calibrate_device
 
     calibrate_device(options.device)
 
 
 def run_env(options: argparse.Namespace) -> None:
-    from autoseg.status import environment
+    from autoseg.commands.status import environment
 
     print(environment())
 

@@ -122,12 +122,12 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     Raises:
         StateError: `out` holds something that is not a demo.
     """
+    from autoseg.commands.evaluate import cross_validate, evaluate_folders
+    from autoseg.commands.folds import TrainOptions
+    from autoseg.commands.plan import PlanOptions, plan_dataset
+    from autoseg.commands.predict import predict_images
+    from autoseg.commands.train import train_folds
     from autoseg.evaluation.evaluate import pair_folders, score_cases, summarise
-    from autoseg.pipeline.folds import TrainOptions
-    from autoseg.pipeline.planning import PlanOptions, plan_dataset
-    from autoseg.pipeline.prediction import predict_images
-    from autoseg.pipeline.scoring import cross_validate, evaluate_folders
-    from autoseg.pipeline.training import train_folds
 
     began = time.perf_counter()
     _set_aside(out)

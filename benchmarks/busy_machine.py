@@ -25,7 +25,7 @@ from pathlib import Path
 
 from common import autoseg, steps_done
 
-from autoseg.arguments import duration
+from autoseg.commands.arguments import duration
 
 INTAKE = {"axon_sem": ["--labels", "myelin=1,axon=2"]}
 SPIN = "while True: pass"

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
+from autoseg.commands.plan import PlanOptions, plan_dataset
 from autoseg.nn.blocks import set_checkpointing
 from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.networks import build_network
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.rate import THREADS_GAIN, measure_rate
 from autoseg.nn.training_step import clipped_gradients, loss_of, update
-from autoseg.pipeline.planning import PlanOptions, plan_dataset
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.pace import STEP_OVERHEAD
 from autoseg.planning.plan import Plan

@@ -46,10 +46,10 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
     """A step of autoseg's training of fold 0, and what it trains."""
     import torch
 
+    from autoseg.commands.inputs import load_records
     from autoseg.dataloading.store import CaseStore
     from autoseg.models.build import build_plan_loss, build_plan_network, patch_stream
     from autoseg.nn.optimization import OPTIMIZERS
-    from autoseg.pipeline.opening import load_records
     from autoseg.training.autotune import apply, choose, worker_count
     from autoseg.training.validation import watch
     from autoseg.training.within_memory import training_step

@@ -17,15 +17,16 @@ from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 import autoseg
-from autoseg import __version__, cli, status
-from autoseg.arguments import duration, positive, share
+from autoseg import __version__, cli
 from autoseg.cli import main, parse_folds
+from autoseg.commands import status
+from autoseg.commands.arguments import duration, positive, share
+from autoseg.commands.folds import TrainOptions
+from autoseg.commands.parser import build_parser
+from autoseg.commands.plan import PlanOptions
 from autoseg.datasets.dataset import IntakeOptions
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
-from autoseg.parser import build_parser
-from autoseg.pipeline.folds import TrainOptions
-from autoseg.pipeline.planning import PlanOptions
 from autoseg.planning.planner import make_plan
 from autoseg.records import save
 from autoseg.suggestions import DEFAULT_WORKSPACE
@@ -153,7 +154,7 @@ def test_plan_passes_everything_on(called):
 
 
 def test_check_hands_its_code_on(monkeypatch):
-    monkeypatch.setattr("autoseg.pipeline.planning.check_dataset", lambda root, intake, *, workers: 3)
+    monkeypatch.setattr("autoseg.commands.plan.check_dataset", lambda root, intake, *, workers: 3)
     assert run("check", "data") == 3
 
 
@@ -326,7 +327,7 @@ def test_what_was_stopped_says_how_to_go_on(error, code, monkeypatch, capsys):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("autoseg.pipeline.training.train_folds", fail)
+    monkeypatch.setattr("autoseg.commands.train.train_folds", fail)
     assert run("train", "-f", "0,1", "--epochs", 3, "--restart", "-w", "my folder") == code
     assert capsys.readouterr().err == f"{error}\n  -> go on with: autoseg train -f 0,1 --epochs 3 -w 'my folder'\n"
 
@@ -334,7 +335,7 @@ def test_what_was_stopped_says_how_to_go_on(error, code, monkeypatch, capsys):
 def test_a_restart_that_was_stopped_before_it_began_is_still_due(monkeypatch, capsys):
     stopped = Stopped("stopped by SIGTERM")
     stopped.restart_due = True
-    monkeypatch.setattr("autoseg.pipeline.training.train_folds", lambda *_: (_ for _ in ()).throw(stopped))
+    monkeypatch.setattr("autoseg.commands.train.train_folds", lambda *_: (_ for _ in ()).throw(stopped))
     assert run("train", "-f", "0", "--restart") == 75
     assert "go on with: autoseg train -f 0 --restart\n" in capsys.readouterr().err
 

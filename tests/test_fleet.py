@@ -16,6 +16,7 @@ import pytest
 from fleets import Told, with_gpus
 
 from autoseg.cli import main
+from autoseg.commands.folds import TrainOptions
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
 from autoseg.launch import local_gpus
 from autoseg.launch.jobs import (
@@ -23,7 +24,6 @@ from autoseg.launch.jobs import (
     train_arguments,
 )
 from autoseg.launch.local_gpus import FoldEnd, FoldJob, choose_gpus, fold_command, run_folds, share_cores
-from autoseg.pipeline.folds import TrainOptions
 from autoseg.stopping import StopSignals
 from autoseg.workspace import FULL, FoldName, Workspace, write_text
 

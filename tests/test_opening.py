@@ -8,11 +8,11 @@ from cascaded import with_cascade
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
+from autoseg.commands import inputs
+from autoseg.commands.inputs import choose_device, load_records, open_plan
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
-from autoseg.pipeline import opening
-from autoseg.pipeline.opening import choose_device, load_records, open_plan
 from autoseg.planning.plan import Decision, Plan
 from autoseg.planning.planner import make_plan
 from autoseg.records import load, save
@@ -50,7 +50,7 @@ def made(monkeypatch) -> list[str]:
         networks.append(network)
         return planned_for(plan, network)
 
-    monkeypatch.setattr(opening, "with_network", with_network)
+    monkeypatch.setattr(inputs, "with_network", with_network)
     return networks
 
 

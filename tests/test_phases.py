@@ -15,12 +15,12 @@ from fleets import Told, with_gpus
 from phantom import tiny_dataset
 
 from autoseg.cli import main
+from autoseg.commands.folds import TrainOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import AutosegError, StateError, UsageError
 from autoseg.launch import local_gpus
 from autoseg.launch.jobs import bring_previous_stage, preprocess_phase, split_into_phases
 from autoseg.launch.local_gpus import train_on_gpus
-from autoseg.pipeline.folds import TrainOptions
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import FULL, Workspace

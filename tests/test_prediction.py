@@ -8,13 +8,13 @@ import pytest
 from bright import THRESHOLD, Bright, model_of, picture, plan_of
 from hostile import cut, nifti
 
+from autoseg.commands.predict import predict_images
 from autoseg.datasets.dataset import Case, Dataset, images_in
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import DataError, StorageError, UsageError
 from autoseg.imaging.formats.readers import read_labels, write_labels
 from autoseg.imaging.labels import LabelSet
 from autoseg.inference import predict as module
-from autoseg.pipeline.prediction import predict_images
 from autoseg.records import save
 from autoseg.workspace import Workspace
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.parser import build_parser
+from autoseg.commands.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autoseg"

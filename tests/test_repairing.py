@@ -19,14 +19,14 @@ from phantom import tiny_dataset
 from PIL import Image
 
 from autoseg.cli import main
+from autoseg.commands import fix
+from autoseg.commands.fix import fix_dataset, sharing_files
+from autoseg.commands.plan import check_dataset
 from autoseg.datasets.dataset import IntakeOptions
 from autoseg.datasets.fixing.copying import MARK
 from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError, StateError, StorageError, UsageError
 from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels
-from autoseg.pipeline import repairing
-from autoseg.pipeline.planning import check_dataset
-from autoseg.pipeline.repairing import fix_dataset, sharing_files
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import fix_planted_faults as planted
@@ -832,7 +832,7 @@ def test_an_interrupted_copy_is_recognised_and_repeated(tmp_path, monkeypatch):
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(repairing, "_mend", killed)
+    monkeypatch.setattr(fix, "_mend", killed)
     with pytest.raises(KeyboardInterrupt):
         fixed(folder, out)
     monkeypatch.undo()

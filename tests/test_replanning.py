@@ -9,11 +9,11 @@ from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
 from autoseg.cli import _intake
+from autoseg.commands.parser import build_parser
+from autoseg.commands.plan import PlanOptions, _as_typed, plan_dataset
+from autoseg.commands.replan import Replanning, with_kept_statistics
 from autoseg.datasets.dataset import IntakeOptions, parse_options
 from autoseg.errors import DataError, UsageError
-from autoseg.parser import build_parser
-from autoseg.pipeline.planning import PlanOptions, _as_typed, plan_dataset
-from autoseg.pipeline.replanning import Replanning, with_kept_statistics
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace, write_text

@@ -7,6 +7,7 @@ import pytest
 from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
+from autoseg.commands.parser import build_parser
 from autoseg.models.same_training import (
     OF_CONFIGURATION,
     SEEN,
@@ -18,7 +19,6 @@ from autoseg.models.same_training import (
     plan_differences,
     what_is_seen,
 )
-from autoseg.parser import build_parser
 from autoseg.planning.plan import Configuration, NetworkSpec, Plan, Training
 from autoseg.records import to_plain
 

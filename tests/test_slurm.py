@@ -20,12 +20,12 @@ from phantom import tiny_dataset
 from submitit.core.utils import DelayedSubmission
 
 from autoseg.cli import main
+from autoseg.commands.folds import TrainOptions
 from autoseg.errors import UsageError
 from autoseg.launch import slurm
 from autoseg.launch.jobs import train_arguments
 from autoseg.launch.slurm import AutosegJob, SlurmOptions, parse_slurm, require_submitit, submit_folds
 from autoseg.models.checkpoint import load_checkpoint
-from autoseg.pipeline.folds import TrainOptions
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace, write_text

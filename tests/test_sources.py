@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import tiny
 
+from autoseg.commands.parser import build_parser
 from autoseg.datasets.dataset import Dataset, discover
 from autoseg.errors import StateError
-from autoseg.parser import build_parser
 from autoseg.preprocessing import sources
 from autoseg.preprocessing.sources import Sources, changed_since, measure, require_unchanged
 from autoseg.records import load, save

@@ -11,7 +11,7 @@ from commands import SHORT, copy_of, run
 from phantom import tiny_dataset
 
 from autoseg.cli import main
-from autoseg.status import status
+from autoseg.commands.status import status
 from autoseg.workspace import FULL, Workspace
 
 MODEL = ("3d_fullres", "unet")

@@ -10,7 +10,7 @@ from commands import SHORT, outcome, run
 from phantom import tiny_dataset
 
 from autoseg.cli import main
-from autoseg.parser import build_parser
+from autoseg.commands.parser import build_parser
 from autoseg.suggestions import ANY_DATASET, DEFAULT_WORKSPACE, LESS_MEMORY, complete, suggest
 
 PACKAGE = Path(__file__).parents[1] / "autoseg"
@@ -210,7 +210,7 @@ def test_the_demo_shows_commands_that_parse(tmp_path, capsys, monkeypatch):
     def ends(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autoseg.pipeline.planning.plan_dataset", ends)
+    monkeypatch.setattr("autoseg.commands.plan.plan_dataset", ends)
     main(["demo", "-o", str(tmp_path / "with blank")])
     shown = [line.partition("$ ")[2] for line in capsys.readouterr().out.splitlines() if "] $ " in line]
     assert [shlex.split(line)[1] for line in shown] == ["demo", "plan"]

@@ -18,6 +18,7 @@ from synthetic_memory import ElementMemory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from autoseg.commands.parser import build_parser
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
@@ -26,7 +27,6 @@ from autoseg.models.build import build_plan_loss, build_plan_network, configurat
 from autoseg.nn.blocks import Stage
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.optimization import OPTIMIZERS
-from autoseg.parser import build_parser
 from autoseg.planning.plan import ChannelNormalization, Plan, Training
 from autoseg.planning.planner import make_plan
 from autoseg.records import to_plain

@@ -9,9 +9,9 @@ machine, `slurm` on those of a cluster.
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from autoseg.pipeline.folds import Folds, TrainOptions
-from autoseg.pipeline.opening import Say
-from autoseg.pipeline.training import begun_among
+from autoseg.commands.folds import Folds, TrainOptions
+from autoseg.commands.inputs import Say
+from autoseg.commands.train import begun_among
 from autoseg.workspace import FULL, FoldName, Workspace
 
 FLAGS = {"settings": "--set", "checkpoint_seconds": "--checkpoint-every"}  # that are called otherwise than their field

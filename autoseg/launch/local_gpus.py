@@ -27,6 +27,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from autoseg.commands.inputs import Say, load_records
+from autoseg.commands.train import TrainOptions
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
 from autoseg.launch.jobs import (
     bring_previous_stage,
@@ -35,8 +37,6 @@ from autoseg.launch.jobs import (
     split_into_phases,
     train_arguments,
 )
-from autoseg.pipeline.opening import Say, load_records
-from autoseg.pipeline.training import TrainOptions
 from autoseg.stopping import StopSignals
 from autoseg.suggestions import suggest
 from autoseg.training.diagnosis import diagnose

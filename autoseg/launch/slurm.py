@@ -23,6 +23,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoseg.commands.inputs import Say, load_records
+from autoseg.commands.train import TrainOptions
 from autoseg.errors import Stopped, UsageError
 from autoseg.launch.jobs import (
     bring_previous_stage,
@@ -32,8 +34,6 @@ from autoseg.launch.jobs import (
     train_arguments,
 )
 from autoseg.launch.local_gpus import bound_to_parent
-from autoseg.pipeline.opening import Say, load_records
-from autoseg.pipeline.training import TrainOptions
 from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, Workspace, set_aside_since
 

@@ -19,6 +19,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from autoseg.commands.inputs import Say
+from autoseg.commands.plan import describe_dataset
 from autoseg.datasets.checks.duplicates import as_one_patient
 from autoseg.datasets.checks.problems import check, problem_table
 from autoseg.datasets.dataset import Dataset, IntakeOptions, discover, workers_for
@@ -40,8 +42,6 @@ from autoseg.datasets.fixing.repair import Wishes, mend_cases
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import DataError, StorageError, UsageError
 from autoseg.imaging.formats.readers import ending_of
-from autoseg.pipeline.opening import Say
-from autoseg.pipeline.planning import describe_dataset
 from autoseg.processes import map_in_processes
 from autoseg.wording import counted
 from autoseg.workspace import lock, write_text

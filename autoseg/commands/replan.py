@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autoseg.commands.inputs import Say, keep_aside, open_plan
 from autoseg.datasets.dataset import Dataset, IntakeOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.models.begun import begun_of, split_of, standing
 from autoseg.models.same_training import STATISTICS, USE_STATISTICS
-from autoseg.pipeline.opening import Say, keep_aside, open_plan
 from autoseg.planning.plan import ChannelNormalization, Plan
 from autoseg.records import load
 from autoseg.suggestions import suggest

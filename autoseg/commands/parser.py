@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoseg import __version__
-from autoseg.arguments import above, cpu_rate, duration, finite, mapping, name, positive, share, whole
+from autoseg.commands.arguments import above, cpu_rate, duration, finite, mapping, name, positive, share, whole
 from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
 from autoseg.suggestions import DEFAULT_WORKSPACE
 

@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autoseg.commands.inputs import Say, load_records
+from autoseg.commands.plan import FOLDS
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
-from autoseg.pipeline.opening import Say, load_records
-from autoseg.pipeline.planning import FOLDS
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.cascade import prepare_previous
 from autoseg.preprocessing.preprocess import preprocess

@@ -4,11 +4,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autoseg.commands.folds import Folds, TrainOptions
+from autoseg.commands.inputs import Say, choose_device
+from autoseg.commands.plan import FOLDS
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, Stopped, UsageError
-from autoseg.pipeline.folds import Folds, TrainOptions
-from autoseg.pipeline.opening import Say, choose_device
-from autoseg.pipeline.planning import FOLDS
 from autoseg.stopping import StopSignals
 from autoseg.suggestions import suggest
 from autoseg.wording import duration

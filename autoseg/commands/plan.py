@@ -6,14 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from autoseg.datasets.checks.duplicates import as_one_patient
-from autoseg.datasets.checks.problems import check, problem_table, without_bad_cases
-from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
-from autoseg.datasets.fixing.copying import refuse_unfinished
-from autoseg.datasets.splits import Splits, make_splits, splits_from_nnunet
-from autoseg.errors import DataError
-from autoseg.pipeline.opening import Say, gpu_memory_gb
-from autoseg.pipeline.replanning import (
+from autoseg.commands.inputs import Say, gpu_memory_gb
+from autoseg.commands.replan import (
     Replanning,
     folds_after,
     options_again,
@@ -21,6 +15,13 @@ from autoseg.pipeline.replanning import (
     require_related,
     with_kept_statistics,
 )  # fmt: skip
+from autoseg.commands.status import next_command
+from autoseg.datasets.checks.duplicates import as_one_patient
+from autoseg.datasets.checks.problems import check, problem_table, without_bad_cases
+from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
+from autoseg.datasets.fixing.copying import refuse_unfinished
+from autoseg.datasets.splits import Splits, make_splits, splits_from_nnunet
+from autoseg.errors import DataError
 from autoseg.planning.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.planning.foreign_grids import training_grids
 from autoseg.planning.overview import overview
@@ -31,7 +32,6 @@ from autoseg.planning.table import summary
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.sources import measure
 from autoseg.records import load, save
-from autoseg.status import next_command
 from autoseg.suggestions import complete, suggest
 from autoseg.workspace import Workspace, lock
 

@@ -1,0 +1,1 @@
+"""What each command chains, and the options of the command line."""
