@@ -84,7 +84,7 @@ def parse_folds(text: str) -> "tuple[FoldName, ...] | None":
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    from autoseg.demo import run, write_dataset
+    from autoseg.demo.run import run, write_dataset
 
     if options.data_only:
         print(f"wrote {write_dataset(options.out / 'dataset')}")

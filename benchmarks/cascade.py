@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.demo.phantom import FIELD_OF_VIEW, LABELS, NOISE, make_anatomy, render, write_nifti
 from autoseg.imaging.geometry import Geometry, Volume
-from autoseg.phantom import FIELD_OF_VIEW, LABELS, NOISE, make_anatomy, render, write_nifti
 
 SPACING = (1.0, 0.7, 0.7)  # mm
 TRAINING, HELD_OUT = range(12), range(101, 105)  # patients

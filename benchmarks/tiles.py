@@ -26,11 +26,11 @@ from common import autoseg
 
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Splits
+from autoseg.demo.phantom import write_dataset
 from autoseg.evaluation.evaluate import ScoreJob, score_cases
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.inference.predict import PredictOptions, predict_cases
 from autoseg.models.model import Model, open_model
-from autoseg.phantom import write_dataset
 from autoseg.records import load
 from autoseg.workspace import Workspace
 

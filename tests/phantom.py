@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from autoseg.demo.phantom import Ellipsoid, write_nifti
 from autoseg.imaging.geometry import Geometry, Vector3, Volume
-from autoseg.phantom import Ellipsoid, write_nifti
 
 
 def sphere(shape: tuple[int, ...], centre: Sequence[float], radius: float, spacing: Sequence[float] = (1, 1, 1)):
@@ -78,7 +78,7 @@ def tiny_dataset(
             in the name where there is one channel.
         shape: (Z, Y, X) or (Y, X) of every case; otherwise about (12, 20, 24) or (40, 32), odd sizes among them.
         spacing: mm, 3-D only.
-        orientations: taken in turn, see `autoseg.phantom.write_nifti`; 3-D only.
+        orientations: taken in turn, see `autoseg.demo.phantom.write_nifti`; 3-D only.
         seed: another seed gives other images.
     """
     ending = ".nii.gz" if dims == 3 else ".png"

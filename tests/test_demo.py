@@ -16,9 +16,7 @@ import pytest
 from phantom import sphere, tiny_dataset
 from PIL import Image
 
-from autoseg.demo import COLOURS, _richest_slice, picture
-from autoseg.imaging.geometry import Geometry, Volume
-from autoseg.phantom import (
+from autoseg.demo.phantom import (
     LABELS,
     ORIENTATIONS,
     Ellipsoid,
@@ -31,6 +29,8 @@ from autoseg.phantom import (
     write_dataset,
     write_nifti,
 )
+from autoseg.demo.run import COLOURS, _richest_slice, picture
+from autoseg.imaging.geometry import Geometry, Volume
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def world_centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def test_bytes_are_equal_in_another_process_with_other_threads_and_hashes(dataset, tmp_path):
-    code = "import sys, pathlib, autoseg.phantom as p; p.write_dataset(pathlib.Path(sys.argv[1]), cases=1)"
+    code = "import sys, pathlib, autoseg.demo.phantom as p; p.write_dataset(pathlib.Path(sys.argv[1]), cases=1)"
     environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"}
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, cwd=Path(__file__).parents[1]

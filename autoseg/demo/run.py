@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
+from autoseg.demo.phantom import LABELS
+from autoseg.demo.phantom import write_dataset as write_dataset
 from autoseg.errors import StateError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.geometry import Volume, to_canonical
 from autoseg.imaging.labels import LabelSet
-from autoseg.phantom import LABELS
-from autoseg.phantom import write_dataset as write_dataset
 from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace, write_atomically
 
