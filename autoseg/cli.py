@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from autoseg.commands.parser import build_parser
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
-from autoseg.suggestions import LESS_MEMORY, complete
+from autoseg.messages import LESS_MEMORY, complete
 
 if TYPE_CHECKING:
     from autoseg.datasets.dataset import IntakeOptions

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from autoseg.errors import StateError
-from autoseg.wording import counted
+from autoseg.messages import counted
 
 MAX_STEPS = 10**9  # of a training, or of an epoch
 MAX_EPOCHS = 10**6

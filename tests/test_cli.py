@@ -27,9 +27,9 @@ from autoseg.commands.plan import PlanOptions
 from autoseg.datasets.dataset import IntakeOptions
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
+from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.planning.planner import make_plan
 from autoseg.records import save
-from autoseg.suggestions import DEFAULT_WORKSPACE
 from autoseg.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]

@@ -8,10 +8,11 @@ from torch import nn
 
 from autoseg.errors import StateError
 from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
+from autoseg.models.versions import UNKNOWN, upgrade_checkpoint
 from autoseg.nn.optimization import Plateau
 from autoseg.planning.plan import Training
 from autoseg.training.autotune import Choices
-from autoseg.training.state import UNKNOWN, FoldState, Position, upgrade_checkpoint
+from autoseg.training.state import FoldState, Position
 
 CPU = torch.device("cpu")
 CHOICES = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)

@@ -24,6 +24,7 @@ from autoseg.datasets.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.build import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
+from autoseg.models.versions import UNKNOWN
 from autoseg.nn.blocks import Stage
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.optimization import OPTIMIZERS
@@ -33,7 +34,7 @@ from autoseg.records import to_plain
 from autoseg.training.autotune import Choices
 from autoseg.training.resume import remarks_on_contents, require_same_training
 from autoseg.training.setup import Fold, FoldOptions, FoldTask
-from autoseg.training.state import UNKNOWN, FoldState
+from autoseg.training.state import FoldState
 from autoseg.training.within_memory import step_within_memory, training_step
 from autoseg.workspace import Workspace
 

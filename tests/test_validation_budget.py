@@ -11,6 +11,7 @@ from autoseg.datasets.splits import Split
 from autoseg.errors import StateError
 from autoseg.inference.predict import PredictOptions, options_for
 from autoseg.inference.rehearsal import case_to_measure
+from autoseg.messages import duration
 from autoseg.training import budget as budget_clock
 from autoseg.training.budget import Clock
 from autoseg.training.validation_budget import (
@@ -28,7 +29,6 @@ from autoseg.training.validation_budget import (
     patches,
     ways,
 )
-from autoseg.wording import duration
 
 FULL, SOME, NONE = (
     Inference((0, 1, 2)),

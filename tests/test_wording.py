@@ -2,7 +2,7 @@
 
 import pytest
 
-from autoseg.wording import aligned, counted, duration, some
+from autoseg.messages import aligned, counted, duration, some
 
 
 def test_some_of_many_names():

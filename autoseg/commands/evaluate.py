@@ -9,10 +9,10 @@ from autoseg.datasets.dataset import parse_options
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.messages import suggest
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.sources import changed_since, require_in_place
 from autoseg.records import load, save
-from autoseg.suggestions import suggest
 from autoseg.workspace import FULL, Workspace, begun_folds
 
 if TYPE_CHECKING:  # torch is imported where something is predicted

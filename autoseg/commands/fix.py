@@ -2,8 +2,8 @@
 
     fix_dataset   copy -> mend file by file -> mend case by case -> check the copy -> leave out what is faulty
 
-The original is read and never written. What has one right answer is mended (`intake/copying.py`, `intake/lists.py`,
-`intake/repair.py`); a value is changed only on request (`--map`, `--nan-to`). A case with a fault that cannot be mended
+The original is read and never written. What has one right answer is mended (`copying`, `lists` and `repair` in
+`datasets.fixing`); a value is changed only on request (`--map`, `--nan-to`). A case with a fault that cannot be mended
 without a guess is *left out* of the copy, with all its files and its entries in the lists, and named with its fault: so
 checking the copy finds no error. Only faults of the data set as a whole (a label that is in no file) stay in the copy,
 and are named. The exit code is 0 where everything was mended, and 3 where a case was left out or a fault stayed.
@@ -42,8 +42,8 @@ from autoseg.datasets.fixing.repair import Wishes, mend_cases
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import DataError, StorageError, UsageError
 from autoseg.imaging.formats.readers import ending_of
+from autoseg.messages import counted
 from autoseg.processes import map_in_processes
-from autoseg.wording import counted
 from autoseg.workspace import lock, write_text
 
 GUARD = ".autoseg-fix.lock"

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
+from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import with_network
 from autoseg.planning.table import glance
 from autoseg.records import load, save
-from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from autoseg import __version__
 from autoseg.commands.arguments import above, cpu_rate, duration, finite, mapping, name, positive, share, whole
+from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
-from autoseg.suggestions import DEFAULT_WORKSPACE
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.datasets.fixing.copying import refuse_unfinished
 from autoseg.datasets.splits import Splits, make_splits, splits_from_nnunet
 from autoseg.errors import DataError
+from autoseg.messages import complete, suggest
 from autoseg.planning.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.planning.foreign_grids import training_grids
 from autoseg.planning.overview import overview
@@ -32,7 +33,6 @@ from autoseg.planning.table import summary
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.sources import measure
 from autoseg.records import load, save
-from autoseg.suggestions import complete, suggest
 from autoseg.workspace import Workspace, lock
 
 FOLDS = 5

@@ -9,11 +9,10 @@ from autoseg.datasets.checks.grids import header_notes
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
 from autoseg.errors import DataError, StateError, UsageError
+from autoseg.messages import counted, suggest
 from autoseg.models.same_training import SEEN, what_is_seen
 from autoseg.planning.plan import Plan
 from autoseg.records import load, to_plain
-from autoseg.suggestions import suggest
-from autoseg.wording import counted
 from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented

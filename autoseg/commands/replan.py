@@ -12,11 +12,11 @@ from autoseg.commands.inputs import Say, keep_aside, open_plan
 from autoseg.datasets.dataset import Dataset, IntakeOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
+from autoseg.messages import suggest
 from autoseg.models.begun import begun_of, split_of, standing
 from autoseg.models.same_training import STATISTICS, USE_STATISTICS
 from autoseg.planning.plan import ChannelNormalization, Plan
 from autoseg.records import load
-from autoseg.suggestions import suggest
 from autoseg.workspace import FoldName, Workspace
 
 STATISTICS_TOLERANCE = 0.02  # of the standard deviation

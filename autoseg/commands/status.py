@@ -14,12 +14,12 @@ from autoseg import __version__
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
+from autoseg.messages import ANY_DATASET, suggest
 from autoseg.models.begun import BegunFold, begun_of, standing
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.sources import changed_since, plan_again, require_in_place
 from autoseg.processes import available_cores
 from autoseg.records import load
-from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import FULL, FoldName, Workspace
 
 LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "scikit-image", "batchgenerators", "tqdm", "matplotlib")

@@ -9,9 +9,8 @@ from autoseg.commands.inputs import Say, choose_device
 from autoseg.commands.plan import FOLDS
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, Stopped, UsageError
+from autoseg.messages import duration, suggest
 from autoseg.stopping import StopSignals
-from autoseg.suggestions import suggest
-from autoseg.wording import duration
 from autoseg.workspace import FULL, Workspace
 
 if TYPE_CHECKING:  # torch is imported when training begins

@@ -32,8 +32,8 @@ import numpy as np
 from autoseg.errors import DataError, StateError, StorageError
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import OUTSIDE
+from autoseg.messages import ANY_DATASET, suggest
 from autoseg.records import from_plain, to_plain
-from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import sha256, write_text
 
 VERSION = 2  # 2 keeps digests of what was read

@@ -9,7 +9,7 @@ pause or restart between them.
     for batch in stream:
         batch = stream.finish(batch, device)
 
-The parts: `patches` (what is cut), `batches` (how it is augmented), `workers` and `slots` (where that is done).
+The parts: `patches` (what is cut), `batches` (how it is augmented), `workers` and `shared_memory` (where that is done).
 """
 
 import math

@@ -30,7 +30,7 @@ from autoseg.datasets.entries import (
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import ending_of, stem_of
-from autoseg.wording import counted
+from autoseg.messages import counted
 
 NAMED_AT_ONCE = 3  # files of a DICOM series named; the rest are counted
 LOOKED_AT = 200  # images below a folder that are counted, at most

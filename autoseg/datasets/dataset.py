@@ -5,8 +5,8 @@
     images_in       what `predict -i` names -> cases without labels, and what cannot be one
     load_case       one case -> image and target in one axis order
 
-The parts are in `intake/`: layouts, the pairing of files, patients and tables, reading. `discover` opens no image
-where names say enough: `problems.check` reads every file once, later.
+The parts are the modules beside this one: layouts, the pairing of files, patients and tables, reading. `discover` opens
+no image where names say enough: `problems.check` reads every file once, later.
 """
 
 import shlex

@@ -15,8 +15,7 @@ from autoseg.datasets.pairing import Found, Problem
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, Matched, match_ids
 from autoseg.datasets.splits import Split
 from autoseg.errors import DataError
-from autoseg.suggestions import suggest
-from autoseg.wording import NAMED, some
+from autoseg.messages import NAMED, some, suggest
 
 EXPECTED = 'expected a list of folds, each {"train": [ids], "val": [ids]}'
 OWN_FOLDS = "correct it, or remove it: autoseg then makes its own folds"

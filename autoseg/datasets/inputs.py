@@ -27,8 +27,8 @@ from autoseg.datasets.pairing import LABEL_STEMS, Case, by_channel, channel_file
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed
 from autoseg.errors import UsageError
 from autoseg.imaging.formats.readers import READERS, ending_of
+from autoseg.messages import some
 from autoseg.rules import anything, entries
-from autoseg.wording import some
 
 Group = list[tuple[int, Path]]  # (channel, file) of one case
 FOUR_DIGITS = re.compile(r"_\d{4}")

@@ -47,7 +47,7 @@ class Found:
     labels: LabelSet | None = None
     patients: dict[str, str] = field(default_factory=dict)  # case id -> patient, where the layout says so
     unused_ids: set[str] = field(default_factory=set)  # of images without labels: tables may name them
-    splits: tuple[Split, ...] | None = None  # as given; `folds.sound_splits` judges them
+    splits: tuple[Split, ...] | None = None  # as given; `given_folds.sound_splits` judges them
     splits_from: str = ""  # the file that gives them
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 import numpy as np
 
 from autoseg.errors import DataError
+from autoseg.messages import some
 from autoseg.rules import anything, between, entries, exactly, file_name
-from autoseg.wording import some
 from autoseg.workspace import FULL, FoldName
 
 VERSION = 1

@@ -16,8 +16,7 @@ from autoseg.datasets.pairing import Found, Problem, choose_channels, listed_cas
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed, match_ids
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import stem_of
-from autoseg.suggestions import suggest
-from autoseg.wording import some
+from autoseg.messages import some, suggest
 
 TABLE_ENDINGS = (".csv", ".tsv")
 CASE_COLUMNS = ("case", "case_id", "id")

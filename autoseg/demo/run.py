@@ -18,7 +18,7 @@ from autoseg.errors import StateError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.geometry import Volume, to_canonical
 from autoseg.imaging.labels import LabelSet
-from autoseg.suggestions import suggest
+from autoseg.messages import suggest
 from autoseg.workspace import Workspace, write_atomically
 
 FOLDS = 5

@@ -26,7 +26,7 @@ from autoseg.evaluation.evaluate import (
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.inference.predict import output_ending
-from autoseg.suggestions import suggest
+from autoseg.messages import suggest
 from autoseg.workspace import FoldName
 
 VERSION = 1

@@ -37,11 +37,10 @@ from autoseg.launch.jobs import (
     split_into_phases,
     train_arguments,
 )
+from autoseg.messages import duration, suggest
 from autoseg.stopping import StopSignals
-from autoseg.suggestions import suggest
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.logger import warning
-from autoseg.wording import duration
 from autoseg.workspace import FoldName, Workspace, set_aside_since
 
 POLL_SECONDS = 0.2

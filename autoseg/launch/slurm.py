@@ -34,7 +34,7 @@ from autoseg.launch.jobs import (
     train_arguments,
 )
 from autoseg.launch.local_gpus import bound_to_parent
-from autoseg.suggestions import suggest
+from autoseg.messages import suggest
 from autoseg.workspace import FULL, Workspace, set_aside_since
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ class Standing:
 def read_begun(folder: Path) -> BegunFold | None:
     """Look at the newest checkpoint of a fold; None where there is none. Raises StateError where it is damaged."""
     from autoseg.models.checkpoint import NEWEST, load_checkpoint
-    from autoseg.training.state import upgrade_checkpoint
+    from autoseg.models.versions import upgrade_checkpoint
 
     path = folder / NEWEST
     if not path.exists():

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from autoseg.errors import StateError, StorageError
-from autoseg.suggestions import suggest
+from autoseg.messages import suggest
 from autoseg.workspace import sha256, write_atomically, write_text
 
 NEWEST, PREVIOUS, DIGESTS = "last.pt", "previous.pt", "checkpoints.sha256"

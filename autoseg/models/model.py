@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from autoseg.errors import StateError
+from autoseg.messages import suggest
 from autoseg.models.build import build_plan_network
 from autoseg.models.checkpoint import NEWEST, load_checkpoint
 from autoseg.models.same_training import what_is_seen
+from autoseg.models.versions import upgrade_checkpoint
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.records import from_plain, to_plain
-from autoseg.suggestions import suggest
-from autoseg.training.state import upgrade_checkpoint
 from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 
 # What models that work together must have in common.

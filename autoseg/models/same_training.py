@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from autoseg.messages import counted
 from autoseg.planning.plan import LENGTHS, Training
 from autoseg.records import to_plain
-from autoseg.wording import counted
 
 SEEN = ("channels", "labels", "orientation", "axis_order", "normalization", "resampling")  # of a plan
 OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "batch_dice", "network", "cascade_from")

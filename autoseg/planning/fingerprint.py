@@ -24,9 +24,9 @@ from autoseg.imaging.components import as_slices, bounding_box, components, nonz
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.symmetry import MirrorSide, mirror_sides
+from autoseg.messages import some
 from autoseg.records import to_plain
 from autoseg.rules import anything, at_least, between, entries, exactly, file_name
-from autoseg.wording import some
 
 VERSION = 1
 Count = Annotated[int, at_least(0, 2.0**63)]

@@ -1,7 +1,7 @@
 """What `autoseg plan` says unless it is asked to explain: at most LINES lines, of at most WIDTH columns where possible.
 
 What was understood, the plan at a glance, the decisions that a person should look at, what would change them, where the
-plan is, and what to type next. `decisions.describe` and `table.summary` show the rest.
+plan is, and what to type next. `request.describe` and `table.summary` show the rest.
 """
 
 import textwrap

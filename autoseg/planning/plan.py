@@ -13,6 +13,7 @@ from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.architectures import ARCHITECTURES
 from autoseg.planning.plan_fields import (
     Axis,
@@ -56,7 +57,6 @@ from autoseg.rules import (
     one_of,
     shown,
 )
-from autoseg.suggestions import ANY_DATASET, suggest
 
 LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
 LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given

@@ -1,9 +1,9 @@
 """A plan at a glance: what each configuration is, what it is predicted to need, and what would change the choice."""
 
+from autoseg.messages import aligned
 from autoseg.planning.pace import steps_in
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.planning.request import text
-from autoseg.wording import aligned
 
 GIGA = 1e9
 LEFT_OUT = ("stages", "receptive field", "predict", "host", "disk")  # of a plan at a glance

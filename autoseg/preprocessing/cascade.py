@@ -20,11 +20,11 @@ from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import StateError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.geometry import Axes3, Box, Vector3
+from autoseg.messages import suggest
 from autoseg.planning.plan import Configuration, Plan, Resampling
 from autoseg.preprocessing.preprocess import resample_target, spacing_for
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
-from autoseg.suggestions import suggest
 from autoseg.workspace import Workspace, lock, sha256, write_atomically
 
 VERSION = 1

@@ -20,10 +20,10 @@ from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.imaging.normalize import normalize
 from autoseg.imaging.resample import require_possible, resample_image, resample_labels
+from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.plan import Configuration, Plan, Resampling
 from autoseg.processes import free_memory, map_in_processes
 from autoseg.records import to_plain
-from autoseg.suggestions import ANY_DATASET, suggest
 from autoseg.workspace import Workspace, lock
 
 

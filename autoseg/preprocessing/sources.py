@@ -12,10 +12,9 @@ from pathlib import Path
 
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.errors import StateError, StorageError
+from autoseg.messages import some, suggest
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
-from autoseg.suggestions import suggest
-from autoseg.wording import some
 from autoseg.workspace import Workspace, sha256
 
 VERSION = 1

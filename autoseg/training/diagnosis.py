@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from autoseg.wording import NAMED, some
+from autoseg.messages import NAMED, some
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

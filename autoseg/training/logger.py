@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from autoseg.messages import duration
 from autoseg.training.diagnosis import Finding, diagnose, ever_found
 from autoseg.training.plots import draw_progress
-from autoseg.wording import duration
 from autoseg.workspace import FoldName, write_text
 
 if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there

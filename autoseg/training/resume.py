@@ -10,6 +10,7 @@ from typing import Any
 
 from autoseg.dataloading.store import CaseStore
 from autoseg.errors import StateError
+from autoseg.messages import suggest
 from autoseg.models.same_training import (
     content_differences,
     describe_contents,
@@ -17,13 +18,12 @@ from autoseg.models.same_training import (
     options_between,
     plan_differences,
 )
+from autoseg.models.versions import UNKNOWN
 from autoseg.planning.plan import LENGTHS, Training
 from autoseg.preprocessing.cascade import previous_digest
 from autoseg.preprocessing.sources import plan_again
 from autoseg.records import from_plain, to_plain
-from autoseg.suggestions import suggest
 from autoseg.training.setup import FoldOptions, FoldTask, place
-from autoseg.training.state import UNKNOWN
 from autoseg.workspace import FULL
 
 KEPT = "(the old fold is kept aside)"

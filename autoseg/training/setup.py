@@ -17,6 +17,7 @@ from autoseg.errors import StateError, UsageError
 from autoseg.models.build import build_plan_loss, build_plan_network, patch_stream
 from autoseg.models.checkpoint import CheckpointWriter
 from autoseg.models.pretrained import begin_from
+from autoseg.models.versions import CHECKPOINT_VERSION
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
 from autoseg.planning.plan import Configuration, Plan
@@ -27,7 +28,7 @@ from autoseg.training.autotune import Choices, apply, choose, worker_count
 from autoseg.training.budget import Clock, epoch_steps
 from autoseg.training.fold_folder import FoldFolder
 from autoseg.training.logger import FoldLog
-from autoseg.training.state import CHECKPOINT_VERSION, FoldState, seed_of
+from autoseg.training.state import FoldState, seed_of
 from autoseg.training.validation import Batch, WatchedSamples, watch, watched_samples
 from autoseg.training.validation_budget import AfterTraining, estimate
 from autoseg.workspace import FULL, FoldName, Workspace

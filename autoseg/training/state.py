@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoseg.errors import StateError
 from autoseg.nn.optimization import (
     OPTIMIZERS,
     REDUCTIONS,
@@ -25,13 +24,11 @@ from autoseg.nn.optimization import (
     cool_down_length,
     set_learning_rate,
 )
-from autoseg.planning.plan import Plan, Training
+from autoseg.planning.plan import Training
 from autoseg.training.autotune import Choices
 from autoseg.workspace import FULL, FoldName
 
-CHECKPOINT_VERSION = 4
 FULL_SEED = 1_000_000  # stands for a number of FULL: it draws apart from all other folds
-UNKNOWN = "an unknown model, or from random weights"  # what a fold of an older version began from
 
 
 @dataclass(frozen=True)
@@ -212,47 +209,3 @@ class FoldState:
 def seed_of(fold: FoldName) -> int:
     """The number by which a fold's draws differ from those of others."""
     return FULL_SEED if fold == FULL else fold
-
-
-def upgrade_checkpoint(plain: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of an older version, as this version writes it. Raises StateError for one of a newer version."""
-    if plain["version"] > CHECKPOINT_VERSION:
-        raise StateError(
-            f"the checkpoint is of version {plain['version']}, this autoseg knows {CHECKPOINT_VERSION} and older ones",
-            remedy="install the version of autoseg that wrote it",
-        )
-    plain = plain | {"plan": Plan.upgrade(plain["plan"])}
-    for version, upgrade in enumerate((_upgrade_from_1, _upgrade_from_2, _upgrade_from_3), start=1):
-        if plain["version"] == version:
-            plain = upgrade(plain)
-    return {"contents": {}} | plain  # of older versions it is not known what their cases held
-
-
-def _upgrade_from_1(plain: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 keeps all choices made at start-up, the middle of an epoch, and what depends on validation."""
-    choices = Choices(
-        plain["dtype"], channels_last=False, compiled=False, chain="host", forward_seconds=plain["forward_seconds"]
-    )
-    added: dict[str, Any] = {
-        "scaler": {}, "plateau": None, "cooling_since": None, "learning_rate_factor": 1.0, "micro_batches": 1,
-        "retreats": 0,
-    }  # fmt: skip
-    kept = {key: value for key, value in plain.items() if key not in ("dtype", "forward_seconds")}
-    return kept | added | {"version": 2, "choices": asdict(choices)}
-
-
-def _upgrade_from_2(plain: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 waits for the pseudo Dice, too, before it sees a plateau."""
-    plateau = plain["plateau"]
-    if plateau:
-        loss = {"averages": (plateau["average"], None), "bests": (plateau["best"], None)}
-        plateau = {key: value for key, value in plateau.items() if key not in ("average", "best")} | loss
-    return plain | {"version": 3, "plateau": plateau}
-
-
-def _upgrade_from_3(plain: dict[str, Any]) -> dict[str, Any]:
-    """Version 4 knows which model a fold began from, and watches other samples: values of before are no measure."""
-    plateau = plain["plateau"]
-    if plateau:
-        plateau = plateau | {"averages": (), "bests": (), "waited": 0}
-    return plain | {"version": 4, "init_from": UNKNOWN, "plateau": plateau}

@@ -25,6 +25,7 @@ import torch
 from autoseg.errors import AutosegError, Stopped
 from autoseg.models.checkpoint import load_newest, remove_leftovers
 from autoseg.models.same_training import content_differences
+from autoseg.models.versions import upgrade_checkpoint
 from autoseg.nn.precision import forward_seconds
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
@@ -38,7 +39,7 @@ from autoseg.training.resume import (
     with_settings_of,
 )
 from autoseg.training.setup import Fold, FoldOptions, FoldTask, checkpoint_of, open_fold
-from autoseg.training.state import Position, upgrade_checkpoint
+from autoseg.training.state import Position
 from autoseg.training.validation_budget import keep_inference
 from autoseg.training.within_memory import step_within_memory, validate_within_memory
 from autoseg.workspace import FoldName

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
+from autoseg.messages import duration
 from autoseg.models.build import tile_growth, tile_size
 from autoseg.nn.sliding_window import tile_starts
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.records import load, save
 from autoseg.training.budget import Clock
-from autoseg.wording import duration
 
 STEP, WIDE_STEP = 0.5, 0.75  # of neighbouring tiles, as a share of the tile
 WIDE_GROWTH = 2.0  # longest edges of the largest tiles, as a multiple of the patch's

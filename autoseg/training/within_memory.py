@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from autoseg.errors import OutOfMemory
+from autoseg.messages import LESS_MEMORY
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
-from autoseg.suggestions import LESS_MEMORY
 from autoseg.training.setup import Fold
 from autoseg.training.validation import Batch, WatchedSamples, validate
 

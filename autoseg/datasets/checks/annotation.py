@@ -19,7 +19,7 @@ from autoseg.imaging.formats.colours import NAMED as NAMED_COLOURS
 from autoseg.imaging.formats.readers import READERS, ending_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.regions import never_written
-from autoseg.wording import NAMED, some
+from autoseg.messages import NAMED, some
 
 FOLDS = 5
 LARGEST_8_BIT = 255

@@ -46,9 +46,8 @@ from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.geometry import Geometry, Remark, Volume, orientation_code
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
+from autoseg.messages import NAMED, aligned, counted, some, suggest
 from autoseg.processes import map_in_processes
-from autoseg.suggestions import suggest
-from autoseg.wording import NAMED, aligned, counted, some
 
 __all__ = ["Problem", "check", "problem_table", "without_bad_cases"]
 

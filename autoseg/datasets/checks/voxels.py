@@ -23,7 +23,7 @@ from autoseg.imaging.formats.readers import READERS, ending_of, read_image
 from autoseg.imaging.formats.upright import upright_extent
 from autoseg.imaging.geometry import Geometry, Volume
 from autoseg.imaging.normalize import scheme_for
-from autoseg.wording import counted
+from autoseg.messages import counted
 
 SAMPLE = 100_000  # voxels that are looked at first
 GAP = 1000.0  # between neighbouring magnitudes: no scale of intensities has a hole of this size

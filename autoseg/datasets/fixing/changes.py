@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoseg.wording import aligned
+from autoseg.messages import aligned
 
 LEFT_OUT = "left out"  # the method of a change that takes a file or a case out of the copy
 PASSED_OVER = "passed over"  # of what is not part of a data set: nothing is lost

@@ -29,8 +29,7 @@ from autoseg.errors import AutosegError, StateError, StorageError
 from autoseg.imaging.formats.readers import READERS, ending_of, stem_of
 from autoseg.imaging.formats.rewrite import convert, family_of
 from autoseg.imaging.formats.signatures import endings_of_content
-from autoseg.suggestions import suggest
-from autoseg.wording import counted
+from autoseg.messages import counted, suggest
 from autoseg.workspace import write_text
 
 ELSEWHERE = "elsewhere"

@@ -24,7 +24,7 @@ from autoseg.datasets.spelling import find
 from autoseg.datasets.tables import CASE_COLUMNS, TABLE_ENDINGS, _row_ids, image_columns, lists_images, read_table
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import stem_of
-from autoseg.wording import counted
+from autoseg.messages import counted
 from autoseg.workspace import write_text
 
 DESCRIPTION, SPLITS, PATIENTS, PARTICIPANTS = "dataset.json", "splits_final.json", "patients.csv", "participants.tsv"

@@ -34,7 +34,7 @@ from autoseg.imaging.regrid import (
     share_inside,
     smoothing,
 )  # fmt: skip
-from autoseg.wording import counted
+from autoseg.messages import counted
 
 UNITS = (1e6, 1e3, 25.4, 10.0)  # how much longer one unit of length is than another: nanometre, micrometre, inch, cm
 LEAST_COVERED_CHANNEL = 0.5  # share of the first channel's grid that a resampled channel must show

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError
-from autoseg.wording import counted, some
+from autoseg.messages import counted, some
 
 NAMED = 8  # colours named in a message
 MOST_COLOURS = 64  # with more, a picture is not a label map

@@ -7,7 +7,7 @@
     write_labels         a label map on the grid of a given image; complete and verified, or not there at all
 
 Everything comes in stored order; `geometry.to_canonical` turns it. A file that is damaged in a way its format can show
-is refused with its name, never read in part. To add a format, write a module like `natural.py` and one line per ending
+is refused with its name, never read in part. To add a format, write a module like `raster.py` and one line per ending
 in `READERS`.
 """
 

@@ -1,6 +1,6 @@
 """What stands in a file before it is an image or a label map, and what a file is that is not what its name says.
 
-Each format module (nifti.py, itk.py, natural.py) returns `StoredVoxels`: the numbers as stored, with the scaling of the
+Each format module (`nifti`, `itk`, `raster`) returns `StoredVoxels`: the numbers as stored, with the scaling of the
 header beside them. Conversion happens here once for all formats, slice by slice, so that a scaled scan never stands in
 memory in double precision as a whole.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from autoseg.errors import DataError
 from autoseg.imaging.geometry import Geometry
-from autoseg.suggestions import ANY_DATASET, suggest
+from autoseg.messages import ANY_DATASET, suggest
 
 LABEL_TOLERANCE = 1e-3  # label maps stored as float carry rounding noise of their scaling: 0.99999999 means 1
 

@@ -1,7 +1,7 @@
 """The memory model: how many bytes a training step or a forward pass takes, found out without taking them.
 
 The real step (`training_step`: network, heads, loss, autocast, gradients, optimiser) runs on fake tensors, which have
-shapes and dtypes and no content, while `live_bytes` adds up what lives; the highest sum is the peak.
+shapes and dtypes and no content, while `trace` adds up what lives; the highest sum is the peak.
 
 - `trace_step`, `trace_forward`: the peak of one size.
 - `StepMemory`: the peak of any size of one network, from a few traces. For a convolutional network every point of the

@@ -11,7 +11,7 @@ from phantom import tiny_dataset
 
 from autoseg.cli import main
 from autoseg.commands.parser import build_parser
-from autoseg.suggestions import ANY_DATASET, DEFAULT_WORKSPACE, LESS_MEMORY, complete, suggest
+from autoseg.messages import ANY_DATASET, DEFAULT_WORKSPACE, LESS_MEMORY, complete, suggest
 
 PACKAGE = Path(__file__).parents[1] / "autoseg"
 COMMANDS = ("demo", "check", "plan", "train", "evaluate", "predict", "status", "calibrate", "env")
