@@ -4,7 +4,7 @@
 # make clean      remove what the above wrote; workspaces stay
 #
 # DATA=DIR          folder of real datasets; tests that need them skip where it is not given
-# PYTEST_ARGS=...   passed on, e.g. PYTEST_ARGS="tests/test_plan.py -x"
+# PYTEST_ARGS=...   passed on, e.g. PYTEST_ARGS="tests/planning/test_plan.py -x"
 
 PYTHON ?= python3
 DATA ?=

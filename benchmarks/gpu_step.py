@@ -15,7 +15,7 @@ with deep supervision, SGD.
 
 `--dry-run` does the same on the CPU with a tiny network, in seconds; nothing is compiled or judged.
 
-Needs torch and numpy alone, and no installation of autoseg: it imports autoseg.nn and autoseg.augmentation.presets.
+Needs torch and numpy alone, and no installation of autoseg: it imports autoseg.nn and autoseg.augmentation.
 """
 
 import argparse

@@ -11,10 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile import nifti
-from phantom import tiny_dataset
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
 
 import autoseg
 from autoseg import __version__, cli
@@ -31,6 +27,10 @@ from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.planning.planner import make_plan
 from autoseg.records import save
 from autoseg.workspace import Workspace
+from hostile import nifti
+from phantom import tiny_dataset
+from synthetic_fingerprints import label_set, uniform
+from synthetic_memory import ElementMemory
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("demo", "check", "plan", "train", "evaluate", "predict", "status", "calibrate", "env")
@@ -101,13 +101,13 @@ def called(monkeypatch) -> list:
     """Instead of working, the pipeline writes down how it was called."""
     calls: list = []
     for module, name in (
-        ("pipeline.planning", "check_dataset"),
-        ("pipeline.planning", "plan_dataset"),
-        ("pipeline.training", "train_folds"),
-        ("pipeline.scoring", "cross_validate"),
-        ("pipeline.scoring", "evaluate_folders"),
-        ("pipeline.prediction", "predict_images"),
-        ("demo", "run"),
+        ("commands.plan", "check_dataset"),
+        ("commands.plan", "plan_dataset"),
+        ("commands.train", "train_folds"),
+        ("commands.evaluate", "cross_validate"),
+        ("commands.evaluate", "evaluate_folders"),
+        ("commands.predict", "predict_images"),
+        ("demo.run", "run"),
     ):
         monkeypatch.setattr(f"autoseg.{module}.{name}", lambda *a, name=name, **k: calls.append((name, a, k)))
     return calls

@@ -1,0 +1,374 @@
+"""Label files against label files, worked out by hand."""
+
+import csv
+import itertools
+import math
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from autoseg.errors import DataError
+from autoseg.evaluation.evaluate import (
+    CaseScore,
+    ScoreJob,
+    Summary,
+    align,
+    confusion_table,
+    labels_found,
+    mean_over_labels,
+    pair_folders,
+    score_case,
+    score_cases,
+    summarise,
+    summary_table,
+    total_confusion,
+    write_csv,
+)
+from autoseg.imaging.labels import LabelSet
+from hostile import itk_image, nifti, png, stack
+
+X, Y, Z = 0.5, 1.0, 2.0  # mm
+AFFINE = np.diag([X, Y, Z, 1.0])
+ONE = LabelSet({"organ": 1})
+
+
+def volume(*rows: list[int]) -> np.ndarray:
+    """Labels (len(rows), 1, x): one row of voxels per slice."""
+    return np.array(rows, dtype=np.uint8)[:, None]
+
+
+def score(folder: Path, labels: LabelSet, reference: np.ndarray, segmentation: np.ndarray) -> CaseScore:
+    folder.mkdir(exist_ok=True)
+    return score_case(
+        ScoreJob(
+            "case",
+            nifti(folder / "reference.nii", reference, AFFINE),
+            nifti(folder / "segmentation.nii", segmentation, AFFINE),
+            labels,
+        )
+    )
+
+
+# ---- one case
+
+
+def test_scores_by_hand(tmp_path):
+    """`shifted` is moved by one voxel, `missed` not found, `invented` in the segmentation alone, `absent` nowhere.
+
+    The surfaces of `shifted` lie 0.5, 0, 0 mm from each other, either way: 95 % of the way through the sorted 0, 0, 0.5
+    stands 0.45.
+    """
+    labels = LabelSet({"shifted": 1, "missed": 2, "invented": 5, "absent": 7})
+    result = score(
+        tmp_path,
+        labels,
+        volume([1, 1, 1, 0, 0], [2, 2, 0, 0, 0]),
+        volume([0, 1, 1, 1, 0], [0, 0, 0, 0, 5]),
+    )
+    assert result.case == "case"
+    assert result.confusion == (
+        (3, 1, 0, 1, 0),
+        (1, 2, 0, 0, 0),
+        (2, 0, 0, 0, 0),
+        (0, 0, 0, 0, 0),
+        (0, 0, 0, 0, 0),
+    )
+    assert result.scores["shifted"] == pytest.approx(
+        {"dice": 2 / 3, "iou": 1 / 2, "recall": 2 / 3, "precision": 2 / 3, "hd95": 0.45, "assd": 1 / 6, "nsd": 1.0}
+    )
+    assert result.scores["missed"] == {
+        "dice": 0, "iou": 0, "recall": 0, "precision": None, "hd95": None, "assd": None, "nsd": 0,
+    }  # fmt: skip
+    assert result.scores["invented"] == {
+        "dice": 0, "iou": 0, "recall": None, "precision": 0, "hd95": None, "assd": None, "nsd": 0,
+    }  # fmt: skip
+    assert set(result.scores["absent"].values()) == {None}
+
+
+def test_distances_are_in_millimetres_of_the_reference_grid(tmp_path):
+    """Two voxels, moved by one voxel along z: 2 mm. Moved by three along x: 1.5 mm."""
+    along_z = score(tmp_path / "z", ONE, volume([1, 0, 0, 0], [0, 0, 0, 0]), volume([0, 0, 0, 0], [1, 0, 0, 0]))
+    along_x = score(tmp_path / "x", ONE, volume([1, 0, 0, 0], [0, 0, 0, 0]), volume([0, 0, 0, 1], [0, 0, 0, 0]))
+    assert [s.scores["organ"]["hd95"] for s in (along_z, along_x)] == pytest.approx([2.0, 1.5])
+    assert [s.scores["organ"]["nsd"] for s in (along_z, along_x)] == [0.0, 0.0]  # beyond the tolerance of 1 mm
+
+
+def test_ignored_voxels_count_nowhere(tmp_path):
+    """Without the last two voxels, of which nobody knows, the segmentation is perfect but for one voxel."""
+    labels = LabelSet({"organ": 1, "other": 3}, ignore=255)
+    result = score(tmp_path, labels, volume([1, 1, 0, 3, 255, 255]), volume([1, 0, 0, 3, 1, 3]))
+    assert result.confusion == ((1, 0, 0), (1, 1, 0), (0, 0, 1))
+    assert result.scores["organ"]["dice"] == pytest.approx(2 / 3)
+    assert result.scores["organ"]["precision"] == 1
+    assert result.scores["organ"]["hd95"] == pytest.approx(0.95 * X)  # not 2 mm, as far as the ignored claim lies
+    assert result.scores["other"] == {
+        "dice": 1, "iou": 1, "recall": 1, "precision": 1, "hd95": 0, "assd": 0, "nsd": 1,
+    }  # fmt: skip
+
+
+def test_a_segmentation_cannot_ignore(tmp_path):
+    """The ignore value is for references; a segmentation that holds it where voxels are annotated is refused."""
+    labels = LabelSet({"organ": 1}, ignore=255)
+    with pytest.raises(DataError, match=r"segmentation\.nii holds the ignore value 255 on 1 voxels .*reference\.nii"):
+        score(tmp_path, labels, volume([1, 1, 0, 255]), volume([1, 0, 255, 0]))
+    result = score(tmp_path, labels, volume([1, 1, 0, 255]), volume([1, 0, 0, 255]))  # where the reference does, too
+    assert result.confusion == ((1, 0), (1, 1))
+
+
+def test_regions_are_scored_instead_of_labels(tmp_path):
+    """whole: 3 voxels found and 1 too many, 2*3/(2*3+1). core: 1 of 1 found and 1 too many, 2/3."""
+    labels = LabelSet({"oedema": 1, "core": 4}, {"whole": (1, 4), "core": (4,)}, (1, 4))
+    result = score(tmp_path, labels, volume([1, 4, 1, 0, 0]), volume([4, 4, 1, 0, 1]))
+    assert list(result.scores) == ["whole", "core"]
+    assert result.scores["whole"]["dice"] == pytest.approx(6 / 7)
+    assert result.scores["whole"]["recall"] == 1
+    assert result.scores["core"]["dice"] == pytest.approx(2 / 3)
+    assert result.scores["core"]["precision"] == pytest.approx(1 / 2)
+
+
+rows = st.lists(st.sampled_from([0, 1, 4, 9]), min_size=6, max_size=6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows, rows)
+def test_overlap_is_that_of_sets(tmp_path_factory, reference, segmentation):
+    """Dice and recall as sets of voxels have them; nothing is undefined that both sets define."""
+    result = score(
+        tmp_path_factory.getbasetemp() / "sets", LabelSet({"a": 1, "b": 4}, ignore=9), volume(reference),
+        volume([s if s < 9 else 0 for s in segmentation]),
+    )  # fmt: skip
+    for name, value in (("a", 1), ("b", 4)):
+        wanted = {i for i, v in enumerate(reference) if v == value}
+        found = {i for i, v in enumerate(segmentation) if v == value and reference[i] != 9}
+        shared, either = len(wanted & found), len(wanted) + len(found)
+        assert result.scores[name]["dice"] == (pytest.approx(2 * shared / either) if either else None)
+        assert result.scores[name]["recall"] == (pytest.approx(shared / len(wanted)) if wanted else None)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        (np.zeros((1, 1, 6), np.uint8), AFFINE),  # another shape
+        (np.zeros((1, 1, 5), np.uint8), np.diag([0.6, Y, Z, 1.0])),  # other voxels
+        (np.zeros((1, 1, 5), np.uint8), np.diag([-X, Y, Z, 1.0])),  # running the other way from the same corner
+        (np.zeros((1, 1, 5), np.uint8), AFFINE + 0.1 * np.eye(4, k=3)),  # 0.1 mm away: a fifth of a voxel
+    ],
+    ids=["shape", "spacing", "direction", "origin"],
+)
+def test_other_grids_are_refused_and_both_files_named(tmp_path, moved):
+    reference = nifti(tmp_path / "expert.nii", np.zeros((1, 1, 5), np.uint8), AFFINE)
+    segmentation = nifti(tmp_path / "network.nii", *moved)
+    with pytest.raises(DataError, match=r"network\.nii.*another grid.*expert\.nii"):
+        score_case(ScoreJob("case", reference, segmentation, ONE))
+
+
+def test_a_segmentation_in_another_order_of_axes_is_reordered(tmp_path):
+    """The segmentation's x axis runs the other way, over the same place: 2 of its 3 voxels are right."""
+    reference = nifti(tmp_path / "expert.nii", np.array([[[0, 1, 1, 0, 0]]], np.uint8), AFFINE)
+    reversed_x = np.diag([-X, Y, Z, 1.0]) + 4 * X * np.eye(4, k=3)
+    segmentation = nifti(tmp_path / "network.nii", np.array([[[0, 0, 1, 1, 1]]], np.uint8), reversed_x)
+    assert score_case(ScoreJob("case", reference, segmentation, ONE)).scores["organ"]["dice"] == pytest.approx(4 / 5)
+
+
+def test_a_segmentation_without_a_place_is_compared_voxel_by_voxel(tmp_path):
+    labels = np.array([[[0, 1, 1, 0, 0]]], np.uint8)
+    reference = nifti(tmp_path / "expert.nii", labels, AFFINE)
+    unplaced = tiny.unplaced(nifti(tmp_path / "network.nii", labels, AFFINE))
+    for job in (ScoreJob("case", reference, unplaced, ONE), ScoreJob("case", unplaced, reference, ONE)):
+        assert score_case(job).scores["organ"]["dice"] == 1
+
+
+def test_rounding_of_a_header_is_no_other_grid(tmp_path):
+    labels = np.array([[[0, 1, 1]]], np.uint8)
+    reference = nifti(tmp_path / "expert.nii", labels, AFFINE)
+    segmentation = nifti(tmp_path / "network.nii", labels, AFFINE + 0.04 * np.eye(4, k=3))  # 0.08 voxels
+    assert score_case(ScoreJob("case", reference, segmentation, ONE)).scores["organ"]["dice"] == 1
+
+
+@pytest.mark.parametrize("culprit", ["expert.nii", "network.nii"])
+def test_values_that_are_no_label_are_counted_and_their_file_named(tmp_path, culprit):
+    files = {}
+    for name in ("expert.nii", "network.nii"):
+        files[name] = nifti(tmp_path / name, volume([0, 3, 3, 1] if name == culprit else [0, 0, 0, 1]), AFFINE)
+    with pytest.raises(DataError, match=rf"{culprit} .*\{{3: 2\}}"):
+        score_case(ScoreJob("case", files["expert.nii"], files["network.nii"], ONE))
+
+
+def test_pictures_do_not_say_where_they_lie(tmp_path):
+    """A stack of TIFF pages without spacing is compared with a NIfTI of the same shape, in the NIfTI's millimetres."""
+    labels = np.zeros((3, 4, 5), np.uint8)
+    labels[1, 1, 1] = 1
+    moved = np.roll(labels, 1, axis=0)
+    for reference, segmentation in (
+        (nifti(tmp_path / "a.nii", labels, AFFINE), stack(tmp_path / "a.tif", moved)),
+        (stack(tmp_path / "b.tif", labels), nifti(tmp_path / "b.nii", moved, AFFINE)),
+    ):
+        result = score_case(ScoreJob("case", reference, segmentation, ONE))
+        assert result.scores["organ"]["hd95"] == pytest.approx(Z)
+    with pytest.raises(DataError, match="another grid"):
+        score_case(ScoreJob("case", tmp_path / "a.nii", stack(tmp_path / "c.tif", labels[:2]), ONE))
+
+
+# ---- two folders
+
+
+def test_folders_are_paired_by_name_whatever_the_format(tmp_path):
+    labels = np.array([[[0, 1], [1, 1]]], np.uint8)
+    references, predictions = tmp_path / "references", tmp_path / "predictions"
+    for folder in (references, predictions):
+        folder.mkdir()
+    itk_image(references / "b.c.nrrd", labels)
+    itk_image(predictions / "b.c.mha", labels)
+    png(references / "a.png", labels[0])
+    stack(predictions / "a.tif", labels[0])
+    itk_image(predictions / "extra.mha", labels)  # nobody asked for it
+    (references / "notes.txt").write_text("not a label map")
+    (references / "._a.png").write_bytes(b"macOS writes such files")
+    jobs = pair_folders(predictions, references, ONE)
+    assert [(job.case, job.reference.name, job.segmentation.name) for job in jobs] == [
+        ("a", "a.png", "a.tif"),
+        ("b.c", "b.c.nrrd", "b.c.mha"),
+    ]
+    assert [s.scores["organ"]["dice"] for s in score_cases(jobs, workers=0)] == [1, 1]
+
+
+def test_missing_predictions_are_named(tmp_path):
+    for i in range(13):
+        nifti(tmp_path / "references" / f"case{i:02d}.nii", volume([0, 1]), AFFINE)
+    nifti(tmp_path / "predictions" / "case03.nii", volume([0, 1]), AFFINE)
+    with pytest.raises(DataError, match=r"12 of 13 references") as caught:
+        pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+    assert "case02, case04" in caught.value.what
+    assert "case03" not in caught.value.what
+    assert caught.value.what.endswith("case10 ...")  # ten of them are named
+
+
+def test_folders_that_are_none_or_empty(tmp_path):
+    nifti(tmp_path / "full" / "case.nii", volume([0, 1]), AFFINE)
+    (tmp_path / "empty").mkdir()
+    for wrong, what in (("nowhere", "is not a folder"), ("empty", "holds no label file")):
+        for pair in ((wrong, "full"), ("full", wrong)):
+            with pytest.raises(DataError, match=rf"{wrong} {what}"):
+                pair_folders(*(tmp_path / name for name in pair), ONE)
+        with pytest.raises(DataError, match=rf"{wrong} {what}"):
+            labels_found(tmp_path / wrong)
+
+
+def test_two_files_of_one_name_are_not_guessed_between(tmp_path):
+    for ending in ("nii", "nii.gz"):
+        nifti(tmp_path / "predictions" / f"case.{ending}", volume([0, 1]), AFFINE)
+    nifti(tmp_path / "references" / "case.nii", volume([0, 1]), AFFINE)
+    with pytest.raises(DataError, match=r"case\.nii and case\.nii\.gz"):
+        pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+
+
+def test_labels_are_named_after_their_values_where_nobody_named_them(tmp_path):
+    nifti(tmp_path / "a.nii", volume([0, 7, 2]), AFFINE)
+    nifti(tmp_path / "b.nii", volume([7, 7, 30]), AFFINE)
+    assert labels_found(tmp_path).values == {"label_2": 2, "label_7": 7, "label_30": 30}
+
+
+# ---- many cases
+
+A = {"dice": 1.0, "iou": 1.0, "recall": 1.0, "precision": 1.0, "hd95": 0.0}
+B = {"dice": 0.5, "iou": 1 / 3, "recall": 0.5, "precision": 0.5, "hd95": 12.0}
+MISSED = {"dice": 0.0, "iou": 0.0, "recall": 0.0, "precision": None, "hd95": None}
+ABSENT = dict.fromkeys(A)
+SCORES = (
+    CaseScore("first", ((5, 1), (2, 2)), {"organ": A, "lesion": MISSED, "rare": ABSENT}),
+    CaseScore("second", ((6, 0), (1, 3)), {"organ": B, "lesion": ABSENT, "rare": ABSENT}),
+    CaseScore("third", ((9, 1), (0, 0)), {"organ": B, "lesion": B, "rare": ABSENT}),
+)
+
+
+def test_means_leave_out_what_is_undefined_and_say_so():
+    summary = summarise(SCORES)
+    assert summary["organ"]["dice"] == Summary(pytest.approx(2 / 3), pytest.approx(math.sqrt(1 / 18)), 3, 0)
+    assert summary["organ"]["hd95"] == Summary(pytest.approx(8), pytest.approx(math.sqrt(32)), 3, 0)
+    assert summary["lesion"]["dice"] == Summary(pytest.approx(0.25), pytest.approx(0.25), 2, 1)
+    assert summary["lesion"]["precision"] == Summary(pytest.approx(0.5), pytest.approx(0), 1, 2)
+    assert summary["rare"]["dice"] == Summary(None, None, 0, 3)
+    assert mean_over_labels(summary) == pytest.approx((2 / 3 + 1 / 4) / 2)
+    assert mean_over_labels(summary, "hd95") == pytest.approx(10)
+    assert mean_over_labels({"rare": summary["rare"]}) is None
+    assert summarise(()) == {}
+
+
+def test_the_table_says_over_how_many_cases_a_mean_is_taken():
+    lines = summary_table(summarise(SCORES), "3 cases").splitlines()
+    assert lines[0].split() == ["3", "cases", "dice", "iou", "recall", "precision", "hd95", "cases"]
+    assert set(lines[1]) == {"-"}
+    organ, lesion, rare, mean = lines[2:]
+    assert organ.split() == [
+        "organ", "0.6667", "±", "0.236", "0.5556", "±", "0.314", "0.6667", "±", "0.236", "0.6667", "±", "0.236",
+        "8.0000", "±", "5.657", "3",
+    ]  # fmt: skip
+    assert lesion.startswith("lesion   0.2500 ± 0.250")
+    assert "0.5000 ± 0.000 (1)" in lesion  # precision, of one case where Dice has two
+    assert "12.00 ± 0.00 (1)" in lesion
+    assert lesion.endswith("2 (+1 without it)")
+    assert rare.split() == ["rare", "-", "-", "-", "-", "-", "0", "(+3", "without", "it)"]
+    assert mean.split() == ["mean", "0.4583", "0.3611", "0.4583", "0.5833", "10.00"]
+
+
+def test_confusions_are_summed_and_shown_as_shares_of_the_reference():
+    """Of 22 background voxels 20 are right; of 8 organ voxels 5."""
+    total = total_confusion(SCORES)
+    np.testing.assert_array_equal(total, [[20, 2], [3, 5]])
+    lines = confusion_table(total, ["background", "organ"]).splitlines()
+    assert [line.split() for line in lines[2:]] == [
+        ["background", "0.9091", "0.0909", "22"],
+        ["organ", "0.3750", "0.6250", "8"],
+    ]
+    empty = confusion_table(np.array([[4, 0], [0, 0]]), ["background", "organ"]).splitlines()
+    assert empty[-1].split() == ["organ", "0.0000", "0.0000", "0"]
+    with pytest.raises(ValueError, match="zip"):
+        confusion_table(total, ["background"])
+
+
+def test_columns_are_aligned():
+    assert align([["a", "bb", "c"], ["long", "1", "222"]]) == "a     bb    c\n-------------\nlong   1  222"
+
+
+def test_the_csv_has_one_row_per_case_and_label(tmp_path):
+    write_csv(tmp_path / "new" / "scores.csv", SCORES)
+    with open(tmp_path / "new" / "scores.csv", newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["case", "label", "dice", "iou", "recall", "precision", "hd95"]
+    assert [row[:2] for row in table[1:]] == [
+        list(pair) for pair in itertools.product(("first", "second", "third"), ("organ", "lesion", "rare"))
+    ]
+    assert table[2] == ["first", "lesion", "0.0", "0.0", "0.0", "", ""]
+    assert table[3][2:] == [""] * 5
+    assert float(table[4][3]) == 1 / 3  # in full
+    assert b"\r" not in (tmp_path / "new" / "scores.csv").read_bytes()
+
+
+def test_references_that_cannot_be_read_are_not_left_out_of_the_mean(tmp_path):
+    for folder in ("predictions", "references"):
+        nifti(tmp_path / folder / "a.nii", volume([0, 1]), AFFINE)
+    (tmp_path / "predictions/b.nii.gz.part").write_bytes(b"left behind")
+    assert len(pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)) == 1
+    (tmp_path / "references/b.mgz").write_bytes(b"something")
+    with pytest.raises(DataError, match=r"1 references cannot be read, .*b\.mgz is the first: is a FreeSurfer volume"):
+        pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+
+
+def test_names_of_predictions_match_however_their_accents_are_composed(tmp_path):
+    for folder, form in (("predictions", "NFC"), ("references", "NFD")):
+        nifti(tmp_path / folder / (unicodedata.normalize(form, "café") + ".nii"), volume([0, 1]), AFFINE)
+    (job,) = pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+    assert job.case == "caf\u00e9"
+
+
+def test_a_reference_may_say_that_it_is_one(tmp_path):
+    """As in training: images/a.nii with labels/a_seg.nii."""
+    for name in ("predictions/a", "predictions/b_seg", "references/a_seg", "references/b_seg"):
+        nifti(tmp_path / f"{name}.nii", volume([0, 1]), AFFINE)
+    jobs = pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
+    assert [(job.reference.stem, job.segmentation.stem) for job in jobs] == [("a_seg", "a"), ("b_seg", "b_seg")]
