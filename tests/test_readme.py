@@ -1,4 +1,4 @@
-"""The README keeps its word: its tree lists the files there are, and what it tells to type can be typed."""
+"""README and docs keep their word: the tree lists the files there are, and what they tell to type can be typed."""
 
 import argparse
 import re
@@ -12,6 +12,7 @@ from autoseg.commands.parser import build_parser
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autoseg"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -93,7 +94,7 @@ def options() -> set[str]:
 
 def test_the_tree_lists_every_file_of_the_package():
     """A folder's own line stands for its __init__.py."""
-    listed = tree(README, "autoseg/")
+    listed = tree(ARCHITECTURE, "autoseg/")
     files = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
     wanted = {re.sub(r"(?<=.)/__init__\.py$", "/", path) for path in files}
     assert "autoseg/nn/" in wanted
@@ -102,7 +103,7 @@ def test_the_tree_lists_every_file_of_the_package():
 
 
 def test_every_file_of_the_tree_is_explained():
-    listed = tree(README, "autoseg/")
+    listed = tree(ARCHITECTURE, "autoseg/")
     assert [path for path, annotation in listed.items() if not annotation and path != "autoseg/"] == []
 
 

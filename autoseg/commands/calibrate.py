@@ -1,7 +1,8 @@
 """Measuring the machine at hand, for the plans made on it."""
 
-from autoseg.commands.inputs import Say, choose_device
+from autoseg.commands.inputs import Say
 from autoseg.errors import UsageError
+from autoseg.nn.devices import choose_device
 
 
 def calibrate_device(device: str = "auto", say: Say = print) -> None:

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.commands.folds import require_known
-from autoseg.commands.inputs import Say, choose_device, load_records
+from autoseg.commands.inputs import Say, load_records
 from autoseg.datasets.dataset import parse_options
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.messages import suggest
+from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.sources import changed_since, require_in_place
 from autoseg.records import load, save

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from autoseg.commands.inputs import Say, gpu_memory_gb
+from autoseg.commands.inputs import Say
 from autoseg.commands.replan import (
     Replanning,
     folds_after,
@@ -23,6 +23,7 @@ from autoseg.datasets.fixing.copying import refuse_unfinished
 from autoseg.datasets.splits import Splits, make_splits, splits_from_nnunet
 from autoseg.errors import DataError
 from autoseg.messages import complete, suggest
+from autoseg.nn.devices import gpu_memory_gb
 from autoseg.planning.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.planning.foreign_grids import training_grids
 from autoseg.planning.overview import overview

@@ -4,13 +4,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.commands.inputs import Say, choose_device, open_plan
+from autoseg.commands.inputs import Say, open_plan
 from autoseg.datasets.checks.grids import header_notes
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.messages import counted, suggest
 from autoseg.models.same_training import SEEN, what_is_seen
+from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
 from autoseg.records import load, to_plain
 from autoseg.workspace import FULL, FoldName, Workspace

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoseg.commands.folds import Folds, TrainOptions
-from autoseg.commands.inputs import Say, choose_device
+from autoseg.commands.inputs import Say
 from autoseg.commands.plan import FOLDS
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, Stopped, UsageError
 from autoseg.messages import duration, suggest
+from autoseg.nn.devices import choose_device
 from autoseg.stopping import StopSignals
 from autoseg.workspace import FULL, Workspace
 

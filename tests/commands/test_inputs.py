@@ -1,12 +1,11 @@
-"""Plans for networks side by side, made once, kept with their edits, made anew for other data; the device at hand."""
+"""Plans for networks side by side, made once, kept with their edits, made anew for other data."""
 
 from dataclasses import replace
 
 import pytest
-import torch
 
 from autoseg.commands import inputs
-from autoseg.commands.inputs import choose_device, load_records, open_plan
+from autoseg.commands.inputs import load_records, open_plan
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
@@ -132,42 +131,3 @@ def test_an_unknown_network_is_refused_by_name(workspace):
 def test_without_a_plan_there_is_none_for_another_network(tmp_path):
     with pytest.raises(StateError, match=r"plan\.json does not exist"):
         open_plan(Workspace(tmp_path), "swin_unet", silent)
-
-
-@pytest.mark.parametrize(
-    ("asked", "local_rank", "chosen"),
-    [
-        ("auto", None, "cuda:0"),
-        ("cuda", None, "cuda:0"),
-        ("cuda:1", None, "cuda:1"),
-        ("auto", "1", "cuda:1"),
-        ("cuda", "1", "cuda:1"),
-        ("auto", "5", "cuda:0"),  # there is none of its own, of which the ranks tell when they meet
-    ],
-)
-def test_a_process_touches_its_own_gpu_alone(monkeypatch, asked, local_rank, chosen):
-    """Each GPU that is touched loses a few hundred megabytes to the process, of which plans know nothing."""
-    touched = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: touched.append(str(device)))
-    monkeypatch.setattr(torch, "zeros", lambda *_, device: touched.append(str(device)))
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if local_rank:
-        monkeypatch.setenv("LOCAL_RANK", local_rank)
-    assert choose_device(asked) == torch.device(chosen)
-    assert touched == [chosen, chosen]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(
-    ("asked", "what"),
-    [
-        ("cuda", "--device cuda cannot be used here"),
-        ("cuda:3", "--device cuda:3 cannot be used here"),
-        ("cdua", "--device 'cdua': expected one of cuda, cpu, mps"),
-    ],
-)
-def test_a_device_that_is_not_there_is_refused(asked, what):
-    with pytest.raises(UsageError, match=what):
-        choose_device(asked)
