@@ -1,4 +1,4 @@
-"""README and docs keep their word: the tree lists the files there are, and what they tell to type can be typed."""
+"""README and docs are true: the tree lists the files there are, commands can be typed, links lead somewhere."""
 
 import argparse
 import ast
@@ -253,6 +253,21 @@ def test_commands_without_output_use_what_a_test_uses():
                 if not re.search(rf"""["' ]{option}["'= ]""", tests):
                     unused.add(f"{words[0]} {option}")
     assert unused == set()
+
+
+def test_the_plugin_example_adds_a_loss(monkeypatch):
+    import torch
+
+    from autoseg.nn.losses import LOSSES
+
+    monkeypatch.setitem(LOSSES, "gentle_dice_ce", None)  # so that it is gone after the test
+    (example,) = blocks(PAGES["docs/extending.md"], "python")
+    exec(example, {})
+    logits, target = torch.tensor([[[0.0, 1.0], [2.0, 0.5]]]), torch.tensor([[0, 1]])  # two classes, two voxels
+    given = {"regions": (), "ignore_index": None, "batch_dice": False}
+    gentle = LOSSES["gentle_dice_ce"](class_weights=(1.0, 9.0), **given)(logits, target)
+    assert gentle == LOSSES["dice_ce"](class_weights=None, **given)(logits, target)
+    assert gentle != LOSSES["dice_ce"](class_weights=(1.0, 9.0), **given)(logits, target)
 
 
 def test_every_training_setting_is_explained():
