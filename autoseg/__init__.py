@@ -1,6 +1,6 @@
 """autoseg: self-configuring segmentation of medical images.
 
-The Python interface consists of the functions that the commands call. They are imported on first use, so that
+The Python interface is the functions that the commands call, loaded when they are first asked for, so that
 `import autoseg.nn` needs torch and numpy alone.
 """
 

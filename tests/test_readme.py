@@ -7,15 +7,20 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 import autoseg
+from autoseg.cli import main
 from autoseg.commands.parser import build_parser
 from autoseg.planning.plan import Training
 from commands import SHORT, run
 from phantom import tiny_dataset
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import planted_faults
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autoseg"
@@ -201,7 +206,7 @@ def test_readme_is_short():
 
 
 def test_the_python_example_is_short_and_names_what_there_is():
-    """`tests/test_api.py` runs it."""
+    """`tests/api/` runs it."""
     (example,) = blocks(README, "python")
     assert len(example.splitlines()) <= EXAMPLE_LINES
     used = {node.attr for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Attribute)}
@@ -253,6 +258,15 @@ def test_commands_without_output_use_what_a_test_uses():
                 if not re.search(rf"""["' ]{option}["'= ]""", tests):
                     unused.add(f"{words[0]} {option}")
     assert unused == set()
+
+
+def test_check_prints_what_the_docs_show(tmp_path, capsys, in_this_process):
+    """Paste what this test finds into docs/commands.md where a message was changed."""
+    planted_faults.plant(tmp_path / "data")
+    assert main(["check", str(tmp_path / "data")]) == 3
+    printed = capsys.readouterr().out.replace(str(tmp_path), "")
+    (shown,) = blocks(section(COMMANDS, "check"))
+    assert shown == f"$ autoseg check data\n{printed}"
 
 
 def test_the_plugin_example_adds_a_loss(monkeypatch):
