@@ -269,6 +269,23 @@ def test_check_prints_what_the_docs_show(tmp_path, capsys, in_this_process):
     assert shown == f"$ autoseg check data\n{printed}"
 
 
+@pytest.mark.slow
+def test_plan_prints_what_the_docs_show(data_dir, tmp_path, capsys, monkeypatch):
+    """On a machine without a GPU that was never calibrated. Where lines are left out, the others are compared."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("autoseg.commands.plan.gpu_memory_gb", lambda: None)
+    (tmp_path / "hippocampus").symlink_to(data_dir / "hippocampus")
+    shown = [block for block in blocks(section(COMMANDS, "plan")) if "plan hippocampus" in block]
+    assert len(shown) == 2
+    for block in shown:
+        command, _, output = block.partition("\n")
+        parts = re.split(r"^\.\.\.\n", output, flags=re.MULTILINE)
+        run(*arguments(command.removeprefix("$ ")))
+        printed = capsys.readouterr().out
+        assert [part for part in parts if part not in printed] == []
+
+
 def test_the_plugin_example_adds_a_loss(monkeypatch):
     import torch
 
