@@ -213,6 +213,18 @@ def test_the_python_example_is_short_and_names_what_there_is():
     assert {"plan_dataset", "train_folds", "cross_validate", "predict_images"} <= used & set(autoseg.PUBLIC)
 
 
+def test_every_result_is_in_the_section_of_the_benchmarks_it_names():
+    measured = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    _, *rows = re.findall(r"^\|(.+)\|(.+)\|(.+)\| (\S+) \|$", section(README, "Results"), re.MULTILINE)
+    found = 0
+    for _what, ours, theirs, number in rows:
+        (there,) = re.findall(rf"^## {number}\. .*?(?=^## )", measured, re.MULTILINE | re.DOTALL)
+        figures = re.findall(r"\d+\.\d+|\d{3,}", ours + theirs)
+        assert [figure for figure in figures if not re.search(rf"(?<![\d.]){figure}(?!\d)", there)] == []
+        found += len(figures)
+    assert found > 15
+
+
 @pytest.mark.slow
 def test_the_five_commands_run_as_they_are_written(tmp_path, monkeypatch):
     """On a tiny dataset, with a training of seconds instead of ten minutes."""
