@@ -17,10 +17,9 @@ from tqdm import tqdm
 from autoseg.dataloading.previous_stage import one_hot
 from autoseg.datasets.dataset import Case, LoadedCase, Problem, load_case
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.imaging.components import as_slices
 from autoseg.imaging.formats.readers import ending_of, write_labels
 from autoseg.imaging.geometry import Remark
-from autoseg.imaging.resample import resample_probabilities
+from autoseg.imaging.placement import Placement
 from autoseg.models.build import MOST_GROWTH, configuration_mirror_axes, head_probabilities, tile_growth, tile_size
 from autoseg.models.model import Model, require_common
 from autoseg.nn.precision import autocast
@@ -28,8 +27,7 @@ from autoseg.nn.sliding_window import mirrored, predict_logits
 from autoseg.nn.training_step import is_out_of_memory
 from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.plan import Plan
-from autoseg.preprocessing.cascade import on_grid
-from autoseg.preprocessing.preprocess import Prepared, prepare, spacing_for
+from autoseg.preprocessing.prepare import Prepared, prepare, target_spacing
 from autoseg.training.validation_budget import Inference
 
 LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must come back as it was
@@ -211,9 +209,7 @@ def _decide(members: Sequence[Member], loaded: LoadedCase, made: Preparations) -
     total /= len(members)
     decided = members[0].model.plan.heads.decide(total)
     prepared = _prepared(members[0].model, loaded, made)  # every preparation crops alike: by the image alone
-    full = np.zeros(prepared.shape_before_crop, dtype=decided.dtype)
-    full[as_slices(prepared.box)] = decided
-    return full
+    return prepared.placement.uncrop(decided)
 
 
 def _probabilities(member: Member, loaded: LoadedCase, made: Preparations) -> np.ndarray:
@@ -223,35 +219,23 @@ def _probabilities(member: Member, loaded: LoadedCase, made: Preparations) -> np
     image = prepared.image
     if member.previous:
         before = _decide([member.previous], loaded, made)
-        image = np.concatenate([image, _previous_channels(before, prepared, plan)])
+        image = np.concatenate([image, _previous_channels(before, prepared.placement, plan)])
     probabilities = head_probabilities(member.run(image)[None], plan.heads.has_regions)[0].cpu().numpy()
-    return _to_crop(probabilities, prepared, plan.resampling.anisotropy_threshold)
+    return prepared.placement.back(probabilities, plan.resampling)
 
 
 def _prepared(model: Model, loaded: LoadedCase, made: Preparations) -> Prepared:
     """The image as a model sees it; models that see it alike share one."""
     plan, configuration = model.plan, model.configuration
-    key = (plan.normalization, plan.resampling, spacing_for(configuration, loaded.spacing))
+    key = (plan.normalization, plan.resampling, target_spacing(configuration, loaded.spacing))
     if key not in made:
         made[key] = prepare(loaded.image, None, loaded.spacing, plan, configuration, loaded.file or loaded.id)
     return made[key]
 
 
-def _previous_channels(indices: np.ndarray, prepared: Prepared, plan: Plan) -> np.ndarray:
+def _previous_channels(indices: np.ndarray, placement: Placement, plan: Plan) -> np.ndarray:
     """A segmentation of the whole image as channels (n, Z, Y, X) on the grid of a prepared one, as in training."""
-    shape = prepared.image.shape[1:]
-    before = on_grid(
-        indices, box=prepared.box, spacing=prepared.spacing, target_spacing=prepared.target_spacing,
-        shape=(shape[0], shape[1], shape[2]), rules=plan.resampling,
-    )  # fmt: skip
-    return one_hot(before, plan.labels.num_labels)
-
-
-def _to_crop(probabilities: np.ndarray, prepared: Prepared, anisotropy_threshold: float) -> np.ndarray:
-    return resample_probabilities(
-        probabilities, prepared.target_spacing, prepared.spacing, prepared.shape_after_crop,
-        anisotropy_threshold=anisotropy_threshold,
-    )  # fmt: skip
+    return one_hot(placement.to_grid(indices, plan.resampling), plan.labels.num_labels)
 
 
 def _finest(network: nn.Module, model: Model) -> Callable[[Tensor], Tensor]:

@@ -25,7 +25,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.inference import predict as module
 from autoseg.inference.predict import PredictOptions, member_of, output_ending, predict_cases, segment, window_runner
 from autoseg.models.model import Model
-from autoseg.preprocessing.preprocess import prepare
+from autoseg.preprocessing.prepare import prepare
 from bright import THRESHOLD, Bright, model_of, picture, plan_of
 from hostile import itk_image, nifti, stack
 from phantom import sphere
@@ -270,7 +270,7 @@ def test_models_average_the_probabilities_of_regions(tmp_path):
 def test_models_that_see_an_image_alike_share_its_preparation(tmp_path, monkeypatch):
     prepared = []
     monkeypatch.setattr(
-        module, "prepare", lambda *a: prepared.append(module.spacing_for(a[4], a[2])) or prepare(*a)
+        module, "prepare", lambda *a: prepared.append(module.target_spacing(a[4], a[2])) or prepare(*a)
     )  # fmt: skip
     path = nifti(tmp_path / "image.nii", picture((8, 9, 10)), np.eye(4))
     models = [model_of(spacing) for spacing in ((1.0,) * 3, (2.0,) * 3, (1.0,) * 3, (1.0,) * 2)]
