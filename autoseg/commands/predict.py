@@ -53,7 +53,8 @@ def predict_images(
         StateError: a model is not trained, or models were trained on different channels, labels or orientations.
         UsageError: models are given in both ways, there is nothing to segment, or `out` is a file.
     """
-    from autoseg.inference.predict import PredictOptions, predict_cases
+    from autoseg.inference.options import InferenceOptions
+    from autoseg.inference.predict import predict_cases
     from autoseg.models.model import open_model
 
     if models and (configuration or network):
@@ -75,7 +76,7 @@ def predict_images(
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
     _spare_references(workspace, cases, out)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    options = PredictOptions(step=step, mirroring=mirroring, tile=tile)
+    options = InferenceOptions(step=step, mirroring=mirroring, tile=tile)
     written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
     voters = [f"{_voters(model)} of {pair[0]} ({pair[1]})" for model, pair in zip(opened, pairs, strict=True)]
     _say_what_was_written(written, before, voters, out, say)
