@@ -77,12 +77,9 @@ def target_spacing(configuration: Configuration, spacing: Vector3) -> Vector3:
 def _normalized(cropped: np.ndarray, inside: np.ndarray, plan: Plan) -> np.ndarray:
     """Channels (C, Z, Y, X) float32, each by its own scheme; `inside` bool (Z, Y, X) is the imaged body."""
     channels = [
-        normalize(
-            channel, n.scheme, mask=inside if n.inside_mask else None,
-            mean=n.mean, std=n.std, p00_5=n.p00_5, p99_5=n.p99_5,
-        )
-        for channel, n in zip(cropped, plan.normalization, strict=True)
-    ]  # fmt: skip
+        normalize(channel, planned.scheme, mask=inside if planned.inside_mask else None, statistics=planned)
+        for channel, planned in zip(cropped, plan.normalization, strict=True)
+    ]
     return np.stack(channels)
 
 
