@@ -393,6 +393,9 @@ def test_a_store_of_another_layout_is_made_again(tmp_path):
     assert store.complete(["a"], "k") == ("a",)
     store.commit("a", *a_case(), info_of("a"))
     assert store.complete(["a"], "k") == ()
+    marker = json.loads(store.path("a", "json").read_text())
+    store.path("a", "json").write_text(json.dumps(marker | {"version": 2}))  # readable, and yet of another version
+    assert store.complete(["a"], "k") == ("a",)
 
 
 def test_case_ids_are_file_names(tmp_path):

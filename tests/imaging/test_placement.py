@@ -70,6 +70,18 @@ def test_a_coarse_axis_is_resampled_on_its_own():
     np.testing.assert_allclose(separate, [[0, 0.25, 0.75, 1], [1, 0.75, 0.25, 0]], atol=1e-6)
     labels = np.array([[[1, 1, 2, 2]], [[3, 3, 3, 3]]], np.int16)
     assert thick.to_grid(labels, Rules())[:, 0].tolist() == [[1, 2], [1, 2], [3, 3], [3, 3]]
+    evened = place((4, 1, 1), ((0, 4), (0, 1), (0, 1)), (4.0, 1.0, 1.0), (8.0, 4.0, 4.0), "a.nii")
+    assert evened.to_grid(np.array([1, 2, 3, 3], np.int16).reshape(4, 1, 1), Rules()).ravel().tolist() == [2, 3]
+
+
+def test_a_grid_that_is_coarse_where_the_image_is_not():
+    """Slices of 1 mm brought to 4 mm: the nearest one (the third of four), and each comes back four times."""
+    thin = place((8, 1, 1), ((0, 8), (0, 1), (0, 1)), (1.0, 1.0, 1.0), (4.0, 1.0, 1.0), "a.nii")
+    labels = np.array([1, 1, 2, 2, 3, 3, 4, 4], np.int16).reshape(8, 1, 1)
+    assert thin.to_grid(labels, Rules()).ravel().tolist() == [2, 4]
+    assert thin.to_grid(labels, Rules(anisotropy_threshold=4.0)).ravel().tolist() == [1, 3]  # halves: the lower label
+    grid = np.array([0.0, 1.0], np.float32).reshape(1, 2, 1, 1)
+    assert thin.back(grid, Rules()).ravel().tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
 def test_the_crop_there_and_back():
