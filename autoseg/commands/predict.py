@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch is imported when something is segmented
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What `autoseg predict` can be told."""
+    """Which models predict, on which device, and how."""
 
     configuration: str | None = None  # of one model; None: the recommended one
     network: str | None = None  # of one model; None: as planned

@@ -31,7 +31,7 @@ class ForegroundStatistics:
     """Intensities of one channel in the foreground of the whole dataset.
 
     The one record of them: the fingerprint's (`ChannelStatistics`) and the plan's (`ChannelNormalization`) extend it by
-    what each of them knows besides. The values that stand here are those of a channel that needs none.
+    what each of them knows besides. The defaults are for a channel whose normalisation needs no statistics.
     """
 
     mean: Intensity = 0.0

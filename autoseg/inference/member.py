@@ -1,4 +1,4 @@
-"""One model of an ensemble, ready to run: an image as the model sees it, its logits there, its probabilities back home.
+"""One model of an ensemble, ready to run: the image as it sees it, logits there, probabilities on the image's grid.
 
 The members of an ensemble see the same image one after the other. Those that see it alike, because they have the same
 spacing, normalisation and resampling, share one preparation of it; so does a cascade with its previous stage.

@@ -104,7 +104,7 @@ def loaded_of(path: Path, seed: int = 0) -> LoadedCase:
     return load_case(Case("a", "a", (str(path),), None), None)
 
 
-def test_another_image_is_prepared_anew(tmp_path):
+def test_another_image_is_prepared_for_itself(tmp_path):
     """Two images of one shape and spacing, each segmented by what is in it, whatever came before."""
     member = EnsembleMember(model_of((1.0,) * 3))
     first, second = (loaded_of(tmp_path / f"{seed}.nii", seed) for seed in (0, 1))
