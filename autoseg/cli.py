@@ -188,15 +188,15 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    from autoseg.commands.predict import predict_images
+    from autoseg.commands.predict import PredictOptions, predict_images
     from autoseg.workspace import Workspace
 
-    predict_images(
-        Workspace(options.workspace), options.images, options.out, configuration=options.configuration,
-        network=options.network, models=tuple(options.models), folds=parse_folds(" ".join(options.folds)),
-        device=options.device, step=options.step, mirroring=False if options.no_mirroring else None,
-        tile=options.tile, unfinished=options.unfinished,
+    chosen = PredictOptions(
+        configuration=options.configuration, network=options.network, models=tuple(options.models),
+        folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
+        step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
     )  # fmt: skip
+    predict_images(Workspace(options.workspace), options.images, options.out, chosen)
 
 
 def run_status(options: argparse.Namespace) -> None:

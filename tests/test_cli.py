@@ -20,6 +20,7 @@ from autoseg.commands.arguments import duration, positive, share
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
+from autoseg.commands.predict import PredictOptions
 from autoseg.datasets.dataset import IntakeOptions
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
@@ -164,24 +165,15 @@ def test_predict_passes_everything_on(called):
         "predict", "-i", "a", "-o", "out", "-c", "2d", "-f", "0,2", "--device", "cpu", "--step", 0.25, "--no-mirroring",
         "--tile", 1.5,
     ) == 0  # fmt: skip
-    usual = {
-        "configuration": None,
-        "network": None,
-        "models": (),
-        "folds": None,
-        "device": "auto",
-        "step": 0.5,
-        "mirroring": None,
-        "tile": None,
-        "unfinished": False,
-    }
-    assert called[0] == ("predict_images", (Workspace(Path("w")), [Path("a"), Path("b")], Path("out")), usual)
-    told = {"configuration": "2d", "folds": (0, 2), "device": "cpu", "step": 0.25, "mirroring": False, "tile": 1.5}
-    assert called[1][2] == usual | told
-    assert run("predict", "-i", "a", "-o", "out", "-m", "3d_fullres-unet", "2d-swin_unet") == 0
-    assert called[2][2] == usual | {"models": ("3d_fullres-unet", "2d-swin_unet")}
+    paths = (Workspace(Path("w")), [Path("a"), Path("b")], Path("out"))
+    assert called[0] == ("predict_images", (*paths, PredictOptions()), {})
+    assert called[1][1][3] == PredictOptions(
+        configuration="2d", folds=(0, 2), device="cpu", step=0.25, mirroring=False, tile=1.5
+    )
+    assert run("predict", "-i", "a", "-o", "out", "-m", "3d_fullres-unet", "2d-swin_unet", "--unfinished") == 0
+    assert called[2][1][3] == PredictOptions(models=("3d_fullres-unet", "2d-swin_unet"), unfinished=True)
     assert run("predict", "-i", "a", "-o", "out", "--network", "swin_unet") == 0
-    assert called[3][2] == usual | {"network": "swin_unet"}
+    assert called[3][1][3] == PredictOptions(network="swin_unet")
 
 
 def test_evaluate_has_two_tasks(called):

@@ -24,7 +24,6 @@ from autoseg.planning.plan import Configuration, Plan
 BYTES_PER_ELEMENT = 4  # of a feature map in float32
 TILE_BYTES = 2 * 2**30  # that the feature maps of a tile that is larger than the patch may take
 TILE_GROWTH = {"cpu": 1.0}  # longest edges of tiles by device, as a multiple of the patch's; elsewhere 1
-MOST_GROWTH = 8.0
 
 
 def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:

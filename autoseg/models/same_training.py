@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from autoseg.imaging.normalize import STATISTICS, uses_statistics
 from autoseg.messages import counted
 from autoseg.planning.plan import LENGTHS, Training
 from autoseg.records import to_plain
@@ -26,8 +27,6 @@ from autoseg.records import to_plain
 SEEN = ("channels", "labels", "orientation", "axis_order", "normalization", "resampling")  # of a plan
 OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "batch_dice", "network", "cascade_from")
 WITHOUT_EFFECT = ("workers", "test_time_mirroring")  # training settings that no weight follows from
-STATISTICS = ("mean", "std", "p00_5", "p99_5")  # of a channel's foreground
-USE_STATISTICS = ("ct",)  # normalisations whose result depends on them
 PARTS = ("image", "label", "segmentation by the previous stage")  # of a case's content
 
 Contents = Mapping[str, Sequence[str]]  # case id -> digest of each of PARTS, "" where it has none
@@ -81,7 +80,7 @@ def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _normalization(channel: Mapping[str, Any]) -> dict[str, Any]:
-    used = channel["scheme"] in USE_STATISTICS
+    used = uses_statistics(channel["scheme"])
     return {key: value for key, value in channel.items() if used or key not in STATISTICS}
 
 

@@ -23,6 +23,7 @@ from scipy import ndimage
 from autoseg.imaging.components import as_slices, bounding_box, components, nonzero_mask
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.normalize import ForegroundStatistics
 from autoseg.imaging.symmetry import MirrorSide, mirror_sides
 from autoseg.messages import some
 from autoseg.records import to_plain
@@ -78,17 +79,13 @@ class CaseFingerprint:
         return math.prod(self.shape_after_crop) / math.prod(self.shape)
 
 
-@dataclass(frozen=True)
-class ChannelStatistics:
+@dataclass(frozen=True, kw_only=True)
+class ChannelStatistics(ForegroundStatistics):
     """Intensities of one channel in the foreground of all cases."""
 
-    mean: Number
     median: Number
-    std: Annotated[float, at_least(0, 1e300)]
     min: Number
     max: Number
-    p00_5: Number
-    p99_5: Number
 
 
 @dataclass(frozen=True)

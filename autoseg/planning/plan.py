@@ -13,6 +13,7 @@ from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.architectures import ARCHITECTURES
 from autoseg.planning.plan_fields import (
@@ -23,7 +24,6 @@ from autoseg.planning.plan_fields import (
     Decay,
     Edge,
     Features,
-    Intensity,
     Kernel,
     Millimetres,
     Order,
@@ -103,15 +103,16 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True)
-class ChannelNormalization:
-    """How one channel's intensities become network input; the statistics are those of the dataset's foreground."""
+class Scheme:
+    """The normalisation of one channel by its name; a record of its own so that it stands first in `plan.json`."""
 
-    scheme: Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "none"]
+    scheme: Annotated[str, one_of(NORMALIZERS)]
     inside_mask: bool = False  # statistics and result inside the nonzero mask only; 0 outside
-    mean: Intensity = 0.0
-    std: Annotated[float, between(0, 3.4e38)] = 1.0
-    p00_5: Intensity = 0.0
-    p99_5: Intensity = 0.0
+
+
+@dataclass(frozen=True)
+class ChannelNormalization(ForegroundStatistics, Scheme):
+    """How one channel's intensities become network input; the statistics are those of the dataset's foreground."""
 
     def __post_init__(self) -> None:
         check_fields(self)

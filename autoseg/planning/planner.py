@@ -241,22 +241,13 @@ def _plan_normalization(asked: Request) -> tuple[ChannelNormalization, ...]:
     kept = float(np.median([case.relative_size_after_crop for case in asked.fingerprint.cases]))
     planned = []
     for name, known in zip(asked.channels, asked.fingerprint.statistics, strict=True):
-        scheme = cast(Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "none"], scheme_for(name))
+        scheme = scheme_for(name)
         inside = scheme == "zscore" and kept < MASKED_BELOW
         reason = f"by the channel's name; foreground {known.mean:.4g} ± {known.std:.4g}"
         if scheme == "zscore":
             reason += f"; the body's box is {kept:.0%} of the image, below {MASKED_BELOW:.0%} the body is masked"
         asked.decide(f"2.1 normalisation ({name})", f"{scheme}, inside the mask" if inside else scheme, reason)
-        planned.append(
-            ChannelNormalization(
-                scheme=scheme,
-                inside_mask=inside,
-                mean=known.mean,
-                std=known.std,
-                p00_5=known.p00_5,
-                p99_5=known.p99_5,
-            )
-        )
+        planned.append(ChannelNormalization(scheme, inside, **known.foreground))
     for note in asked.fingerprint.notes:
         asked.decide("2.1 note", "measured", note)
     return tuple(planned)

@@ -1,7 +1,6 @@
 """Where patches come from: shares, weights and places against counts by hand; cutting against numpy's padding."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +9,12 @@ from hypothesis import strategies as st
 
 from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generator
 from autoseg.dataloading.store import CaseInfo, StoredCase, class_locations
+from stored import whole
 
 
 def stored(case_id: str, target: np.ndarray, num_labels: int = 2, ignore_index: int | None = None) -> StoredCase:
     voxels, lists = class_locations(np.ascontiguousarray(target, np.int8), num_labels, ignore_index)
-    box = ((0, 1), (0, 1), (0, 1))
-    info = CaseInfo(case_id, "", (1.0, 1.0, 1.0), box, target.shape, target.shape, num_labels, ignore_index)
-    info = replace(info, shape=target.shape, class_voxels=voxels)
+    info = CaseInfo(case_id, "", whole(target.shape), num_labels, ignore_index, class_voxels=voxels)
     annotated = lists.pop() if ignore_index is not None else None
     return StoredCase(np.zeros((1, *target.shape)), target, dict(enumerate(lists, start=1)), annotated, info)
 

@@ -20,7 +20,7 @@ from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading import patches
 from autoseg.dataloading import stream as loader
 from autoseg.dataloading.sampling import cut_patch, sample_generator
-from autoseg.dataloading.store import CaseInfo, CaseStore
+from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream, make_stream
 from stored import commit, digest, faultless_previous_stage, one_hot
 
@@ -327,9 +327,7 @@ def test_slices(store):
 def test_many_classes_need_a_wider_target(tmp_path):
     store = CaseStore(tmp_path)
     target = np.full((4, 4, 4), 200, np.int16)
-    box = ((0, 4), (0, 4), (0, 4))
-    image = np.zeros((1, 4, 4, 4), np.float32)
-    store.commit("a", image, target, CaseInfo("a", "k", (1, 1, 1), box, (4, 4, 4), (4, 4, 4), 200))
+    commit(store, "a", np.zeros((1, 4, 4, 4), np.float32), target, 200)
     batches = make_stream(
         store, ["a"], patch_size=(4, 4, 4), batch_size=1, labels=[(200,)], augmentation=AUGMENTATIONS["none"],
         mirror_axes=(), foreground_fraction=1.0, seed=0, stop_step=1,
