@@ -9,7 +9,7 @@ which `from_plain` calls. Both raise a `FieldError` that names one of the fields
 
     at_least, above, between   ranges of numbers, with an upper end that no sensible value reaches
     odd                        odd numbers of a range
-    one_of                     names of a table
+    one_of                     names of a table, those that are there when a value is checked
     entries                    how many entries a list has; `distinct`: none of them twice
     file_name, file_path       text that names a file or a folder, or leads there
     anything                   for a field that needs no rule, and says so
@@ -38,7 +38,11 @@ class Rule:
     """One rule: whether a value fits, and what is expected, in words that follow "expected"."""
 
     fits: Callable[[Any], bool]
-    expected: str
+    words: str | Callable[[], str]  # a function where they depend on what a table holds
+
+    @property
+    def expected(self) -> str:
+        return self.words if isinstance(self.words, str) else self.words()
 
 
 class FieldError(StateError):
@@ -65,8 +69,10 @@ def odd(low: int, high: int) -> Rule:
     return Rule(lambda value: low <= value <= high and value % 2 == 1, f"an odd number, {low} to {high}")
 
 
-def one_of(names: Collection[str]) -> Rule:
-    return Rule(lambda value: value in names, f"one of {', '.join(map(repr, names))}")
+def one_of(names: Collection[str] | Callable[[], Collection[str]]) -> Rule:
+    """A name of a table, or of the table that a function returns: one that imports it when it is asked for."""
+    table = names if callable(names) else lambda: names
+    return Rule(lambda value: value in table(), lambda: f"one of {', '.join(map(repr, table()))}")
 
 
 def exactly(wanted: int, words: str) -> Rule:
