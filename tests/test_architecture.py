@@ -19,6 +19,7 @@ MAX_LINES = 400
 # From the bottom up: files at the top of the package, and folders.
 ORDER: list[set[str]] = [
     {"errors"},
+    {"plugins"},
     {"messages", "processes", "stopping", "workspace"},
     {"rules"},
     {"records"},
@@ -57,6 +58,7 @@ TORCH_AT_TOP = {
 TORCH_NOWHERE = {
     "errors",
     "messages",
+    "plugins",
     "processes",
     "records",
     "rules",
