@@ -214,7 +214,7 @@ def _ruled(annotation: Any, rules: tuple, value: Any, where: str) -> Any:
     read = from_plain(annotation, value, where)
     for rule in rules:
         if isinstance(rule, Rule) and not rule.fits(read):
-            raise _wrong(where, rule.expected, value)
+            raise _wrong(where, rule.expected, value, rule.remedy)
     return read
 
 
@@ -273,8 +273,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _wrong(where: str, expected: str, value: Any) -> StateError:
-    return FieldError(f"{where}: expected {expected}, found {shown(value)}")
+def _wrong(where: str, expected: str, value: Any, remedy: str = "") -> StateError:
+    return FieldError(f"{where}: expected {expected}, found {shown(value)}", remedy=remedy)
 
 
 def _no_such_key(key: str, place: str, node: Any) -> UsageError:

@@ -30,6 +30,7 @@ MAX_EPOCHS = 10**6
 MAX_SECONDS = 10.0 * 366 * 86400
 MAX_WORKERS = 1024
 MAX_GIGABYTES = 10_000.0  # of a device's memory
+REGISTER = "correct the name, or name the file that registers it: --plugin FILE.py"
 MAX_COUNT = 2.0**63  # of bytes or operations: beyond, a number means nothing
 
 
@@ -39,6 +40,7 @@ class Rule:
 
     fits: Callable[[Any], bool]
     words: str | Callable[[], str]  # a function where they depend on what a table holds
+    remedy: str = ""  # what to do about a value that does not fit, where that says more than the words
 
     @property
     def expected(self) -> str:
@@ -72,7 +74,7 @@ def odd(low: int, high: int) -> Rule:
 def one_of(names: Collection[str] | Callable[[], Collection[str]]) -> Rule:
     """A name of a table, or of the table that a function returns: one that imports it when it is asked for."""
     table = names if callable(names) else lambda: names
-    return Rule(lambda value: value in table(), lambda: f"one of {', '.join(map(repr, table()))}")
+    return Rule(lambda value: value in table(), lambda: f"one of {', '.join(map(repr, table()))}", REGISTER)
 
 
 def exactly(wanted: int, words: str) -> Rule:
@@ -154,7 +156,7 @@ def _check(annotation: Any, value: Any, where: str) -> None:
         _check(arguments[0], value, where)
         for rule in arguments[1:]:
             if not rule.fits(value):
-                raise FieldError(f"{where}: expected {rule.expected}, found {shown(value)}")
+                raise FieldError(f"{where}: expected {rule.expected}, found {shown(value)}", remedy=rule.remedy)
     elif origin in (Union, types.UnionType):
         if value is not None:
             for choice in arguments:

@@ -325,3 +325,21 @@ def test_dangerous_calls_are_caught(source, caught):
 def test_circle_is_caught():
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+# Code that does not belong to the package
+
+
+def importers_of_files(sources: dict[str, str]) -> set[str]:
+    """Modules that could import a file by its path, or have plugins imported."""
+    words = ("exec_module", "spec_from_", "SourceFileLoader", "runpy", "load_plugins", "import_plugins", "sys.path")
+    return {module for module, source in sources.items() if any(word in source for word in words)}
+
+
+def test_files_are_imported_for_the_command_line_alone():
+    """`plugins` imports what `cli` was told to, and `processes` has the same done in its workers. Nobody else does."""
+    assert importers_of_files(SOURCES) == {"plugins", "cli", "processes"}
+
+
+def test_an_importer_of_files_is_caught():
+    assert importers_of_files({"models.model": "load_plugins(plan.plugins)", "rules": "x = 1"}) == {"models.model"}
