@@ -45,6 +45,7 @@ STRANGERS = [{"dataloading", "nn"}]  # neither may import the other
 TORCH_AT_TOP = {
     "augmentation.chain",
     "augmentation.deform",
+    "augmentation.intensities",
     "augmentation.mixing",
     "nn",
     "dataloading.batches",
