@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from autoseg.commands.parser import build_parser
 from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
 from autoseg.messages import LESS_MEMORY, complete
+from autoseg.plugins import load_plugins
 
 if TYPE_CHECKING:
     from autoseg.datasets.dataset import IntakeOptions
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
+        load_plugins(getattr(options, "plugins", ()))
         return RUN[options.command](options) or 0
     except Stopped as stopped:
         typed = sys.argv[1:] if arguments is None else arguments

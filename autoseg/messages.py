@@ -9,7 +9,7 @@ aligned   rows as lines whose columns begin below each other
 
 Whoever suggests a command and knows the workspace passes it. Whoever does not writes `-w WORKSPACE`, which `complete`
 replaces in one place, `cli.main`, for the command that is running; so it does with `DATASET`, where the workspace
-remembers which it was.
+remembers which it was. A suggestion names the plugins of the command that is running.
 """
 
 import json
@@ -18,9 +18,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from autoseg.plugins import plugin_options
+
 DEFAULT_WORKSPACE = Path("autoseg_workspace")
 ANY_WORKSPACE = Path("WORKSPACE")
 ANY_DATASET = Path("DATASET")
+WITH_PLUGINS = ("check", "plan", "train", "evaluate", "predict", "status")  # commands that take --plugin
 NAMED = 5  # names in a message about many
 
 
@@ -44,6 +47,7 @@ def suggest(
     words += ["--network", network] if network else []
     if workspace is not None and workspace != DEFAULT_WORKSPACE:
         words += ["-w", spelled(workspace)]
+    words += plugin_options() if command in WITH_PLUGINS else []
     return shlex.join(words)
 
 

@@ -17,6 +17,7 @@ import psutil
 from tqdm import tqdm
 
 from autoseg.errors import OutOfMemory
+from autoseg.plugins import LOADED, import_plugins
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -99,7 +100,7 @@ def map_in_processes(
         context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
         if sys.platform != "win32":
             context.set_forkserver_preload(list(PRELOAD))
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(workers, context, import_plugins, (tuple(LOADED),)) as pool:
             futures = {pool.submit(function, job): i for i, job in enumerate(jobs)}
             try:
                 for future in as_completed(futures):

@@ -125,7 +125,8 @@ def upgraded(record_type: Any, plain: Any, where: str) -> Any:
 def override(record: R, settings: Sequence[str], where: str = "plan") -> R:
     """Apply `a.b=value` settings to a record and return the changed copy.
 
-    Values are read as JSON where they parse (`0.5`, `[1,2]`, `null`, `true`), otherwise as text.
+    Values are read as JSON where they parse (`0.5`, `[1,2]`, `null`, `true`), otherwise as text. A key that does not
+    exist is added where a dict holds anything, such as the options of a function.
 
     Raises:
         UsageError: a setting without `=`, or a key the record does not have (the message lists those it has).
@@ -147,13 +148,34 @@ def override(record: R, settings: Sequence[str], where: str = "plan") -> R:
             if not isinstance(node, dict) or part not in node:
                 raise _no_such_key(key, ".".join(parents[: depth + 1]), node)
             node = node[part]
-        if not isinstance(node, dict) or last not in node:
+        if not isinstance(node, dict) or not (last in node or _takes_any_key(type(record), parents)):
             raise _no_such_key(key, key, node)
         node[last] = value
     try:
         return from_plain(type(record), plain, where)
     except StateError as error:
         raise UsageError(error.what, remedy=error.remedy) from None
+
+
+def _takes_any_key(annotation: Any, path: Sequence[str]) -> bool:
+    """Whether a path of keys leads to a `dict[..., Any]`."""
+    for part in path:
+        annotation = _without_rules(annotation)
+        if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+            annotation = hints(annotation).get(part)
+        else:
+            annotation = get_args(annotation)[1] if get_origin(annotation) is dict else None
+    annotation = _without_rules(annotation)
+    return get_origin(annotation) is dict and get_args(annotation)[1] is Any
+
+
+def _without_rules(annotation: Any) -> Any:
+    """The type itself, of one with rules or of one that may be None."""
+    if get_origin(annotation) is Annotated:
+        return _without_rules(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _without_rules(next(choice for choice in get_args(annotation) if choice is not type(None)))
+    return annotation
 
 
 def _record(record_type: type, value: Any, where: str) -> Any:
@@ -192,7 +214,7 @@ def _ruled(annotation: Any, rules: tuple, value: Any, where: str) -> Any:
     read = from_plain(annotation, value, where)
     for rule in rules:
         if isinstance(rule, Rule) and not rule.fits(read):
-            raise _wrong(where, rule.expected, value)
+            raise _wrong(where, rule.expected, value, rule.remedy)
     return read
 
 
@@ -251,8 +273,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _wrong(where: str, expected: str, value: Any) -> StateError:
-    return FieldError(f"{where}: expected {expected}, found {shown(value)}")
+def _wrong(where: str, expected: str, value: Any, remedy: str = "") -> StateError:
+    return FieldError(f"{where}: expected {expected}, found {shown(value)}", remedy=remedy)
 
 
 def _no_such_key(key: str, place: str, node: Any) -> UsageError:

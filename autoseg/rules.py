@@ -9,7 +9,7 @@ which `from_plain` calls. Both raise a `FieldError` that names one of the fields
 
     at_least, above, between   ranges of numbers, with an upper end that no sensible value reaches
     odd                        odd numbers of a range
-    one_of                     names of a table
+    one_of                     names of a table, those that are there when a value is checked
     entries                    how many entries a list has; `distinct`: none of them twice
     file_name, file_path       text that names a file or a folder, or leads there
     anything                   for a field that needs no rule, and says so
@@ -30,6 +30,7 @@ MAX_EPOCHS = 10**6
 MAX_SECONDS = 10.0 * 366 * 86400
 MAX_WORKERS = 1024
 MAX_GIGABYTES = 10_000.0  # of a device's memory
+REGISTER = "correct the name, or name the file that registers it: --plugin FILE.py"
 MAX_COUNT = 2.0**63  # of bytes or operations: beyond, a number means nothing
 
 
@@ -38,7 +39,12 @@ class Rule:
     """One rule: whether a value fits, and what is expected, in words that follow "expected"."""
 
     fits: Callable[[Any], bool]
-    expected: str
+    words: str | Callable[[], str]  # a function where they depend on what a table holds
+    remedy: str = ""  # what to do about a value that does not fit, where that says more than the words
+
+    @property
+    def expected(self) -> str:
+        return self.words if isinstance(self.words, str) else self.words()
 
 
 class FieldError(StateError):
@@ -65,8 +71,10 @@ def odd(low: int, high: int) -> Rule:
     return Rule(lambda value: low <= value <= high and value % 2 == 1, f"an odd number, {low} to {high}")
 
 
-def one_of(names: Collection[str]) -> Rule:
-    return Rule(lambda value: value in names, f"one of {', '.join(map(repr, names))}")
+def one_of(names: Collection[str] | Callable[[], Collection[str]]) -> Rule:
+    """A name of a table, or of the table that a function returns: one that imports it when it is asked for."""
+    table = names if callable(names) else lambda: names
+    return Rule(lambda value: value in table(), lambda: f"one of {', '.join(map(repr, table()))}", REGISTER)
 
 
 def exactly(wanted: int, words: str) -> Rule:
@@ -148,7 +156,7 @@ def _check(annotation: Any, value: Any, where: str) -> None:
         _check(arguments[0], value, where)
         for rule in arguments[1:]:
             if not rule.fits(value):
-                raise FieldError(f"{where}: expected {rule.expected}, found {shown(value)}")
+                raise FieldError(f"{where}: expected {rule.expected}, found {shown(value)}", remedy=rule.remedy)
     elif origin in (Union, types.UnionType):
         if value is not None:
             for choice in arguments:

@@ -16,11 +16,10 @@ import torch
 
 from autoseg.commands.plan import PlanOptions, plan_dataset
 from autoseg.nn.blocks import set_checkpointing
-from autoseg.nn.losses import LOSSES, DeepSupervision
-from autoseg.nn.networks import build_network
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.rate import THREADS_GAIN, measure_rate
 from autoseg.nn.training_step import clipped_gradients, loss_of, update
+from autoseg.planning.build import build_loss, build_network
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.pace import STEP_OVERHEAD
 from autoseg.planning.plan import Plan
@@ -35,17 +34,10 @@ def real_seconds(plan: Plan, name: str, dtype: str, threads: int) -> float:
     """The fastest of a few real steps of one configuration."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     configuration = plan.configurations[name]
-    spec, labels, channels = configuration.network, plan.heads, plan.input_channels(configuration)
-    network = build_network(
-        spec.name, in_channels=channels, num_heads=labels.num_heads, features=spec.features, strides=spec.strides,
-        kernel_sizes=spec.kernel_sizes, blocks=spec.blocks, decoder_blocks=spec.decoder_blocks, options=spec.options,
-    )  # fmt: skip
+    labels, channels = plan.heads, plan.input_channels(configuration)
+    network = build_network(configuration.network, in_channels=channels, num_heads=labels.num_heads)
     set_checkpointing(network, configuration.checkpointing)
-    loss = LOSSES[plan.training.loss](
-        regions=labels.regions_as_indices, ignore_index=None, class_weights=None, batch_dice=configuration.batch_dice,
-        **plan.training.loss_options,
-    )  # fmt: skip
-    criterion = DeepSupervision(loss)
+    criterion = build_loss(plan.training, labels, batch_dice=configuration.batch_dice, class_weights=None)
     optimizer = OPTIMIZERS[plan.training.optimizer](network.parameters(), 1e-3, 1e-2)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     image = torch.randn(configuration.batch_size, channels, *configuration.patch_size)

@@ -19,6 +19,7 @@ MAX_LINES = 400
 # From the bottom up: files at the top of the package, and folders.
 ORDER: list[set[str]] = [
     {"errors"},
+    {"plugins"},
     {"messages", "processes", "stopping", "workspace"},
     {"rules"},
     {"records"},
@@ -44,6 +45,7 @@ STRANGERS = [{"dataloading", "nn"}]  # neither may import the other
 TORCH_AT_TOP = {
     "augmentation.chain",
     "augmentation.deform",
+    "augmentation.intensities",
     "augmentation.mixing",
     "nn",
     "dataloading.batches",
@@ -57,6 +59,7 @@ TORCH_AT_TOP = {
 TORCH_NOWHERE = {
     "errors",
     "messages",
+    "plugins",
     "processes",
     "records",
     "rules",
@@ -323,3 +326,21 @@ def test_dangerous_calls_are_caught(source, caught):
 def test_circle_is_caught():
     with pytest.raises(graphlib.CycleError):
         graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+# Code that does not belong to the package
+
+
+def importers_of_files(sources: dict[str, str]) -> set[str]:
+    """Modules that could import a file by its path, or have plugins imported."""
+    words = ("exec_module", "spec_from_", "SourceFileLoader", "runpy", "load_plugins", "import_plugins", "sys.path")
+    return {module for module, source in sources.items() if any(word in source for word in words)}
+
+
+def test_files_are_imported_for_the_command_line_alone():
+    """`plugins` imports what `cli` was told to, and `processes` has the same done in its workers. Nobody else does."""
+    assert importers_of_files(SOURCES) == {"plugins", "cli", "processes"}
+
+
+def test_an_importer_of_files_is_caught():
+    assert importers_of_files({"models.model": "load_plugins(plan.plugins)", "rules": "x = 1"}) == {"models.model"}

@@ -12,6 +12,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.messages import suggest
 from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
+from autoseg.plugins import require_plugins
 from autoseg.preprocessing.sources import changed_since, require_in_place
 from autoseg.records import load, save
 from autoseg.workspace import FULL, Workspace, begun_folds
@@ -82,6 +83,7 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
     found_folds, damaged = begun_of(workspace, name, network)
     scored, notes = [], [f"WARNING: fold {fold} is left out: {what}" for fold, what in damaged.items()]
     for fold, begun in found_folds.items():
+        require_plugins(begun.plugins, begun.folder)
         if fold == FULL:
             notes.append("note: full is trained on all cases: none is held out, and the tables say nothing of it")
             continue

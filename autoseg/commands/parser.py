@@ -88,6 +88,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="0 | 0 2 | 0,2 | 0..4 | all | full: one model on all cases, none held out (default: all)",
     )  # fmt: skip
     add_model(parser)
+    add_plugins(parser)
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=whole(1, MAX_EPOCHS), default=None, help="length of each fold's training")
     length.add_argument("--steps", type=positive, default=None, help="the same, in optimiser steps")
@@ -122,6 +123,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
     add_model(parser)
+    add_plugins(parser)
     parser.add_argument("--predictions", type=Path, help="folder of segmentations")
     parser.add_argument("--references", type=Path, help="folder of expert labels")
     parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
@@ -137,6 +139,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or files")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
     add_model(parser)
+    add_plugins(parser)
     parser.add_argument(
         "-m", "--models", nargs="+", default=[], metavar="MODEL",
         help="average these, as their folders are called: 3d_fullres-unet 2d-unet",
@@ -161,6 +164,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 def add_status(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
+    add_plugins(parser)
 
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +190,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin", dest="plugins", action="append", type=Path, default=[], metavar="FILE.py",
+        help="run this Python file first, which registers networks, losses and the like of your own; it may do "
+        "whatever you may: name only files that you trust",
+    )  # fmt: skip
+
+
 def add_intake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="folder of images and labels, or a CSV/TSV that lists them")
     parser.add_argument("--channels", help="what the channels are, e.g. CT or T1,FLAIR")
@@ -196,6 +208,7 @@ def add_intake(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--patient-regex", help="its first group, found in the case id, names the patient")
     parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of refusing")
+    add_plugins(parser)
     add_workers(parser)
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from autoseg.dataloading.shared_memory import FORKS, Batch, Slots, for_tensors, start_method
 from autoseg.errors import AutosegError, OutOfMemory
+from autoseg.plugins import Imported
 
 PREFETCHED = 4  # batches per worker, in work or ready: evens out slow samples
 QUEUED = 2  # steps a worker has before it: the one in work and the next
@@ -162,7 +163,7 @@ class Workers:
         """Start a process, with what a dead one left undone."""
         ours, theirs = start_method().Pipe()
         inherited = [ours, *(worker.pipe for worker in self.workers)] if FORKS else []
-        arguments = (self.prepare, self.slots, theirs, inherited)
+        arguments = (Imported(), self.prepare, self.slots, theirs, inherited)
         process = start_method().Process(target=_work, args=arguments, name="batches", daemon=True)
         try:
             with _undisturbed():
@@ -217,7 +218,9 @@ def _end(workers: list[_Worker]) -> None:
     workers.clear()
 
 
-def _work(prepare: Callable[[int], Batch], slots: Slots, pipe: Connection, inherited: Sequence[Connection]) -> None:
+def _work(
+    _: Imported, prepare: Callable[[int], Batch], slots: Slots, pipe: Connection, inherited: Sequence[Connection]
+) -> None:
     """What a worker does: prepare the steps it is told, until its pipe ends or its parent is gone."""
     for end in inherited:  # forked along; as long as one is open, its pipe does not end
         end.close()

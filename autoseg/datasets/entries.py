@@ -44,9 +44,7 @@ FOREIGN = {  # formats of images that autoseg does not read -> what they are
 IMAGE_BEGINNINGS = (
     *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"NRRD000", b"\x5c\x01\x00\x00", b"\x1f\x8b"),
 )
-INSIDE = re.compile("(.+)(" + "|".join(re.escape(ending) for ending in READERS) + ")(.+)", re.IGNORECASE | re.DOTALL)
 SHORTCUT_ENDINGS = (".lnk", ".url", ".webloc", ".desktop")
-KNOWN = f"autoseg reads {', '.join(READERS)}"
 
 
 class Fault(NamedTuple):
@@ -64,7 +62,7 @@ def is_side_file(path: Path) -> bool:
         return True
     if not name.endswith(SIDE_ENDINGS):
         return False
-    return not (INSIDE.fullmatch(name) and _beginning(path).startswith(IMAGE_BEGINNINGS))
+    return not (_ending_inside(name) and _beginning(path).startswith(IMAGE_BEGINNINGS))
 
 
 def absence(path: Path) -> Fault | None:
@@ -102,7 +100,7 @@ def foreign(path: Path) -> Fault:
         convert = ending in (".mgz", ".mgh")
         remedy = _conversion(path, False) if convert else "convert it to .nii.gz, .nrrd, .mha, .png or .tif"
         return Fault(f"is {FOREIGN[ending]}, which autoseg does not read", remedy)
-    inside = INSIDE.fullmatch(path.name)
+    inside = _ending_inside(path.name)
     right = path.with_name(inside[1] + inside[2]) if inside else path
     if inside and not inside[3].strip():
         return Fault("has blanks after its ending", f"rename it: mv {quoted(path)} {quoted(right)}")
@@ -121,8 +119,8 @@ def foreign(path: Path) -> Fault:
             f"its ending is not one of an image: {inside[2]}{inside[3]}", f"if it is an image, rename it: {right.name}"
         )
     if _beginning(path).startswith(IMAGE_BEGINNINGS):
-        return Fault("holds an image, as its first bytes say, but its ending does not say so", f"rename it; {KNOWN}")
-    return Fault("is not an image of a known format, and is not used", f"nothing, or convert it; {KNOWN}", "warning")
+        return Fault("holds an image, as its first bytes say, but its ending does not say so", f"rename it; {_known()}")
+    return Fault("is not an image of a known format, and is not used", f"nothing, or convert it; {_known()}", "warning")
 
 
 def _half_of_pair(path: Path) -> Fault:
@@ -188,7 +186,7 @@ def _beginning(path: Path, count: int = 132) -> bytes:
 def stem(path: Path) -> str:
     """What a name would be a case of: what stands before the first ending of an image in it."""
     name = composed(path.name.removeprefix(".") if path.name.lower().endswith(".icloud") else path.name)
-    if inside := INSIDE.fullmatch(name):
+    if inside := _ending_inside(name):
         return inside[1]
     ending = next((e for e in (*PAIR_ENDINGS[::-1], *FOREIGN, *PARTIAL_ENDINGS) if name.lower().endswith(e)), "")
     return name[: len(name) - len(ending)] if ending else stem_of(name)
@@ -197,3 +195,13 @@ def stem(path: Path) -> str:
 def quoted(path: Path) -> str:
     """A path as a shell takes it."""
     return shlex.quote(str(path))
+
+
+def _known() -> str:
+    return f"autoseg reads {', '.join(READERS)}"
+
+
+def _ending_inside(name: str) -> re.Match[str] | None:
+    """A known ending that is followed by more, as "scan.nii.gz.bak" has it: what is before, the ending, the rest."""
+    endings = "|".join(re.escape(ending) for ending in READERS)
+    return re.fullmatch(f"(.+)({endings})(.+)", name, re.IGNORECASE | re.DOTALL)

@@ -23,6 +23,7 @@ from autoseg.evaluation.evaluate import (
     summary_table,
     total_confusion,
 )
+from autoseg.evaluation.metrics import METRICS
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.inference.predict import output_ending
@@ -122,7 +123,7 @@ def describe(result: CrossValidation, labels: LabelSet) -> str:
     if len(result.folds) < result.planned_folds:
         parts[0] += f" (of {result.planned_folds}: the others are not trained)"
     parts.append(summary_table(result.summary, "all cases"))
-    metrics = ("dice", "iou", "recall", "precision")
+    metrics = tuple(METRICS)
     per_fold = {fold.fold: summarise(fold.cases) for fold in result.folds}
     rows = [["label", "metric", *(f"fold {fold}" for fold in per_fold), "folds"]]
     for label in result.summary:

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from autoseg.commands.folds import Folds, TrainOptions
 from autoseg.commands.inputs import Say
 from autoseg.commands.train import begun_among
+from autoseg.plugins import plugin_options
 from autoseg.workspace import FULL, FoldName, Workspace
 
 FLAGS = {"settings": "--set", "checkpoint_seconds": "--checkpoint-every"}  # that are called otherwise than their field
@@ -63,9 +64,9 @@ def train_arguments(workspace: Workspace, options: TrainOptions) -> list[str]:
     """The command line, without `autoseg`, whose options are these: every field that is not at its default.
 
     A field `time_budget_seconds` is the option `--time-budget`, and so on for all but those of FLAGS. A tuple repeats
-    its option.
+    its option. The plugins of this command are named, too.
     """
-    arguments = ["train", f"--workspace={workspace.root}"]
+    arguments = ["train", f"--workspace={workspace.root}", *plugin_options(resolved=True)]
     for field in fields(options):
         value = getattr(options, field.name)
         if value == field.default:

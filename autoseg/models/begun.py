@@ -37,6 +37,7 @@ class BegunFold:
     finished: bool
     epoch: int
     step: int
+    plugins: tuple[dict[str, str], ...] = ()  # that it was trained with (see `plugins.require_plugins`)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ def read_begun(folder: Path) -> BegunFold | None:
         return None
     saved = upgrade_checkpoint(load_checkpoint(path, mapped=True))
     position: dict[str, Any] = saved["position"]
-    return BegunFold(saved["fold"], folder, basis_of(saved), saved["finished"], position["epoch"], position["step"])
+    return BegunFold(
+        saved["fold"], folder, basis_of(saved), saved["finished"], position["epoch"], position["step"],
+        tuple(saved.get("plugins", ())),
+    )  # fmt: skip
 
 
 def basis_of(saved: "dict[str, Any]") -> Basis:

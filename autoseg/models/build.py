@@ -16,9 +16,9 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream, ChainName, make_stream
 from autoseg.errors import UsageError
 from autoseg.nn.blocks import set_checkpointing, set_dropout
-from autoseg.nn.losses import LOSSES, DeepSupervision
-from autoseg.nn.networks import FIXED_TILES, build_network
+from autoseg.nn.networks import layout_of
 from autoseg.nn.sliding_window import tile_edge
+from autoseg.planning.build import build_loss, build_network
 from autoseg.planning.plan import Configuration, Plan
 
 BYTES_PER_ELEMENT = 4  # of a feature map in float32
@@ -28,18 +28,8 @@ TILE_GROWTH = {"cpu": 1.0}  # longest edges of tiles by device, as a multiple of
 
 def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
     """The network a configuration describes, with fresh weights."""
-    spec = configuration.network
-    network = build_network(
-        spec.name,
-        in_channels=plan.input_channels(configuration),
-        num_heads=plan.heads.num_heads,
-        features=spec.features,
-        strides=spec.strides,
-        kernel_sizes=spec.kernel_sizes,
-        blocks=spec.blocks,
-        decoder_blocks=spec.decoder_blocks,
-        options=spec.options,
-    )
+    channels = plan.input_channels(configuration)
+    network = build_network(configuration.network, in_channels=channels, num_heads=plan.heads.num_heads)
     set_checkpointing(network, configuration.checkpointing)
     set_dropout(network, plan.training.dropout)
     return network
@@ -67,14 +57,7 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
             f"training.class_weights holds {len(weights)} weights, the network has {heads.num_heads} heads",
             remedy="give one weight per head: background and labels, or regions; or null for none",
         )
-    loss = LOSSES[plan.training.loss](
-        regions=heads.regions_as_indices,
-        ignore_index=heads.ignore_index,
-        class_weights=weights,
-        batch_dice=configuration.batch_dice,
-        **plan.training.loss_options,
-    )
-    return DeepSupervision(loss)
+    return build_loss(plan.training, heads, batch_dice=configuration.batch_dice, class_weights=weights)
 
 
 def patch_stream(
@@ -157,7 +140,7 @@ def tile_size(configuration: Configuration, shape: Sequence[int], *, growth: flo
     """
     patch, spec = configuration.patch_size, configuration.network
     bytes_of_patch = BYTES_PER_ELEMENT * configuration.elements
-    if spec.name in FIXED_TILES or bytes_of_patch <= 0:
+    if layout_of(spec.name).sees == "patch" or bytes_of_patch <= 0:
         return patch
     multiples = [math.prod(stage[axis] for stage in spec.strides) for axis in range(len(patch))]
     tile = tuple(

@@ -15,6 +15,7 @@ from autoseg.models.checkpoint import NEWEST, load_checkpoint
 from autoseg.models.same_training import what_is_seen
 from autoseg.models.versions import upgrade_checkpoint
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.plugins import require_plugins
 from autoseg.records import from_plain, to_plain
 from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 
@@ -121,6 +122,7 @@ def _states(
         if fold == FULL and folds is None and states:
             break  # the partitions vote; the model that saw all cases stands by itself
         state = upgrade_checkpoint(load_checkpoint(begun[fold] / NEWEST))
+        require_plugins(state.get("plugins", ()), begun[fold])
         if state["finished"] or (unfinished and state["position"]["step"] > 0):
             states[fold] = state
         elif folds is not None:

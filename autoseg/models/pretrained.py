@@ -26,6 +26,7 @@ from autoseg.models.checkpoint import NEWEST, load_checkpoint
 from autoseg.models.same_training import Contents
 from autoseg.models.weight_transfer import Origins, Transfer, differing_axes, transfer
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.plugins import require_plugins
 from autoseg.records import from_plain, load
 from autoseg.workspace import Workspace, begun_folds
 
@@ -175,6 +176,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _source(path: Path, state: dict[str, Any]) -> Source:
+    require_plugins(state.get("plugins", ()), path)
     plan = from_plain(Plan, Plan.upgrade(state["plan"]), f"{path}: plan")
     name = state["configuration"]
     weights, averaged = dict(state["network"]), state["average"] is not None

@@ -22,6 +22,7 @@ from typing import Any
 from autoseg.imaging.normalize import STATISTICS, uses_statistics
 from autoseg.messages import counted
 from autoseg.planning.plan import LENGTHS, Training
+from autoseg.planning.tables import all_loss_options
 from autoseg.records import to_plain
 
 SEEN = ("channels", "labels", "orientation", "axis_order", "normalization", "resampling")  # of a plan
@@ -48,6 +49,7 @@ def decisive(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What decides the weights of a configuration, of a plan as plain data: key -> value, JSON alone."""
     training = to_plain(Training()) | dict(plan["training"])
     kept = {field.name: training[field.name] for field in fields(Training) if field.name not in WITHOUT_EFFECT}
+    kept["loss_options"] = all_loss_options(kept["loss"], kept["loss_options"])
     seen = what_is_seen(plan, name)
     configuration = plan["configurations"].get(name)
     if configuration is not None:
@@ -120,10 +122,10 @@ def options_between(begun: Mapping[str, Any], now: Mapping[str, Any], name: str)
         if before is None or after is None or (key == "preprocessed" and before.get(key) != after[key]):
             return None
         options += _settings(f"{configuration}.{key}", before.get(key), after[key])
-    for key, (value, _) in found.items():
+    for key, (value, now_value) in found.items():
         setting = key.removeprefix("training.")
         if setting not in LENGTHS:
-            options += ["--set", f"{key}={json.dumps(value)}"]
+            options += _settings(key, value, now_value)
         elif value is not None:
             options += _length(setting, value)
     return options
@@ -133,7 +135,7 @@ def _settings(key: str, before: Any, after: Any) -> list[str]:
     """Options that set a value to what it was, part by part; none where it is that."""
     if before == after:
         return []
-    if isinstance(before, dict) and isinstance(after, dict) and set(before) <= set(after):
+    if isinstance(before, dict) and isinstance(after, dict) and set(before) == set(after):
         return [word for part in before for word in _settings(f"{key}.{part}", before[part], after[part])]
     return ["--set", f"{key}={json.dumps(before)}"]
 

@@ -10,13 +10,17 @@ layer normalisation is told to. No layer draws random numbers; what is left out 
 
 import math
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoseg.nn.blocks import Stage, init_weights
+from autoseg.rules import between
 
+HeadFeatures = Annotated[int, between(1, 4096)]  # channels per attention head
+MlpRatio = Annotated[int, between(1, 64)]  # width of a hidden layer over that of its stage
 INITIAL_STD = 0.02  # of linear weights and position biases, truncated at two standard deviations
 
 

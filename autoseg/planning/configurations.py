@@ -58,22 +58,21 @@ class Sizing:
 
     def spec(self, chosen: Topology) -> NetworkSpec:
         """The network for a topology."""
-        budget, architecture = self.asked.budget, self.asked.architecture
+        budget, layout = self.asked.budget, self.asked.layout
         return NetworkSpec(
             name=self.asked.network,
             features=topology.feature_counts(chosen.stages, budget.base_features, budget.max_features[self.view.dims]),
             strides=chosen.strides,
             kernel_sizes=chosen.kernel_sizes,
-            blocks=architecture.encoder_blocks(chosen.stages),
-            decoder_blocks=(architecture.decoder_blocks,) * (chosen.stages - 1),
-            options=dict(architecture.options),
+            blocks=layout.encoder_blocks(chosen.stages),
+            decoder_blocks=(layout.decoder_blocks,) * (chosen.stages - 1),
         )
 
     def elements(self, chosen: Topology) -> int:
         """Feature maps of one sample's forward pass."""
-        spec, architecture = self.spec(chosen), self.asked.architecture
+        spec, layout = self.spec(chosen), self.asked.layout
         return topology.feature_map_elements(
-            chosen, spec.features, self.asked.table_entries, spec.blocks, spec.decoder_blocks, architecture.residual
+            chosen, spec.features, self.asked.table_entries, spec.blocks, spec.decoder_blocks, layout.residual
         )
 
     @property
@@ -182,7 +181,7 @@ def plan_configuration(
     batch, reason = (asked.batch_size, "given") if asked.batch_size is not None else sizing.batch(chosen)
     asked.decide(f"3.5 batch ({name})", batch, reason)
     batch_dice = _plan_batch_dice(asked, view, chosen)
-    field = asked.architecture.receptive_field(chosen)
+    field = topology.voxels_seen(asked.layout, chosen)
     asked.decide(
         f"3.7 receptive field ({name})",
         field,

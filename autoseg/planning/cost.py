@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from autoseg.imaging.labels import LabelSet
+from autoseg.planning.build import build_loss, build_network
 from autoseg.planning.pace import Pace
 from autoseg.planning.plan import Cost, NetworkSpec, Training
 
@@ -83,7 +84,7 @@ class TracedMemory:
     ) -> None:
         from autoseg.nn.memory.calibration import load_terms
 
-        self.labels = labels.as_regions() if training.loss == "dice_bce" else labels
+        self.labels = training.heads(labels)
         self.training = training
         self.rules = "cuda" if device == "gpu" else "cpu"
         self.terms = terms or load_terms(device)
@@ -99,7 +100,8 @@ class TracedMemory:
         key = (repr(network), step.in_channels, step.checkpointing)
         if key not in self._models:
             self._models[key] = StepMemory(
-                lambda: self._build(step), self._criterion(), in_channels=step.in_channels,
+                lambda: self._build(step), build_loss(training, self.labels, batch_dice=False, class_weights=None),
+                in_channels=step.in_channels,
                 strides=network.strides, optimizer=training.optimizer, dtype=TRAINED_DTYPE,
                 checkpointing=step.checkpointing, deep_supervision=training.deep_supervision,
                 averaged=bool(training.weight_average), rules=self.rules,
@@ -125,24 +127,7 @@ class TracedMemory:
         return self.terms.device_bytes(peak)
 
     def _build(self, step: Step) -> "nn.Module":
-        from autoseg.nn.networks import build_network
-
-        spec = step.network
-        return build_network(
-            spec.name, in_channels=step.in_channels, num_heads=self.labels.num_heads, features=spec.features,
-            strides=spec.strides, kernel_sizes=spec.kernel_sizes, blocks=spec.blocks,
-            decoder_blocks=spec.decoder_blocks, options=spec.options,
-        )  # fmt: skip
-
-    def _criterion(self) -> "nn.Module":
-        from autoseg.nn.losses import LOSSES, DeepSupervision
-
-        labels = self.labels
-        loss = LOSSES[self.training.loss](
-            regions=labels.regions_as_indices, ignore_index=labels.ignore_index, class_weights=None, batch_dice=False,
-            **self.training.loss_options,
-        )  # fmt: skip
-        return DeepSupervision(loss)
+        return build_network(step.network, in_channels=step.in_channels, num_heads=self.labels.num_heads)
 
 
 def cost_of(

@@ -15,7 +15,6 @@ from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics
 from autoseg.messages import ANY_DATASET, suggest
-from autoseg.planning.architectures import ARCHITECTURES
 from autoseg.planning.plan_fields import (
     Axis,
     Blocks,
@@ -26,6 +25,7 @@ from autoseg.planning.plan_fields import (
     Features,
     Kernel,
     Millimetres,
+    Options,
     Order,
     Ratio,
     Samples,
@@ -38,7 +38,15 @@ from autoseg.planning.plan_fields import (
     Weight,
 )
 from autoseg.planning.plan_versions import VERSION, upgraded_plan
-from autoseg.records import from_plain, override
+from autoseg.planning.tables import (
+    check_loss_options,
+    check_network_options,
+    losses,
+    networks,
+    optimizers,
+    schedules,
+)
+from autoseg.records import override
 from autoseg.rules import (
     MAX_COUNT,
     MAX_EPOCHS,
@@ -46,7 +54,6 @@ from autoseg.rules import (
     MAX_WORKERS,
     FieldError,
     above,
-    anything,
     at_least,
     between,
     check_fields,
@@ -58,7 +65,6 @@ from autoseg.rules import (
     shown,
 )
 
-LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
 LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given
 
 
@@ -66,13 +72,13 @@ LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which 
 class NetworkSpec:
     """One network, one entry per stage from full resolution to the bottleneck."""
 
-    name: Annotated[str, one_of(ARCHITECTURES)]  # a key of autoseg.nn.networks.NETWORKS, too
+    name: Annotated[str, one_of(networks)]
     features: Annotated[tuple[Features, ...], entries(2, 16)]
     strides: tuple[Annotated[tuple[Stride, ...], entries(2, 3)], ...]
     kernel_sizes: tuple[Annotated[tuple[Kernel, ...], entries(2, 3)], ...]
     blocks: tuple[Blocks, ...]  # convolutions per encoder stage
     decoder_blocks: tuple[Blocks, ...]  # convolutions per decoder stage, one fewer entry
-    options: dict[Annotated[str, anything("a key of the architecture's `accepts`")], Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)  # keywords of the network's class
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -85,12 +91,7 @@ class NetworkSpec:
                     raise FieldError(
                         f"{name}[{i}]: expected {in_entries(len(self.strides[0]))}, as strides[0], found {along}"
                     )
-        accepted = ARCHITECTURES[self.name].accepts
-        for key, value in self.options.items():
-            if key not in accepted:
-                known = f"one of {', '.join(map(repr, accepted))}" if accepted else "no options"
-                raise FieldError(f"options.{key}: expected {known}, which {self.name} takes, found {key!r}")
-            from_plain(accepted[key], value, f"options.{key}")
+        check_network_options(self.name, self.options, "options")
 
     @property
     def dims(self) -> int:
@@ -196,22 +197,17 @@ class Training:
     steps: Steps | None = None
     time_budget_seconds: Seconds | None = None  # wall time per fold, validation included
     iterations_per_epoch: Steps = 250
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Annotated[str, one_of(optimizers)] = "sgd"
     learning_rate: Annotated[float, above(0, 100)] = 0.01
     momentum: Decay | None = None  # of SGD, or beta 1 of AdamW; None: 0.99 or 0.9
     weight_decay: Annotated[float, between(0, 10)] = 3e-5
-    schedule: Literal["poly", "cosine", "one_cycle", "reduce_on_plateau"] = "poly"
+    schedule: Annotated[str, one_of(schedules)] = "poly"
     patience: Annotated[int, at_least(0, MAX_EPOCHS)] = 15  # epochs without better validation before the end; 0: never
     weight_average: Decay = 0.0  # decay of the exponential moving average of the weights; 0 is off
     gradient_clip: Annotated[float, above(0, 1e9)] = 12.0
-    loss: Literal["dice_ce", "dice_bce", "dice_focal", "dice_topk", "tversky"] = "dice_ce"
+    loss: Annotated[str, one_of(losses)] = "dice_ce"
+    loss_options: Options = field(default_factory=dict)  # keywords of the loss's function
     class_weights: tuple[Weight, ...] | None = None  # of the cross-entropy, one per head; None weighs all alike
-    # of dice_focal: how much less voxels weigh that are right already
-    focal_gamma: Annotated[float, at_least(0, 100)] = 2.0
-    topk_share: Annotated[float, above(0, 1)] = 0.1  # of dice_topk: the hardest voxels of a batch, which alone count
-    tversky_alpha: Annotated[float, at_least(0, 1000)] = 0.3  # of tversky: weight of false positives
-    tversky_beta: Annotated[float, above(0, 1000)] = 0.7  # and of false negatives
-    boundary_weight: Annotated[float, at_least(0, 1000)] = 0.0  # of a boundary term beside any loss
     # of small connected components in the cross-entropy: (mean size / size) to this power
     component_weight: Annotated[float, between(0, 2)] = 0.0
     dropout: Decay = 0.0  # share of a stage's feature maps that are left out at random
@@ -231,6 +227,7 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_loss_options(self.loss, self.loss_options, "loss_options")
         if self.class_weights is not None and not any(self.class_weights):
             raise FieldError(f"class_weights: expected one weight above 0 or more, found {list(self.class_weights)}")
         given = [f"{name} is {getattr(self, name)}" for name in LENGTHS if getattr(self, name) is not None]
@@ -247,10 +244,9 @@ class Training:
             return None
         return self.steps if self.epochs is None else self.epochs * self.iterations_per_epoch
 
-    @property
-    def loss_options(self) -> dict[str, float]:
-        """What the losses can be told; each takes what it knows."""
-        return {name: getattr(self, name) for name in LOSS_OPTIONS}
+    def heads(self, labels: LabelSet) -> LabelSet:
+        """Labels as the network predicts them: with sigmoid heads when the loss is Dice + BCE."""
+        return labels.as_regions() if self.loss == "dice_bce" else labels
 
 
 @dataclass(frozen=True)
@@ -356,7 +352,7 @@ class Plan:
     @property
     def heads(self) -> LabelSet:
         """The labels as the network predicts them: with sigmoid heads when the loss is Dice + BCE."""
-        return self.labels.as_regions() if self.training.loss == "dice_bce" else self.labels
+        return self.training.heads(self.labels)
 
     def input_channels(self, configuration: Configuration) -> int:
         """Channels the network of a configuration sees: those of the images, and one per label of a previous stage."""

@@ -1,6 +1,6 @@
 """Types of the numbers and texts in a plan, each with its rule (`rules`). Ranges of single fields stand in `plan`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from autoseg.rules import MAX_COUNT, MAX_SECONDS, MAX_STEPS, above, anything, at_least, between, file_name, odd
 
@@ -27,4 +27,8 @@ Decay = Annotated[float, between(0, 1, below=True)]
 
 # Texts
 Text = Annotated[str, anything("any text")]
+Keyword = Annotated[str, anything("a keyword of the function")]
 ConfigurationName = Annotated[str, file_name()]  # its preprocessed copy is a folder of this name
+
+# Keywords of what a plan names by a key of a table; checked against its signature (`options`)
+Options = dict[Keyword, Any]

@@ -28,7 +28,6 @@ import numpy as np
 from autoseg.errors import UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import scheme_for
-from autoseg.planning.architectures import ARCHITECTURES
 from autoseg.planning.budget import CPU, GPU, PRESETS, Budget, Preset
 from autoseg.planning.configurations import Sizing, View, plan_configuration
 from autoseg.planning.cost import Memory, TracedMemory
@@ -39,6 +38,7 @@ from autoseg.planning.plan_versions import VERSION
 from autoseg.planning.recipe import base_recipe, plan_training
 from autoseg.planning.request import Orientation, Request, Rules, describe, text, validate
 from autoseg.planning.space import ANISOTROPY, Space, plan_space
+from autoseg.planning.tables import networks
 from autoseg.planning.topology import initial_patch, shrinking
 
 __all__ = ["Rules", "describe", "make_plan", "with_network"]
@@ -75,7 +75,7 @@ def make_plan(
         dataset: its name.
         channels: names of the channels, in order.
         preset: s for a CPU; m, l and xl for residual encoders on GPUs of 8, 24 and 40 GB.
-        network: a key of `ARCHITECTURES`; None: the preset's, or the plain U-Net.
+        network: a key of `NETWORKS`; None: the preset's, or the plain U-Net.
         vram_gb: plan for a GPU with so much memory, whatever `device` says; a GPU without it is taken to have 8, or
             what the preset is made for.
         patch_size: voxels; overrides the patch of the 3-D configurations (Z, Y, X), or of 2d (its two axes).
@@ -214,8 +214,8 @@ def _budget(rules: Rules, preset: Preset | None, device: Literal["cpu", "gpu"], 
 
 def _network(name: str | None, budget: Budget, rules: Rules) -> str:
     name = name or budget.network
-    if name not in ARCHITECTURES:
-        raise UsageError(f"there is no network {name!r}", remedy=f"there are: {', '.join(ARCHITECTURES)}")
+    if name not in networks():
+        raise UsageError(f"there is no network {name!r}", remedy=f"there are: {', '.join(networks())}")
     if rules == "nnunet" and name != budget.network:
         raise UsageError(
             f"nnU-Net's rules do not plan {name} here",

@@ -17,7 +17,7 @@ ADAMW_WEIGHT_DECAY = 1e-2
 def base_recipe(asked: Request) -> Training:
     """The budget's recipe, with the optimiser the network needs and the loss the labels need."""
     recipe = asked.budget.training
-    rate = asked.architecture.learning_rate
+    rate = asked.layout.learning_rate
     if rate is not None and recipe.optimizer == "sgd":
         recipe = replace(recipe, optimizer="adamw", learning_rate=rate, weight_decay=ADAMW_WEIGHT_DECAY)
     return replace(recipe, loss="dice_bce") if asked.labels.has_regions else recipe

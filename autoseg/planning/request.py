@@ -4,18 +4,20 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from autoseg.errors import StateError, UsageError
 from autoseg.imaging.labels import LabelSet
-from autoseg.planning.architectures import ARCHITECTURES, Architecture
 from autoseg.planning.budget import Budget, Preset
 from autoseg.planning.cost import Memory
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.pace import Pace
 from autoseg.planning.plan import Decision, Plan
+
+if TYPE_CHECKING:  # the table of networks is imported when a network is planned
+    from autoseg.nn.networks.layout import Layout
 
 Rules = Literal["autoseg", "nnunet"]
 Orientation = Literal["canonical", "as_stored"]
@@ -50,8 +52,11 @@ class Request:
         return self.rules == "autoseg"
 
     @property
-    def architecture(self) -> Architecture:
-        return ARCHITECTURES[self.network]
+    def layout(self) -> "Layout":
+        """What the planner must know of the network."""
+        from autoseg.nn.networks import layout_of
+
+        return layout_of(self.network)
 
     @property
     def device(self) -> Literal["cpu", "gpu"]:

@@ -4,7 +4,8 @@
     trimmed              the same patch, rounded down to what its axes are divided by
     topology             strides and kernels for a patch, and the patch padded to what they divide
     feature_map_elements the proxy of memory and time: convolution outputs of one forward pass of one sample
-    receptive_field      voxels of the image that one output voxel sees
+    receptive_field      voxels of the image that one output voxel of a convolutional U-Net sees
+    voxels_seen          the same, of any network
     shrinking            ever smaller patches
     fit_patch            the first of them that costs no more than a limit
     search_patch         the same, looking at few
@@ -15,6 +16,10 @@ The rules are nnU-Net v2's. They are guarded where nnU-Net loops forever: axes o
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autoseg.nn.networks.layout import Layout
 
 ISOTROPIC_WITHIN = 2.0  # axes whose spacings differ by less than this factor are halved, and convolved, together
 TRIM_KEEPS = 0.8  # of an edge: what must remain where it is rounded down
@@ -176,6 +181,16 @@ def receptive_field(
         return extent
 
     return tuple(along(axis) for axis in range(len(strides[0])))
+
+
+def voxels_seen(layout: "Layout", chosen: Topology) -> Spatial:
+    """Voxels of the image that one output voxel of a network sees: those its convolutions reach, or the patch."""
+    if layout.sees == "patch":
+        return chosen.patch_size
+    blocks = layout.encoder_blocks(chosen.stages)
+    if layout.residual:
+        blocks = tuple(2 * count + (stage == 0) for stage, count in enumerate(blocks))
+    return receptive_field(chosen.strides, chosen.kernel_sizes, blocks, (layout.decoder_blocks,) * (chosen.stages - 1))
 
 
 def shrinking(

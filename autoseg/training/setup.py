@@ -21,6 +21,7 @@ from autoseg.models.versions import CHECKPOINT_VERSION
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.plugins import recorded_plugins
 from autoseg.preprocessing.cascade import open_previous
 from autoseg.records import to_plain
 from autoseg.stopping import StopSignals
@@ -322,6 +323,7 @@ def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:
         "validation": list(task.split.validation),
         "contents": {case: list(parts) for case, parts in task.contents.items()},
         "init_from": fold.init_from,
+        "plugins": recorded_plugins(),
         "finished": finished,
         "history": fold.log.history,
     }

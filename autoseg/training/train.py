@@ -27,6 +27,7 @@ from autoseg.models.checkpoint import load_newest, remove_leftovers
 from autoseg.models.same_training import content_differences
 from autoseg.models.versions import upgrade_checkpoint
 from autoseg.nn.precision import forward_seconds
+from autoseg.plugins import require_plugins
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.fold_folder import FoldFolder, held
@@ -92,6 +93,7 @@ def _train_held(task: FoldTask, options: FoldOptions, stop: StopSignals, folder:
     remarks: list[str] = []
     if saved:
         saved = upgrade_checkpoint(saved)
+        require_plugins(saved.get("plugins", ()), task.folder)
         if options.as_begun:
             task = with_settings_of(saved, task)
         require_same_training(saved, task, options)

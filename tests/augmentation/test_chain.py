@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.stats import kstest
 
 from autoseg.augmentation import deform
-from autoseg.augmentation.chain import DeviceChain, blur_matrix, coarse_matrix, two_sided
+from autoseg.augmentation.chain import DeviceChain
+from autoseg.augmentation.intensities import STEPS, Step, blur_matrix, coarse_matrix, two_sided
 from autoseg.augmentation.presets import Augmentation
 from device_chain import CPU, apply, run
 from synthetic_patches import EVERYTHING, OFF, High, an_image, blobs, generator
@@ -55,14 +56,14 @@ SIGNS = {  # field -> whether a draw shows it
     "rotation": lambda draw: draw.deformation is not None and abs(draw.deformation.matrix[0, 1]) > 0,
     "scaling": lambda draw: draw.deformation is not None and draw.deformation.matrix[0, 0] != 1,
     "elastic": lambda draw: draw.deformation is not None and draw.deformation.control is not None,
-    "noise": lambda draw: draw.noise_std > 0,
-    "blur": lambda draw: draw.blur_sigma.any(),
-    "brightness": lambda draw: (draw.brightness != 1).all(),
-    "contrast": lambda draw: (draw.contrast != 1).all(),
-    "low_resolution": lambda draw: (draw.low_resolution != (20, 24)).any(),
-    "gamma_inverted": lambda draw: (draw.gamma_inverted != 1).all(),
-    "gamma": lambda draw: (draw.gamma != 1).all(),
-    "colour": lambda draw: draw.colour is not None,
+    "noise": lambda draw: draw.steps["noise"] > 0,
+    "blur": lambda draw: draw.steps["blur"].any(),
+    "brightness": lambda draw: (draw.steps["brightness"] != 1).all(),
+    "contrast": lambda draw: (draw.steps["contrast"] != 1).all(),
+    "low_resolution": lambda draw: (draw.steps["low_resolution"] != (20, 24)).any(),
+    "gamma_inverted": lambda draw: (draw.steps["gamma_inverted"] != 1).all(),
+    "gamma": lambda draw: (draw.steps["gamma"] != 1).all(),
+    "colour": lambda draw: draw.steps["colour"] is not None,
     "mirroring": lambda draw: bool(draw.flips),
 }
 
@@ -84,18 +85,18 @@ def test_drawn_numbers_fill_their_ranges():
     matrices = np.stack([draw.deformation.matrix for draw in draws])
     factors = np.sqrt(np.linalg.det(matrices))
     uniform = {
-        "noise": ([draw.noise_std for draw in draws], table.noise_std),
-        "blur": ([draw.blur_sigma[1, 0] for draw in draws], table.blur_sigma),
+        "noise": ([draw.steps["noise"] for draw in draws], table.noise_std),
+        "blur": ([draw.steps["blur"][1, 0] for draw in draws], table.blur_sigma),
         "scaling": (factors, table.scaling_range),
         "angle": (np.rad2deg(np.arcsin(matrices[:, 0, 1] / factors)), (-40.0, 40.0)),
         # the grey axis keeps its length, the plane across it is stretched twice
-        "saturation": ([np.sqrt(np.linalg.det(draw.colour)) for draw in draws], table.colour_saturation),
+        "saturation": ([np.sqrt(np.linalg.det(draw.steps["colour"])) for draw in draws], table.colour_saturation),
     }
     for values, (low, high) in uniform.values():
         assert kstest((np.array(values) - low) / (high - low), "uniform").pvalue > 1e-3
     for field, limits in (("brightness", table.brightness_range), ("contrast", table.contrast_range),
                           ("gamma", table.gamma_range), ("gamma_inverted", table.gamma_range)):  # fmt: skip
-        values = np.concatenate([getattr(draw, field) for draw in draws])
+        values = np.concatenate([draw.steps[field] for draw in draws])
         for side, (low, high) in ((values < 1, (limits[0], 1)), (values > 1, (1, limits[1]))):
             assert side.mean() == pytest.approx(0.5, abs=0.06)
             assert kstest((values[side] - low) / (high - low), "uniform").pvalue > 1e-3
@@ -112,16 +113,16 @@ def test_blur_and_resolution_are_drawn_for_each_channel():
     table = replace(OFF, blur=1.0, blur_per_channel=0.5, low_resolution=1.0, low_resolution_per_channel=0.25)
     chain = DeviceChain(table, channels=4, patch_size=(50, 60), mirror_axes=())
     draws = [chain.draw(generator(seed)) for seed in range(200)]
-    for field, unchanged in (("blur_sigma", 0), ("low_resolution", (50, 60))):
-        some = np.array([(getattr(draw, field) != unchanged).any(axis=1) for draw in draws])
+    for field, unchanged in (("blur", 0), ("low_resolution", (50, 60))):
+        some = np.array([(draw.steps[field] != unchanged).any(axis=1) for draw in draws])
         assert 0.5 < (some.any(axis=1) & ~some.all(axis=1)).mean() < 1  # not all channels or none: 0.88 and 0.68
-    sigma = np.concatenate([draw.blur_sigma for draw in draws])
+    sigma = np.concatenate([draw.steps["blur"] for draw in draws])
     assert (sigma[:, 0] > 0).mean() == pytest.approx(0.5, abs=0.07)
     assert ((sigma[:, 0] > 0) == (sigma[:, 1] > 0)).all()
     assert 0.5 <= sigma[sigma > 0].min() < 0.51
     assert 0.99 < sigma.max() <= 1.0
     assert (sigma[:, 0] != sigma[:, 1])[sigma[:, 0] > 0].all()
-    lengths = np.concatenate([draw.low_resolution for draw in draws])
+    lengths = np.concatenate([draw.steps["low_resolution"] for draw in draws])
     assert (lengths[:, 1] < 60).mean() == pytest.approx(0.25, abs=0.06)
     assert lengths.min(axis=0) == pytest.approx([25, 30], abs=1)
     zoom = lengths / (50, 60)
@@ -270,3 +271,21 @@ def test_nothing_waits_for_the_device():
             assert labels.shape == (2, *shape)
             with mock.patch.object(deform, "in_pieces", return_value=True), pytest.raises(NotImplementedError):
                 chain(images, targets, draws, nowhere)  # the way of a CPU does ask for values
+
+
+# A step more ---------------------------------------------------------------------------------------
+
+
+def test_a_new_step_is_one_entry(monkeypatch):
+    """It draws after those before it, so that what these do to a sample is unchanged."""
+
+    def add(patches, images, drawn, seeds):
+        images.add_(torch.tensor(drawn).view(-1, 1, 1, 1))
+
+    raised = Step("raised", lambda patches, rng: float(rng.integers(1, 9)), add)
+    image, table = an_image(1, 8, 8), replace(OFF, brightness=1.0)
+    before, _ = run(table, image, rng=generator(2))
+    monkeypatch.setattr("autoseg.augmentation.chain.STEPS", (*STEPS, raised))
+    after, _ = run(table, image, rng=generator(2))
+    (added,) = np.unique(np.round(after - before, 4))
+    assert added in range(1, 9)

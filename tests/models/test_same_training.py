@@ -18,7 +18,7 @@ from autoseg.models.same_training import (
     what_is_seen,
 )
 from autoseg.planning.plan import Configuration, NetworkSpec, Plan, Training
-from autoseg.records import to_plain
+from autoseg.records import from_plain, to_plain
 from planned import plan
 from synthetic_fingerprints import label_set, uniform
 
@@ -103,7 +103,7 @@ def test_fields_that_plans_gain_or_lack_make_no_difference(made):
     later = plain | {"spacing_ranges": [[1, 2]], "file_suffixes": [".nii"]}
     assert plan_differences(plain, later, NAME) == plan_differences(later, plain, NAME) == {}
     earlier = copy.deepcopy(plain)
-    for key in ("case_sampling", "class_sampling", "focal_gamma"):
+    for key in ("case_sampling", "class_sampling", "loss_options"):
         del earlier["training"][key]
     assert plan_differences(earlier, plain, NAME) == {}
     earlier["training"]["unknown_today"] = 3
@@ -190,3 +190,25 @@ def test_contents_are_compared_where_both_are_known():
     assert describe_contents({"b": ("label",)}) == "the label of b has changed"
     assert describe_contents(found) == "the label of b and 1 other case have changed"
     assert describe_contents({"b": ("image", "label")}) == "the image and the label of b have changed"
+
+
+def test_options_of_a_loss_decide_the_weights_where_they_are_not_its_defaults(made):
+    """What a plan does not say is the default of the loss; a command to return to a loss sets its options, too."""
+    focal = {"loss": "dice_focal"}
+    plain = to_plain(made)
+
+    def under(**training):
+        return plain | {"training": plain["training"] | training}
+
+    usual, spelled_out = under(**focal), under(**focal, loss_options={"focal_gamma": 2.0})
+    sharper = under(**focal, loss_options={"focal_gamma": 3.0})
+    assert plan_differences(usual, spelled_out, NAME) == {}
+    found = plan_differences(usual, sharper, NAME)
+    assert describe_differences(found) == (
+        "training.loss_options differ (training.loss_options.focal_gamma 2.0 then, 3.0 now)"
+    )
+    assert options_between(usual, sharper, NAME) == ["--set", "training.loss_options.focal_gamma=2.0"]
+    back = options_between(plain, sharper, NAME)
+    assert back == ["--set", 'training.loss="dice_ce"', "--set", 'training.loss_options={"boundary_weight": 0.0}']
+    now = from_plain(Plan, sharper)
+    assert plan_differences(plain, to_plain(now.with_settings(back[1::2])), NAME) == {}

@@ -1,4 +1,4 @@
-"""The plan as a record: it names its fingerprint, a training has one length, and a plan of version 1 is read."""
+"""The plan as a record: it names its fingerprint, and a training has one length."""
 
 import json
 from dataclasses import replace
@@ -73,20 +73,3 @@ def test_the_length_that_ruled_in_version_3_is_the_one(tmp_path, given, rules):
     (tmp_path / "plan.json").write_text(json.dumps(old), encoding="utf-8")
     read = load(Plan, tmp_path / "plan.json").training
     assert (read.epochs, read.steps, read.time_budget_seconds) == rules
-
-
-def test_a_plan_of_version_1_is_read(tmp_path):
-    made = a_plan()
-    plain = to_plain(made)
-    old = {key: value for key, value in plain.items() if key not in ("rules", "preset")} | {"version": 1}
-    old["configurations"] = {
-        name: {k: v for k, v in c.items() if k not in ("elements", "cascade_from", "checkpointing", "cost")}
-        | {"memory_estimate": c["elements"]}
-        for name, c in plain["configurations"].items()
-    }
-    later = ("momentum", "focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
-    old["training"] = {key: value for key, value in plain["training"].items() if key not in later}
-    (tmp_path / "plan.json").write_text(json.dumps(old), encoding="utf-8")
-    read = load(Plan, tmp_path / "plan.json")
-    unknown = {name: replace(c, cost=None) for name, c in made.configurations.items()}
-    assert read == replace(made, configurations=unknown)

@@ -1,7 +1,6 @@
 """Every key of a plan has a rule: hostile values are refused by name, or give a plan that trains."""
 
 import dataclasses
-import inspect
 import itertools
 import json
 import types
@@ -16,8 +15,10 @@ from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.models.build import build_plan_loss, build_plan_network
+from autoseg.nn import losses, networks
+from autoseg.nn.losses import LOSSES
 from autoseg.nn.networks import NETWORKS
-from autoseg.planning.architectures import ARCHITECTURES
+from autoseg.planning.options import options_of
 from autoseg.planning.plan import ChannelNormalization, Configuration, NetworkSpec, Plan, Training
 from autoseg.records import from_plain, to_plain, upgraded
 from autoseg.rules import Rule, hints
@@ -56,8 +57,8 @@ def unruled(annotation: Any, place: str) -> list[str]:
 
 
 def test_every_key_of_a_plan_has_a_rule():
-    """Options of a network are what its architecture accepts, which is checked below."""
-    assert unruled(Plan, "plan") == ["plan.configurations{}.network.options{}"]
+    """Options are the keywords of a network or a loss, held against its signature, which is checked below."""
+    assert unruled(Plan, "plan") == ["plan.configurations{}.network.options{}", "plan.training.loss_options{}"]
 
 
 def test_a_key_without_a_rule_is_found():
@@ -72,13 +73,14 @@ def test_a_key_without_a_rule_is_found():
     assert unruled(Bare, "r") == ["r.count", "r.sizes[]", "r.names (keys)"]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_architectures_accept_the_keywords_of_their_networks(name):
-    common = {"in_channels", "num_heads", "features", "strides", "kernel_sizes", "blocks", "decoder_blocks"}
-    own = {key: p.default for key, p in inspect.signature(NETWORKS[name]).parameters.items() if key not in common}
-    assert set(ARCHITECTURES[name].accepts) == set(own)
-    for key, default in own.items():
-        from_plain(ARCHITECTURES[name].accepts[key], to_plain(default), key)
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [(NETWORKS[name], networks.GIVEN) for name in NETWORKS] + [(LOSSES[name], losses.GIVEN) for name in LOSSES],
+)
+def test_every_option_of_a_network_and_a_loss_has_a_rule_and_a_default_that_keeps_it(function, given):
+    for key, option in options_of(function, given).items():
+        assert unruled(option.annotation, key) == []
+        from_plain(option.annotation, to_plain(option.default), key)
 
 
 def names_the_place(message: str, place: tuple) -> bool:
@@ -233,6 +235,13 @@ def test_what_claims_another_version_is_refused(version, content):
         ("training.foreground_fraction=1.5", "training.foreground_fraction: expected 0 to 1, found 1.5"),
         ("training.mirror_axes=[5]", "training.mirror_axes[0]: expected 0 to 2, found 5"),
         ("training.mirror_axes=[0,0]", "training.mirror_axes: expected 0 to 3 entries without repetition"),
+        ("training.loss=dise", "expected one of 'dice_ce', 'dice_bce', 'dice_focal', 'dice_topk', 'tversky', found 'd"),
+        ("training.optimizer=lion", "training.optimizer: expected one of 'sgd', 'adamw', found 'lion'"),
+        ("training.schedule=no", "schedule: expected one of 'poly', 'cosine', 'one_cycle', 'reduce_on_plateau', found"),
+        ("training.loss_options.focal_gamma=3", "loss_options.focal_gamma: expected one of 'boundary_weight', which "),
+        ("training.loss_options.boundary_weight=-0.1", "training.loss_options.boundary_weight: expected 0 or more"),
+        ("training.loss_options.boundary_weight=x", "loss_options.boundary_weight: expected a value of type float"),
+        ("training.loss_options=3", "training.loss_options: expected an object, found 3"),
         ("training.augmentation=wild", "training.augmentation: expected one of 'none', 'mirror', 'nnunet'"),
         ("training.seed=-1", "training.seed: expected 0 to 4294967295, found -1"),
         ("training.workers=-3", "training.workers: expected 0 or more, at most 1024, found -3"),
@@ -280,14 +289,22 @@ def test_records_made_by_hand_are_checked_too():
         replace(a_plan().configurations["2d"], batch_size=0)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_hostile_options_of_networks(name):
     spec = a_plan().configurations["3d_lowres"].network
-    for key in (*ARCHITECTURES[name].accepts, "quantum"):
+    for key in (*options_of(NETWORKS[name], networks.GIVEN), "quantum"):
         for value in HOSTILE.values():
             plain = to_plain(replace(spec, name=name, options={})) | {"options": {key: value}}
             found = refusal(NetworkSpec, plain, "plan")
             assert found is None or found.startswith(f"plan.options.{key}")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_hostile_options_of_losses(name):
+    for key in (*options_of(LOSSES[name], losses.GIVEN), "quantum"):
+        for value in HOSTILE.values():
+            found = refusal(Training, to_plain(Training(loss=name)) | {"loss_options": {key: value}}, "plan")
+            assert found is None or found.startswith(f"plan.loss_options.{key}")
 
 
 # What is accepted works

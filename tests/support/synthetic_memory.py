@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from autoseg.planning.architectures import ARCHITECTURES
+from autoseg.nn.networks import layout_of
 from autoseg.planning.cost import Figures, Step
 from autoseg.planning.topology import Topology, feature_map_elements
 
@@ -17,10 +17,10 @@ class ElementMemory:
     measured = False
 
     def train(self, step: Step) -> Figures:
-        network, architecture = step.network, ARCHITECTURES[step.network.name]
+        network = step.network
         topology = Topology(step.patch_size, network.strides, network.kernel_sizes, ())
         elements = feature_map_elements(
-            topology, network.features, 3, network.blocks, network.decoder_blocks, architecture.residual
+            topology, network.features, 3, network.blocks, network.decoder_blocks, layout_of(network.name).residual
         )
         share = 1 / 3 if step.checkpointing else 1.0
         used = CONTEXT + BYTES_PER_ELEMENT * elements * step.batch_size * share

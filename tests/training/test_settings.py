@@ -40,7 +40,7 @@ CHANGES = [
     "loss=dice_focal",
     "loss=dice_topk",
     "loss=tversky",
-    "boundary_weight=0.5",
+    "loss_options.boundary_weight=0.5",
     "dropout=0.3",
     "chain=worker",
     "momentum=0.5",
@@ -89,10 +89,10 @@ def test_every_training_setting_changes_the_weights(planned, tmp_path):
 @pytest.mark.parametrize(
     ("loss", "option"),
     [
-        ("dice_focal", "focal_gamma=1"),
-        ("dice_topk", "topk_share=0.5"),
-        ("tversky", "tversky_alpha=0.6"),
-        ("tversky", "tversky_beta=0.4"),
+        ("dice_focal", "loss_options.focal_gamma=1"),
+        ("dice_topk", "loss_options.topk_share=0.5"),
+        ("tversky", "loss_options.tversky_alpha=0.6"),
+        ("tversky", "loss_options.tversky_beta=0.4"),
     ],
 )
 def test_every_option_of_a_loss_changes_the_weights(planned, tmp_path, loss, option):

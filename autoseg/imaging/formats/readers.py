@@ -34,6 +34,7 @@ class Reader:
     image: Callable[[Path], StoredVoxels]
     labels: Callable[[Path], StoredVoxels] | None  # None: the format alters values
     write: Callable[[Path, np.ndarray, Geometry, Path | None], None] | None  # (path, labels, geometry, like)
+    any_content: bool = False  # such files may begin as another format does (a ZIP archive); False: they are refused
 
 
 _NIFTI = Reader("nifti", nifti.read_geometry, nifti.load, nifti.load, nifti.write)
@@ -189,7 +190,8 @@ def _reader_for(path: Path) -> Reader:
             f"{path}: its ending is not one of an image format known here",
             remedy=f"known: {', '.join(READERS)}; convert it, or rename it if it is one of these",
         )
-    refuse_other_content(path, ending)
+    if not READERS[ending].any_content:
+        refuse_other_content(path, ending)
     return READERS[ending]
 
 

@@ -8,6 +8,10 @@
 Heads are sigmoid where there are regions and softmax otherwise; dice_ce and dice_bce are one of the two by name. A
 boundary term may be added to any of them.
 
+A new loss is one function and one line in LOSSES. It takes the keywords of GIVEN and returns a module that maps logits,
+target and, optionally, weights of the voxels to a scalar (see `SegmentationLoss`). Further keywords are its options: a
+plan may set them, in `training.loss_options`, within what their annotations say.
+
 Targets are class indices (B, *spatial): 0 background, 1..n labels, `ignore_index` (n + 1) where nobody annotated. All
 arithmetic is float32. A loss near -1 is a perfect segmentation: the overlap term is -Dice, the entropy tends to 0.
 Where several ranks train together, each computes the loss of the whole batch (see `distributed`).
@@ -18,9 +22,9 @@ Tversky: Salehi et al., MLMI 2017.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,37 +33,49 @@ from autoseg.nn.deep_supervision import stage_weights
 from autoseg.nn.distributed import mean_over_ranks, sum_over_ranks
 from autoseg.nn.losses.boundary import boundary_term
 from autoseg.nn.losses.terms import SigmoidHeads, SoftmaxHeads, Terms
+from autoseg.rules import above, at_least
 
 SMOOTH = 1e-5
+BoundaryWeight = Annotated[float, at_least(0, 1000)]  # of a boundary term beside the rest; 0 leaves it out
 
 
-def dice_ce(**common: Any) -> nn.Module:
-    """Soft Dice of the foreground labels plus cross-entropy, for softmax heads. Options: `SegmentationLoss`."""
-    return SegmentationLoss(weighted_mean, **common | {"regions": ()})
+def dice_ce(*, boundary_weight: BoundaryWeight = 0.0, **given: Any) -> nn.Module:
+    """Soft Dice of the foreground labels plus cross-entropy, for softmax heads."""
+    return SegmentationLoss(weighted_mean, boundary_weight=boundary_weight, **given | {"regions": ()})
 
 
-def dice_bce(*, regions: Sequence[Sequence[int]], **common: Any) -> nn.Module:
-    """Soft Dice plus binary cross-entropy of every region, for sigmoid heads. Options: `SegmentationLoss`."""
+def dice_bce(*, regions: Sequence[Sequence[int]], boundary_weight: BoundaryWeight = 0.0, **given: Any) -> nn.Module:
+    """Soft Dice plus binary cross-entropy of every region, for sigmoid heads."""
     assert regions, "sigmoid heads are made of regions"
-    return SegmentationLoss(weighted_mean, regions=regions, **common)
+    return SegmentationLoss(weighted_mean, regions=regions, boundary_weight=boundary_weight, **given)
 
 
-def dice_focal(*, focal_gamma: float = 2.0, **common: Any) -> nn.Module:
-    """Soft Dice plus focal loss; gamma 0 is the cross-entropy. Options: `SegmentationLoss`."""
-    return SegmentationLoss(partial(focal_mean, gamma=focal_gamma), **common)
+def dice_focal(
+    *, focal_gamma: Annotated[float, at_least(0, 100)] = 2.0, boundary_weight: BoundaryWeight = 0.0, **given: Any
+) -> nn.Module:
+    """Soft Dice plus focal loss: the larger gamma, the less voxels weigh that are right; 0 is the cross-entropy."""
+    return SegmentationLoss(partial(focal_mean, gamma=focal_gamma), boundary_weight=boundary_weight, **given)
 
 
-def dice_topk(*, topk_share: float = 0.1, **common: Any) -> nn.Module:
-    """Soft Dice plus cross-entropy of the hardest share (0, 1] of a batch's voxels. Options: `SegmentationLoss`."""
-    return SegmentationLoss(partial(hardest_mean, share=topk_share), **common)
+def dice_topk(
+    *, topk_share: Annotated[float, above(0, 1)] = 0.1, boundary_weight: BoundaryWeight = 0.0, **given: Any
+) -> nn.Module:
+    """Soft Dice plus cross-entropy of the hardest share of a batch's voxels, which alone count."""
+    return SegmentationLoss(partial(hardest_mean, share=topk_share), boundary_weight=boundary_weight, **given)
 
 
-def tversky(*, tversky_alpha: float = 0.3, tversky_beta: float = 0.7, **common: Any) -> nn.Module:
+def tversky(
+    *,
+    tversky_alpha: Annotated[float, at_least(0, 1000)] = 0.3,
+    tversky_beta: Annotated[float, above(0, 1000)] = 0.7,
+    boundary_weight: BoundaryWeight = 0.0,
+    **given: Any,
+) -> nn.Module:
     """Tversky index, with alpha for false positives and beta for false negatives; 0.5 and 0.5 make it the Dice.
 
-    It has no entropy, so that class weights and voxel weights mean nothing to it. Options: `SegmentationLoss`.
+    It has no entropy, so that class weights and voxel weights mean nothing to it.
     """
-    return SegmentationLoss(None, alpha=tversky_alpha, beta=tversky_beta, **common)
+    return SegmentationLoss(None, alpha=tversky_alpha, beta=tversky_beta, boundary_weight=boundary_weight, **given)
 
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
@@ -69,6 +85,28 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "dice_topk": dice_topk,
     "tversky": tversky,
 }
+GIVEN = ("regions", "ignore_index", "class_weights", "batch_dice")  # what every loss is built with: `SegmentationLoss`
+
+
+def build_loss(
+    name: str,
+    *,
+    regions: Sequence[Sequence[int]],
+    ignore_index: int | None,
+    class_weights: Sequence[float] | None,
+    batch_dice: bool,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build the loss called `name`. Raises KeyError listing the names that exist."""
+    if name not in LOSSES:
+        raise KeyError(f"no loss {name!r}; there are: {', '.join(LOSSES)}")
+    return LOSSES[name](
+        regions=regions,
+        ignore_index=ignore_index,
+        class_weights=class_weights,
+        batch_dice=batch_dice,
+        **(options or {}),
+    )
 
 
 class SegmentationLoss(nn.Module):
@@ -82,7 +120,6 @@ class SegmentationLoss(nn.Module):
         regions: for each sigmoid head the class indices it unites; empty for softmax heads.
         alpha, beta: weights of false positives and false negatives in the overlap; both 0.5 make it the Dice.
         boundary_weight: of the boundary term (see `boundary`); 0 leaves it out.
-        Options of other losses are not looked at: all losses are built from the same arguments.
 
     Maps logits (B, K, *s), target (B, *s) and, optionally, weights of the voxels in the entropy (B, *s) to a scalar.
     """
@@ -98,7 +135,6 @@ class SegmentationLoss(nn.Module):
         alpha: float = 0.5,
         beta: float = 0.5,
         boundary_weight: float = 0.0,
-        **_: object,
     ) -> None:
         super().__init__()
         self.voxel_term = voxel_term

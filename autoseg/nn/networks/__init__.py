@@ -1,7 +1,9 @@
 """The table of networks: name -> class. A new network is one file and one line here.
 
-Every network takes the same keyword arguments (see `UNet`) and options of its own, and maps (B, C, *patch) of any
-size to a list of logits, finest first.
+Every network takes the same keyword arguments, those of GIVEN (see `UNet`), and maps (B, C, *patch) of any size to a
+list of logits, finest first. Further keywords of its `__init__` are its options: a plan may set them, within what their
+annotations say. What the planner must know of it is its class attribute `layout`; without one it is laid out as the
+plain U-Net.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ from torch import nn
 from autoseg.nn.networks.attention_unet import AttentionUNet
 from autoseg.nn.networks.deeplab import DeepLab
 from autoseg.nn.networks.fcn import FCN
+from autoseg.nn.networks.layout import Layout
 from autoseg.nn.networks.residual_unet import ResidualUNet
 from autoseg.nn.networks.segformer import SegFormer
 from autoseg.nn.networks.swin_unet import SwinUNet
@@ -30,8 +33,12 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "swin_unet": SwinUNet,
     "transunet": TransUNet,
 }
-# Attention, or pooling over the whole map, ties these to the size they were trained on: tiles are never larger.
-FIXED_TILES = {"deeplab", "segformer", "swin_unet", "transunet"}
+GIVEN = ("in_channels", "num_heads", "features", "strides", "kernel_sizes", "blocks", "decoder_blocks")
+
+
+def layout_of(name: str) -> Layout:
+    """What the planner must know of the network called `name`."""
+    return getattr(NETWORKS[name], "layout", Layout())
 
 
 def build_network(

@@ -15,6 +15,7 @@ Source: Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution for
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,9 @@ from autoseg.nn.blocks import (
     residual_stage,
     resize_linearly,
 )
+from autoseg.nn.networks.layout import Layout
 from autoseg.nn.networks.unet import encode
+from autoseg.rules import between, entries
 
 DECODER_STAGE = 2  # the paper's low-level features: stride 4
 
@@ -47,6 +50,8 @@ class DeepLab(nn.Module):
     The other arguments are those of `UNet`. Maps (B, C, *s) to a list of one map of logits (B, K, *s).
     """
 
+    layout = Layout(blocks=(1, 2), decoder_blocks=2, sees="patch")
+
     def __init__(
         self,
         *,
@@ -57,8 +62,8 @@ class DeepLab(nn.Module):
         kernel_sizes: Sequence[Sequence[int]],
         blocks: Sequence[int],
         decoder_blocks: Sequence[int],
-        output_stride: int = 16,
-        rates: Sequence[int] = (1, 2, 3),
+        output_stride: Annotated[int, between(1, 2**14)] = 16,
+        rates: Annotated[tuple[Annotated[int, between(1, 64)], ...], entries(1, 16)] = (1, 2, 3),
     ) -> None:
         super().__init__()
         dims = len(strides[0])

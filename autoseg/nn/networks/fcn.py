@@ -7,11 +7,14 @@ Source: Long, Shelhamer and Darrell 2015, "Fully Convolutional Networks for Sema
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from autoseg.nn.blocks import init_weights, resize_linearly
+from autoseg.nn.networks.layout import Layout
 from autoseg.nn.networks.unet import conv_encoder, encode, heads
+from autoseg.rules import between
 
 
 class FCN(nn.Module):
@@ -24,6 +27,8 @@ class FCN(nn.Module):
     The other arguments are those of `UNet`. Maps (B, C, *s) to a list of one map of logits (B, K, *s).
     """
 
+    layout = Layout(decoder_blocks=1)
+
     def __init__(
         self,
         *,
@@ -34,7 +39,7 @@ class FCN(nn.Module):
         kernel_sizes: Sequence[Sequence[int]],
         blocks: Sequence[int],
         decoder_blocks: Sequence[int],
-        scored_stages: int = 3,
+        scored_stages: Annotated[int, between(1, 16)] = 3,
     ) -> None:
         super().__init__()
         self.deep_supervision = True  # the interface's; there is one map of logits either way

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from autoseg.nn.blocks import conv_stage, init_weights, residual_stage
+from autoseg.nn.networks.layout import Layout
 from autoseg.nn.networks.unet import conv_decoder, decode, encode, heads, upsamplings
 
 
@@ -22,6 +23,8 @@ class ResidualUNet(nn.Module):
 
     The other arguments and the forward pass are those of `UNet`.
     """
+
+    layout = Layout(blocks=(1, 3, 4, 6), decoder_blocks=1, residual=True)  # nnU-Net v2's ResEnc presets
 
     def __init__(
         self,

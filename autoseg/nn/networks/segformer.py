@@ -15,18 +15,23 @@ for 2-D and 3-D. What it takes from the plan, and where that leads away from the
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from autoseg.nn.attention import (
     ChannelNorm,
+    HeadFeatures,
+    MlpRatio,
     MultiHeadAttention,
     head_count,
     init_transformer,
     transformer_stage,
 )
 from autoseg.nn.blocks import CONVOLUTIONS, NEGATIVE_SLOPE, AveragePool, InstanceNorm, resize_linearly, same_convolution
+from autoseg.nn.networks.layout import Layout
 from autoseg.nn.networks.unet import encode
+from autoseg.rules import between
 
 MAX_EMBEDDING_STRIDE = 4  # per axis
 
@@ -48,6 +53,8 @@ class SegFormer(nn.Module):
     resolution of the first embedding. There is no deep supervision.
     """
 
+    layout = Layout(blocks=(2,), decoder_blocks=1, sees="patch", learning_rate=5e-4)
+
     def __init__(
         self,
         *,
@@ -58,9 +65,9 @@ class SegFormer(nn.Module):
         kernel_sizes: Sequence[Sequence[int]],
         blocks: Sequence[int],
         decoder_blocks: Sequence[int],
-        head_features: int = 32,
-        mlp_ratio: int = 4,
-        keys: int = 512,
+        head_features: HeadFeatures = 32,
+        mlp_ratio: MlpRatio = 4,
+        keys: Annotated[int, between(1, 2**16)] = 512,
     ) -> None:
         super().__init__()
         dims = len(strides[0])

@@ -17,6 +17,7 @@ by the plan's first stride, and joins the last decoder stage as its skip.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from torch.nn import functional as F
 
 from autoseg.nn.attention import (
     FeedForward,
+    HeadFeatures,
+    MlpRatio,
     MultiHeadAttention,
     head_count,
     init_transformer,
@@ -31,7 +34,9 @@ from autoseg.nn.attention import (
     truncated_normal_,
 )
 from autoseg.nn.blocks import CONVOLUTIONS, Stage, conv_stage
+from autoseg.nn.networks.layout import Layout
 from autoseg.nn.networks.unet import decode, encode, heads, upsamplings
+from autoseg.rules import between
 
 
 class SwinUNet(nn.Module):
@@ -51,6 +56,8 @@ class SwinUNet(nn.Module):
     per decoder stage while `deep_supervision` is on, otherwise only the finest.
     """
 
+    layout = Layout(blocks=(2,), decoder_blocks=2, sees="patch", learning_rate=5e-4)
+
     def __init__(
         self,
         *,
@@ -61,9 +68,9 @@ class SwinUNet(nn.Module):
         kernel_sizes: Sequence[Sequence[int]],
         blocks: Sequence[int],
         decoder_blocks: Sequence[int],
-        head_features: int = 32,
-        mlp_ratio: int = 4,
-        window_tokens: int = 64,
+        head_features: HeadFeatures = 32,
+        mlp_ratio: MlpRatio = 4,
+        window_tokens: Annotated[int, between(1, 4096)] = 64,
     ) -> None:
         super().__init__()
         dims = len(strides[0])

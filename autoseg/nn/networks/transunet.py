@@ -6,18 +6,23 @@ zero padding marks the edges of a map of any size: learnt positions would belong
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from autoseg.nn.attention import (
     FeedForward,
+    HeadFeatures,
+    MlpRatio,
     MultiHeadAttention,
     head_count,
     init_transformer,
     transformer_stage,
 )
 from autoseg.nn.blocks import CONVOLUTIONS
+from autoseg.nn.networks.layout import Layout
 from autoseg.nn.networks.unet import conv_decoder, conv_encoder, decode, encode, heads, upsamplings
+from autoseg.rules import between
 
 
 class TransUNet(nn.Module):
@@ -36,6 +41,8 @@ class TransUNet(nn.Module):
     `deep_supervision` is on, otherwise only the finest.
     """
 
+    layout = Layout(sees="patch")
+
     def __init__(
         self,
         *,
@@ -46,9 +53,9 @@ class TransUNet(nn.Module):
         kernel_sizes: Sequence[Sequence[int]],
         blocks: Sequence[int],
         decoder_blocks: Sequence[int],
-        layers: int = 4,
-        head_features: int = 32,
-        mlp_ratio: int = 4,
+        layers: Annotated[int, between(1, 64)] = 4,
+        head_features: HeadFeatures = 32,
+        mlp_ratio: MlpRatio = 4,
     ) -> None:
         super().__init__()
         dims, width = len(strides[0]), features[-1]

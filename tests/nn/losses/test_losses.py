@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from autoseg.imaging.labels import LabelSet
-from autoseg.nn.losses import LOSSES, SMOOTH, DeepSupervision, _least_of_largest
+from autoseg.nn.losses import LOSSES, SMOOTH, DeepSupervision, _least_of_largest, build_loss
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -253,10 +253,17 @@ def test_every_key_changes_the_result(name, key, values, regions):
     assert not torch.isclose(first, second, atol=1e-4)
 
 
-def test_options_of_another_loss_mean_nothing():
-    logits, target = torch.randn(2, 3, 6, 6), torch.randint(0, 3, (2, 6, 6))
-    others = {"focal_gamma": 5.0, "topk_share": 0.9, "tversky_alpha": 0.1, "tversky_beta": 0.2}
-    assert torch.equal(loss_named("dice_ce", **others)(logits, target), dice_ce()(logits, target))
+@pytest.mark.parametrize(("name", "option"), [("dice_ce", "focal_gamma"), ("dice_focal", "topk_share")])
+def test_options_of_another_loss_are_refused(name, option):
+    with pytest.raises(TypeError, match=option):
+        loss_named(name, **{option: 0.5})
+
+
+def test_building_an_unknown_loss_names_those_that_exist():
+    given = {"regions": (), "ignore_index": None, "class_weights": None, "batch_dice": True}
+    with pytest.raises(KeyError, match=r"no loss 'dise'; there are: dice_ce, dice_bce, dice_focal, dice_topk, tversky"):
+        build_loss("dise", **given)
+    assert build_loss("tversky", options={"tversky_alpha": 0.6}, **given).alpha == 0.6
 
 
 def test_the_boundary_term_is_added_with_its_weight():
@@ -382,7 +389,9 @@ def test_the_gradient_asks_for_more_of_what_is_there(name, regions, options):
     logits = torch.zeros(1, 2 if regions else 3, 4, 4, requires_grad=True)
     target = torch.zeros(1, 4, 4, dtype=torch.long)
     target[0, 1:3, 1:3] = 2
-    loss_named(name, regions, topk_share=1.0, **options)(logits, target).backward()
+    if name == "dice_topk":
+        options = options | {"topk_share": 1.0}
+    loss_named(name, regions, **options)(logits, target).backward()
     inside = (target == 2)[0]
     last = logits.grad[0, -1]  # label 2, or the region that is label 2
     assert (last[inside] < 0).all()

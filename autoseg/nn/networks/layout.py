@@ -1,0 +1,21 @@
+"""What the planner must know of a network: it stands beside the class, as its attribute `layout`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a plan lays out one network. A tuple's last entry stands for all further stages."""
+
+    blocks: tuple[int, ...] = (2,)  # per encoder stage
+    decoder_blocks: int = 2  # per decoder stage
+    residual: bool = False  # blocks are residual: two convolutions each, after a stem
+    # What one output voxel sees. "patch": all of the patch, by attention or by pooling over the whole map; such a
+    # network is tied to the size it was trained on, and predicts in tiles that are never larger.
+    sees: Literal["convolutions", "patch"] = "convolutions"
+    learning_rate: float | None = None  # of AdamW, for networks that SGD does not suit
+
+    def encoder_blocks(self, stages: int) -> tuple[int, ...]:
+        """Blocks of each of so many encoder stages."""
+        return tuple(self.blocks[min(i, len(self.blocks) - 1)] for i in range(stages))

@@ -1,0 +1,54 @@
+"""The network and the loss that a plan describes, built: the one place that unpacks them for `nn`.
+
+Training and prediction build them to run them (by `models.build`), the planner to trace what a step of them costs
+(`cost`). So it stands here, below both; and it imports torch when something is built, because plans are also read by
+commands that build nothing. `nn` takes flat arguments and never sees a plan.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from autoseg.imaging.labels import LabelSet
+from autoseg.planning.plan import NetworkSpec, Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_network(spec: NetworkSpec, *, in_channels: int, num_heads: int) -> "nn.Module":
+    """The network of a plan, with fresh weights: from images of C channels to K logits per voxel."""
+    from autoseg.nn import networks
+
+    return networks.build_network(
+        spec.name,
+        in_channels=in_channels,
+        num_heads=num_heads,
+        features=spec.features,
+        strides=spec.strides,
+        kernel_sizes=spec.kernel_sizes,
+        blocks=spec.blocks,
+        decoder_blocks=spec.decoder_blocks,
+        options=spec.options,
+    )
+
+
+def build_loss(
+    training: Training, heads: LabelSet, *, batch_dice: bool, class_weights: Sequence[float] | None
+) -> "nn.Module":
+    """The loss of a plan, summed over the stages under deep supervision.
+
+    Args:
+        heads: the labels as the network predicts them (`Training.heads`).
+        class_weights: of each head in the cross-entropy; None for none, which a step costs as much with.
+    """
+    from autoseg.nn import losses
+
+    loss = losses.build_loss(
+        training.loss,
+        regions=heads.regions_as_indices,
+        ignore_index=heads.ignore_index,
+        class_weights=class_weights,
+        batch_dice=batch_dice,
+        options=training.loss_options,
+    )
+    return losses.DeepSupervision(loss)
