@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from autoseg.augmentation.presets import AUGMENTATIONS
+from autoseg.dataloading.sampling import SAMPLERS
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
@@ -216,8 +217,10 @@ class Training:
     dropout: Decay = 0.0  # share of a stage's feature maps that are left out at random
     deep_supervision: bool = True
     foreground_fraction: Share = 0.33  # share of a batch's patches centred on foreground
-    case_sampling: Literal["uniform", "presence"] = "uniform"  # presence: cases of rare labels are drawn more often
-    class_sampling: Literal["uniform", "inverse_frequency"] = "uniform"  # which label a foreground patch is centred on
+    # how often each case is drawn; presence: cases of rare labels more often
+    case_sampling: Annotated[str, one_of(SAMPLERS["case"])] = "uniform"
+    # which label a foreground patch is aimed at
+    class_sampling: Annotated[str, one_of(SAMPLERS["class"])] = "uniform"
     augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "default"
     chain: Literal["auto", "host", "worker", "device"] = "auto"  # what augments, and where; auto: measured at start-up
     # spatial axes of the patch, in permuted order

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoseg.dataloading.stream import BatchStream, ChainName
+from autoseg.dataloading.batches import ChainName
+from autoseg.dataloading.stream import BatchStream
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure
@@ -47,7 +48,7 @@ class Choices:
     dtype: str  # of the convolutions, a key of `autoseg.nn.precision.DTYPES`
     channels_last: bool
     compiled: bool
-    chain: ChainName  # what augments, and where: see `autoseg.models.build.patch_stream`
+    chain: ChainName  # what augments, and where: see `autoseg.training.batches`
     forward_seconds: float  # of one sample in this dtype, in the usual layout and not compiled, as in prediction
 
 
@@ -57,7 +58,7 @@ def choose(
     configuration: Configuration,
     stream_of: Callable[[ChainName], BatchStream],
     image: Tensor,
-    device: torch.device,
+    *,
     workers: int,
     say: Say,
     seconds: float | None,
@@ -75,9 +76,9 @@ def choose(
     Raises:
         UsageError: the plan names a chain that cannot do what it asks for.
     """
-    training = plan.training
+    training, device = plan.training, image.device
     if not training.autotune:
-        return fixed_choices(network, training, image, device, say)
+        return fixed_choices(network, training, image, say)
     # the plan fills the device with a batch in half precision: in float32 it would not fit
     sample = image if device.type == "cpu" else image[:1]
     trial, told = choose_dtype(network, sample, training.autocast)
@@ -108,7 +109,7 @@ def choose(
     return Choices(dtype, way is not network, compiled is not None, chain, forward_seconds)
 
 
-def fixed_choices(network: nn.Module, training: Training, image: Tensor, device: torch.device, say: Say) -> Choices:
+def fixed_choices(network: nn.Module, training: Training, image: Tensor, say: Say) -> Choices:
     """What a training without autotuning uses: the same on every machine, and nothing that was timed decides.
 
     float32 unless the plan names a dtype; the usual layout; not compiled; on a CPU the chain of the worker processes,
@@ -118,7 +119,7 @@ def fixed_choices(network: nn.Module, training: Training, image: Tensor, device:
     dtype = "float32" if training.autocast == "auto" else training.autocast
     chain = training.chain
     if chain == "auto":
-        chain = "worker" if device.type == "cpu" or training.component_weight > 0 else "device"
+        chain = "worker" if image.device.type == "cpu" or training.component_weight > 0 else "device"
     sample = image[:1]
     trial = measure(network, sample, (dtype,), repeats=2)[0]
     say(f"not autotuned: {dtype}, augmentation by the {chain} chain")

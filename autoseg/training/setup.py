@@ -10,21 +10,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoseg.dataloading.batches import ChainName
 from autoseg.dataloading.store import CaseStore
-from autoseg.dataloading.stream import BatchStream, ChainName
+from autoseg.dataloading.stream import BatchStream
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, UsageError
-from autoseg.models.build import build_plan_loss, build_plan_network, patch_stream
+from autoseg.models.build import build_plan_loss, build_plan_network
 from autoseg.models.checkpoint import CheckpointWriter
 from autoseg.models.pretrained import begin_from
 from autoseg.models.versions import CHECKPOINT_VERSION
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
-from autoseg.planning.plan import Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan, Training
 from autoseg.preprocessing.cascade import open_previous
 from autoseg.records import to_plain
 from autoseg.stopping import StopSignals
 from autoseg.training.autotune import Choices, apply, choose, worker_count
+from autoseg.training.batches import TrainingBatches
 from autoseg.training.budget import Clock, epoch_steps
 from autoseg.training.fold_folder import FoldFolder
 from autoseg.training.logger import FoldLog
@@ -168,69 +170,121 @@ def open_fold(
         StateError: the split has no case to train on, or none to validate with (which only FULL may lack).
         UsageError: the start alone took the whole time budget.
     """
-    plan, configuration, split, device, ranks = task.plan, task.configuration, task.split, task.device, task.ranks
-    if not split.train or not (split.validation or split.fold == FULL):
-        raise StateError(
-            f"fold {split.fold} has {len(split.train)} cases to train on and {len(split.validation)} to validate with",
-            remedy="give it some of both in splits.json, or train the other folds",
-        )
-    training = plan.training
+    training, device = task.plan.training, task.device
+    _require_cases(task.split)
 
     def say(text: str) -> None:
-        log.say(f"fold {split.fold}  {text}")
+        log.say(f"fold {task.number}  {text}")
 
-    if split.fold == FULL:
+    if task.number == FULL:
         say(
-            f"trains on all {len(split.train)} cases and holds none out: loss and Dice are those of training cases, "
-            "and the training ends with its schedule, because no plateau can be noticed"
+            f"trains on all {len(task.split.train)} cases and holds none out: loss and Dice are those of training "
+            "cases, and the training ends with its schedule, because no plateau can be noticed"
         )
-
-    # The network and its loss
-    torch.manual_seed(training.seed + seed_of(split.fold))
-    network = build_plan_network(plan, configuration).to(device)
-    network.deep_supervision = training.deep_supervision  # type: ignore[assignment]
-    criterion = build_plan_loss(plan, configuration).to(device)
+    network, criterion = _network_and_loss(task)
     init_from = saved["init_from"] if saved else _initialise(network, task, options, folder, say)
 
-    data = _FoldData(task, say)
-    held_out, learnt = data.watched()
-    workers = worker_count(training.workers, device, ranks.local_count)
+    batches = _batches(task)
+    held_out, learnt = _watched(batches, task.split)
+    workers = worker_count(training.workers, device, task.ranks.local_count)
 
     # What is fastest on this machine; a resumed fold keeps the choices it began with
     image = next(iter(held_out or learnt))["image"].to(device)
-    if saved:
-        choices = Choices(**saved["choices"])
-    else:
-        budget = training.time_budget_seconds
-        choices = choose(network, plan, configuration, data.stream_to_measure, image, device, workers, say, budget)
-        choices = ranks.from_first(choices)
+    choices = Choices(**saved["choices"]) if saved else _choose(network, task, batches, image, workers, say)
     apply(choices, network, image, say)
     state = FoldState.begin(network, training, choices, device)
     if saved:
         state.restore(saved)
         say(f"resumed after epoch {state.position.epoch}, step {state.position.step}")
 
-    clock = Clock(
-        spent=state.position.seconds + time.perf_counter() - began,  # what was prepared counts, too
+    def stream_of(step: int) -> BatchStream:
+        pinned = device.type == "cuda"
+        return batches.stream(state.choices.chain, start_step=step, worker_count=workers, pin_memory=pinned, say=say)
+
+    clock = _clock(training, spent=state.position.seconds + time.perf_counter() - began)  # what was prepared counts
+    watched = len(learnt.places) + (len(held_out.places) if held_out else 0)
+    after = _after_training(task, batches.store, choices, network, image[:1], watched=watched)
+    if clock.budget_seconds is not None:
+        _begin_budget(clock, after, task.number, resumed=saved is not None, say=say)
+    return Fold(
+        task=task, network=network, trained=task.ranks.wrap(network, device), criterion=criterion, after=after,
+        tile=image[:1].clone(), stream_of=stream_of, held_out=held_out, learnt=learnt, state=state, clock=clock,
+        log=log, stop=stop, checkpoints=CheckpointWriter(task.folder), init_from=init_from, folder=folder,
+    )  # fmt: skip
+
+
+def _require_cases(split: Split) -> None:
+    """Raise StateError where a fold has nothing to train on, or nothing to validate with."""
+    if not split.train or not (split.validation or split.fold == FULL):
+        raise StateError(
+            f"fold {split.fold} has {len(split.train)} cases to train on and {len(split.validation)} to validate with",
+            remedy="give it some of both in splits.json, or train the other folds",
+        )
+
+
+def _network_and_loss(task: FoldTask) -> tuple[nn.Module, nn.Module]:
+    """A fresh network and its loss, on the device; the weights follow from the seed and the fold."""
+    torch.manual_seed(task.plan.training.seed + seed_of(task.number))
+    network = build_plan_network(task.plan, task.configuration).to(task.device)
+    network.deep_supervision = task.plan.training.deep_supervision  # type: ignore[assignment]
+    return network, build_plan_loss(task.plan, task.configuration).to(task.device)
+
+
+def _batches(task: FoldTask) -> TrainingBatches:
+    """The batches of a fold's training cases, this process's part of them."""
+    store = CaseStore(task.workspace.preprocessed(task.configuration.data))
+    cases = (*task.split.train, *task.split.validation)
+    previous = open_previous(task.workspace, task.configuration_name, task.configuration, cases)
+    return TrainingBatches(
+        store, task.split.train, task.plan, task.configuration, previous, task.ranks.rank, task.ranks.count
+    )
+
+
+def _watched(batches: TrainingBatches, split: Split) -> tuple[WatchedSamples | None, WatchedSamples]:
+    """Samples of the validation cases, and half as many of the training cases.
+
+    Where no case is held out: None, and as many of the training cases.
+    """
+    plan, configuration = batches.plan, batches.configuration
+    steps = epoch_steps(plan.training.steps, plan.training.iterations_per_epoch)
+    samples = watched_samples(configuration.batch_size, steps)
+
+    def of(cases: Sequence[str], count: int) -> WatchedSamples:
+        return watch(batches.store, cases, plan, configuration, samples=count, previous=batches.previous)
+
+    if not split.validation:
+        return None, of(split.train, samples)
+    return of(split.validation, samples), of(split.train, samples // 2)
+
+
+def _choose(
+    network: nn.Module,
+    task: FoldTask,
+    batches: TrainingBatches,
+    image: torch.Tensor,
+    workers: int,
+    say: Callable[[str], None],
+) -> Choices:
+    """Measure what is fastest here; of several processes, all take what the first one chose."""
+
+    def stream_of(chain: ChainName) -> BatchStream:  # without cases kept in memory: a few batches are taken from it
+        return batches.stream(chain, memory_limit=0, pin_memory=task.device.type == "cuda", say=say)
+
+    found = choose(
+        network, task.plan, task.configuration, stream_of, image, workers=workers, say=say,
+        seconds=task.plan.training.time_budget_seconds,
+    )  # fmt: skip
+    return task.ranks.from_first(found)
+
+
+def _clock(training: Training, *, spent: float) -> Clock:
+    """The clock of a training's schedule, after so many seconds."""
+    return Clock(
+        spent=spent,
         total_steps=training.total_steps,
         iterations_per_epoch=epoch_steps(training.steps, training.iterations_per_epoch),
         budget_seconds=training.time_budget_seconds,
     )
-    watched = len(learnt.places) + (len(held_out.places) if held_out else 0)
-    after = _after_training(task, data, choices, network, image[:1], watched=watched)
-    if clock.budget_seconds is not None:
-        clock.start_seconds = 0.0 if saved else clock.elapsed()
-        if not saved:
-            _require_time_left(clock, split.fold)
-        if message := after.begin(clock):
-            say(message)
-    return Fold(
-        task=task, network=network, trained=ranks.wrap(network, device), criterion=criterion,
-        after=after, tile=image[:1].clone(),
-        stream_of=lambda step: data.stream(state.choices.chain, start_step=step, workers=workers),
-        held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop,
-        checkpoints=CheckpointWriter(task.folder), init_from=init_from, folder=folder,
-    )  # fmt: skip
 
 
 def _initialise(
@@ -247,18 +301,23 @@ def _initialise(
     return place(options.init_from) if lies == source.resolve() else str(lies.parent)
 
 
-def _require_time_left(clock: Clock, fold: FoldName) -> None:
-    """Raise UsageError where the start alone took the whole time budget."""
-    if clock.remaining() <= 0:
+def _begin_budget(
+    clock: Clock, after: AfterTraining, fold: FoldName, *, resumed: bool, say: Callable[[str], None]
+) -> None:
+    """Keep back what the validation needs of a time budget. Raises UsageError where the start alone took all of it."""
+    clock.start_seconds = 0.0 if resumed else clock.elapsed()
+    if not resumed and clock.remaining() <= 0:
         raise UsageError(
             f"fold {fold}: the time budget of {clock.budget_seconds:.0f} s leaves nothing to train in: "
             f"{clock.elapsed():.0f} s went into the start",
             remedy="give it more time (--time-budget)",
         )
+    if message := after.begin(clock):
+        say(message)
 
 
 def _after_training(
-    task: FoldTask, data: "_FoldData", choices: Choices, network: nn.Module, tile: torch.Tensor, *, watched: int
+    task: FoldTask, store: CaseStore, choices: Choices, network: nn.Module, tile: torch.Tensor, *, watched: int
 ) -> AfterTraining:
     """How long it takes after the last step; measured only where that has to be known, under a time budget."""
     seconds, beside = choices.forward_seconds, None
@@ -267,47 +326,9 @@ def _after_training(
         beside = task.beside_network() if task.beside_network and task.ranks.rank == 0 else None
         seconds, beside = task.ranks.from_first((seconds, beside))
     return estimate(
-        data.store, task.split, task.plan, task.configuration, device_type=task.device.type, watched=watched,
+        store, task.split, task.plan, task.configuration, device_type=task.device.type, watched=watched,
         forward_seconds=seconds, beside_seconds=beside,
     )  # fmt: skip
-
-
-class _FoldData:
-    """A stream without end to train on, and fixed samples to watch."""
-
-    def __init__(self, task: FoldTask, say: Callable[[str], None]) -> None:
-        self.task, self.say = task, say
-        self.store = CaseStore(task.workspace.preprocessed(task.configuration.data))
-        cases = (*task.split.train, *task.split.validation)
-        self.previous = open_previous(task.workspace, task.configuration_name, task.configuration, cases)
-
-    def stream(self, chain: ChainName, **more: Any) -> BatchStream:
-        """Augmented batches of the training cases."""
-        task = self.task
-        return patch_stream(
-            self.store, task.split.train, task.plan, task.configuration, previous=self.previous, chain=chain,
-            pin_memory=task.device.type == "cuda", rank=task.ranks.rank, ranks=task.ranks.count, say=self.say, **more,
-        )  # fmt: skip
-
-    def stream_to_measure(self, chain: ChainName) -> BatchStream:
-        """The same, without cases kept in memory: a few batches are taken, and it is thrown away."""
-        return self.stream(chain, memory_limit=0)
-
-    def watched(self) -> tuple[WatchedSamples | None, WatchedSamples]:
-        """Samples of the validation cases, and half as many of the training cases.
-
-        Where no case is held out: None, and as many of the training cases.
-        """
-        plan, configuration, split = self.task.plan, self.task.configuration, self.task.split
-        steps = epoch_steps(plan.training.steps, plan.training.iterations_per_epoch)
-        samples = watched_samples(configuration.batch_size, steps)
-
-        def of(cases: Sequence[str], count: int) -> WatchedSamples:
-            return watch(self.store, cases, plan, configuration, samples=count, previous=self.previous)
-
-        if not split.validation:
-            return None, of(split.train, samples)
-        return of(split.validation, samples), of(split.train, samples // 2)
 
 
 def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:

@@ -37,7 +37,7 @@ SETTINGS = [
 
 def cut_short(monkeypatch: pytest.MonkeyPatch, after: int, *command: object) -> None:
     """Run a training that dies at a step."""
-    real, done = within_memory.training_step, iter(range(10_000))
+    real, done = within_memory.TrainingStep.__call__, iter(range(10_000))
 
     def dying(*arguments, **options):
         if next(done) == after:
@@ -45,7 +45,7 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, after: int, *command: object) -> 
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(within_memory, "training_step", dying)
+        patch.setattr(within_memory.TrainingStep, "__call__", dying)
         with pytest.raises(Killed):
             main([str(word) for word in command])
 

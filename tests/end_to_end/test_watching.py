@@ -138,15 +138,15 @@ def test_a_planted_overfit_is_named(tmp_path, capsys):
 
 def failing(monkeypatch, fails) -> list[str]:
     """Let the loss of calls number n be NaN where `fails(n, dtype, learning rate)`; returns the dtypes of all calls."""
-    real, seen = within_memory.training_step, []
+    real, seen = within_memory.TrainingStep.__call__, []
 
-    def step(network, criterion, optimizer, scaler, batch, dtype, clip, **options):
-        seen.append(dtype)
-        if fails(len(seen), dtype, optimizer.param_groups[0]["lr"]):
+    def step(self, batch, **options):
+        seen.append(self.dtype)
+        if fails(len(seen), self.dtype, self.optimizer.param_groups[0]["lr"]):
             return math.nan
-        return real(network, criterion, optimizer, scaler, batch, dtype, clip, **options)
+        return real(self, batch, **options)
 
-    monkeypatch.setattr(within_memory, "training_step", step)
+    monkeypatch.setattr(within_memory.TrainingStep, "__call__", step)
     return seen
 
 

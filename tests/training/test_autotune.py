@@ -20,7 +20,7 @@ from autoseg.training.autotune import (
     why_not_compile,
     worker_count,
 )
-from made_up_machine import CPU, HOUR, CompiledFake, FakeNetwork, Machine, choices_of, plan_of, usual_machine
+from made_up_machine import HOUR, CompiledFake, FakeNetwork, Machine, choices_of, plan_of, usual_machine
 
 
 @pytest.fixture
@@ -180,7 +180,8 @@ def test_choosing_leaves_the_network_and_the_generator_alone(machine):
     set_dropout(network, 0.5)
     before, random = copy.deepcopy(network.state_dict()), torch.random.get_rng_state()
     plan = plan_of(chain="host")
-    choose(network, plan, plan.configurations["2d"], None, torch.zeros(2, 1, 8, 8), CPU, 1, lambda text: None, HOUR)
+    configuration, image = plan.configurations["2d"], torch.zeros(2, 1, 8, 8)
+    choose(network, plan, configuration, None, image, workers=1, say=lambda text: None, seconds=HOUR)
     assert torch.equal(torch.random.get_rng_state(), random)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])

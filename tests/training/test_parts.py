@@ -33,7 +33,7 @@ from autoseg.training.autotune import Choices
 from autoseg.training.resume import remarks_on_contents, require_same_training
 from autoseg.training.setup import Fold, FoldOptions, FoldTask
 from autoseg.training.state import FoldState
-from autoseg.training.within_memory import step_within_memory, training_step
+from autoseg.training.within_memory import TrainingStep, step_within_memory
 from autoseg.workspace import Workspace
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
@@ -68,7 +68,7 @@ OFF = torch.amp.GradScaler("cpu", enabled=False)
 
 def step(network, criterion, optimizer, *, image=IMAGE, clip=1e9) -> float:
     batch = {"image": image, "target": TARGET}
-    return training_step(network, criterion, optimizer, OFF, batch, "float32", clip)
+    return TrainingStep(network, criterion, optimizer, OFF, "float32", clip)(batch)
 
 
 def total(logits: list[Tensor], target: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(samples, parts):
     for n in (1, parts):
         network = Linear()
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
-        loss = training_step(network, weighted, optimizer, OFF, batch, "float32", 0.2, parts=n)
+        loss = TrainingStep(network, weighted, optimizer, OFF, "float32", 0.2)(batch, parts=n)
         results.append([loss, *network.weight.tolist()])
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
@@ -156,7 +156,7 @@ def test_one_bad_part_spoils_the_step():
     batch = {"image": torch.ones(2, 1, 2, 2), "target": torch.zeros(2, 2, 2)}
     batch["image"][0] = math.nan
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    loss = training_step(network, total, optimizer, OFF, batch, "float32", 1e9, parts=2)
+    loss = TrainingStep(network, total, optimizer, OFF, "float32", 1e9)(batch, parts=2)
     assert math.isnan(loss)
     assert network.weight.tolist() == [1.0, 2.0]
 
@@ -285,7 +285,7 @@ def test_a_scaler_that_finds_no_scale_is_noticed():
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     batch = {"image": IMAGE, "target": TARGET}
-    losses = [training_step(network, root_of_zero, optimizer, scaler, batch, "float32", 1.0) for _ in range(4)]
+    losses = [TrainingStep(network, root_of_zero, optimizer, scaler, "float32", 1.0)(batch) for _ in range(4)]
     assert [math.isfinite(loss) for loss in losses] == [True, True, False, False]
     assert network.weight.tolist() == [1.0, 2.0]
 
