@@ -18,13 +18,13 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from autoseg.dataloading.batches import ChainName
 from autoseg.dataloading.stream import BatchStream
+from autoseg.models.versions import Choices
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure
@@ -39,17 +39,6 @@ MAX_WORKERS = 12
 COMPILE_SECONDS = 300.0  # compiling a stage, then the network to train and to validate
 SHORTEST_COMPILED_ON_CPU = 3600.0  # seconds of a training
 COMPILERS = ("c++", "g++", "clang++", "cl")  # one of them makes compiled code for a CPU, and starts that for a GPU
-
-
-@dataclass(frozen=True)
-class Choices:
-    """How a fold is trained on the machine it began on; plain data."""
-
-    dtype: str  # of the convolutions, a key of `autoseg.nn.precision.DTYPES`
-    channels_last: bool
-    compiled: bool
-    chain: ChainName  # what augments, and where: see `autoseg.training.batches`
-    forward_seconds: float  # of one sample in this dtype, in the usual layout and not compiled, as in prediction
 
 
 def choose(

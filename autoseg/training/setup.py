@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +17,14 @@ from autoseg.errors import StateError, UsageError
 from autoseg.models.build import build_plan_loss, build_plan_network
 from autoseg.models.checkpoint import CheckpointWriter
 from autoseg.models.pretrained import begin_from
-from autoseg.models.versions import CHECKPOINT_VERSION
+from autoseg.models.versions import Checkpoint, Choices
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
 from autoseg.planning.plan import Configuration, Plan, Training
 from autoseg.preprocessing.cascade import open_previous
 from autoseg.records import to_plain
 from autoseg.stopping import StopSignals
-from autoseg.training.autotune import Choices, apply, choose, worker_count
+from autoseg.training.autotune import apply, choose, worker_count
 from autoseg.training.batches import TrainingBatches
 from autoseg.training.budget import Clock, epoch_steps
 from autoseg.training.fold_folder import FoldFolder
@@ -157,7 +156,7 @@ def open_fold(
     stop: StopSignals,
     log: FoldLog,
     folder: FoldFolder,
-    saved: dict[str, Any] | None,
+    saved: Checkpoint | None,
     began: float,
 ) -> Fold:
     """Build what the loop works with: from scratch, or from a checkpoint.
@@ -182,7 +181,7 @@ def open_fold(
             "cases, and the training ends with its schedule, because no plateau can be noticed"
         )
     network, criterion = _network_and_loss(task)
-    init_from = saved["init_from"] if saved else _initialise(network, task, options, folder, say)
+    init_from = saved.init_from if saved else _initialise(network, task, options, folder, say)
 
     batches = _batches(task)
     held_out, learnt = _watched(batches, task.split)
@@ -190,7 +189,7 @@ def open_fold(
 
     # What is fastest on this machine; a resumed fold keeps the choices it began with
     image = next(iter(held_out or learnt))["image"].to(device)
-    choices = Choices(**saved["choices"]) if saved else _choose(network, task, batches, image, workers, say)
+    choices = saved.choices if saved else _choose(network, task, batches, image, workers, say)
     apply(choices, network, image, say)
     state = FoldState.begin(network, training, choices, device)
     if saved:
@@ -331,22 +330,21 @@ def _after_training(
     )  # fmt: skip
 
 
-def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:
-    """The fold as plain data and tensors."""
+def checkpoint_of(fold: Fold, *, finished: bool) -> Checkpoint:
+    """All that resumes the fold where it stands; tensors are shared with it."""
     task = fold.task
-    about = {
-        "version": CHECKPOINT_VERSION,
-        "plan": to_plain(task.plan),
-        "configuration": task.configuration_name,
-        "fold": task.number,
-        "train": list(task.split.train),
-        "validation": list(task.split.validation),
-        "contents": {case: list(parts) for case, parts in task.contents.items()},
-        "init_from": fold.init_from,
-        "finished": finished,
-        "history": fold.log.history,
-    }
-    return about | fold.state.to_plain()
+    return Checkpoint(
+        plan=to_plain(task.plan),
+        configuration=task.configuration_name,
+        fold=task.number,
+        train=task.split.train,
+        validation=task.split.validation,
+        contents={case: tuple(parts) for case, parts in task.contents.items()},
+        init_from=fold.init_from,
+        finished=finished,
+        history=tuple(row.to_plain() for row in fold.log.history),
+        **fold.state.kept(),
+    )
 
 
 def place(model: Path | None) -> str | None:

@@ -15,21 +15,21 @@ are the ones that predict: choosing an epoch by its validation score would make 
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from autoseg.errors import AutosegError, Stopped
-from autoseg.models.checkpoint import load_newest, remove_leftovers
+from autoseg.models.checkpoint import NEWEST, load_newest, remove_leftovers
 from autoseg.models.same_training import content_differences
-from autoseg.models.versions import upgrade_checkpoint
+from autoseg.models.versions import Checkpoint, Position
 from autoseg.nn.precision import forward_seconds
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.fold_folder import FoldFolder, held
+from autoseg.training.history import EpochRow, rows_of
 from autoseg.training.logger import FoldLog, warning
 from autoseg.training.resume import (
     contents_of,
@@ -39,7 +39,6 @@ from autoseg.training.resume import (
     with_settings_of,
 )
 from autoseg.training.setup import Fold, FoldOptions, FoldTask, checkpoint_of, open_fold
-from autoseg.training.state import Position
 from autoseg.training.validation_budget import keep_inference
 from autoseg.training.within_memory import step_within_memory, validate_within_memory
 from autoseg.workspace import FoldName
@@ -87,20 +86,20 @@ def _train_held(task: FoldTask, options: FoldOptions, stop: StopSignals, folder:
     if task.ranks.rank == 0:
         remove_leftovers(task.folder)
     # on the CPU: the device need not hold it twice; what is to be replaced is not read
-    saved, damage = (None, "") if options.restart else load_newest(task.folder)
+    saved, damage = (None, "") if options.restart else newest_checkpoint(task.folder)
     task = replace(task, contents=contents_of(task))
     remarks: list[str] = []
+    history: list[EpochRow] = []
     if saved:
-        saved = upgrade_checkpoint(saved)
         if options.as_begun:
             task = with_settings_of(saved, task)
         require_same_training(saved, task, options)
         remarks = remarks_on_contents(saved, task, options)
-        if saved["finished"]:
-            return _result(task, Position(**saved["position"]), saved["history"], remarks, already_finished=True)
-    if options.finish and not (saved and saved["position"]["step"]):
+        history = rows_of(saved.history, task.folder / NEWEST)
+        if saved.finished:
+            return _result(task, saved.position, history, remarks, already_finished=True)
+    if options.finish and not (saved and saved.position.step):
         raise nothing_to_finish(task)
-    history = saved["history"] if saved else []
     labels = list(task.plan.labels.scored)
     silent = task.ranks.rank > 0
     with FoldLog(
@@ -109,7 +108,7 @@ def _train_held(task: FoldTask, options: FoldOptions, stop: StopSignals, folder:
         for remark in filter(None, (damage, *remarks)):
             log.say(f"fold {task.number}  {remark}")
         fold = open_fold(task, options, stop, log, folder, saved, began)
-        if saved and content_differences(saved["contents"], task.contents, task.split.validation):
+        if saved and content_differences(saved.contents, task.contents, task.split.validation):
             fold.state.forget_plateau()  # measured on other samples
         del saved
         with stop.deferred(), fold:
@@ -192,29 +191,29 @@ def begin(fold: Fold) -> None:
 def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     """Look at the fixed samples, write the epoch down, and notice a plateau."""
     state, position = fold.state, fold.state.position
-    watched: dict[str, Any] = {}
+    validation_loss = pseudo_dice = None
     plateau = ""
     began = fold.clock.elapsed()
     with state.averaged():
         if fold.held_out:
             validation_loss, pseudo_dice = validate_within_memory(fold, fold.held_out)
-            watched = {"validation_loss": validation_loss, "pseudo_dice": pseudo_dice}
         _, training_dice = validate_within_memory(fold, fold.learnt)
-    if fold.held_out:
+    if validation_loss is not None and pseudo_dice is not None:
         plateau = state.watch_plateau(validation_loss, pseudo_dice, schedule)
     state.position = position.next_epoch(fold.clock.elapsed())
-    progress = state.due_progress(schedule)
-    row = {
-        "epoch": state.position.epoch,
-        "step": position.step,
-        "seconds": state.position.seconds,
-        "loss": position.mean_loss,
-        "training_dice": training_dice,
-        **watched,  # where cases are held out
-        "learning_rate": learning_rate,
-        "skipped": position.skipped,
-    }
-    fold.log.epoch(row, progress)
+    row = EpochRow(
+        epoch=state.position.epoch,
+        step=position.step,
+        seconds=state.position.seconds,
+        loss=position.mean_loss,
+        training_dice=tuple(training_dice),
+        validation_loss=validation_loss,
+        pseudo_dice=None if pseudo_dice is None else tuple(pseudo_dice),
+        learning_rate=learning_rate,
+        skipped=position.skipped,
+        progress=state.due_progress(schedule),
+    )
+    fold.log.epoch(row)
     if plateau:
         fold.say(plateau)
     follow_the_time(fold, began)
@@ -265,13 +264,12 @@ def retreat(fold: Fold, named: str) -> None:
         )
     fold.checkpoints.wait()
     fold.task.ranks.barrier()  # until the first has written what all read
-    saved, _ = load_newest(fold.task.folder)
+    saved, _ = newest_checkpoint(fold.task.folder)
     assert saved is not None, "a checkpoint is written before the first step"
-    saved = upgrade_checkpoint(saved)
     state.restore(saved)
     state.position = replace(state.position, refused=0)
     state.learning_rate_factor, state.micro_batches = factor, micro_batches
-    fold.log.history[:] = saved["history"]
+    fold.log.history[:] = rows_of(saved.history, fold.task.folder / NEWEST)
     state.retreats = retreats + 1
     if choices.dtype != "float32":
         state.choices = replace(choices, dtype="float32")
@@ -287,13 +285,19 @@ def retreat(fold: Fold, named: str) -> None:
 def save(fold: Fold, *, finished: bool) -> None:
     """Have a checkpoint written, beside the steps that follow; of several processes the first one does."""
     if fold.task.ranks.rank == 0:
-        fold.checkpoints.save(checkpoint_of(fold, finished=finished))
+        fold.checkpoints.save(checkpoint_of(fold, finished=finished).to_plain())
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, str]:
+    """The newest checkpoint of a fold that is whole, on the CPU, and what the user should know; see `load_newest`."""
+    plain, damage = load_newest(folder)
+    return None if plain is None else Checkpoint.from_plain(plain, folder / NEWEST), damage
 
 
 def _result(
     task: FoldTask,
     position: Position,
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[EpochRow],
     remarks: Sequence[str],
     *,
     already_finished: bool,
@@ -301,5 +305,5 @@ def _result(
     findings = diagnose(history, list(task.plan.labels.scored))
     model = (task.configuration_name, task.configuration.network.name)
     warnings = tuple(warning(task.number, finding, model) for finding in findings)
-    pseudo_dice = tuple(history[-1].get("pseudo_dice", ()))
+    pseudo_dice = history[-1].pseudo_dice or ()
     return FoldResult(task.number, task.folder, position, pseudo_dice, warnings, already_finished, tuple(remarks))

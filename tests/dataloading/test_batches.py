@@ -295,6 +295,6 @@ def test_room_is_made_for_the_widest_of_the_stored_images():
 @pytest.mark.parametrize("chain", CHAINS)
 def test_the_chain_alone_decides_how_large_patches_are(store, chain):
     """Reader and sampler ask the chain: one that is put in its place cuts other patches, inside the same cases."""
-    batches = stream(store, chain, AUGMENTATIONS["none"]).batches
     other = stream(store, chain, AUGMENTATIONS["none"], patch=(4, 12, 5)).batches
-    assert_same([replace(batches, chain=other.chain)(3)], [other(3)])
+    changed = replace(stream(store, chain, AUGMENTATIONS["none"]).batches, chain=other.chain)
+    assert_same([changed.finish(changed(3), CPU)], [other.finish(other(3), CPU)])

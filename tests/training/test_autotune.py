@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoseg.models.versions import Choices
 from autoseg.nn import precision
 from autoseg.nn.blocks import set_dropout
 from autoseg.training.autotune import (
-    Choices,
     apply,
     choose,
     choose_dtype,

@@ -3,7 +3,7 @@
 import pytest
 
 from autoseg.errors import UsageError
-from autoseg.training.autotune import Choices
+from autoseg.models.versions import Choices
 from made_up_machine import Machine, choices_of, usual_machine
 
 
