@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from autoseg import __version__
+from autoseg.commands.inputs import known_plan
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
@@ -120,7 +121,7 @@ def _last_change(path: Path) -> float:
 
 def _plan_for(workspace: Workspace, plan: Plan, network: str) -> Plan:
     path = workspace.plan_for(network)
-    return load(Plan, path) if path.exists() else plan
+    return known_plan(path) or plan
 
 
 def _model_status(

@@ -7,7 +7,7 @@ configuration have two entries, (Y, X).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading.sampling import SAMPLERS
@@ -38,7 +38,6 @@ from autoseg.planning.plan_fields import (
     Voxels,
     Weight,
 )
-from autoseg.planning.plan_versions import VERSION, upgraded_plan
 from autoseg.records import from_plain, override
 from autoseg.rules import (
     MAX_COUNT,
@@ -59,6 +58,7 @@ from autoseg.rules import (
     shown,
 )
 
+VERSION = 1
 LOSS_OPTIONS = ("focal_gamma", "topk_share", "tversky_alpha", "tversky_beta", "boundary_weight")
 LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given
 
@@ -168,7 +168,7 @@ class Configuration:
     elements: Count  # feature maps of one sample's forward pass, in_entries by nnU-Net's rule: its proxy of memory
     cascade_from: ConfigurationName | None = None  # the configuration whose segmentation is a further input
     checkpointing: bool = False  # feature maps are computed again in the backward pass, instead of kept
-    cost: Cost | None = None  # None: not known (planned by an older version)
+    cost: Cost | None = None  # None: not known
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -306,7 +306,9 @@ class Plan:
     fingerprint: Text  # content hash of the fingerprint it was made from
     decisions: tuple[Decision, ...]
     file_names: FileNames | None = None  # how the images of a case are called, for those to segment too
-    grids: TrainingGrids | None = None  # None: not known (planned by an older version)
+    grids: TrainingGrids | None = None  # None: not known
+
+    REMEDY_FOR_OTHER_VERSIONS: ClassVar[str] = f"plan again: {suggest('plan', ANY_DATASET)}"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -379,8 +381,3 @@ class Plan:
         given = [setting for setting in settings if setting.partition("=")[0] in lengths]
         others = [f"{name}=null" for name in lengths] if given else []
         return override(self, [*others, *settings])
-
-    @classmethod
-    def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Plain data of an older version, as this version writes them."""
-        return upgraded_plan(plain)
