@@ -74,17 +74,17 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
 
     said: list[str] = []
     image = next(iter(watch(store, split.validation, plan, configuration, samples=configuration.batch_size)))["image"]
-    choices = choose(
+    runtime = choose(
         network, plan, configuration, stream_of, image, workers=workers, say=said.append, seconds=EXPECTED_SECONDS
     )
-    apply(choices, network, image, said.append)
+    apply(runtime, network, image, said.append)
     optimizer = OPTIMIZERS[training.optimizer](
         network.parameters(), training.learning_rate, training.weight_decay, training.momentum
     )
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    stream = stream_of(choices.chain, workers)
+    stream = stream_of(runtime.chain, workers)
 
-    one_step = TrainingStep(network, criterion, optimizer, scaler, choices.dtype, training.gradient_clip)
+    one_step = TrainingStep(network, criterion, optimizer, scaler, runtime.dtype, training.gradient_clip)
 
     def step() -> None:
         batch = stream.finish(next(stream), device)

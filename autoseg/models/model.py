@@ -92,14 +92,14 @@ def open_model(
                 f"folds {first} and {fold} in {folder} were trained under plans that read images differently",
                 remedy=f"retrain those of one plan: {train} --restart; or name the folds to use (-f)",
             )
-    dtypes = {state.choices.dtype for state in states.values()}
+    dtypes = {state.runtime.dtype for state in states.values()}
     model = Model(
         plan=plan,
         configuration_name=configuration_name,
         folds=tuple(states),
         networks=tuple(_network(state, plans[fold], configuration_name, device) for fold, state in states.items()),
         dtype=dtypes.pop() if len(dtypes) == 1 else "float32",  # to which one of them had to go back
-        forward_seconds=states[first].choices.forward_seconds,
+        forward_seconds=states[first].runtime.forward_seconds,
         device=device,
         previous=_previous(workspace, plan, configuration_name, folds, device, unfinished),
         unfinished={fold: _standing(state) for fold, state in states.items() if not state.finished},

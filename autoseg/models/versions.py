@@ -26,7 +26,7 @@ AS_THEY_ARE = ("network", "optimizer", "scaler", "average")  # of torch, which c
 
 
 @dataclass(frozen=True)
-class Choices:
+class RuntimeSettings:
     """How a fold is trained on the machine it began on; plain data."""
 
     dtype: str  # of the convolutions, a key of `autoseg.nn.precision.DTYPES`
@@ -92,7 +92,7 @@ class Checkpoint:
     position: Position
     history: tuple[dict[str, Any], ...]  # rows of history.jsonl
     # what it needs to take the next step
-    choices: Choices
+    runtime: RuntimeSettings
     network: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
@@ -114,7 +114,7 @@ class Checkpoint:
             "contents": {case: list(parts) for case, parts in self.contents.items()},
             "position": asdict(self.position),
             "history": list(self.history),
-            "choices": asdict(self.choices),
+            "runtime": asdict(self.runtime),
             "plateau": asdict(self.plateau) if self.plateau else None,
         }
 

@@ -10,7 +10,7 @@ decide, and everything that is chosen must agree with float32 and be faster by a
     augmentation chain      by the seconds it takes for real batches (`autoseg.training.chain_choice`)
 
 Of each way the best of several trials counts, and the ways take turns: other work on the machine, which comes and goes,
-meets them all. The choices go into the checkpoint: a fold that resumes keeps those it began with. Besides: how many
+meets them all. The settings go into the checkpoint: a fold that resumes keeps those it began with. Besides: how many
 processes prepare batches.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from autoseg.dataloading.batches import ChainName
 from autoseg.dataloading.stream import BatchStream
-from autoseg.models.versions import Choices
+from autoseg.models.versions import RuntimeSettings
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure
@@ -51,7 +51,7 @@ def choose(
     workers: int,
     say: Say,
     seconds: float | None,
-) -> Choices:
+) -> RuntimeSettings:
     """Measure what is fastest and right on this machine; weights, gradients and generators stay as they were.
 
     Args:
@@ -95,10 +95,10 @@ def choose(
         remarks.append(f"not compiled: {reason}")
     say(f"{device.type}, forward and backward: {'; '.join(remarks)}")
     chain = choose_chain(training, stream_of, device, workers, say, sample_seconds, seconds)
-    return Choices(dtype, way is not network, compiled is not None, chain, forward_seconds)
+    return RuntimeSettings(dtype, way is not network, compiled is not None, chain, forward_seconds)
 
 
-def fixed_choices(network: nn.Module, training: Training, image: Tensor, say: Say) -> Choices:
+def fixed_choices(network: nn.Module, training: Training, image: Tensor, say: Say) -> RuntimeSettings:
     """What a training without autotuning uses: the same on every machine, and nothing that was timed decides.
 
     float32 unless the plan names a dtype; the usual layout; not compiled; on a CPU the chain of the worker processes,
@@ -112,10 +112,10 @@ def fixed_choices(network: nn.Module, training: Training, image: Tensor, say: Sa
     sample = image[:1]
     trial = measure(network, sample, (dtype,), repeats=2)[0]
     say(f"not autotuned: {dtype}, augmentation by the {chain} chain")
-    return Choices(dtype, False, False, require_chain(training, chain), trial.forward_seconds)
+    return RuntimeSettings(dtype, False, False, require_chain(training, chain), trial.forward_seconds)
 
 
-def apply(choices: Choices, network: nn.Module, image: Tensor | None = None, say: Say = print) -> None:
+def apply(runtime: RuntimeSettings, network: nn.Module, image: Tensor | None = None, say: Say = print) -> None:
     """Let a network run as it was chosen, in place: parameters and the keys of its state stay what they are.
 
     Args:
@@ -123,9 +123,9 @@ def apply(choices: Choices, network: nn.Module, image: Tensor | None = None, say
             first step.
         say: told where compiling fails; the network then runs as it is, and training goes on.
     """
-    if choices.channels_last:
+    if runtime.channels_last:
         precision.to_channels_last(network)
-    if not choices.compiled:
+    if not runtime.compiled:
         return
     device = next(network.parameters()).device
     if not has_compiler(device.type):
@@ -134,7 +134,7 @@ def apply(choices: Choices, network: nn.Module, image: Tensor | None = None, say
     network.compile(dynamic=False)
     if image is not None:
         try:
-            measure(network, image, (choices.dtype,), repeats=1)
+            measure(network, image, (runtime.dtype,), repeats=1)
         except Exception as error:  # whatever a compiler may raise
             network.compile(disable=True)
             say(f"not compiled: {_in_short(error)}")

@@ -22,13 +22,13 @@ from autoseg.planning.plan import LENGTHS, Training
 from autoseg.preprocessing.cascade import previous_digest
 from autoseg.preprocessing.sources import plan_again
 from autoseg.records import from_plain, to_plain
-from autoseg.training.setup import FoldOptions, FoldTask, place
+from autoseg.training.setup import FoldOptions, TrainingTask, place
 from autoseg.workspace import FULL
 
 KEPT = "(the old fold is kept aside)"
 
 
-def contents_of(task: FoldTask) -> dict[str, tuple[str, ...]]:
+def contents_of(task: TrainingTask) -> dict[str, tuple[str, ...]]:
     """Digests of what a fold's cases hold today (see `same_training.PARTS`). Raises StateError: a case is missing."""
     store = CaseStore(task.workspace.preprocessed(task.configuration.data))
     cases = (*task.split.train, *task.split.validation)
@@ -39,7 +39,7 @@ def contents_of(task: FoldTask) -> dict[str, tuple[str, ...]]:
     return {case: (*parts, previous_digest(folder, case)) for case, parts in found.items()}
 
 
-def require_same_training(saved: Checkpoint, task: FoldTask, options: FoldOptions) -> None:
+def require_same_training(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> None:
     """Refuse to resume under another plan, with other cases, contents or weights than a fold was begun with.
 
     What counts is said in `same_training`. For a fold that is resumed, the model it began from need not be given again.
@@ -64,7 +64,7 @@ def require_same_training(saved: Checkpoint, task: FoldTask, options: FoldOption
         )
 
 
-def remarks_on_contents(saved: Checkpoint, task: FoldTask, options: FoldOptions) -> list[str]:
+def remarks_on_contents(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> list[str]:
     """What a fold's owner should know of cases whose content changed since they were trained on or held out."""
     remarks = []
     if saved.finished and (changed := content_differences(saved.contents, task.contents, task.split.train)):
@@ -83,13 +83,13 @@ def remarks_on_contents(saved: Checkpoint, task: FoldTask, options: FoldOptions)
     return remarks
 
 
-def with_settings_of(saved: Checkpoint, task: FoldTask) -> FoldTask:
+def with_settings_of(saved: Checkpoint, task: TrainingTask) -> TrainingTask:
     """The task under the training settings that its checkpoint was begun with, the length among them."""
     training = from_plain(Training, saved.plan["training"], f"{task.folder}: plan.training")
     return replace(task, plan=replace(task.plan, training=training))
 
 
-def nothing_to_finish(task: FoldTask) -> StateError:
+def nothing_to_finish(task: TrainingTask) -> StateError:
     """The refusal to finish what has not learnt anything."""
     return StateError(
         f"{task.folder} has no step that could be finished",
@@ -97,14 +97,14 @@ def nothing_to_finish(task: FoldTask) -> StateError:
     )
 
 
-def again(task: FoldTask, options: FoldOptions, *more: object) -> str:
+def again(task: TrainingTask, options: FoldOptions, *more: object) -> str:
     """The command that trains this fold under the present plan, with further options."""
     words = [*command_of_fold(task), *_length_of(task)]
     settings = [word for setting in options.settings for word in ("--set", setting)]
     return suggest(*words, *settings, *more, workspace=task.workspace.root)
 
 
-def as_begun(saved: Checkpoint, task: FoldTask, options: FoldOptions) -> str:
+def as_begun(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> str:
     """How a fold is trained as it was begun: the command, where options of `train` can bring that about."""
     found = options_between(saved.plan, to_plain(task.plan), task.configuration_name)
     if found is None:
@@ -115,13 +115,13 @@ def as_begun(saved: Checkpoint, task: FoldTask, options: FoldOptions) -> str:
     return f"train it as it was begun: {suggest(*words, workspace=task.workspace.root)}"
 
 
-def command_of_fold(task: FoldTask) -> list[str]:
+def command_of_fold(task: TrainingTask) -> list[str]:
     """`train -f 0 -c 3d_fullres --network unet`."""
     network = task.configuration.network.name
     return ["train", "-f", str(task.number), "-c", task.configuration_name, "--network", network]
 
 
-def _length_of(task: FoldTask) -> tuple[str, ...]:
+def _length_of(task: TrainingTask) -> tuple[str, ...]:
     training = task.plan.training
     if training.time_budget_seconds is not None:
         return ("--time-budget", f"{training.time_budget_seconds:g}s")
@@ -130,7 +130,7 @@ def _length_of(task: FoldTask) -> tuple[str, ...]:
     return ("--epochs", str(training.epochs))
 
 
-def _require_same_plan(saved: Checkpoint, task: FoldTask, options: FoldOptions) -> None:
+def _require_same_plan(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> None:
     found = plan_differences(saved.plan, to_plain(task.plan), task.configuration_name)
     if not found:
         return
@@ -147,7 +147,7 @@ def _require_same_plan(saved: Checkpoint, task: FoldTask, options: FoldOptions) 
     )
 
 
-def _require_same_cases(saved: Checkpoint, task: FoldTask, options: FoldOptions) -> None:
+def _require_same_cases(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> None:
     split = task.split
     source = "the dataset" if split.fold == FULL else f"fold {split.fold} of splits.json"
     for what, cases, trained in (
@@ -169,7 +169,7 @@ def _require_same_cases(saved: Checkpoint, task: FoldTask, options: FoldOptions)
             )
 
 
-def _require_same_beginning(saved: Checkpoint, task: FoldTask, options: FoldOptions) -> None:
+def _require_same_beginning(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> None:
     asked, known = place(options.init_from), saved.init_from
     if asked in (None, known) or (known is not None and _is_itself(asked, known, task)):
         return
@@ -181,7 +181,7 @@ def _require_same_beginning(saved: Checkpoint, task: FoldTask, options: FoldOpti
     )
 
 
-def _is_itself(asked: str | None, known: str, task: FoldTask) -> bool:
+def _is_itself(asked: str | None, known: str, task: TrainingTask) -> bool:
     """Whether a fold that began from what it was before is asked to begin from itself once more."""
     folder = task.folder.resolve()
     before = Path(known).is_relative_to(folder.parent) and f"{folder.name}.before-" in known

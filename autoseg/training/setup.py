@@ -17,7 +17,7 @@ from autoseg.errors import StateError, UsageError
 from autoseg.models.build import build_plan_loss, build_plan_network
 from autoseg.models.checkpoint import CheckpointWriter
 from autoseg.models.pretrained import begin_from
-from autoseg.models.versions import Checkpoint, Choices
+from autoseg.models.versions import Checkpoint, RuntimeSettings
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
 from autoseg.planning.plan import Configuration, Plan, Training
@@ -29,7 +29,7 @@ from autoseg.training.batches import TrainingBatches
 from autoseg.training.budget import Clock, epoch_steps
 from autoseg.training.fold_folder import FoldFolder
 from autoseg.training.logger import FoldLog
-from autoseg.training.state import FoldState, seed_of
+from autoseg.training.state import TrainState, seed_of
 from autoseg.training.validation import Batch, WatchedSamples, watch, watched_samples
 from autoseg.training.validation_budget import AfterTraining, estimate
 from autoseg.workspace import FULL, FoldName, Workspace
@@ -48,7 +48,7 @@ class FoldOptions:
 
 
 @dataclass(frozen=True)
-class FoldTask:
+class TrainingTask:
     """Which fold of what is trained, and by whom."""
 
     workspace: Workspace
@@ -83,17 +83,17 @@ class FoldTask:
 
 
 @dataclass
-class Fold:
+class TrainingSession:
     """Everything the loop works with."""
 
-    task: FoldTask
+    task: TrainingTask
     network: nn.Module  # on the device
     trained: nn.Module  # the same, or what spreads it over several processes
     criterion: nn.Module
     stream_of: Callable[[int], BatchStream]  # from a step on
     held_out: WatchedSamples | None  # of the validation cases; None where none is held out
     learnt: WatchedSamples  # and of training cases
-    state: FoldState
+    state: TrainState
     clock: Clock
     after: AfterTraining  # the last step: how long that takes, and how the validation cases are segmented
     tile: torch.Tensor  # one sample (1, C, *patch) on the device, to time forward passes with
@@ -106,7 +106,7 @@ class Fold:
     raw: Batch | None = None  # the batch of the next step, where it was prepared and is not on the device yet
     ahead: Batch | None = None  # the batch of the next step, where it is on the device already
 
-    def __enter__(self) -> "Fold":
+    def __enter__(self) -> "TrainingSession":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -151,14 +151,14 @@ class Fold:
 
 
 def open_fold(
-    task: FoldTask,
+    task: TrainingTask,
     options: FoldOptions,
     stop: StopSignals,
     log: FoldLog,
     folder: FoldFolder,
     saved: Checkpoint | None,
     began: float,
-) -> Fold:
+) -> TrainingSession:
     """Build what the loop works with: from scratch, or from a checkpoint.
 
     Args:
@@ -187,25 +187,25 @@ def open_fold(
     held_out, learnt = _watched(batches, task.split)
     workers = worker_count(training.workers, device, task.ranks.local_count)
 
-    # What is fastest on this machine; a resumed fold keeps the choices it began with
+    # What is fastest on this machine; a resumed fold keeps the settings it began with
     image = next(iter(held_out or learnt))["image"].to(device)
-    choices = saved.choices if saved else _choose(network, task, batches, image, workers, say)
-    apply(choices, network, image, say)
-    state = FoldState.begin(network, training, choices, device)
+    runtime = saved.runtime if saved else _choose(network, task, batches, image, workers, say)
+    apply(runtime, network, image, say)
+    state = TrainState.begin(network, training, runtime, device)
     if saved:
         state.restore(saved)
         say(f"resumed after epoch {state.position.epoch}, step {state.position.step}")
 
     def stream_of(step: int) -> BatchStream:
         pinned = device.type == "cuda"
-        return batches.stream(state.choices.chain, start_step=step, worker_count=workers, pin_memory=pinned, say=say)
+        return batches.stream(state.runtime.chain, start_step=step, worker_count=workers, pin_memory=pinned, say=say)
 
     clock = _clock(training, spent=state.position.seconds + time.perf_counter() - began)  # what was prepared counts
     watched = len(learnt.places) + (len(held_out.places) if held_out else 0)
-    after = _after_training(task, batches.store, choices, network, image[:1], watched=watched)
+    after = _after_training(task, batches.store, runtime, network, image[:1], watched=watched)
     if clock.budget_seconds is not None:
         _begin_budget(clock, after, task.number, resumed=saved is not None, say=say)
-    return Fold(
+    return TrainingSession(
         task=task, network=network, trained=task.ranks.wrap(network, device), criterion=criterion, after=after,
         tile=image[:1].clone(), stream_of=stream_of, held_out=held_out, learnt=learnt, state=state, clock=clock,
         log=log, stop=stop, checkpoints=CheckpointWriter(task.folder), init_from=init_from, folder=folder,
@@ -221,7 +221,7 @@ def _require_cases(split: Split) -> None:
         )
 
 
-def _network_and_loss(task: FoldTask) -> tuple[nn.Module, nn.Module]:
+def _network_and_loss(task: TrainingTask) -> tuple[nn.Module, nn.Module]:
     """A fresh network and its loss, on the device; the weights follow from the seed and the fold."""
     torch.manual_seed(task.plan.training.seed + seed_of(task.number))
     network = build_plan_network(task.plan, task.configuration).to(task.device)
@@ -229,7 +229,7 @@ def _network_and_loss(task: FoldTask) -> tuple[nn.Module, nn.Module]:
     return network, build_plan_loss(task.plan, task.configuration).to(task.device)
 
 
-def _batches(task: FoldTask) -> TrainingBatches:
+def _batches(task: TrainingTask) -> TrainingBatches:
     """The batches of a fold's training cases, this process's part of them."""
     store = CaseStore(task.workspace.preprocessed(task.configuration.data))
     cases = (*task.split.train, *task.split.validation)
@@ -258,12 +258,12 @@ def _watched(batches: TrainingBatches, split: Split) -> tuple[WatchedSamples | N
 
 def _choose(
     network: nn.Module,
-    task: FoldTask,
+    task: TrainingTask,
     batches: TrainingBatches,
     image: torch.Tensor,
     workers: int,
     say: Callable[[str], None],
-) -> Choices:
+) -> RuntimeSettings:
     """Measure what is fastest here; of several processes, all take what the first one chose."""
 
     def stream_of(chain: ChainName) -> BatchStream:  # without cases kept in memory: a few batches are taken from it
@@ -287,7 +287,7 @@ def _clock(training: Training, *, spent: float) -> Clock:
 
 
 def _initialise(
-    network: nn.Module, task: FoldTask, options: FoldOptions, folder: FoldFolder, say: Callable[[str], None]
+    network: nn.Module, task: TrainingTask, options: FoldOptions, folder: FoldFolder, say: Callable[[str], None]
 ) -> str | None:
     """Begin with the weights of `options.init_from`, if any; returns where that model is to be found from now on."""
     if not options.init_from:
@@ -316,12 +316,12 @@ def _begin_budget(
 
 
 def _after_training(
-    task: FoldTask, store: CaseStore, choices: Choices, network: nn.Module, tile: torch.Tensor, *, watched: int
+    task: TrainingTask, store: CaseStore, runtime: RuntimeSettings, network: nn.Module, tile: torch.Tensor, *, watched: int
 ) -> AfterTraining:
     """How long it takes after the last step; measured only where that has to be known, under a time budget."""
-    seconds, beside = choices.forward_seconds, None
+    seconds, beside = runtime.forward_seconds, None
     if task.plan.training.time_budget_seconds is not None:
-        seconds = min(forward_seconds(network, tile, choices.dtype))
+        seconds = min(forward_seconds(network, tile, runtime.dtype))
         beside = task.beside_network() if task.beside_network and task.ranks.rank == 0 else None
         seconds, beside = task.ranks.from_first((seconds, beside))
     return estimate(
@@ -330,7 +330,7 @@ def _after_training(
     )  # fmt: skip
 
 
-def checkpoint_of(fold: Fold, *, finished: bool) -> Checkpoint:
+def checkpoint_of(fold: TrainingSession, *, finished: bool) -> Checkpoint:
     """All that resumes the fold where it stands; tensors are shared with it."""
     task = fold.task
     return Checkpoint(

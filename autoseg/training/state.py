@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoseg.models.versions import Checkpoint, Choices, Position
+from autoseg.models.versions import Checkpoint, RuntimeSettings, Position
 from autoseg.nn.optimization import (
     OPTIMIZERS,
     REDUCTIONS,
@@ -32,11 +32,11 @@ FULL_SEED = 1_000_000  # stands for a number of FULL: it draws apart from all ot
 
 
 @dataclass
-class FoldState:
+class TrainState:
     """A training between two steps."""
 
     training: Training
-    choices: Choices  # made when the fold began
+    runtime: RuntimeSettings  # made when the fold began
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -49,16 +49,16 @@ class FoldState:
     retreats: int = 0  # returns to an earlier checkpoint
 
     @classmethod
-    def begin(cls, network: nn.Module, training: Training, choices: Choices, device: torch.device) -> "FoldState":
+    def begin(cls, network: nn.Module, training: Training, runtime: RuntimeSettings, device: torch.device) -> "TrainState":
         """The state before the first step, with the network as it is."""
         return cls(
             training,
-            choices,
+            runtime,
             network,
             OPTIMIZERS[training.optimizer](
                 network.parameters(), training.learning_rate, training.weight_decay, training.momentum
             ),
-            torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16"),
+            torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16"),
             WeightAverage(network, training.weight_average) if training.weight_average else None,
             Plateau(patience=training.patience) if training.patience else None,
         )
@@ -132,7 +132,7 @@ class FoldState:
     def kept(self) -> dict[str, Any]:
         """The fields of a `Checkpoint` that say what this state is; tensors are shared with it."""
         return {
-            "choices": self.choices,
+            "runtime": self.runtime,
             "position": self.position,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -147,7 +147,7 @@ class FoldState:
         }
 
     def restore(self, saved: Checkpoint) -> None:
-        """Become what a checkpoint kept; the choices stay those this state began with.
+        """Become what a checkpoint kept; the runtime settings stay those this state began with.
 
         Its tensors may lie on the CPU: what belongs on the device is brought there.
         """

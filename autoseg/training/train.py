@@ -38,7 +38,7 @@ from autoseg.training.resume import (
     require_same_training,
     with_settings_of,
 )
-from autoseg.training.setup import Fold, FoldOptions, FoldTask, checkpoint_of, open_fold
+from autoseg.training.setup import TrainingSession, FoldOptions, TrainingTask, checkpoint_of, open_fold
 from autoseg.training.validation_budget import keep_inference
 from autoseg.training.within_memory import step_within_memory, validate_within_memory
 from autoseg.workspace import FoldName
@@ -60,7 +60,7 @@ class FoldResult:
     remarks: tuple[str, ...] = ()  # on cases whose content changed since
 
 
-def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldResult:
+def train_fold(task: TrainingTask, options: FoldOptions, stop: StopSignals) -> FoldResult:
     """Train one fold of one configuration, or resume it where it stopped.
 
     Args:
@@ -81,7 +81,7 @@ def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldR
             raise
 
 
-def _train_held(task: FoldTask, options: FoldOptions, stop: StopSignals, folder: FoldFolder) -> FoldResult:
+def _train_held(task: TrainingTask, options: FoldOptions, stop: StopSignals, folder: FoldFolder) -> FoldResult:
     began = time.perf_counter()
     if task.ranks.rank == 0:
         remove_leftovers(task.folder)
@@ -118,7 +118,7 @@ def _train_held(task: FoldTask, options: FoldOptions, stop: StopSignals, folder:
     return _result(task, fold.state.position, log.history, remarks, already_finished=False)
 
 
-def train(fold: Fold, options: FoldOptions) -> None:
+def train(fold: TrainingSession, options: FoldOptions) -> None:
     """Do step after step until the schedule is through. The loop."""
     state, clock, ranks = fold.state, fold.clock, fold.task.ranks
     fold.open_stream()
@@ -170,7 +170,7 @@ def train(fold: Fold, options: FoldOptions) -> None:
             fold.stop.now()
 
 
-def begin(fold: Fold) -> None:
+def begin(fold: TrainingSession) -> None:
     """Set aside what stood in the fold's folder, now that all else works, and write the first checkpoint.
 
     Raises:
@@ -188,7 +188,7 @@ def begin(fold: Fold) -> None:
         raise
 
 
-def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
+def finish_epoch(fold: TrainingSession, learning_rate: float, schedule: float) -> None:
     """Look at the fixed samples, write the epoch down, and notice a plateau."""
     state, position = fold.state, fold.state.position
     validation_loss = pseudo_dice = None
@@ -219,7 +219,7 @@ def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
     follow_the_time(fold, began)
 
 
-def follow_the_time(fold: Fold, began: float) -> None:
+def follow_the_time(fold: TrainingSession, began: float) -> None:
     """Correct what a time budget keeps back for the validation, by forward passes timed now.
 
     Args:
@@ -228,13 +228,13 @@ def follow_the_time(fold: Fold, began: float) -> None:
     if fold.clock.budget_seconds is None:
         return
     watching = fold.clock.elapsed() - began
-    passes = forward_seconds(fold.network, fold.tile, fold.state.choices.dtype)
+    passes = forward_seconds(fold.network, fold.tile, fold.state.runtime.dtype)
     fold.after.observe(*fold.task.ranks.from_first((passes, watching)))
     if message := fold.after.follow(fold.clock):
         fold.say(message)
 
 
-def settle_validation(fold: Fold) -> None:
+def settle_validation(fold: TrainingSession) -> None:
     """Choose how the validation cases are segmented, now that the last step is done, and write it down."""
     if not fold.held_out:
         return
@@ -244,7 +244,7 @@ def settle_validation(fold: Fold) -> None:
         keep_inference(fold.task.folder, fold.after.way)
 
 
-def retreat(fold: Fold, named: str) -> None:
+def retreat(fold: TrainingSession, named: str) -> None:
     """Go back to the last checkpoint and go on more carefully: in float32, or with half the learning rate.
 
     Args:
@@ -254,7 +254,7 @@ def retreat(fold: Fold, named: str) -> None:
         AutosegError: that was done RETREATS times already.
     """
     state = fold.state
-    retreats, choices = state.retreats, state.choices
+    retreats, runtime = state.retreats, state.runtime
     factor, micro_batches = state.learning_rate_factor, state.micro_batches
     if retreats == RETREATS:
         raise AutosegError(
@@ -271,8 +271,8 @@ def retreat(fold: Fold, named: str) -> None:
     state.learning_rate_factor, state.micro_batches = factor, micro_batches
     fold.log.history[:] = rows_of(saved.history, fold.task.folder / NEWEST)
     state.retreats = retreats + 1
-    if choices.dtype != "float32":
-        state.choices = replace(choices, dtype="float32")
+    if runtime.dtype != "float32":
+        state.runtime = replace(runtime, dtype="float32")
         state.scaler = torch.amp.GradScaler(fold.task.device.type, enabled=False)
         change = "in float32"
     else:
@@ -282,7 +282,7 @@ def retreat(fold: Fold, named: str) -> None:
     fold.say(f"{PATIENCE_NON_FINITE} such steps in a row: back to step {state.position.step}, {change}")
 
 
-def save(fold: Fold, *, finished: bool) -> None:
+def save(fold: TrainingSession, *, finished: bool) -> None:
     """Have a checkpoint written, beside the steps that follow; of several processes the first one does."""
     if fold.task.ranks.rank == 0:
         fold.checkpoints.save(checkpoint_of(fold, finished=finished).to_plain())
@@ -295,7 +295,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, str]:
 
 
 def _result(
-    task: FoldTask,
+    task: TrainingTask,
     position: Position,
     history: Sequence[EpochRow],
     remarks: Sequence[str],

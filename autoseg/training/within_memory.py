@@ -18,11 +18,11 @@ from torch import nn
 from autoseg.errors import OutOfMemory
 from autoseg.messages import LESS_MEMORY
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
-from autoseg.training.setup import Fold
+from autoseg.training.setup import TrainingSession
 from autoseg.training.validation import Batch, WatchedSamples, validate
 
 
-def step_within_memory(fold: Fold, batch: Batch) -> float:
+def step_within_memory(fold: TrainingSession, batch: Batch) -> float:
     """Do one step; where it does not fit the memory, again in halves of the batch, and so from then on.
 
     Raises:
@@ -34,7 +34,7 @@ def step_within_memory(fold: Fold, batch: Batch) -> float:
         state.seed_step(task.number, task.ranks.rank)
         try:
             step = TrainingStep(
-                fold.trained, fold.criterion, state.optimizer, state.scaler, state.choices.dtype, training.gradient_clip
+                fold.trained, fold.criterion, state.optimizer, state.scaler, state.runtime.dtype, training.gradient_clip
             )
             return step(batch, parts=min(state.micro_batches, samples), meanwhile=fold.bring_next)
         except (RuntimeError, MemoryError) as error:
@@ -44,7 +44,7 @@ def step_within_memory(fold: Fold, batch: Batch) -> float:
         take_less(fold, samples, reason)  # outside of `except`, so that the error no longer holds the feature maps
 
 
-def validate_within_memory(fold: Fold, samples: WatchedSamples) -> tuple[float, list[float | None]]:
+def validate_within_memory(fold: TrainingSession, samples: WatchedSamples) -> tuple[float, list[float | None]]:
     """Loss and pseudo Dice, the same on every rank; batches that do not fit the memory pass in halves, from then on.
 
     Raises:
@@ -54,7 +54,7 @@ def validate_within_memory(fold: Fold, samples: WatchedSamples) -> tuple[float, 
     while True:
         try:
             found = validate(
-                fold.network, fold.criterion, samples, task.plan, task.device, state.choices.dtype,
+                fold.network, fold.criterion, samples, task.plan, task.device, state.runtime.dtype,
                 parts=state.micro_batches,
             )  # fmt: skip
             return task.ranks.from_first(found)  # what it leads to, all do
@@ -65,7 +65,7 @@ def validate_within_memory(fold: Fold, samples: WatchedSamples) -> tuple[float, 
         take_less(fold, samples.batch_size, reason)
 
 
-def take_less(fold: Fold, samples: int, reason: str) -> None:
+def take_less(fold: TrainingSession, samples: int, reason: str) -> None:
     """Divide batches of so many samples into twice as many parts, from now on, and forget a step that was broken off.
 
     Several processes would have to do so at the same time: they do not try.

@@ -167,7 +167,7 @@ def test_after_ten_in_a_row_it_goes_back_and_on_in_float32(workspace, monkeypatc
     assert "10 such steps in a row: back to step 12, in float32" in capsys.readouterr().out
     assert seen == ["bfloat16"] * 25 + ["float32"] * 24  # from the end of the first epoch, step 12
     state = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")
-    assert state["choices"]["dtype"] == "float32"
+    assert state["runtime"]["dtype"] == "float32"
     assert state["retreats"] == 1
     assert [row["step"] for row in state["history"]] == [12, 24, 36]
     assert [row["step"] for row in history(workspace)] == [12, 24, 36]

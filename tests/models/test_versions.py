@@ -13,7 +13,7 @@ from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.versions import CHECKPOINT_VERSION, Checkpoint, Position, from_scratch, read_checkpoint
 from autoseg.nn.optimization import Plateau
 from autoseg.workspace import Workspace
-from checkpoints import CHOICES, checkpoint_of
+from checkpoints import RUNTIME, checkpoint_of
 
 FULL_OF_VALUES = checkpoint_of(
     None,
@@ -70,7 +70,7 @@ def refused(change, folder: Path) -> StateError:
         ({"train": "a"}, "{path}: train: expected a list"),
         ({"finished": 1}, "{path}: finished: expected a value of type bool"),
         ({"position": {"epoch": 1, "turn": 2}}, "{path}: position: unknown key 'turn'"),
-        ({"choices": {"dtype": "float32"}}, "{path}: choices: missing key 'channels_last'"),
+        ({"runtime": {"dtype": "float32"}}, "{path}: runtime: missing key 'channels_last'"),
         ({"plateau": {"average": 0.5}}, "{path}: plateau: unknown key 'average'"),
     ],
 )
@@ -100,4 +100,4 @@ def test_outside_of_a_workspace_there_is_no_command_to_name():
 
 def test_the_version_of_the_first_release():
     assert CHECKPOINT_VERSION == checkpoint_of(None).version == 1
-    assert checkpoint_of(None).to_plain()["choices"]["dtype"] == CHOICES.dtype
+    assert checkpoint_of(None).to_plain()["runtime"]["dtype"] == RUNTIME.dtype

@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import nn
 
-from autoseg.models.versions import Checkpoint, Choices, Position
+from autoseg.models.versions import Checkpoint, RuntimeSettings, Position
 from autoseg.planning.plan import Plan
 from autoseg.records import to_plain
 
-CHOICES = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
+RUNTIME = RuntimeSettings("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
 
 
 def checkpoint_of(plan: Plan | None, weights_of: nn.Module | None = None, /, **more: Any) -> Checkpoint:
@@ -16,7 +16,7 @@ def checkpoint_of(plan: Plan | None, weights_of: nn.Module | None = None, /, **m
     fields = {
         "plan": to_plain(plan) if plan else {}, "configuration": plan.recommended if plan else "3d_fullres", "fold": 0,
         "train": ("a", "b", "c"), "validation": ("d",), "contents": {}, "init_from": None, "finished": False,
-        "position": Position(step=40), "history": (), "choices": CHOICES, "optimizer": {}, "scaler": {},
+        "position": Position(step=40), "history": (), "runtime": RUNTIME, "optimizer": {}, "scaler": {},
         "network": weights_of.state_dict() if weights_of else {}, "average": None, "average_steps": 0, "plateau": None,
         "cooling_since": None, "learning_rate_factor": 1.0, "micro_batches": 1, "retreats": 0,
     }  # fmt: skip

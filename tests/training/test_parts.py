@@ -22,15 +22,15 @@ from autoseg.datasets.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.build import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
-from autoseg.models.versions import Checkpoint, Choices
+from autoseg.models.versions import Checkpoint, RuntimeSettings
 from autoseg.nn.blocks import Stage
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.planning.plan import ChannelNormalization, Plan, Training
 from autoseg.planning.planner import make_plan
 from autoseg.training.resume import remarks_on_contents, require_same_training
-from autoseg.training.setup import Fold, FoldOptions, FoldTask
-from autoseg.training.state import FoldState
+from autoseg.training.setup import TrainingSession, FoldOptions, TrainingTask
+from autoseg.training.state import TrainState
 from autoseg.training.within_memory import TrainingStep, step_within_memory
 from autoseg.workspace import Workspace
 from checkpoints import checkpoint_of
@@ -176,9 +176,9 @@ class Memory:
 
 def fold_that_needs_memory(criterion: Memory) -> tuple[SimpleNamespace, list[str]]:
     network, said = Linear(), []
-    choices = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
+    runtime = RuntimeSettings("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
     training = Training(gradient_clip=1e9, optimizer="sgd", momentum=0.0, weight_decay=0.0)
-    state = FoldState.begin(network, training, choices, CPU)
+    state = TrainState.begin(network, training, runtime, CPU)
     task = SimpleNamespace(plan=SimpleNamespace(training=training), number=0, ranks=Ranks(), device=CPU)
     fold = SimpleNamespace(
         task=task, state=state, trained=network, criterion=criterion, say=said.append, bring_next=lambda: None
@@ -254,7 +254,7 @@ class Batches:
 
 def test_a_batch_that_does_not_fit_at_first_stays_due():
     """Batch 0 when it is asked for, batch 2 when it is to come beside a step: none is left out, none comes twice."""
-    fold = object.__new__(Fold)
+    fold = object.__new__(TrainingSession)
     fold.task = SimpleNamespace(device=torch.device("cuda"))
     fold.stream, fold.raw, fold.ahead = Batches(too_large=(0, 2)), None, None
     with pytest.raises(torch.OutOfMemoryError):
@@ -324,9 +324,9 @@ def test_mirror_axes_of_a_patch(axes, in_space, in_plane):
     assert configuration_mirror_axes(plan, plan.configurations["2d"]) == in_plane
 
 
-def task_of(plan: Plan, folder: Path, **cases) -> FoldTask:
+def task_of(plan: Plan, folder: Path, **cases) -> TrainingTask:
     split = Split(0, **({"train": ("a", "b", "c"), "validation": ("d",)} | cases))
-    return FoldTask(Workspace(folder), plan, "3d_fullres", split, torch.device("cpu"), Ranks())
+    return TrainingTask(Workspace(folder), plan, "3d_fullres", split, torch.device("cpu"), Ranks())
 
 
 def test_labels_that_no_training_case_has(tmp_path, monkeypatch):
@@ -416,7 +416,7 @@ def test_a_refusal_names_the_command_under_which_a_fold_is_what_it_was(tmp_path)
     assert "put back the plan.json it was begun under" in caught.value.remedy
 
 
-def with_contents(task: FoldTask, **contents: tuple[str, str]) -> FoldTask:
+def with_contents(task: TrainingTask, **contents: tuple[str, str]) -> TrainingTask:
     return replace(task, contents={"a": ("A", "1"), "b": ("B", "2"), "c": ("C", "3"), "d": ("D", "4")} | contents)
 
 

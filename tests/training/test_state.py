@@ -7,21 +7,21 @@ import torch
 from torch import nn
 
 from autoseg.models.checkpoint import save_checkpoint
-from autoseg.models.versions import Choices, Position, read_checkpoint
+from autoseg.models.versions import RuntimeSettings, Position, read_checkpoint
 from autoseg.planning.plan import Training
-from autoseg.training.state import FoldState
+from autoseg.training.state import TrainState
 from checkpoints import checkpoint_of
 
 CPU = torch.device("cpu")
-CHOICES = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
+RUNTIME = RuntimeSettings("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
 
 
-def begin(**training) -> FoldState:
+def begin(**training) -> TrainState:
     torch.manual_seed(0)
-    return FoldState.begin(nn.Linear(3, 2), Training(**training), CHOICES, CPU)
+    return TrainState.begin(nn.Linear(3, 2), Training(**training), RUNTIME, CPU)
 
 
-def step(state: FoldState) -> None:
+def step(state: TrainState) -> None:
     state.set_learning_rate(0.3)
     state.seed_step(fold=0, rank=0)
     state.optimizer.zero_grad()
