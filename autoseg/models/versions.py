@@ -48,7 +48,7 @@ class Position:
     epoch_seconds: float = 0.0
     loss_sum: float = 0.0  # of the steps with a finite loss
     skipped: int = 0  # the others
-    refused: int = 0  # of these, in a row, up to now
+    consecutive_nonfinite: int = 0  # of these, in a row, up to now
 
     def after(self, loss: float, seconds: float) -> "Position":
         """One step further, so many seconds after the beginning; a loss that is not finite counts as skipped."""
@@ -61,7 +61,7 @@ class Position:
             epoch_seconds=self.epoch_seconds + seconds - self.seconds,
             loss_sum=self.loss_sum + (loss if finite else 0.0),
             skipped=self.skipped + (not finite),
-            refused=0 if finite else self.refused + 1,
+            consecutive_nonfinite=0 if finite else self.consecutive_nonfinite + 1,
         )
 
     @property
@@ -72,7 +72,7 @@ class Position:
 
     def next_epoch(self, seconds: float) -> "Position":
         """At the beginning of the epoch that follows."""
-        return Position(self.epoch + 1, self.step, seconds, refused=self.refused)
+        return Position(self.epoch + 1, self.step, seconds, consecutive_nonfinite=self.consecutive_nonfinite)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Checkpoint:
     cooling_since: float | None  # progress at which the cool-down began
     learning_rate_factor: float
     micro_batches: int
-    retreats: int
+    rollbacks: int
     version: int = CHECKPOINT_VERSION
 
     def to_plain(self) -> dict[str, Any]:

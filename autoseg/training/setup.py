@@ -316,7 +316,13 @@ def _begin_budget(
 
 
 def _after_training(
-    task: TrainingTask, store: CaseStore, runtime: RuntimeSettings, network: nn.Module, tile: torch.Tensor, *, watched: int
+    task: TrainingTask,
+    store: CaseStore,
+    runtime: RuntimeSettings,
+    network: nn.Module,
+    tile: torch.Tensor,
+    *,
+    watched: int,
 ) -> AfterTraining:
     """How long it takes after the last step; measured only where that has to be known, under a time budget."""
     seconds, beside = runtime.forward_seconds, None

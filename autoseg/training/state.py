@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoseg.models.versions import Checkpoint, RuntimeSettings, Position
+from autoseg.models.versions import Checkpoint, Position, RuntimeSettings
 from autoseg.nn.optimization import (
     OPTIMIZERS,
     REDUCTIONS,
@@ -44,12 +44,14 @@ class TrainState:
     plateau: Plateau | None
     position: Position = field(default_factory=Position)
     cooling_since: float | None = None  # progress at which the cool-down began
-    learning_rate_factor: float = 1.0  # halved by a retreat
+    learning_rate_factor: float = 1.0  # halved by a rollback
     micro_batches: int = 1  # parts in which a batch passes the network, so that it fits the memory
-    retreats: int = 0  # returns to an earlier checkpoint
+    rollbacks: int = 0  # returns to an earlier checkpoint
 
     @classmethod
-    def begin(cls, network: nn.Module, training: Training, runtime: RuntimeSettings, device: torch.device) -> "TrainState":
+    def begin(
+        cls, network: nn.Module, training: Training, runtime: RuntimeSettings, device: torch.device
+    ) -> "TrainState":
         """The state before the first step, with the network as it is."""
         return cls(
             training,
@@ -143,7 +145,7 @@ class TrainState:
             "cooling_since": self.cooling_since,
             "learning_rate_factor": self.learning_rate_factor,
             "micro_batches": self.micro_batches,
-            "retreats": self.retreats,
+            "rollbacks": self.rollbacks,
         }
 
     def restore(self, saved: Checkpoint) -> None:
@@ -164,7 +166,7 @@ class TrainState:
             self.plateau = saved.plateau
         self.cooling_since = saved.cooling_since
         self.learning_rate_factor = saved.learning_rate_factor
-        self.micro_batches, self.retreats = saved.micro_batches, saved.retreats
+        self.micro_batches, self.rollbacks = saved.micro_batches, saved.rollbacks
 
 
 def seed_of(fold: FoldName) -> int:

@@ -38,13 +38,13 @@ from autoseg.training.resume import (
     require_same_training,
     with_settings_of,
 )
-from autoseg.training.setup import TrainingSession, FoldOptions, TrainingTask, checkpoint_of, open_fold
+from autoseg.training.setup import FoldOptions, TrainingSession, TrainingTask, checkpoint_of, open_fold
 from autoseg.training.validation_budget import keep_inference
 from autoseg.training.within_memory import step_within_memory, validate_within_memory
 from autoseg.workspace import FoldName
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
-RETREATS = 2  # times it does so before it gives up
+MAX_ROLLBACKS = 2  # times it does so before it gives up
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
         if not math.isfinite(loss):
             named = ", ".join(dict.fromkeys(ranks.gather(batch["cases"])))  # the loss is that of all
             fold.say(f"step {state.position.step}: the loss is not finite, nothing is learnt of {named}")
-            if state.position.refused == PATIENCE_NON_FINITE:
-                retreat(fold, named)
+            if state.position.consecutive_nonfinite == PATIENCE_NON_FINITE:
+                rollback(fold, named)
 
         # What depends on time and signals is agreed upon by all processes that train together
         schedule, epoch_over, stopping = ranks.agree(
@@ -158,7 +158,7 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
         if finished:
             settle_validation(fold)
         late = clock.elapsed() - saved_at >= options.checkpoint_seconds
-        sound = state.position.refused == 0  # a state to go back to
+        sound = state.position.consecutive_nonfinite == 0  # a state to go back to
         if finished or stopping or ((epoch_over or late or fold.checkpoints.failed) and sound):
             if problem := fold.checkpoints.failed:
                 fold.say(f"{problem}: trying again")
@@ -244,22 +244,22 @@ def settle_validation(fold: TrainingSession) -> None:
         keep_inference(fold.task.folder, fold.after.way)
 
 
-def retreat(fold: TrainingSession, named: str) -> None:
+def rollback(fold: TrainingSession, named: str) -> None:
     """Go back to the last checkpoint and go on more carefully: in float32, or with half the learning rate.
 
     Args:
         named: the cases of the last step, for the message.
 
     Raises:
-        AutosegError: that was done RETREATS times already.
+        AutosegError: that was done MAX_ROLLBACKS times already.
     """
     state = fold.state
-    retreats, runtime = state.retreats, state.runtime
+    rollbacks, runtime = state.rollbacks, state.runtime
     factor, micro_batches = state.learning_rate_factor, state.micro_batches
-    if retreats == RETREATS:
+    if rollbacks == MAX_ROLLBACKS:
         raise AutosegError(
             f"fold {fold.task.number}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on "
-            f"{named}, after {RETREATS} returns to an earlier checkpoint, too",
+            f"{named}, after {MAX_ROLLBACKS} returns to an earlier checkpoint, too",
             remedy="look at these images; or try --set training.learning_rate=..., --set training.autocast=float32",
         )
     fold.checkpoints.wait()
@@ -267,10 +267,10 @@ def retreat(fold: TrainingSession, named: str) -> None:
     saved, _ = newest_checkpoint(fold.task.folder)
     assert saved is not None, "a checkpoint is written before the first step"
     state.restore(saved)
-    state.position = replace(state.position, refused=0)
+    state.position = replace(state.position, consecutive_nonfinite=0)
     state.learning_rate_factor, state.micro_batches = factor, micro_batches
     fold.log.history[:] = rows_of(saved.history, fold.task.folder / NEWEST)
-    state.retreats = retreats + 1
+    state.rollbacks = rollbacks + 1
     if runtime.dtype != "float32":
         state.runtime = replace(runtime, dtype="float32")
         state.scaler = torch.amp.GradScaler(fold.task.device.type, enabled=False)

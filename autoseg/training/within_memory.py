@@ -41,7 +41,7 @@ def step_within_memory(fold: TrainingSession, batch: Batch) -> float:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
-        take_less(fold, samples, reason)  # outside of `except`, so that the error no longer holds the feature maps
+        halve_micro_batch(fold, samples, reason)  # outside of `except`: the error no longer holds the feature maps
 
 
 def validate_within_memory(fold: TrainingSession, samples: WatchedSamples) -> tuple[float, list[float | None]]:
@@ -62,10 +62,10 @@ def validate_within_memory(fold: TrainingSession, samples: WatchedSamples) -> tu
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
-        take_less(fold, samples.batch_size, reason)
+        halve_micro_batch(fold, samples.batch_size, reason)
 
 
-def take_less(fold: TrainingSession, samples: int, reason: str) -> None:
+def halve_micro_batch(fold: TrainingSession, samples: int, reason: str) -> None:
     """Divide batches of so many samples into twice as many parts, from now on, and forget a step that was broken off.
 
     Several processes would have to do so at the same time: they do not try.

@@ -168,7 +168,7 @@ def test_after_ten_in_a_row_it_goes_back_and_on_in_float32(workspace, monkeypatc
     assert seen == ["bfloat16"] * 25 + ["float32"] * 24  # from the end of the first epoch, step 12
     state = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")
     assert state["runtime"]["dtype"] == "float32"
-    assert state["retreats"] == 1
+    assert state["rollbacks"] == 1
     assert [row["step"] for row in state["history"]] == [12, 24, 36]
     assert [row["step"] for row in history(workspace)] == [12, 24, 36]
     assert all(torch.isfinite(weight).all() for weight in state["network"].values())

@@ -33,7 +33,7 @@ FULL_OF_VALUES = checkpoint_of(
     cooling_since=0.25,
     learning_rate_factor=0.5,
     micro_batches=2,
-    retreats=1,
+    rollbacks=1,
 )
 
 
@@ -64,7 +64,7 @@ def refused(change, folder: Path) -> StateError:
         ({"version": 4}, "{path} is a checkpoint of version 4, this autoseg reads version 1"),
         ({"version": "1"}, "{path} is a checkpoint of version '1', this autoseg reads version 1"),
         ({"version": 4, "contents": "DROP", "more": 1}, "{path} is a checkpoint of version 4"),  # that comes first
-        ({"retreats": "DROP"}, "{path}: missing key 'retreats'"),
+        ({"rollbacks": "DROP"}, "{path}: missing key 'rollbacks'"),
         ({"dtype": "float32"}, "{path}: unknown key 'dtype'"),
         ({"fold": "none"}, "{path}: fold: expected"),
         ({"train": "a"}, "{path}: train: expected a list"),

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from autoseg.models.versions import Checkpoint, RuntimeSettings, Position
+from autoseg.models.versions import Checkpoint, Position, RuntimeSettings
 from autoseg.planning.plan import Plan
 from autoseg.records import to_plain
 
@@ -18,6 +18,6 @@ def checkpoint_of(plan: Plan | None, weights_of: nn.Module | None = None, /, **m
         "train": ("a", "b", "c"), "validation": ("d",), "contents": {}, "init_from": None, "finished": False,
         "position": Position(step=40), "history": (), "runtime": RUNTIME, "optimizer": {}, "scaler": {},
         "network": weights_of.state_dict() if weights_of else {}, "average": None, "average_steps": 0, "plateau": None,
-        "cooling_since": None, "learning_rate_factor": 1.0, "micro_batches": 1, "retreats": 0,
+        "cooling_since": None, "learning_rate_factor": 1.0, "micro_batches": 1, "rollbacks": 0,
     }  # fmt: skip
     return Checkpoint(**(fields | more))

@@ -29,7 +29,7 @@ from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.planning.plan import ChannelNormalization, Plan, Training
 from autoseg.planning.planner import make_plan
 from autoseg.training.resume import remarks_on_contents, require_same_training
-from autoseg.training.setup import TrainingSession, FoldOptions, TrainingTask
+from autoseg.training.setup import FoldOptions, TrainingSession, TrainingTask
 from autoseg.training.state import TrainState
 from autoseg.training.within_memory import TrainingStep, step_within_memory
 from autoseg.workspace import Workspace

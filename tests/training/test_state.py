@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autoseg.models.checkpoint import save_checkpoint
-from autoseg.models.versions import RuntimeSettings, Position, read_checkpoint
+from autoseg.models.versions import Position, RuntimeSettings, read_checkpoint
 from autoseg.planning.plan import Training
 from autoseg.training.state import TrainState
 from checkpoints import checkpoint_of
@@ -37,17 +37,19 @@ def step(state: TrainState) -> None:
 def test_a_position_counts_what_was_done_and_what_was_left_out():
     position = Position(epoch=2, step=10, seconds=5.0)
     position = position.after(0.5, 6.0).after(math.nan, 8.0).after(0.25, 9.0)
-    assert position == Position(2, 13, 9.0, epoch_steps=3, epoch_seconds=4.0, loss_sum=0.75, skipped=1, refused=0)
+    assert position == Position(
+        2, 13, 9.0, epoch_steps=3, epoch_seconds=4.0, loss_sum=0.75, skipped=1, consecutive_nonfinite=0
+    )
     assert position.mean_loss == 0.375  # of the two finite ones
     assert position.next_epoch(9.5) == Position(3, 13, 9.5)
 
 
-def test_refused_steps_in_a_row_are_counted_across_epochs():
+def test_nonfinite_steps_in_a_row_are_counted_across_epochs():
     position = Position().after(math.inf, 1.0).after(math.nan, 2.0)
-    assert position.refused == 2
+    assert position.consecutive_nonfinite == 2
     assert position.mean_loss is None
-    assert position.next_epoch(2.0).after(math.nan, 3.0).refused == 3
-    assert position.after(1.0, 3.0).refused == 0
+    assert position.next_epoch(2.0).after(math.nan, 3.0).consecutive_nonfinite == 3
+    assert position.after(1.0, 3.0).consecutive_nonfinite == 0
 
 
 def test_a_loss_that_is_not_finite_does_not_enter_the_average():
@@ -140,13 +142,13 @@ def test_a_restored_state_goes_on_bit_by_bit(tmp_path):
     for _ in range(3):
         step(half)
     half.watch_plateau(0.7, FLAT, 0.3)
-    half.cooling_since, half.micro_batches, half.retreats, half.learning_rate_factor = 0.9, 2, 1, 0.5
+    half.cooling_since, half.micro_batches, half.rollbacks, half.learning_rate_factor = 0.9, 2, 1, 0.5
     save_checkpoint(tmp_path / "last.pt", checkpoint_of(None, **half.kept()).to_plain())
     resumed = begin(**options)
     with torch.no_grad():
         resumed.network.weight.fill_(7)
     resumed.restore(read_checkpoint(tmp_path / "last.pt"))
-    assert (resumed.cooling_since, resumed.micro_batches, resumed.retreats) == (0.9, 2, 1)
+    assert (resumed.cooling_since, resumed.micro_batches, resumed.rollbacks) == (0.9, 2, 1)
     assert resumed.plateau == half.plateau
     assert resumed.position == half.position
     assert resumed.learning_rate_factor == 0.5
