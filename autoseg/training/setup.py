@@ -273,7 +273,7 @@ def _choose(
         network, task.plan, task.configuration, stream_of, image, workers=workers, say=say,
         seconds=task.plan.training.time_budget_seconds,
     )  # fmt: skip
-    return task.ranks.from_first(found)
+    return task.ranks.broadcast(found)
 
 
 def _clock(training: Training, *, spent: float) -> Clock:
@@ -329,7 +329,7 @@ def _after_training(
     if task.plan.training.time_budget_seconds is not None:
         seconds = min(forward_seconds(network, tile, runtime.dtype))
         beside = task.beside_network() if task.beside_network and task.ranks.rank == 0 else None
-        seconds, beside = task.ranks.from_first((seconds, beside))
+        seconds, beside = task.ranks.broadcast((seconds, beside))
     return estimate(
         store, task.split, task.plan, task.configuration, device_type=task.device.type, watched=watched,
         forward_seconds=seconds, beside_seconds=beside,

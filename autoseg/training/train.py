@@ -125,7 +125,7 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
     if state.position.step == 0:
         begin(fold)
     saved_at = clock.elapsed()
-    (schedule,) = ranks.agree(clock.progress(state.position.step))  # share of the schedule that is through
+    (schedule,) = ranks.all_max(clock.progress(state.position.step))  # share of the schedule that is through
     if options.finish and state.cooling_since is None:
         state.cooling_since = schedule
         fold.say("the learning rate cools down, and the training ends, as was asked")
@@ -136,13 +136,13 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
         loss = step_within_memory(fold, batch)
         state.advance(loss, clock.elapsed())
         if not math.isfinite(loss):
-            named = ", ".join(dict.fromkeys(ranks.gather(batch["cases"])))  # the loss is that of all
+            named = ", ".join(dict.fromkeys(ranks.all_gather(batch["cases"])))  # the loss is that of all
             fold.say(f"step {state.position.step}: the loss is not finite, nothing is learnt of {named}")
             if state.position.consecutive_nonfinite == PATIENCE_NON_FINITE:
                 rollback(fold, named)
 
         # What depends on time and signals is agreed upon by all processes that train together
-        schedule, epoch_over, stopping = ranks.agree(
+        schedule, epoch_over, stopping = ranks.all_max(
             clock.progress(state.position.step),
             clock.epoch_is_over(state.position.epoch_steps, state.position.epoch_seconds),
             fold.stop.due,
@@ -152,7 +152,7 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
 
         if progress >= 1 or epoch_over:
             finish_epoch(fold, learning_rate, schedule)
-            (schedule,) = ranks.agree(clock.progress(state.position.step))  # validating took some of a time budget
+            (schedule,) = ranks.all_max(clock.progress(state.position.step))  # validating took some of a time budget
             progress = state.due_progress(schedule)
         finished = progress >= 1
         if finished:
@@ -229,7 +229,7 @@ def follow_the_time(fold: TrainingSession, began: float) -> None:
         return
     watching = fold.clock.elapsed() - began
     passes = forward_seconds(fold.network, fold.tile, fold.state.runtime.dtype)
-    fold.after.observe(*fold.task.ranks.from_first((passes, watching)))
+    fold.after.observe(*fold.task.ranks.broadcast((passes, watching)))
     if message := fold.after.follow(fold.clock):
         fold.say(message)
 

@@ -57,7 +57,7 @@ def validate_within_memory(fold: TrainingSession, samples: WatchedSamples) -> tu
                 fold.network, fold.criterion, samples, task.plan, task.device, state.runtime.dtype,
                 parts=state.micro_batches,
             )  # fmt: skip
-            return task.ranks.from_first(found)  # what it leads to, all do
+            return task.ranks.broadcast(found)  # what it leads to, all do
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
