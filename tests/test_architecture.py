@@ -68,7 +68,6 @@ TORCH_NOWHERE = {
     "augmentation.presets",
     "planning.plan",
     "planning.plan_fields",
-    "planning.plan_versions",
     "planning.planner",
     "preprocessing.cascade",
     "demo.phantom",

@@ -127,7 +127,7 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     from autoseg.inference.predict import options_for, predict_cases
     from autoseg.inference.rehearsal import seconds_beside_network
     from autoseg.models.model import open_model
-    from autoseg.training.setup import FoldTask
+    from autoseg.training.setup import TrainingTask
     from autoseg.training.train import train_fold
     from autoseg.training.validation_budget import inference_of
 
@@ -136,7 +136,7 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     def beside_network() -> float:
         return seconds_beside_network(folds.workspace, folds.plan, name, folds.cases(split), run.device)
 
-    task = FoldTask(folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network)
+    task = TrainingTask(folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network)
     result = train_fold(task, options, run.stop)
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold

@@ -37,7 +37,7 @@ from autoseg.messages import ANY_DATASET, suggest
 from autoseg.records import from_plain, to_plain
 from autoseg.workspace import sha256, write_text
 
-VERSION = 3  # 2 keeps digests of what was read, 3 the placement as one record
+VERSION = 1
 FLOAT16_TOLERANCE = 0.01  # largest rounding error, as a share of the channel's standard deviation
 MAX_LOCATIONS = 10_000  # voxels remembered per class
 LOCATION_SEED = 1234

@@ -12,7 +12,6 @@ SIGTERM (PR_SET_PDEATHSIG, which only Linux has): they save, too, and end.
 """
 
 import ctypes
-import json
 import os
 import re
 import signal
@@ -25,7 +24,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from autoseg.commands.inputs import Say, load_records
 from autoseg.commands.train import TrainOptions
@@ -40,6 +38,7 @@ from autoseg.launch.jobs import (
 from autoseg.messages import duration, suggest
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
+from autoseg.training.history import read_history
 from autoseg.training.logger import warning
 from autoseg.workspace import FoldName, Workspace, set_aside_since
 
@@ -292,10 +291,9 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
     lines = ["fold    GPU     time  epoch  pseudo Dice  "]
     for end in ends:
         epoch = mean = "-"
-        if history := _history(model, end.fold):
-            row = history[-1]
-            dice = [d for d in row.get("pseudo_dice", ()) if d is not None]
-            epoch, mean = str(row["epoch"]), f"{sum(dice) / len(dice):.3f}" if dice else "-"
+        if history := read_history(model / f"fold_{end.fold}"):
+            dice = history[-1].mean_dice
+            epoch, mean = str(history[-1].epoch), "-" if dice is None else f"{dice:.3f}"
         lines.append(
             f"{end.fold:>4} {end.gpu or '-':>6} {duration(end.seconds):>8} {epoch:>6} {mean:>12}  {_how_ended(end)}"
         )
@@ -309,14 +307,8 @@ def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labe
         folder: of the folds, whose histories are read.
         model: their configuration and network.
     """
-    histories = {end.fold: _history(folder, end.fold) for end in ends}
+    histories = {end.fold: read_history(folder / f"fold_{end.fold}") for end in ends}
     return [warning(fold, f, model) for fold, rows in histories.items() for f in diagnose(rows, labels)]
-
-
-def _history(model: Path, fold: FoldName) -> list[dict[str, Any]]:
-    """The rows of a fold's history.jsonl; none where it has not come to its first epoch."""
-    history = model / f"fold_{fold}" / "history.jsonl"
-    return [json.loads(row) for row in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
 
 
 def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Sequence[FoldName] | None = None) -> None:

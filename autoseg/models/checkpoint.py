@@ -68,7 +68,7 @@ def _save_generation(folder: Path, state: dict[str, Any]) -> None:
     stays = newest if newest.exists() else previous
     kept = known.get(stays.name)
     if stays.exists() and (kept is None or coming.exists()):
-        kept = sha256(stays)  # of an older version, without a list; or its list speaks of what was killed on its way
+        kept = sha256(stays)  # there is no list, or it speaks of what was killed on its way
     digest = save_checkpoint(coming, state)
     if sha256(coming) != digest:
         coming.unlink()

@@ -11,7 +11,7 @@ Nothing else does: not the name or the place of the dataset, not what a label is
 its other configurations, costs and measurements, nor a field that a later version of the plan adds. Statistics of the
 foreground count where a normalisation uses them.
 
-Plans are compared as plain data, because checkpoints of older versions lack fields that have a default today.
+Plans are compared as plain data: what was written before a field with a default was added lacks that field.
 """
 
 import json
@@ -41,7 +41,7 @@ class Basis:
     configuration: str
     train: tuple[str, ...]  # case ids
     validation: tuple[str, ...]
-    contents: Contents  # empty in checkpoints of older versions
+    contents: Contents
     init_from: str | None
 
 

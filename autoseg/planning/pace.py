@@ -77,7 +77,7 @@ def pace(
 
 
 def pace_of(plan: Plan) -> Pace | None:
-    """The pace that a plan was made for; None where it has none: for a GPU, or by an older version."""
+    """The pace that a plan was made for; None where it has none: for a GPU."""
     known = {c.dims: c.cost.flops_per_second for c in plan.configurations.values() if c.cost}
     rates = {dims: rate for dims, rate in known.items() if rate}
     if plan.device != "cpu" or not rates:

@@ -33,8 +33,7 @@ from autoseg.planning.configurations import Sizing, View, plan_configuration
 from autoseg.planning.cost import Memory, TracedMemory
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.pace import ENOUGH_STEPS, Pace, duration, pace_of
-from autoseg.planning.plan import ChannelNormalization, Configuration, Plan, Resampling
-from autoseg.planning.plan_versions import VERSION
+from autoseg.planning.plan import VERSION, ChannelNormalization, Configuration, Plan, Resampling
 from autoseg.planning.recipe import base_recipe, plan_training
 from autoseg.planning.request import Orientation, Request, Rules, describe, text, validate
 from autoseg.planning.space import ANISOTROPY, Space, plan_space

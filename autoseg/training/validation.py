@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading.previous_stage import PreviousStage, one_hot
-from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generator
+from autoseg.dataloading.sampling import cut_patch, sample_generator
 from autoseg.dataloading.store import CaseStore, StoredCase
 from autoseg.imaging.geometry import Axes3
 from autoseg.imaging.labels import OUTSIDE, LabelSet
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import tile_starts
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.training.batches import build_sampler
 
 LEAST_WATCHED = 16  # samples, however short an epoch is
 WATCHED_SHARE = 0.1  # of an epoch's samples; one that is only watched takes a third of the time of one that is learnt
@@ -187,13 +188,9 @@ def _patches(
     store: CaseStore, cases: Sequence[str], plan: Plan, patch_size: Sequence[int], samples: int
 ) -> list[tuple[str, Axes3]]:
     """Case and lower corner of patches, as many of them on foreground as in training."""
-    sampler = PatchSampler(
-        {case: store.info(case) for case in cases}, patch_size=patch_size, labels=list(plan.labels.scored.values()),
-        foreground_fraction=plan.training.foreground_fraction, case_sampling=plan.training.case_sampling,
-        class_sampling=plan.training.class_sampling, seed=PLACES_SEED,
-    )  # fmt: skip
+    sampler = build_sampler(store, cases, plan, PLACES_SEED)
     chosen = [
-        sampler.choose(index, store.open(sampler.case_of(index)), sample_generator(PLACES_SEED, index))
+        sampler.choose(index, store.open(sampler.case_of(index)), patch_size, sample_generator(PLACES_SEED, index))
         for index in range(samples)
     ]
     return [(choice.case, choice.lower) for choice in chosen]

@@ -85,7 +85,7 @@ def test_an_interrupted_cascade_goes_on(cascaded, tmp_path, monkeypatch, capsys)
     """Cut short within 3d_lowres, then within 3d_cascade: the weights are those of one go, bit by bit."""
     _, source = cascaded
     command = ["train", "-c", "3d_cascade", "-f", "0", "--epochs", "1", *SHORT]
-    states, real = [], within_memory.training_step
+    states, real = [], within_memory.TrainingStep.__call__
     for stops in ((), (30, 64)):
         workspace = Workspace(tmp_path / f"stops{len(stops)}")
         shutil.copytree(source.root, workspace.root, ignore=shutil.ignore_patterns("models", "3d_cascade-unet"))
@@ -100,7 +100,7 @@ def test_an_interrupted_cascade_goes_on(cascaded, tmp_path, monkeypatch, capsys)
                 return real(*arguments, **options)
 
             with monkeypatch.context() as patch:
-                patch.setattr(within_memory, "training_step", stop_at)
+                patch.setattr(within_memory.TrainingStep, "__call__", stop_at)
                 with pytest.raises(Killed):
                     main([*command, "-w", str(workspace.root)])
             begun = stop // 12 * 12  # an epoch that was cut short is begun anew

@@ -24,7 +24,8 @@ from autoseg.launch.jobs import (
 )
 from autoseg.launch.local_gpus import FoldEnd, FoldJob, choose_gpus, fold_command, run_folds, share_cores
 from autoseg.stopping import StopSignals
-from autoseg.workspace import FULL, FoldName, Workspace, write_text
+from autoseg.training.history import EpochRow, write_history
+from autoseg.workspace import FULL, FoldName, Workspace
 from fleets import Told, with_gpus
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folds side by side need Linux")
@@ -98,10 +99,17 @@ def test_folds_are_written_as_they_are_typed(folds, text):
     assert folds_text(folds) == text
 
 
+def row(epoch: int, pseudo_dice: tuple[float | None, ...] | None) -> EpochRow:
+    return EpochRow(
+        epoch=epoch, step=epoch, seconds=1.0, loss=0.5, training_dice=(0.5,), pseudo_dice=pseudo_dice,
+        learning_rate=0.01, skipped=0, progress=0.5,
+    )  # fmt: skip
+
+
 def test_the_model_of_all_cases_is_a_fold_of_the_fleet(tmp_path):
     options = TrainOptions(configuration="2d", folds=(FULL,), epochs=2)
     assert "--folds=full" in fold_command(Workspace(tmp_path), options, FULL)
-    write_text(tmp_path / "fold_full" / "history.jsonl", '{"epoch": 2, "training_dice": [0.5]}\n')
+    write_history(tmp_path / "fold_full", [row(2, None)])
     assert local_gpus.table([FoldEnd(FULL, "0", 0, 61.0)], tmp_path).splitlines()[1].split() == [
         "full", "0", "1m01s", "2", "-", "trained",
     ]  # fmt: skip
@@ -367,10 +375,7 @@ def test_children_keep_to_their_share_of_the_cores(tmp_path):
 
 
 def test_the_table_says_how_far_each_fold_came(tmp_path):
-    (tmp_path / "fold_0").mkdir()
-    (tmp_path / "fold_0" / "history.jsonl").write_text(
-        '{"epoch": 1, "pseudo_dice": [0.1]}\n{"epoch": 12, "pseudo_dice": [0.5, null, 0.75]}\n'
-    )
+    write_history(tmp_path / "fold_0", [row(1, (0.1, None, None)), row(12, (0.5, None, 0.75))])
     ends = [FoldEnd(0, "1", 0, 3725.2), FoldEnd(1, "GPU-a", -11, 61.0), FoldEnd(2, None, 75, 60.0)]
     header, *lines = local_gpus.table(ends, tmp_path).splitlines()
     assert header.split() == ["fold", "GPU", "time", "epoch", "pseudo", "Dice"]

@@ -315,7 +315,7 @@ def test_a_whole_checkpoint_of_another_fold_is_not_taken_for_ours(tmp_path):
 
 
 def test_without_digests_the_archive_vouches_for_itself(tmp_path):
-    save_checkpoint(tmp_path / "last.pt", {"epoch": 4})  # as older versions wrote it
+    save_checkpoint(tmp_path / "last.pt", {"epoch": 4})  # and no list beside it
     assert epoch_of(tmp_path) == (4, "")
 
 

@@ -20,7 +20,7 @@ from autoseg.nn.losses import LOSSES
 from autoseg.nn.networks import NETWORKS
 from autoseg.planning.options import options_of
 from autoseg.planning.plan import ChannelNormalization, Configuration, NetworkSpec, Plan, Training
-from autoseg.records import from_plain, to_plain, upgraded
+from autoseg.records import from_plain, to_plain
 from autoseg.rules import Rule, hints
 from cascaded import with_cascade
 from hostile_values import HOSTILE, leaves, put, spelled
@@ -93,7 +93,6 @@ def names_the_place(message: str, place: tuple) -> bool:
 
 
 MAY_NAME_ANOTHER = {  # contradictions: key -> what is named instead, which it makes wrong
-    "version": ["expected the keys of version"],
     "channels": ["normalization: expected"],
     "configurations": ["recommended: expected", "cascade_from: expected", "data: expected"],
     "labels": ["label", "training.class_weights", "ignore", "region", "value", "training.loss"],
@@ -112,7 +111,7 @@ def read(plain: dict) -> Plan | StateError:
     """As `load` reads a file, without one."""
     plain = json.loads(json.dumps(plain))
     try:
-        return from_plain(Plan, upgraded(Plan, plain, "plan.json"), "plan.json")
+        return from_plain(Plan, plain, "plan.json")
     except StateError as error:
         return error
 
@@ -182,7 +181,7 @@ def test_a_setting_that_cannot_be_read_is_a_mistake_of_usage(text):
             a_plan().with_settings([f"{key}={text}"])
 
 
-@pytest.mark.parametrize("version", [True, 1, 1.0, 2, 3, 5, -1, 10**30, "4", None, [4]])
+@pytest.mark.parametrize("version", [True, 1.0, 2, 3, 4, -1, 10**30, "1", None, [1]])
 @pytest.mark.parametrize("content", [{}, {"configurations": []}, {"configurations": {"a": 3}}, {"training": None}])
 def test_what_claims_another_version_is_refused(version, content):
     found = read({"version": version} | content)
@@ -253,7 +252,7 @@ def test_what_claims_another_version_is_refused(version, content):
         ("training.learning_rate=1e308", "training.learning_rate: expected more than 0, at most 100"),
         ("training.deep_supervision=1", "training.deep_supervision: expected a value of type bool, found 1"),
         ("vram_gb=0", "plan.vram_gb: expected more than 0"),
-        ("version=5", "plan.version: expected 4, the version of plans that this autoseg reads and writes, found 5"),
+        ("version=5", "plan.version: expected 1, the version of plans that this autoseg reads and writes, found 5"),
         ("labels.values.label1=1000000000000", "plan.labels.values.label1: expected 1 to 2147483647"),
     ],
 )  # fmt: skip

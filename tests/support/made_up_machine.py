@@ -114,7 +114,7 @@ def usual_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
-def choices_of(machine: Machine, *, seconds: float | None = HOUR / 2, image=None, device=CPU, **training):
+def choices_of(machine: Machine, *, seconds: float | None = HOUR / 2, image=None, **training):
     """What is chosen, and what was said."""
     plan = plan_of(**{"chain": "host", **training})
     said: list[str] = []
@@ -124,5 +124,7 @@ def choices_of(machine: Machine, *, seconds: float | None = HOUR / 2, image=None
         raise AssertionError("a chain that is named is not measured")
 
     network = FakeNetwork(machine)
-    chosen = choose(network, plan, plan.configurations["2d"], no_stream, image, device, 1, said.append, seconds)
+    chosen = choose(
+        network, plan, plan.configurations["2d"], no_stream, image, workers=1, say=said.append, seconds=seconds
+    )
     return chosen, " | ".join(said)

@@ -174,7 +174,7 @@ def test_the_whole_choice_measures_the_chains_beside_the_network(machine):
     plan, said = plan_of(), []
     chosen = choose(
         FakeNetwork(machine), plan, plan.configurations["2d"], lambda chain: FakeStream(machine, *streams[chain]),
-        torch.randn(2, 1, 8, 8), CPU, 1, said.append, HOUR / 2,
+        torch.randn(2, 1, 8, 8), workers=1, say=said.append, seconds=HOUR / 2,
     )  # fmt: skip
     assert chosen.chain == "worker"
     assert len(said) == 2

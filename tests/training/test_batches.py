@@ -1,4 +1,4 @@
-"""How a plan is unpacked for the stream of patches: what it says reaches the chains and the samples."""
+"""How a plan is unpacked for the batches of a training: what it says reaches the sampler, the chains and the memory."""
 
 import itertools
 from dataclasses import replace
@@ -9,11 +9,13 @@ import torch
 
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading.store import CaseStore
+from autoseg.dataloading.stream import BatchStream
 from autoseg.imaging.components import component_weights
 from autoseg.imaging.labels import LabelSet
-from autoseg.models.build import patch_stream
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
 from autoseg.planning.planner import make_plan
+from autoseg.training import batches as batches_of
+from autoseg.training.batches import TrainingBatches, build_sampler
 from stored import digest, faultless_previous_stage, is_cut_from_its_case, store_of_coordinates
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
@@ -39,9 +41,14 @@ def plan_of(labels: LabelSet = LABELS, batch_size: int = 4, **training) -> tuple
     return replace(plan, normalization=(ChannelNormalization("none"),) * 3), configuration
 
 
-def finished(store, plan, configuration, **settings) -> list[dict]:
-    stream = patch_stream(store, CASES, plan, configuration, **({"steps": 6} | settings))
-    return [stream.finish(batch, CPU) for batch in stream]
+def stream(store, plan, configuration, chain="host", previous=None, rank=0, ranks=1, **delivery) -> BatchStream:
+    batches = TrainingBatches(store, CASES, plan, configuration, previous, rank, ranks)
+    return batches.stream(chain, **({"stop_step": 6} | delivery))
+
+
+def finished(store, plan, configuration, chain="host", **settings) -> list[dict]:
+    batches = stream(store, plan, configuration, chain, **settings)
+    return [batches.finish(batch, CPU) for batch in batches]
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -50,7 +57,7 @@ def test_patches_are_augmented_as_the_recipe_says(store, chain):
 
     def share_unchanged(augmentation: str) -> float:
         made = plan_of(batch_size=3, augmentation=augmentation)
-        batches = finished(store, *made, chain=chain, steps=8)
+        batches = finished(store, *made, chain=chain, stop_step=8)
         assert [b["image"].shape for b in batches] == [(3, 3, *PATCH)] * 8
         pairs = [pair for b in batches for pair in zip(b["image"], b["target"], strict=True)]
         return sum(is_cut_from_its_case(*pair) for pair in pairs) / len(pairs)
@@ -60,8 +67,8 @@ def test_patches_are_augmented_as_the_recipe_says(store, chain):
 
 
 def test_without_a_number_of_steps_the_stream_has_no_end(store):
-    stream = patch_stream(store, CASES, *plan_of())
-    assert len(list(itertools.islice(stream, 50))) == 50
+    endless = stream(store, *plan_of(), stop_step=None)
+    assert len(list(itertools.islice(endless, 50))) == 50
 
 
 def test_the_stream_obeys_the_plan(store):
@@ -69,7 +76,7 @@ def test_the_stream_obeys_the_plan(store):
     plan, configuration = plan_of(batch_size=3, augmentation="none", foreground_fraction=1.0)
 
     def batches(plan: Plan, start: int = 0) -> list[dict]:
-        return list(patch_stream(store, CASES, plan, configuration, steps=6, start_step=start))
+        return list(stream(store, plan, configuration, start_step=start, stop_step=start + 6))
 
     def changed(**training) -> list[dict]:
         return batches(replace(plan, training=replace(plan.training, **training)))
@@ -97,16 +104,16 @@ def test_the_device_chain_is_made_of_the_plan(store, chain):
     labels = LabelSet({"organ": 1, "lesion": 2}, ignore=255)
     plan, configuration = plan_of(labels, augmentation="nnunet", mirror_axes=(1, 2))
     plan = replace(plan, normalization=(ChannelNormalization("none"), *[ChannelNormalization("zscore", True)] * 2))
-    made = patch_stream(store, CASES, plan, configuration, chain=chain).batches.chain
+    made = stream(store, plan, configuration, chain).batches.chain
     assert made.augmentation == AUGMENTATIONS["nnunet"]
     assert (made.channels, made.patch_size, made.border) == (3, PATCH, 0.0)
     assert (made.mirror_axes, made.masked_channels, made.ignore_index) == ((1, 2), (1, 2), 3)
     assert made.colour == 0
     flat = replace(configuration, patch_size=(10, 8))
-    assert patch_stream(store, CASES, plan, flat, chain=chain).batches.chain.mirror_axes == (0, 1)
+    assert stream(store, plan, flat, chain).batches.chain.mirror_axes == (0, 1)
     rgb = replace(plan, normalization=(ChannelNormalization("rgb_to_0_1"),) * 3)
     coloured = replace(rgb, training=replace(rgb.training, augmentation="default"))
-    assert patch_stream(store, CASES, coloured, flat, chain=chain).batches.chain.colour == 0.3
+    assert stream(store, coloured, flat, chain).batches.chain.colour == 0.3
 
 
 def test_the_device_chain_of_a_cascade_sees_the_images_alone(store, tmp_path):
@@ -114,9 +121,9 @@ def test_the_device_chain_of_a_cascade_sees_the_images_alone(store, tmp_path):
     plan, configuration = plan_of()
     cascade = replace(configuration, cascade_from="3d_lowres")
     for chain in ("worker", "device"):
-        stream = patch_stream(store, CASES, plan, cascade, previous=tmp_path, chain=chain)
-        assert stream.batches.chain.channels == 3
-        assert stream.finish(next(stream), CPU)["image"].shape == (4, 3 + 2, *PATCH)
+        opened = stream(store, plan, cascade, chain, previous=tmp_path)
+        assert opened.batches.chain.channels == 3
+        assert opened.finish(next(opened), CPU)["image"].shape == (4, 3 + 2, *PATCH)
 
 
 def test_seed_rank_and_start(store):
@@ -125,7 +132,7 @@ def test_seed_rank_and_start(store):
         reference = finished(store, plan, configuration, chain=chain)
         assert digest(finished(store, plan, configuration, chain=chain)) == digest(reference)
         assert digest(finished(store, *plan_of(seed=8), chain=chain)) != digest(reference)
-        assert digest(finished(store, plan, configuration, chain=chain, start_step=2, steps=4)) == digest(reference[2:])
+        assert digest(finished(store, plan, configuration, chain=chain, start_step=2)) == digest(reference[2:])
         second = finished(store, plan, configuration, chain=chain, rank=1, ranks=2)
         for part, whole in zip(second, reference, strict=True):
             assert part["cases"] == whole["cases"][2:]
@@ -136,9 +143,8 @@ def test_seed_rank_and_start(store):
 def test_weights_of_components(store, chain):
     labels = LabelSet({"organ": 1, "lesion": 2}, ignore=255)
     for made, ignore_index in ((plan_of(component_weight=0.5), None), (plan_of(labels, component_weight=0.5), 3)):
-        stream = patch_stream(store, CASES, *made, chain=chain)
-        assert stream.batches.weigh.keywords == {"power": 0.5, "ignore_index": ignore_index}
-        for batch in finished(store, *made, chain=chain, workers=1):
+        assert stream(store, *made, chain=chain).batches.weigh.keywords == {"power": 0.5, "ignore_index": ignore_index}
+        for batch in finished(store, *made, chain=chain, worker_count=1):
             expected = [component_weights(target, 0.5, ignore_index) for target in batch["target"].numpy()]
             np.testing.assert_array_equal(batch["weights"], np.stack(expected))
     assert all("weights" not in batch for batch in finished(store, *plan_of(component_weight=0.0), chain=chain))
@@ -147,11 +153,85 @@ def test_weights_of_components(store, chain):
 def test_what_happens_to_workers_is_told(store):
     plan, configuration = plan_of()
     said = []
-    stream = patch_stream(store, CASES, plan, configuration, workers=1, say=said.append)
-    next(stream)
-    process = stream.workers.workers[0].process
+    opened = stream(store, plan, configuration, worker_count=1, say=said.append)
+    next(opened)
+    process = opened.workers.workers[0].process
     process.kill()
     process.join()
-    next(stream)
-    stream.close()
+    next(opened)
+    opened.close()
     assert len(said) == 1
+
+
+def test_the_sampler_is_the_plans(store):
+    made, _ = plan_of(case_sampling="presence", class_sampling="inverse_frequency", foreground_fraction=0.75, seed=7)
+    sampler = build_sampler(store, CASES, made, seed=8)
+    assert (sampler.cases, sampler.seed, sampler.fraction) == (CASES, 8, 0.75)
+    assert sampler.labels == tuple(made.labels.scored.values())
+    assert sampler.label_weights.tolist() != [1.0] * len(sampler.labels)
+    other = build_sampler(store, CASES, plan_of(class_sampling="uniform")[0], seed=8)
+    assert other.label_weights.tolist() == [1.0] * len(sampler.labels)
+
+
+def test_a_cascade_needs_its_previous_stage_and_nothing_else_has_one(store, tmp_path):
+    plan, configuration = plan_of()
+    with pytest.raises(AssertionError):
+        TrainingBatches(store, CASES, plan, replace(configuration, cascade_from="3d_lowres"))
+    with pytest.raises(AssertionError):
+        TrainingBatches(store, CASES, plan, configuration, tmp_path)
+
+
+# ---- memory
+
+
+def size_of(store) -> int:
+    return sum(path.stat().st_size for path in store.folder.glob("*.npy"))
+
+
+def held(store, **settings) -> bool:
+    return stream(store, *plan_of(), **settings).batches.reader.in_memory
+
+
+def test_a_limit_decides_whether_cases_are_held_in_memory(store):
+    size = size_of(store)
+    assert held(store)  # of what is free here
+    assert held(store, memory_limit=size)
+    assert not held(store, memory_limit=size - 1)
+    assert not held(store, memory_limit=0)
+
+
+def test_a_quarter_of_the_free_memory_is_the_limit(store, monkeypatch):
+    size = size_of(store)
+    for free, expected in ((4 * size, True), (4 * size - 4, False)):
+        monkeypatch.setattr(batches_of, "free_memory", lambda free=free: free)
+        assert held(store) is expected
+
+
+def test_of_several_ranks_each_takes_its_share_of_the_memory(store, monkeypatch):
+    size = size_of(store)
+    monkeypatch.setattr(batches_of, "free_memory", lambda: 8 * size)
+    assert held(store, ranks=2)
+    monkeypatch.setattr(batches_of, "free_memory", lambda: 8 * size - 8)
+    assert not held(store, ranks=2)
+
+
+def test_processes_that_share_no_memory_do_not_each_hold_the_cases(store, monkeypatch):
+    monkeypatch.setattr(batches_of, "FORKS", False)
+    assert held(store)
+    assert not held(store, worker_count=1)
+
+
+def test_no_more_workers_than_there_is_memory_for_their_batches(store, monkeypatch):
+    """A batch of two samples: 2 * (480 voxels * (3 * 4 + 6) + 1024) = 19328 bytes. Of what is free, half may hold 4 for
+    each worker, and 3 that the training has."""
+    said: list[str] = []
+    made = plan_of(batch_size=2)
+    reference = list(stream(store, *made, memory_limit=0))
+    for batches, count in ((3 + 3 * 4, 3), (3 + 3 * 4 - 1, 2), (3 + 4, 1), (3 + 4 - 1, 0)):
+        said.clear()
+        monkeypatch.setattr(batches_of, "free_memory", lambda batches=batches: 2 * batches * 19328)
+        few = stream(store, *made, memory_limit=0, worker_count=3, say=said.append)
+        assert (few.workers.count if few.workers else 0) == count
+        assert len(said) == (count < 3)
+        assert all("too little for what 3 processes prepare" in text and f": {count} do it" in text for text in said)
+    assert digest(few) == digest(reference)
