@@ -139,7 +139,7 @@ def test_a_sampling_rule_is_one_function_and_one_line(planned, tmp_path, monkeyp
 
     monkeypatch.setitem(table["case"], "first", first_alone)
     trained(copy_of(planned, tmp_path / "w"), "training.case_sampling=first")
-    assert (4, 2) in asked  # four cases to train on, two labels
+    assert (5, 2) in asked  # five cases to train on, two labels
 
 
 def test_a_normalisation_is_one_function_and_one_line(planned, tmp_path, monkeypatch):
