@@ -52,7 +52,7 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
     from autoseg.nn.optimization import OPTIMIZERS
     from autoseg.training.autotune import apply, choose, worker_count
     from autoseg.training.batches import TrainingBatches
-    from autoseg.training.validation import watch
+    from autoseg.training.validation import choose_batches
     from autoseg.training.within_memory import TrainingStep
     from autoseg.workspace import Workspace
 
@@ -73,7 +73,8 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
         return batches.stream(chain, worker_count=processes)
 
     said: list[str] = []
-    image = next(iter(watch(store, split.validation, plan, configuration, samples=configuration.batch_size)))["image"]
+    samples = choose_batches(store, split.validation, plan, configuration, samples=configuration.batch_size)
+    image = next(iter(samples))["image"]
     runtime = choose(
         network, plan, configuration, stream_of, image, workers=workers, say=said.append, seconds=EXPECTED_SECONDS
     )

@@ -22,7 +22,9 @@ from autoseg.rules import hints, shown
 from autoseg.workspace import FoldName, fold_of
 
 CHECKPOINT_VERSION = 1
-AS_THEY_ARE = ("network", "optimizer", "scaler", "average")  # of torch, which checks them when it loads them
+STATES: dict[str, tuple[type, ...]] = {  # of torch, which checks what is in them when it loads them
+    "network": (dict,), "optimizer": (dict,), "scaler": (dict,), "average": (list, type(None)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,14 +146,18 @@ class Checkpoint:
             if keys:
                 raise StateError(f"{path}: {what} key {min(map(str, keys))!r}", remedy=from_scratch(path))
         try:
-            return cls(
-                **{
-                    key: plain[key] if key in AS_THEY_ARE else from_plain(kind, plain[key], f"{path}: {key}")
-                    for key, kind in types.items()
-                }
-            )
+            return cls(**{key: _entry(key, kind, plain[key], f"{path}: {key}") for key, kind in types.items()})
         except StateError as error:
             raise StateError(error.what, remedy=from_scratch(path)) from None
+
+
+def _entry(key: str, kind: Any, value: Any, where: str) -> Any:
+    """One entry of a checkpoint, checked. Raises StateError that names it."""
+    if key not in STATES:
+        return from_plain(kind, value, where)
+    if not isinstance(value, STATES[key]):
+        raise StateError(f"{where}: expected a {STATES[key][0].__name__}, found a {type(value).__name__}")
+    return value
 
 
 def read_checkpoint(path: Path, *, mapped: bool = False) -> Checkpoint:

@@ -31,7 +31,7 @@ from autoseg.training.budget import Clock, epoch_steps
 from autoseg.training.fold_folder import FoldFolder
 from autoseg.training.logger import FoldLog
 from autoseg.training.state import TrainState, seed_of
-from autoseg.training.validation import Batch, WatchedSamples, watch, watched_samples
+from autoseg.training.validation import Batch, ValidationBatches, choose_batches, samples_to_validate
 from autoseg.training.validation_budget import AfterTraining, estimate
 from autoseg.workspace import FULL, FoldName, Workspace
 
@@ -92,8 +92,8 @@ class TrainingSession:
     trained: nn.Module  # the same, or what spreads it over several processes
     criterion: nn.Module
     stream_of: Callable[[int], BatchStream]  # from a step on
-    held_out: WatchedSamples | None  # of the validation cases; None where none is held out
-    learnt: WatchedSamples  # and of training cases
+    validation_samples: ValidationBatches | None  # fixed ones, of validation cases; None where none is held out
+    train_samples: ValidationBatches  # fixed ones, of training cases
     state: TrainState
     clock: Clock
     after: AfterTraining  # the last step: how long that takes, and how the validation cases are segmented
@@ -171,25 +171,20 @@ def open_fold(
         UsageError: the start alone took the whole time budget.
     """
     training, device = task.plan.training, task.device
-    _require_cases(task.split)
 
     def say(text: str) -> None:
         log.say(f"fold {task.number}  {text}")
 
-    if task.number == FULL:
-        say(
-            f"trains on all {len(task.split.train)} cases and holds none out: loss and Dice are those of training "
-            "cases, and the training ends with its schedule, because no plateau can be noticed"
-        )
+    _check_cases(task.split, say)
     network, criterion = _network_and_loss(task)
     init_from = saved.init_from if saved else _initialise(network, task, options, folder, say)
 
     batches = _batches(task)
-    held_out, learnt = _watched(batches, task.split)
+    validation_samples, train_samples = _fixed_batches(batches, task.split)
     workers = worker_count(training.workers, device, task.ranks.local_count)
 
     # What is fastest on this machine; a resumed fold keeps the settings it began with
-    image = next(iter(held_out or learnt))["image"].to(device)
+    image = next(iter(validation_samples or train_samples))["image"].to(device)
     runtime = saved.runtime if saved else _choose(network, task, batches, image, workers, say)
     apply(runtime, network, image, say)
     state = TrainState.begin(network, training, runtime, device)
@@ -202,23 +197,29 @@ def open_fold(
         return batches.stream(state.runtime.chain, start_step=step, worker_count=workers, pin_memory=pinned, say=say)
 
     clock = _clock(training, spent=state.position.seconds + time.perf_counter() - began)  # what was prepared counts
-    watched = len(learnt.places) + (len(held_out.places) if held_out else 0)
+    watched = sum(len(each.places) for each in (train_samples, validation_samples) if each)
     after = _after_training(task, batches.store, runtime, network, image[:1], watched=watched)
     if clock.budget_seconds is not None:
         _begin_budget(clock, after, task.number, resumed=saved is not None, say=say)
     return TrainingSession(
         task=task, network=network, trained=task.ranks.wrap(network, device), criterion=criterion, after=after,
-        tile=image[:1].clone(), stream_of=stream_of, held_out=held_out, learnt=learnt, state=state, clock=clock,
-        log=log, stop=stop, checkpoints=CheckpointWriter(task.folder), init_from=init_from, folder=folder,
+        tile=image[:1].clone(), stream_of=stream_of, validation_samples=validation_samples, train_samples=train_samples,
+        state=state, clock=clock, log=log, stop=stop, checkpoints=CheckpointWriter(task.folder), init_from=init_from,
+        folder=folder,
     )  # fmt: skip
 
 
-def _require_cases(split: Split) -> None:
-    """Raise StateError where a fold has nothing to train on, or nothing to validate with."""
+def _check_cases(split: Split, say: Callable[[str], None]) -> None:
+    """Raise StateError where a fold has nothing to train on, or nothing to validate with; say it if it is FULL."""
     if not split.train or not (split.validation or split.fold == FULL):
         raise StateError(
             f"fold {split.fold} has {len(split.train)} cases to train on and {len(split.validation)} to validate with",
             remedy="give it some of both in splits.json, or train the other folds",
+        )
+    if split.fold == FULL:
+        say(
+            f"trains on all {len(split.train)} cases and holds none out: loss and Dice are those of training cases, "
+            "and the training ends with its schedule, because no plateau can be noticed"
         )
 
 
@@ -240,17 +241,17 @@ def _batches(task: TrainingTask) -> TrainingBatches:
     )
 
 
-def _watched(batches: TrainingBatches, split: Split) -> tuple[WatchedSamples | None, WatchedSamples]:
+def _fixed_batches(batches: TrainingBatches, split: Split) -> tuple[ValidationBatches | None, ValidationBatches]:
     """Samples of the validation cases, and half as many of the training cases.
 
     Where no case is held out: None, and as many of the training cases.
     """
     plan, configuration = batches.plan, batches.configuration
     steps = epoch_steps(plan.training.steps, plan.training.iterations_per_epoch)
-    samples = watched_samples(configuration.batch_size, steps)
+    samples = samples_to_validate(configuration.batch_size, steps)
 
-    def of(cases: Sequence[str], count: int) -> WatchedSamples:
-        return watch(batches.store, cases, plan, configuration, samples=count, previous=batches.previous)
+    def of(cases: Sequence[str], count: int) -> ValidationBatches:
+        return choose_batches(batches.store, cases, plan, configuration, samples=count, previous=batches.previous)
 
     if not split.validation:
         return None, of(split.train, samples)

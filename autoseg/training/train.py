@@ -197,9 +197,9 @@ def finish_epoch(fold: TrainingSession, learning_rate: float, schedule: float) -
     plateau = ""
     began = fold.clock.elapsed()
     with state.averaged():
-        if fold.held_out:
-            validation_loss, pseudo_dice = validate_within_memory(fold, fold.held_out)
-        _, training_dice = validate_within_memory(fold, fold.learnt)
+        if fold.validation_samples:
+            validation_loss, pseudo_dice = validate_within_memory(fold, fold.validation_samples)
+        _, training_dice = validate_within_memory(fold, fold.train_samples)
     if validation_loss is not None and pseudo_dice is not None:
         plateau = state.watch_plateau(validation_loss, pseudo_dice, schedule)
     state.position = position.next_epoch(fold.clock.elapsed())
@@ -238,7 +238,7 @@ def follow_the_time(fold: TrainingSession, began: float) -> None:
 
 def settle_validation(fold: TrainingSession) -> None:
     """Choose how the validation cases are segmented, now that the last step is done, and write it down."""
-    if not fold.held_out:
+    if not fold.validation_samples:
         return
     if message := fold.after.settle(fold.clock):
         fold.say(message)

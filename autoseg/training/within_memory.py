@@ -19,7 +19,7 @@ from autoseg.errors import OutOfMemory
 from autoseg.messages import LESS_MEMORY
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
 from autoseg.training.setup import TrainingSession
-from autoseg.training.validation import Batch, WatchedSamples, validate
+from autoseg.training.validation import Batch, ValidationBatches, validate
 
 
 def step_within_memory(fold: TrainingSession, batch: Batch) -> float:
@@ -44,7 +44,7 @@ def step_within_memory(fold: TrainingSession, batch: Batch) -> float:
         halve_micro_batch(fold, samples, reason)  # outside of `except`: the error no longer holds the feature maps
 
 
-def validate_within_memory(fold: TrainingSession, samples: WatchedSamples) -> tuple[float, list[float | None]]:
+def validate_within_memory(fold: TrainingSession, samples: ValidationBatches) -> tuple[float, list[float | None]]:
     """Loss and pseudo Dice, the same on every rank; batches that do not fit the memory pass in halves, from then on.
 
     Raises:

@@ -67,6 +67,8 @@ def refused(change, folder: Path) -> StateError:
         ({"version": 4, "contents": "DROP", "more": 1}, "{path} is a checkpoint of version 4"),  # that comes first
         ({"rollbacks": "DROP"}, "{path}: missing key 'rollbacks'"),
         ({"dtype": "float32"}, "{path}: unknown key 'dtype'"),
+        ({"network": [1.0]}, "{path}: network: expected a dict, found a list"),
+        ({"average": {}}, "{path}: average: expected a list, found a dict"),
         ({"fold": "none"}, "{path}: fold: expected"),
         ({"train": "a"}, "{path}: train: expected a list"),
         ({"finished": 1}, "{path}: finished: expected a value of type bool"),

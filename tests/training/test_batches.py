@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from autoseg.augmentation.presets import AUGMENTATIONS
+from autoseg.dataloading.sampling import SAMPLERS
 from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream
+from autoseg.errors import UsageError
 from autoseg.imaging.components import component_weights
 from autoseg.imaging.labels import LabelSet
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
@@ -171,6 +173,19 @@ def test_the_sampler_is_the_plans(store):
     assert sampler.label_weights.tolist() != [1.0] * len(sampler.labels)
     other = build_sampler(store, CASES, plan_of(class_sampling="uniform")[0], seed=8)
     assert other.label_weights.tolist() == [1.0] * len(sampler.labels)
+
+
+def test_a_plan_names_a_new_rule_of_sampling(store, monkeypatch):
+    """One function and one line: the plan's setting is a string that is checked against the table."""
+    plan, configuration = plan_of()
+    with pytest.raises(
+        UsageError, match=r"training\.case_sampling: expected one of 'uniform', 'presence', found 'first'"
+    ):
+        plan.with_settings(["training.case_sampling=first"])
+    monkeypatch.setitem(SAMPLERS["case"], "first", lambda voxels: np.arange(len(voxels)) == 0)
+    plan = plan.with_settings(["training.case_sampling=first"])
+    drawn = {case for batch in stream(store, plan, configuration) for case in batch["cases"]}
+    assert drawn == {CASES[0]}
 
 
 def test_a_cascade_needs_its_previous_stage_and_nothing_else_has_one(store, tmp_path):

@@ -167,7 +167,7 @@ def losses(rise, *, fall=0.02, at=8):
 
 
 def test_losses_that_part_are_named():
-    """Rows of older versions have no Dice of training patches."""
+    """Where no patch of a training case holds a label."""
     flat = EPOCHS * [0.6]
     history = rows(pseudo=flat, **losses(0.03))
     assert kinds(history) == [("overfit", None)]
