@@ -37,7 +37,7 @@ ORDER: list[set[str]] = [
     {"commands"},
     {"launch"},
     {"demo"},  # runs the commands as a user would
-    {"cli"},
+    {"cli", "api"},
     {"__main__"},
 ]
 STRANGERS = [{"dataloading", "nn"}]  # neither may import the other

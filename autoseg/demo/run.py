@@ -158,7 +158,7 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     announce(5)
     predicted = predict_images(workspace, [images], segmentations)
     announce(6)
-    dice = evaluate_folders(segmentations, labels, workspace) or 0.0
+    dice = evaluate_folders(segmentations, labels, workspace).mean_dice or 0.0
     references = {path.name: read_labels(labels / path.name) for path in predicted}
     name = max(references, key=lambda name: len(np.unique(references[name].array)))  # the first that shows every label
     picture(

@@ -104,8 +104,9 @@ def _train_held(task: FoldTask, options: FoldOptions, stop: StopSignals, folder:
     labels = list(task.plan.labels.scored)
     silent = task.ranks.rank > 0
     with FoldLog(
-        task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=silent, held_back=options.restart
-    ) as log:
+        task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=silent, held_back=options.restart,
+        show=task.show,
+    ) as log:  # fmt: skip
         for remark in filter(None, (damage, *remarks)):
             log.say(f"fold {task.number}  {remark}")
         fold = open_fold(task, options, stop, log, folder, saved, began)
