@@ -91,8 +91,7 @@ def predict_images(
     written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
     voters = [f"{_voters(model)} of {pair[0]} ({pair[1]})" for model, pair in zip(opened, pairs, strict=True)]
     _say_what_was_written(written, before, voters, out, say)
-    paths = [prediction.path for prediction in written]
-    _report(faults, paths, out, say)
+    _report(faults, paths := [prediction.path for prediction in written], out, say)
     return paths
 
 
