@@ -156,7 +156,9 @@ def main_kept_out() -> Iterator[None]:
         yield
         return
     with _MAIN:
-        hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+        hidden: dict[str, object] = {
+            name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)
+        }
         main.__spec__ = None
         try:
             yield

@@ -72,7 +72,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         arguments = _bound(function.__name__, signature, args, kwargs)
         try:
             with _without_bars() if arguments.get("say", print) is None else nullcontext():
-                return function(**arguments)
+                return function(**arguments)  # type: ignore[call-arg]
         except AutosegError as error:
             workspace = arguments.get("workspace")
             where = Path(workspace) if workspace is not None else None
@@ -98,7 +98,7 @@ class _NoTerminal:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Let no progress bar appear while the body runs: they do on a terminal alone."""
-    with redirect_stderr(_NoTerminal(sys.stderr)):  # type: ignore[type-var]
+    with redirect_stderr(_NoTerminal(sys.stderr)):
         yield
 
 
