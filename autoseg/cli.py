@@ -47,20 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not (full := as_out_of_memory(error)):
             raise
-        remedy = complete(OUT_OF_MEMORY_REMEDY, getattr(options, "workspace", None))
-        print(f"error: out of memory: {error}\n  -> {remedy}", file=sys.stderr)
-        return OutOfMemory.exit_code
+        print(f"error: {complete(str(full), getattr(options, 'workspace', None))}", file=sys.stderr)
+        return full.exit_code
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; torch is asked, which has many words for it, where the command has imported it."""
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from autoseg.nn.training_step import is_out_of_memory
+def as_out_of_memory(error: Exception) -> OutOfMemory | None:
+    """The error of ours for memory that ran out, which torch reports in several types; None for another error."""
+    full = isinstance(error, MemoryError)
+    if "torch" in sys.modules:
+        from autoseg.nn.training_step import is_out_of_memory
 
-    return is_out_of_memory(error)
+        full = is_out_of_memory(error)
+    return OutOfMemory(f"out of memory: {error}", remedy=OUT_OF_MEMORY_REMEDY) if full else None
 
 
 def run_demo(options: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from autoseg.errors import AutosegError, OutOfMemory
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_MAIN = threading.Lock()  # held while the main module is hidden
+_MAIN = threading.RLock()  # held while the main module is hidden
 BYTES_PER_WORKER = 2 * 2**30  # free memory one worker should find
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")

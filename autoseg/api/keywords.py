@@ -22,6 +22,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
+from autoseg.cli import as_out_of_memory
 from autoseg.commands.arguments import parse_folds
 from autoseg.datasets.dataset import IntakeOptions, parse_options
 from autoseg.errors import AutosegError, UsageError
@@ -59,6 +60,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     Raises (when it is called):
         UsageError: an unknown or missing argument, a wrong type, or a call by a worker that imports a user's script.
+        OutOfMemory: whatever torch calls it.
     """
     signature = inspect.signature(function)
 
@@ -74,12 +76,21 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             with _without_bars() if arguments.get("say", print) is None else nullcontext():
                 return function(**arguments)  # type: ignore[call-arg]
         except AutosegError as error:
-            workspace = arguments.get("workspace")
-            where = Path(workspace) if workspace is not None else None
-            error.what, error.remedy = complete(error.what, where), complete(error.remedy, where)
+            _complete(error, arguments.get("workspace"))
+            raise
+        except Exception as error:
+            if full := as_out_of_memory(error):
+                raise _complete(full, arguments.get("workspace")) from error
             raise
 
     return call
+
+
+def _complete(error: AutosegError, workspace: File | None) -> AutosegError:
+    """The same error; commands that it suggests name the workspace."""
+    where = None if workspace is None else as_path(workspace)
+    error.what, error.remedy = complete(error.what, where), complete(error.remedy, where)
+    return error
 
 
 class _NoTerminal:

@@ -13,7 +13,7 @@ from autoseg.api.keywords import File, FoldNames, Labels, Names, Say, Settings, 
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.plan import PlanOptions
 from autoseg.datasets.dataset import IntakeOptions
-from autoseg.errors import DataError, UsageError
+from autoseg.errors import DataError, OutOfMemory, UsageError
 from autoseg.messages import suggest
 from autoseg.workspace import Workspace
 
@@ -212,6 +212,27 @@ def test_commands_that_errors_suggest_know_the_workspace(tmp_path):
     assert caught.value.remedy == f"autoseg evaluate -w '{tmp_path}/my ws'"
     with pytest.raises(autoseg.AutosegError, match=f"{tmp_path}.* does not exist"):
         autoseg.cross_validate(str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [MemoryError("600 GB"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED, 600 GB")])
+def test_memory_that_runs_out_is_one_error(error):
+    @checked
+    def failing() -> None:
+        raise error
+
+    with pytest.raises(OutOfMemory, match=r"out of memory: .*600 GB") as caught:
+        failing()
+    assert caught.value.__cause__ is error
+    assert caught.value.remedy
+
+
+def test_a_fault_of_the_code_stays_what_it_is():
+    @checked
+    def failing() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
 
 
 class Terminal(io.StringIO):
