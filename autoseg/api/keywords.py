@@ -280,6 +280,7 @@ READ: dict[str, Callable[[Any], Any]] = {  # keyword -> what brings it into the 
     "folds": folds_of,
     "settings": settings_of,
     "configurations": names_of,
+    "models": names_of,
     "init_from": lambda file: None if file is None else as_path(file),
 }
 
