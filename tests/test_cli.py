@@ -14,14 +14,15 @@ import torch
 
 import autoseg
 from autoseg import __version__, cli
-from autoseg.cli import main, parse_folds
+from autoseg.cli import main
 from autoseg.commands import status
-from autoseg.commands.arguments import duration, positive, share
+from autoseg.commands.arguments import duration, parse_folds, positive, share
+from autoseg.commands.check import DatasetReport
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
 from autoseg.commands.predict import PredictOptions
-from autoseg.datasets.dataset import IntakeOptions
+from autoseg.datasets.dataset import IntakeOptions, Problem
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
 from autoseg.messages import DEFAULT_WORKSPACE
@@ -102,7 +103,6 @@ def called(monkeypatch) -> list:
     """Instead of working, the pipeline writes down how it was called."""
     calls: list = []
     for module, name in (
-        ("commands.plan", "check_dataset"),
         ("commands.plan", "plan_dataset"),
         ("commands.train", "train_folds"),
         ("commands.evaluate", "cross_validate"),
@@ -154,9 +154,12 @@ def test_plan_passes_everything_on(called):
     assert called[1][1][2] == PlanOptions()
 
 
-def test_check_hands_its_code_on(monkeypatch):
-    monkeypatch.setattr("autoseg.commands.plan.check_dataset", lambda root, intake, *, workers: 3)
-    assert run("check", "data") == 3
+def test_check_ends_with_3_where_there_is_an_error(monkeypatch):
+    problem = Problem("a", "a.nii", "is damaged", "repair it")
+    for problems, code in (((), 0), ((replace(problem, severity="warning"),), 0), ((problem,), 3)):
+        report = DatasetReport(None, problems)
+        monkeypatch.setattr("autoseg.commands.check.check_dataset", lambda *_, report=report, **__: report)
+        assert run("check", "data") == code
 
 
 def test_predict_passes_everything_on(called):

@@ -47,6 +47,18 @@ class PredictOptions:
         return InferenceOptions(step=self.step, mirroring=self.mirroring, tile=self.tile)
 
 
+class PartlySegmented(DataError):
+    """Some images could not be segmented; the others have been."""
+
+    def __init__(self, failed: Sequence[Problem], written: Sequence[Path], out: Path) -> None:
+        super().__init__(
+            f"{counted(len(failed), 'file')} could not be segmented (listed above); {len(written)} segmentations are "
+            f"in {out}",
+            remedy="repair them as the list says, then repeat the command",
+        )
+        self.failed, self.written = tuple(failed), tuple(written)
+
+
 def predict_images(
     workspace: Workspace,
     images: Sequence[Path],
@@ -87,8 +99,8 @@ def predict_images(
     written = predict_cases(models, cases, out, options.inference_options(), faults=faults) if cases else []
     voters = [f"{_voters(model)} of {name} ({network})" for model, (name, network) in zip(models, pairs, strict=True)]
     _say_what_was_written(written, before, voters, out, say)
-    _report(faults, len(written), out, say)
-    return [prediction.path for prediction in written]
+    _report(faults, paths := [prediction.path for prediction in written], out, say)
+    return paths
 
 
 def _models_asked_for(workspace: Workspace, plan: Plan, options: PredictOptions) -> list[tuple[str, str]]:
@@ -118,16 +130,12 @@ def _say_what_was_written(
         say(f"note: {len(replaced)} of them take the place of files that were in {out} before")
 
 
-def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> None:
-    """List what is wrong with the images. Raises DataError where one of them could not be segmented."""
+def _report(faults: Sequence[Problem], written: Sequence[Path], out: Path, say: Say) -> None:
+    """List what is wrong with the images. Raises PartlySegmented where one of them could not be segmented."""
     if faults:
         say(problem_table(faults))
     if errors := [fault for fault in faults if fault.severity == "error"]:
-        raise DataError(
-            f"{counted(len(errors), 'file')} could not be segmented (listed above); {written} segmentations are in "
-            f"{out}",
-            remedy="repair them as the list says, then repeat the command",
-        )
+        raise PartlySegmented(errors, written, out)
 
 
 def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 from autoseg.dataloading.shared_memory import FORKS, Batch, Slots, for_tensors, start_method
 from autoseg.errors import AutosegError, OutOfMemory
 from autoseg.plugins import Imported
+from autoseg.processes import main_kept_out
 
 PREFETCHED = 4  # batches per worker, in work or ready: evens out slow samples
 QUEUED = 2  # steps a worker has before it: the one in work and the next
@@ -166,7 +167,7 @@ class Workers:
         arguments = (Imported(), self.prepare, self.slots, theirs, inherited)
         process = start_method().Process(target=_work, args=arguments, name="batches", daemon=True)
         try:
-            with _undisturbed():
+            with _undisturbed(), main_kept_out():
                 process.start()
         except OSError as error:
             self.close()

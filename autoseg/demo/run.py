@@ -71,7 +71,7 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     announce()
     predicted = predict_images(workspace, [dataset / "imagesTs"], segmentations)
     announce()
-    dice = evaluate_folders(segmentations, dataset / "labelsTs", workspace) or 0.0
+    dice = evaluate_folders(segmentations, dataset / "labelsTs", workspace).mean_dice or 0.0
     name, drawn = _draw_one(out, [path.name for path in predicted])
     print(f"\npicture of {name}: {drawn}\n\nwhat was run, in {announce.seconds():.0f} s:")
     print("\n".join(f"  {command}" for command in announce.commands))

@@ -54,6 +54,7 @@ class FoldLog:
         unseen: names of the labels that no training case has; they join every row, by position.
         quiet: write nothing and show nothing, for all processes of a training but one.
         held_back: write nothing before `release`: the folder is still that of an older training.
+        show: shows a line; None: on the terminal, above the bar.
 
     `history` and `findings` hold all rows, and what they show as of the last one.
     """
@@ -68,12 +69,14 @@ class FoldLog:
         unseen: Sequence[str] = (),
         quiet: bool = False,
         held_back: bool = False,
+        show: Callable[[str], None] | None = None,
     ) -> None:
         self.folder = folder
         self.unseen = tuple(i for i, name in enumerate(label_names) if name in unseen)
         self.fold = fold
         self.label_names = tuple(label_names)
         self.quiet = quiet
+        self._show = show or tqdm.write
         self._held_back: list[str] | None = [] if held_back else None
         self.history = list(history)
         self.findings = diagnose(self.history, self.label_names)
@@ -108,7 +111,7 @@ class FoldLog:
         """Show a line and keep it in log.txt."""
         if self.quiet:
             return
-        tqdm.write(text)
+        self._show(text)
         self._attempt("log.txt", lambda: self._keep(text))
 
     def release(self) -> None:

@@ -60,6 +60,7 @@ class TrainingTask:
     ranks: Ranks  # this process among those that train the fold together
     contents: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of the cases, see `same_training.PARTS`
     beside_network: Callable[[], float] | None = None  # measures seconds of the validation without forward passes
+    show: Callable[[str], None] | None = None  # shows the lines of its log; None: on the terminal, above the bar
 
     @property
     def number(self) -> FoldName:

@@ -105,8 +105,9 @@ def _train_held(task: TrainingTask, options: FoldOptions, stop: StopSignals, fol
     labels = list(task.plan.labels.scored)
     silent = task.ranks.rank > 0
     with FoldLog(
-        task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=silent, held_back=options.restart
-    ) as log:
+        task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=silent, held_back=options.restart,
+        show=task.show,
+    ) as log:  # fmt: skip
         for remark in filter(None, (damage, *remarks)):
             log.say(f"fold {task.number}  {remark}")
         fold = open_fold(task, options, stop, log, folder, saved, began)

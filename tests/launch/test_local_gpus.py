@@ -51,7 +51,7 @@ def parsed(monkeypatch) -> Callable[[list[str]], tuple[Workspace, TrainOptions]]
 def other_than(field) -> object:
     """A value of a field's type that is not its default."""
     kind = typing.get_type_hints(TrainOptions)[field.name]
-    if isinstance(kind, types.UnionType):
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
         (kind,) = (choice for choice in typing.get_args(kind) if choice is not type(None))
     values = {
         int: 7, float: 95.5, str: "cuda:1", Path: Path("some where/last.pt"), bool: not field.default,

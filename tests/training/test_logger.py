@@ -50,6 +50,17 @@ def bare(monkeypatch) -> None:
     monkeypatch.setattr(logger, "draw_progress", lambda *_: None)
 
 
+def test_lines_are_shown_where_they_are_asked_for(tmp_path, capsys, bare):
+    shown: list[str] = []
+    with FoldLog(tmp_path / "fold_2", 2, ["liver", "tumour"], [], show=shown.append) as log:
+        log.say("fold 2  begins")
+        epoch(log, 1)
+    assert shown[0] == "fold 2  begins"
+    assert shown == read_log(tmp_path / "fold_2")
+    assert len(shown) > 1
+    assert capsys.readouterr() == ("", "")
+
+
 def test_history_and_log(tmp_path, capsys, bare):
     with FoldLog(tmp_path / "fold_2", 2, ["liver", "tumour"], []) as log:
         log.step(0.5, 0.01)  # before there is any history
