@@ -37,7 +37,7 @@ from autoseg.launch.jobs import (
     split_into_phases,
     train_arguments,
 )
-from autoseg.messages import duration, suggest
+from autoseg.messages import aligned, duration, suggest
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.logger import warning
@@ -289,17 +289,15 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
     Args:
         model: folder of the folds, whose histories are read.
     """
-    lines = ["fold    GPU     time  epoch  pseudo Dice  "]
+    rows = [("fold", "GPU", "time", "epoch", "pseudo Dice", "")]
     for end in ends:
         epoch = mean = "-"
         if history := _history(model, end.fold):
             row = history[-1]
             dice = [d for d in row.get("pseudo_dice", ()) if d is not None]
             epoch, mean = str(row["epoch"]), f"{sum(dice) / len(dice):.3f}" if dice else "-"
-        lines.append(
-            f"{end.fold:>4} {end.gpu or '-':>6} {duration(end.seconds):>8} {epoch:>6} {mean:>12}  {_how_ended(end)}"
-        )
-    return "\n".join(lines)
+        rows.append((str(end.fold), end.gpu or "-", duration(end.seconds), epoch, mean, _how_ended(end)))
+    return "\n".join(aligned(rows, right=range(5), least=(4, 5, 7)))
 
 
 def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labels: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from autoseg.dataloading.store import CaseInfo, CaseStore
 from autoseg.datasets.dataset import Case, Dataset, LoadedCase, load_case
 from autoseg.errors import DataError, OutOfMemory, StateError
 from autoseg.imaging.components import Box, bounding_box, nonzero_mask
-from autoseg.imaging.geometry import Axes3, Vector3
+from autoseg.imaging.geometry import Axes3, Vector3, axes3
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.imaging.normalize import normalize
 from autoseg.imaging.resample import require_possible, resample_image, resample_labels
@@ -86,7 +86,7 @@ def prepare(
     )  # fmt: skip
     if cropped_target is not None:
         cropped_target = resample_target(cropped_target, spacing, wanted, shape, rules)
-    return Prepared(resampled, cropped_target, spacing, wanted, box, _axes3(image.shape[1:]), _axes3(cropped.shape[1:]))
+    return Prepared(resampled, cropped_target, spacing, wanted, box, axes3(image.shape[1:]), axes3(cropped.shape[1:]))
 
 
 def resample_target(
@@ -213,8 +213,3 @@ def _key(case: Case, settings: str) -> str:
             ) from None
     files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
     return hashlib.sha256(json.dumps([settings, files]).encode()).hexdigest()
-
-
-def _axes3(shape: tuple[int, ...]) -> Axes3:
-    z, y, x = shape
-    return z, y, x
