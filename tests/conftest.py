@@ -1,9 +1,25 @@
-"""Shared fixtures. Real data come from `--data DIR`; tests that need them skip where it is not given."""
+"""Shared fixtures. Real data come from `--data DIR`; tests that need them skip where it is not given.
 
+With several workers (pytest-xdist, `--dist loadgroup`) one worker runs a file's tests, so that its fixtures are made
+once, and torch gets one thread in each. Tests that measure time or wait for processes share the group `alone`: never
+two of them at once.
+"""
+
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0].removeprefix("tests/")))
 
 
 def pytest_addoption(parser):

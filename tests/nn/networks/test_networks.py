@@ -85,18 +85,19 @@ GEOMETRIES = {
 
 
 @every_network
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_logits_of_full_resolution_and_of_the_encoders_stages(name, geometry):
-    shape, strides, kernel_sizes = GEOMETRIES[geometry]
-    features = (4, 8, 8, 8, 8, 8, 8, 8)[: len(strides)]
-    network = small(
-        name, len(shape), features=features, strides=strides, kernel_sizes=kernel_sizes, in_channels=2, num_heads=5
-    )
-    with torch.no_grad():
-        logits = network(torch.randn(1, 2, *shape))
-    maps = 1 if name in SINGLE_MAP else len(strides) - 1
-    assert [tuple(stage.shape) for stage in logits] == [(1, 5, *s) for s in stage_shapes(shape, strides)[:maps]]
-    assert all(torch.isfinite(stage).all() for stage in logits)
+def test_logits_of_full_resolution_and_of_the_encoders_stages(name, subtests):
+    for geometry, (shape, strides, kernel_sizes) in GEOMETRIES.items():
+        with subtests.test(geometry), torch.no_grad():
+            torch.manual_seed(0)
+            features = (4, 8, 8, 8, 8, 8, 8, 8)[: len(strides)]
+            network = small(
+                name, len(shape), features=features, strides=strides, kernel_sizes=kernel_sizes, in_channels=2,
+                num_heads=5,
+            )  # fmt: skip
+            logits = network(torch.randn(1, 2, *shape))
+            maps = 1 if name in SINGLE_MAP else len(strides) - 1
+            assert [tuple(stage.shape) for stage in logits] == [(1, 5, *s) for s in stage_shapes(shape, strides)[:maps]]
+            assert all(torch.isfinite(stage).all() for stage in logits)
 
 
 @every_network
