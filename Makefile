@@ -14,7 +14,7 @@ WORKERS ?= logical
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST := $(BIN)/python -m pytest $(if $(DATA),"--data=$(DATA)")
-SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses=8 --dist=loadgroup
+SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses=8 --dist=loadfile
 
 .PHONY: .venv demo test lint types test-all clean
 

@@ -39,7 +39,7 @@ setup(
         "slurm": ["submitit"],
         "dev": [
             "pytest>=9",  # subtests
-            "pytest-xdist>=3.5",
+            "pytest-xdist",
             "hypothesis",
             "ruff",
             "mypy",

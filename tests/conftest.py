@@ -1,8 +1,7 @@
 """Shared fixtures. Real data come from `--data DIR`; tests that need them skip where it is not given.
 
-With several workers (pytest-xdist, `--dist loadgroup`) one worker runs a file's tests, so that its fixtures are made
-once, and torch gets one thread in each. Tests that measure time or wait for processes share the group `alone`: never
-two of them at once.
+With several workers (pytest-xdist, `--dist loadfile`) one of them runs all tests of a file, so that its fixtures are
+made once, and torch has one thread in each.
 """
 
 import os
@@ -13,11 +12,6 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def pytest_itemcollected(item):
-    if item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0].removeprefix("tests/")))
 
 
 def pytest_addoption(parser):
