@@ -19,7 +19,7 @@ from autoseg.planning.pace import (
 )
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import with_network
-from planned import ONE, decided, plan
+from plans import ONE, decided, plan
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 

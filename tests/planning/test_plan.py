@@ -8,7 +8,7 @@ import pytest
 from autoseg.errors import StateError, UsageError
 from autoseg.planning.plan import Plan, Training
 from autoseg.records import load, to_plain
-from planned import ONE, golden_pair, plan
+from plans import ONE, golden_pair, plan
 from synthetic_fingerprints import label_set, uniform
 
 

@@ -17,8 +17,8 @@ from autoseg.planning.planner import make_plan
 from autoseg.preprocessing.cascade import on_grid, open_previous, prepare_previous
 from autoseg.preprocessing.preprocess import prepare, preprocess
 from autoseg.workspace import Workspace
-from cascaded import with_cascade
 from phantom import tiny_dataset
+from plans import with_cascade
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
