@@ -29,7 +29,7 @@ from autoseg.evaluation.evaluate import (
     write_csv,
 )
 from autoseg.imaging.labels import LabelSet
-from hostile import itk_image, nifti, png, stack
+from files import itk_image, nifti, png, stack
 
 X, Y, Z = 0.5, 1.0, 2.0  # mm
 AFFINE = np.diag([X, Y, Z, 1.0])

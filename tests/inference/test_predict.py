@@ -27,7 +27,7 @@ from autoseg.inference.predict import PredictOptions, member_of, output_ending, 
 from autoseg.models.model import Model
 from autoseg.preprocessing.preprocess import prepare
 from bright import THRESHOLD, Bright, model_of, picture, plan_of
-from hostile import itk_image, nifti, stack
+from files import itk_image, nifti, stack
 from phantom import sphere
 
 
