@@ -14,6 +14,7 @@ from torch import nn
 from autoseg.nn.blocks import ConvBlock, InstanceNorm, ResidualBlock, Stage, set_checkpointing
 from autoseg.nn.losses import DeepSupervision, dice_ce
 from autoseg.nn.networks import NETWORKS, build_network
+from networks import small_network
 
 SINGLE_MAP = {"deeplab", "fcn", "segformer"}  # the architecture has no coarser logits to supervise
 HEADS = 3
@@ -27,19 +28,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-def small(name, dims, *, features=(4, 8, 8), strides=None, kernel_sizes=None, in_channels=1, num_heads=HEADS):
-    """Two blocks per stage; isotropic halving with 3-wide kernels unless said otherwise."""
-    stages = len(features)
-    return build_network(
-        name,
-        in_channels=in_channels,
-        num_heads=num_heads,
-        features=features,
-        strides=strides or [(1,) * dims] + [(2,) * dims] * (stages - 1),
-        kernel_sizes=kernel_sizes or [(3,) * dims] * stages,
-        blocks=[2] * stages,
-        decoder_blocks=[2] * (stages - 1),
-    )
+def small(name, dims, features=(4, 8, 8), **changes):
+    return small_network(name, dims, features, **{"num_heads": HEADS} | changes)
 
 
 def stage_shapes(shape, strides):
