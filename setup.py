@@ -37,7 +37,17 @@ setup(
         "dicom": ["pydicom>=3.0.2", "highdicom"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "slurm": ["submitit"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn", "scikit-image", "tensorboard", "submitit"],
+        "dev": [
+            "pytest>=9",  # subtests
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "scikit-learn",
+            "scikit-image",
+            "tensorboard",
+            "submitit",
+        ],
     },
     entry_points={"console_scripts": ["autoseg = autoseg.cli:main"]},
 )

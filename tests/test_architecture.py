@@ -304,9 +304,8 @@ def test_torch_is_imported_only_where_it_is_used():
     assert misplaced_torch(SOURCES) == []
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_nothing_runs_code_from_data(module):
-    assert dangerous_calls(SOURCES[module]) == []
+def test_nothing_runs_code_from_data():
+    assert {module: found for module, source in SOURCES.items() if (found := dangerous_calls(source))} == {}
 
 
 def test_files_are_short_enough_to_be_read():

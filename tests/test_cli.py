@@ -29,7 +29,7 @@ from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.planning.planner import make_plan
 from autoseg.records import save
 from autoseg.workspace import Workspace
-from hostile import nifti
+from files import nifti
 from phantom import tiny_dataset
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory

@@ -22,6 +22,7 @@ from autoseg.imaging.alignment import compare_grids
 from autoseg.imaging.formats.readers import ending_of, read_labels
 from autoseg.imaging.geometry import Vector3, Volume
 from autoseg.imaging.labels import LabelSet
+from autoseg.messages import ruled
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
 
@@ -166,7 +167,7 @@ def summary_table(summary: Mapping[str, Mapping[str, Summary]], title: str) -> s
         rows.append([label, *shown, f"{defined}" + (f" (+{undefined} without it)" if undefined else "")])
     means = [mean_over_labels(summary, m) for m in metrics]
     rows.append(["mean", *("-" if m is None else f"{m:.4f}" if m < 10 else f"{m:.2f}" for m in means), ""])
-    return align(rows)
+    return ruled(rows)
 
 
 def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
@@ -174,17 +175,7 @@ def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
     rows = [["reference \\ segmented", *names, "voxels"]]
     for name, row in zip(names, confusion, strict=True):
         rows.append([name, *(f"{v / max(row.sum(), 1):.4f}" for v in row), f"{row.sum()}"])
-    return align(rows)
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of cells in columns: the first to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+    return ruled(rows)
 
 
 def write_csv(path: Path, scores: Sequence[CaseScore]) -> None:

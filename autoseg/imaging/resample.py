@@ -311,6 +311,8 @@ def _winning_classes(operators: Sequence[_Operator], indices: np.ndarray) -> np.
         if box is None:
             continue
         rows = tuple(operator.rows(columns) for operator, columns in zip(operators, box, strict=True))
+        if any(r.start == r.stop for r in rows):  # it lies between the voxels that a coarser grid looks at
+            continue
         parts = [operator.part(r, c) for operator, r, c in zip(operators, rows, box, strict=True)]
         score = _apply_all(parts, indices[box] == lowest + offset)
         better = score > best[rows] + _TIE

@@ -35,7 +35,7 @@ from autoseg.launch.jobs import (
     split_into_phases,
     train_arguments,
 )
-from autoseg.messages import duration, suggest
+from autoseg.messages import aligned, duration, suggest
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.history import read_history
@@ -288,16 +288,14 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
     Args:
         model: folder of the folds, whose histories are read.
     """
-    lines = ["fold    GPU     time  epoch  pseudo Dice  "]
+    rows = [("fold", "GPU", "time", "epoch", "pseudo Dice", "")]
     for end in ends:
         epoch = mean = "-"
         if history := read_history(model / f"fold_{end.fold}"):
             dice = history[-1].mean_dice
             epoch, mean = str(history[-1].epoch), "-" if dice is None else f"{dice:.3f}"
-        lines.append(
-            f"{end.fold:>4} {end.gpu or '-':>6} {duration(end.seconds):>8} {epoch:>6} {mean:>12}  {_how_ended(end)}"
-        )
-    return "\n".join(lines)
+        rows.append((str(end.fold), end.gpu or "-", duration(end.seconds), epoch, mean, _how_ended(end)))
+    return "\n".join(aligned(rows, right=range(5), least=(4, 5, 7)))
 
 
 def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labels: Sequence[str]) -> list[str]:

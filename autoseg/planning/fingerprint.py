@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from autoseg.imaging.components import as_slices, bounding_box, components, nonzero_mask
-from autoseg.imaging.geometry import Axes3, Vector3
+from autoseg.imaging.geometry import Vector3, axes3
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import ForegroundStatistics
 from autoseg.imaging.symmetry import MirrorSide, mirror_sides
@@ -155,8 +155,8 @@ def measure_case(loaded: Loaded, labels: LabelSet, samples: int) -> CaseMeasurem
     boxes = ndimage.find_objects(target)
     case = CaseFingerprint(
         id=loaded.id,
-        shape=_axes3(target.shape),
-        shape_after_crop=_axes3(cropped.shape),
+        shape=axes3(target.shape),
+        shape_after_crop=axes3(cropped.shape),
         spacing=(float(loaded.spacing[0]), float(loaded.spacing[1]), float(loaded.spacing[2])),
         class_voxels={name: int(counts[i]) for i, name in enumerate(labels.values, start=1)},
         components=_all_components(target, boxes, present, loaded.spacing),
@@ -295,10 +295,6 @@ def _equal(cases: Sequence[CaseFingerprint]) -> list[list[str]]:
     for case in cases:
         by_digest.setdefault(case.digest, []).append(case.id)
     return [ids for ids in by_digest.values() if len(ids) > 1]
-
-
-def _axes3(shape: Sequence[int]) -> Axes3:
-    return int(shape[0]), int(shape[1]), int(shape[2])
 
 
 def _short(value: float) -> float:

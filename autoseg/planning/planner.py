@@ -28,11 +28,12 @@ import numpy as np
 from autoseg.errors import UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import scheme_for
+from autoseg.messages import typed_duration
 from autoseg.planning.budget import CPU, GPU, PRESETS, Budget, Preset
 from autoseg.planning.configurations import Sizing, View, plan_configuration
 from autoseg.planning.cost import Memory, TracedMemory
 from autoseg.planning.fingerprint import Fingerprint
-from autoseg.planning.pace import ENOUGH_STEPS, Pace, duration, pace_of
+from autoseg.planning.pace import ENOUGH_STEPS, Pace, pace_of
 from autoseg.planning.plan import VERSION, ChannelNormalization, Configuration, Plan, Resampling
 from autoseg.planning.recipe import base_recipe, plan_training
 from autoseg.planning.request import Orientation, Request, Rules, describe, text, validate
@@ -273,7 +274,7 @@ def _plan_step_limits(asked: Request) -> None:
     limits = {dims: f"{count:.3g} elements in {dims}-D" for dims, count in asked.budget.elements.items()}
     rates = ", ".join(f"{rate / 1e9:.3g} in {dims}-D" for dims, rate in sorted(pace.flops_per_second.items()))
     held = [f"{dims}-D" for dims, count in asked.budget.elements.items() if count < CPU.elements[dims]]
-    reason = f"G operations per second of training: {rates} ({pace.source}); a fold of {duration(pace.seconds)} "
+    reason = f"G operations per second of training: {rates} ({pace.source}); a fold of {typed_duration(pace.seconds)} "
     if held:
         reason += f"would make fewer than {ENOUGH_STEPS} steps of the usual size: smaller in {' and '.join(held)}"
     else:

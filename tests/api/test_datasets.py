@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import autoseg
-from hostile import nifti
+from files import nifti
 from phantom import tiny_dataset
 
 

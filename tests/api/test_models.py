@@ -14,7 +14,7 @@ from autoseg.planning.planner import make_plan
 from autoseg.training.state import Position
 from autoseg.training.train import FoldResult
 from autoseg.workspace import Workspace
-from hostile import nifti
+from files import nifti
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 

@@ -25,7 +25,8 @@ from autoseg.datasets.fixing.copying import MARK
 from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError, StateError, StorageError, UsageError
 from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels
-from hostile import AFFINE, header_bomb, impostor, jpeg_mask, nifti
+from files import AFFINE, nifti
+from hostile import header_bomb, impostor, jpeg_mask
 from phantom import tiny_dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -14,7 +14,7 @@ from autoseg.planning.plan import Decision, Plan
 from autoseg.planning.planner import make_plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
-from cascaded import with_cascade
+from plans import with_cascade
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 

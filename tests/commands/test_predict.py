@@ -16,7 +16,8 @@ from autoseg.inference import predict as module
 from autoseg.records import save
 from autoseg.workspace import Workspace
 from bright import THRESHOLD, Bright, model_of, picture, plan_of
-from hostile import cut, nifti
+from files import nifti
+from hostile import cut
 
 WHOLE = FileNames("suffix", ("",))
 CPU = PredictOptions(device="cpu")

@@ -21,9 +21,9 @@ from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.training import within_memory
 from autoseg.workspace import Workspace
-from cascaded import with_cascade
 from commands import SHORT, Killed, copy_of, dice_of, run
 from phantom import tiny_dataset
+from plans import with_cascade
 
 pytestmark = pytest.mark.slow
 

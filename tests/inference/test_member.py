@@ -17,7 +17,7 @@ from autoseg.inference.options import InferenceOptions
 from autoseg.inference.predict import predict_cases, segment
 from autoseg.preprocessing.prepare import prepare
 from bright import THRESHOLD, Bright, model_of, picture, plan_of
-from hostile import nifti
+from files import nifti
 
 
 def test_members_of_an_ensemble_have_equal_votes(tmp_path):

@@ -27,7 +27,7 @@ from autoseg.inference.options import InferenceOptions
 from autoseg.inference.predict import output_ending, predict_cases, segment
 from autoseg.models.model import Model
 from bright import THRESHOLD, model_of, picture, plan_of
-from hostile import itk_image, nifti, stack
+from files import itk_image, nifti, stack
 from phantom import sphere
 
 

@@ -9,7 +9,7 @@ from autoseg.inference import rehearsal as module
 from autoseg.inference.rehearsal import seconds_beside_network
 from autoseg.workspace import Workspace
 from bright import picture, plan_of
-from hostile import nifti
+from files import nifti
 from stored import commit
 
 

@@ -378,7 +378,8 @@ def test_the_table_says_how_far_each_fold_came(tmp_path):
     write_history(tmp_path / "fold_0", [row(1, (0.1, None, None)), row(12, (0.5, None, 0.75))])
     ends = [FoldEnd(0, "1", 0, 3725.2), FoldEnd(1, "GPU-a", -11, 61.0), FoldEnd(2, None, 75, 60.0)]
     header, *lines = local_gpus.table(ends, tmp_path).splitlines()
-    assert header.split() == ["fold", "GPU", "time", "epoch", "pseudo", "Dice"]
+    assert header == "fold    GPU     time  epoch  pseudo Dice"
+    assert lines[0] == "   0      1    1h02m     12        0.625  trained"
     assert [line.split(maxsplit=5) for line in lines] == [
         ["0", "1", "1h02m", "12", "0.625", "trained"],
         ["1", "GPU-a", "1m01s", "-", "-", "killed by SIGSEGV"],

@@ -27,8 +27,8 @@ from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace, write_text
-from cascaded import with_cascade
 from phantom import tiny_dataset
+from plans import with_cascade
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")
 

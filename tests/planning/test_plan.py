@@ -9,7 +9,7 @@ from autoseg.errors import StateError, UsageError
 from autoseg.messages import complete
 from autoseg.planning.plan import Plan, Training
 from autoseg.records import OtherVersion, load, save, to_plain
-from planned import ONE, golden_pair, plan
+from plans import ONE, golden_pair, plan
 from synthetic_fingerprints import label_set, uniform
 
 

@@ -22,9 +22,8 @@ from autoseg.planning.options import options_of
 from autoseg.planning.plan import ChannelNormalization, Configuration, NetworkSpec, Plan, Training
 from autoseg.records import from_plain, to_plain
 from autoseg.rules import Rule, hints
-from cascaded import with_cascade
 from hostile_values import HOSTILE, leaves, put, spelled
-from planned import plan
+from plans import plan, with_cascade
 from synthetic_fingerprints import label_set, uniform
 
 LABELS = label_set(3)

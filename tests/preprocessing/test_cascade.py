@@ -18,8 +18,8 @@ from autoseg.preprocessing.cascade import open_previous, prepare_previous
 from autoseg.preprocessing.prepare import prepare
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.workspace import Workspace
-from cascaded import with_cascade
 from phantom import tiny_dataset
+from plans import with_cascade
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 

@@ -3,7 +3,7 @@
 Its clock stands still until a network moves it forward, by as much as that way to run is said to take.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -11,21 +11,11 @@ from torch import Tensor, nn
 
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
-from autoseg.planning.plan import Plan
-from autoseg.planning.planner import make_plan
 from autoseg.training.autotune import choose
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from plans import plan_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-LABELS = label_set(3)
 HOUR = 3600.0
-
-
-def plan_of(**training) -> Plan:
-    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, LABELS, channels=("MR",))
-    made = make_plan(dataset="test", channels=("MR",), labels=LABELS, fingerprint=found, memory=ElementMemory())
-    return replace(made, training=replace(made.training, **training))
 
 
 @dataclass

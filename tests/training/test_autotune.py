@@ -20,7 +20,8 @@ from autoseg.training.autotune import (
     why_not_compile,
     worker_count,
 )
-from made_up_machine import HOUR, CompiledFake, FakeNetwork, Machine, choices_of, plan_of, usual_machine
+from made_up_machine import HOUR, CompiledFake, FakeNetwork, Machine, choices_of, usual_machine
+from plans import plan_of
 
 
 @pytest.fixture

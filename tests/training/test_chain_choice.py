@@ -10,7 +10,8 @@ from autoseg.errors import UsageError
 from autoseg.planning.plan import Training
 from autoseg.training.autotune import choose
 from autoseg.training.chain_choice import CHAIN_TRIALS, choose_chain, measure_chains, possible_chains, step_seconds
-from made_up_machine import CPU, CUDA, HOUR, FakeNetwork, Machine, plan_of, usual_machine
+from made_up_machine import CPU, CUDA, HOUR, FakeNetwork, Machine, usual_machine
+from plans import plan_of
 
 
 @pytest.fixture

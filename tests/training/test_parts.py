@@ -34,17 +34,12 @@ from autoseg.training.state import TrainState
 from autoseg.training.within_memory import TrainingStep, step_within_memory
 from autoseg.workspace import Workspace
 from checkpoints import checkpoint_of
+from plans import plan_of
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 CPU = torch.device("cpu")
 LABELS = label_set(3)
-
-
-def plan_of(spacing=(2.0, 1.0, 1.0), shape=(12, 20, 24), channels=("MR",), labels=LABELS, **training) -> Plan:
-    found = uniform(spacing, shape, 5, labels, channels=channels)
-    made = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
-    return replace(made, training=replace(made.training, **training))
 
 
 # ---- one step

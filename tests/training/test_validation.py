@@ -12,20 +12,14 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.build import head_probabilities
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
-from autoseg.planning.planner import make_plan
 from autoseg.training.validation import choose_batches, decide, evenly_spaced, samples_to_validate, tile_count, validate
+from plans import plan_of
 from stored import faultless_previous_stage, is_cut_from_its_case, one_hot, store_of_coordinates
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from synthetic_fingerprints import label_set
 
 CPU = torch.device("cpu")
 CASES = tuple(f"case{i}" for i in range(4))
 PATCH = (6, 10, 8)
-
-
-def plan_of(labels: LabelSet, channels: tuple[str, ...] = ("MR",)) -> Plan:
-    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, labels, channels=channels)
-    return make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
 
 
 # ---- what is counted

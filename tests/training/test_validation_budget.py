@@ -28,8 +28,8 @@ from autoseg.training.validation_budget import (
     patches,
     ways,
 )
-from made_up_machine import plan_of
 from made_up_time import Time
+from plans import plan_of
 
 FULL, SOME, NONE = (
     Inference((0, 1, 2)),
