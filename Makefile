@@ -15,6 +15,8 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST := $(BIN)/python -m pytest $(if $(DATA),"--data=$(DATA)")
 SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses=8 --dist=loadfile
+# Rewriting the assertions of all tests takes longer than importing them, and is done once if its result may be kept.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: .venv demo test lint types test-all clean
 

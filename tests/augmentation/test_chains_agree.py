@@ -113,11 +113,13 @@ def compare(table: Augmentation, shape: tuple[int, ...]) -> None:
             assert ks_2samp(np.round(a / step), np.round(b / step), method="asymp").pvalue > CHANCE
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("field", ALONE)
 def test_each_transform_has_the_distribution_of_the_host_chain(field):
     compare(replace(OFF, **{field: 1.0 if field != "mirroring" else 0.5}), (5, 7, 6))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(12, 15), (5, 7, 6), (2, 8, 9)])
 def test_all_together_have_the_distribution_of_the_host_chain(shape):
     compare(EVERYTHING, shape)

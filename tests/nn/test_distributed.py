@@ -216,6 +216,7 @@ def differences(found, expected):
 TOLERANCE = 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*LOSS_CASES, *NETWORK_CASES, *OTHER_CASES])
 def test_two_processes_train_as_one(name, together):
     expected = training(CASES[name], Ranks())
@@ -226,6 +227,7 @@ def test_two_processes_train_as_one(name, together):
         assert weights < TOLERANCE
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*LOSS_CASES, *NETWORK_CASES, *OTHER_CASES])
 def test_both_processes_hold_the_same_bits(name, together):
     (losses, weights), (other_losses, other_weights) = (found[name] for found in together)
@@ -233,12 +235,14 @@ def test_both_processes_hold_the_same_bits(name, together):
     assert all(torch.equal(weight, other_weights[key]) for key, weight in weights.items())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PLANTED_CASES)
 def test_what_a_process_keeps_for_itself_is_noticed(name, together):
     expected = training(replace(CASES[name], planted=None), Ranks())
     assert max(differences(together[0][name], expected)) > 50 * TOLERANCE
 
 
+@pytest.mark.thorough
 def test_processes_agree_and_add_up(together):
     for found in together:
         assert found["agree"] == (1.0, 0.0, 7.5)
@@ -293,6 +297,7 @@ def test_heads_that_the_loss_does_not_ask_rest(name, stages, deep, learning):
 # ---- when something goes wrong
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("work", "timeout"), [(be_killed, LONG), (fall_asleep, SHORT), (raise_an_error, LONG)])
 def test_a_rank_that_is_gone_ends_the_others_with_an_error(tmp_path, work, timeout):
     left, gone = start_two(tmp_path, work, timeout)

@@ -139,6 +139,7 @@ def places() -> list[tuple]:
     ]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("top", list(PLAIN))
 def test_hostile_values_are_refused_by_name_or_give_a_plan(top):
     """No other exception comes, whatever stands in any place of plan.json."""
