@@ -35,15 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = [a for a in typed if a != "--restart" or stopped.restart_due]
         command = shlex.join(["autoseg", *again])
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            command = f"the torchrun command as it was, of which this is a part: {command}"
+            command = f"rerun the same torchrun command, which this process is part of: {command}"
         if os.environ.get("RANK", "0") == "0":  # of several processes that train together, one says it
-            print(f"{stopped}\n  -> go on with: {command}", file=sys.stderr)
+            print(f"{stopped}\n  -> resume with: {command}", file=sys.stderr)
         return stopped.exit_code
     except AutosegError as error:
         print(f"error: {complete(str(error), getattr(options, 'workspace', None))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\nstopped; run the same command to resume from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `autoseg ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -68,7 +68,7 @@ def complete(text: str, workspace: Path | None) -> str:
 
 
 def spelled(argument: object) -> str:
-    """An argument as text; a path that begins with a dash is no option."""
+    """An argument as text; a path that begins with a dash must not be read as an option."""
     return f"./{argument}" if isinstance(argument, Path) and str(argument).startswith("-") else str(argument)
 
 

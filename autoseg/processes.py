@@ -65,7 +65,7 @@ def free_memory() -> int:
             known = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             if most.isdigit():
                 free = min(free, int(most) - int((folder / used).read_text()) + int(known.get(cache, 0)))
-        except OSError:  # there is no such group here, or it is not told
+        except OSError:  # there is no such group here, or it cannot be read
             continue
     return max(free, 0)
 

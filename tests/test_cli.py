@@ -324,7 +324,7 @@ def test_what_was_stopped_says_how_to_go_on(error, code, monkeypatch, capsys):
 
     monkeypatch.setattr("autoseg.commands.train.train_folds", fail)
     assert run("train", "-f", "0,1", "--epochs", 3, "--restart", "-w", "my folder") == code
-    assert capsys.readouterr().err == f"{error}\n  -> go on with: autoseg train -f 0,1 --epochs 3 -w 'my folder'\n"
+    assert capsys.readouterr().err == f"{error}\n  -> resume with: autoseg train -f 0,1 --epochs 3 -w 'my folder'\n"
 
 
 def test_a_restart_that_was_stopped_before_it_began_is_still_due(monkeypatch, capsys):
@@ -332,7 +332,7 @@ def test_a_restart_that_was_stopped_before_it_began_is_still_due(monkeypatch, ca
     stopped.restart_due = True
     monkeypatch.setattr("autoseg.commands.train.train_folds", lambda *_: (_ for _ in ()).throw(stopped))
     assert run("train", "-f", "0", "--restart") == 75
-    assert "go on with: autoseg train -f 0 --restart\n" in capsys.readouterr().err
+    assert "resume with: autoseg train -f 0 --restart\n" in capsys.readouterr().err
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch):

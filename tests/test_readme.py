@@ -32,7 +32,7 @@ PAGES = {
 README, COMMANDS, ARCHITECTURE = (PAGES[name] for name in ("README.md", "docs/commands.md", "docs/architecture.md"))
 README_LINES = 150
 EXAMPLE_LINES = 8
-ANNOUNCED = {"--plugin", "autoseg/api", "docs/python.md"}  # named before there is such an option, folder or page
+ANNOUNCED: set[str] = set()
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

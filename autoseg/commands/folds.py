@@ -160,7 +160,7 @@ class Folds:
         Says which folds learnt from older ones.
 
         Args:
-            restart, chosen: whether folds are to be trained anew, and which.
+            restart, chosen: whether folds are retrained from scratch, and which.
         """
         before, _ = self.plan.configuration(self.plan.configurations[name].cascade_from)
         sources = {

@@ -183,7 +183,8 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     # what was predicted before is of older weights, if there are new ones
     missing = folds.unpredicted(name, split) if result.already_finished else folds.cases(split)
     if result.already_finished and not missing:
-        run.say(f"fold {split.fold}  is trained and validated already ({result.folder}); --restart trains it anew")
+        done = f"fold {split.fold}  is trained and validated already ({result.folder})"
+        run.say(f"{done}; --restart retrains it from scratch")
         return result
     network = folds.plan.configurations[name].network.name
     model = open_model(folds.workspace, name, network, folds=[split.fold], device=run.device)
@@ -228,7 +229,7 @@ def _require_held_out(folds: Folds, name: str, split: Split) -> None:
     """Refuse a finished fold of a previous stage that learnt from cases which it is to hold out today.
 
     Raises:
-        StateError: a cascade would be told better of these cases than it ever will of others.
+        StateError: a cascade would see better segmentations of these cases than of any others.
     """
     from autoseg.models.begun import read_begun
 

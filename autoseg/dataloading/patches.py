@@ -1,7 +1,7 @@
 """Patches as they are stored: case and place of a sample chosen, and its voxels cut out of the memory map.
 
 The part of the image that a deformation reaches is known before it is read, so a chain draws first, then the patch is
-cut with that margin, then the chain goes on.
+cut with that margin, then the chain continues.
 """
 
 from dataclasses import dataclass

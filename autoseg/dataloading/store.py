@@ -203,7 +203,7 @@ class CaseStore:
         return measured
 
     def discard(self, case_id: str) -> None:
-        """Remove a case, marker first. Removing one that does not exist is no error."""
+        """Remove a case, marker first. Removing one that does not exist is not an error."""
         for part in ("json", *ARRAYS):
             self.path(case_id, part).unlink(missing_ok=True)
 

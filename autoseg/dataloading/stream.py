@@ -42,7 +42,7 @@ class BatchStream:
         start_step, stop_step: the first step to deliver, and the one after the last; None: a stream without end.
         worker_count: processes that prepare batches; 0 prepares them here. They start with the first batch.
         pin_memory: for copies to CUDA.
-        say: told of workers that died and were replaced.
+        say: receives a line for each worker that died and was replaced.
 
     Raises (when a batch is asked for):
         OutOfMemory: workers die again and again.

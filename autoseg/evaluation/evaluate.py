@@ -60,7 +60,7 @@ def score_case(job: ScoreJob) -> CaseScore:
     """Compare one segmentation file with its reference file.
 
     Raises:
-        DataError: the grids differ, or a file holds values that are no label.
+        DataError: the grids differ, or a file holds values that are not labels.
     """
     reference, segmentation = (read_labels(file, job.labels.colours) for file in (job.reference, job.segmentation))
     segmentation, spacing = _on_grid_of(job, reference, segmentation)
@@ -68,7 +68,7 @@ def score_case(job: ScoreJob) -> CaseScore:
     for path, volume in ((job.reference, reference), (job.segmentation, segmentation)):
         if unexpected := job.labels.unexpected(volume.array):
             raise DataError(
-                f"{path} holds values that are no label: {unexpected} (value: voxels)",
+                f"{path} holds values that are not labels: {unexpected} (value: voxels)",
                 remedy=f"the labels are {job.labels.values}; name others with --labels",
             )
         maps.append(job.labels.to_indices(volume.array))
@@ -101,8 +101,8 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
     """Pair the label files of two folders by name; formats may differ.
 
     Raises:
-        DataError: a folder is missing or empty, a name occurs twice in a folder, a reference is no readable file or has
-            no prediction (all of them are named).
+        DataError: a folder is missing or empty, a name occurs twice in a folder, a reference cannot be read or has no
+            prediction (all of them are named).
     """
     files: dict[Path, dict[str, Path]] = {}
     for folder in (predictions, references):

@@ -2,7 +2,7 @@
 
 Voxels are cells: index i of n covers the i-th n-th of the extent, so the outer *edges* of the first and the last voxel
 stay where they are (align_corners=False, the convention of scikit-image's `resize`). Beyond the edge the outermost
-voxel goes on.
+voxel continues.
 
 Every interpolation here is linear in the image and separable, so it is one small matrix per axis (low-pass, spline
 prefilter and interpolation in one), applied by matrix products. The matrices are banded; blocks of rows are multiplied

@@ -2,7 +2,7 @@
 
 The parent prepares what the folds share, then starts a child per GPU, `autoseg train -f K` with the same options, and
 the next fold on the GPU that becomes free. It never initialises CUDA itself. A fold that fails is reported with its
-last lines; the others go on.
+last lines; the others continue.
 
 Children write straight into `models/<model>/fold_<k>.output.txt`, which the parent follows and shows line by line. So
 nothing breaks if the parent is killed, and what a child said last is on disk. SIGINT, SIGTERM and SIGUSR1 are passed
@@ -66,7 +66,7 @@ class FoldEnd:
 
     fold: FoldName
     gpu: str | None  # None: it was never started
-    code: int  # exit code; minus the signal that killed it; a code of STOPPED where it can go on
+    code: int  # exit code; minus the signal that killed it; a code of STOPPED where it can resume
     seconds: float
 
 
@@ -78,7 +78,7 @@ def train_on_gpus(workspace: Workspace, options: TrainOptions, gpus: str, say: S
 
     Raises:
         UsageError: there are no such GPUs.
-        Stopped, Interrupted: a signal ended it; the message names the command that goes on.
+        Stopped, Interrupted: a signal ended it; the message names the command that resumes.
         AutosegError: a fold failed; with the exit code of the first that did.
     """
     devices = choose_gpus(gpus, options.device)
@@ -147,13 +147,13 @@ def fold_command(workspace: Workspace, phase: TrainOptions, fold: FoldName) -> l
 
 
 def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals, say: Say) -> list[FoldEnd]:
-    """Run jobs in order, at most one on each GPU at a time, until all have ended or were told to stop.
+    """Run jobs in order, at most one on each GPU at a time, until all have ended or were asked to stop.
 
     Must be called from the main thread: the kernel ties children to the thread that started them.
 
     Args:
         gpus: values of CUDA_VISIBLE_DEVICES.
-        stop: whose requests are deferred. The running jobs are told by the same signal, and no other begins.
+        stop: whose requests are deferred. The running jobs get the same signal, and no other begins.
 
     Returns:
         An entry per job, in their order.
@@ -310,7 +310,7 @@ def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labe
 
 
 def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Sequence[FoldName] | None = None) -> None:
-    """Raise what tells of the folds of a phase that are not trained, if there are any.
+    """Raise an error that names the folds of a phase that are not trained, if there are any.
 
     Args:
         replaced: folds whose old training was set aside; None: all that were started.
@@ -321,7 +321,7 @@ def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Seq
     if failed:
         told.append(f"fold {folds_text([end.fold for end in failed])} of {phase.configuration} failed, see above")
     if stopped:
-        told.append(f"fold {folds_text(stopped)} of {phase.configuration} is stopped and can go on")
+        told.append(f"fold {folds_text(stopped)} of {phase.configuration} is stopped and can be resumed")
         untouched = [
             end.fold
             for end in ends
@@ -332,6 +332,6 @@ def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Seq
         raise (Interrupted if interrupted else Stopped)("; ".join(told), remedy=remedy)
     if failed:
         again = "the same command without --restart" if phase.restart else "the same command"
-        error = AutosegError(told[0], remedy=f"see to the cause; {again} leaves the other folds as they are")
+        error = AutosegError(told[0], remedy=f"fix the cause and rerun: {again} keeps finished folds")
         error.exit_code = max(failed[0].code, 1)
         raise error

@@ -66,7 +66,7 @@ def _added_up(x: Tensor) -> Tensor:
 
 @dataclass
 class Ranks:
-    """Where this process stands among those that train together; alone unless told otherwise.
+    """Where this process stands among those that train together; alone by default.
 
     As a context it parts from the others at its end, and names the loss of one:
 
@@ -206,7 +206,7 @@ class Ranks:
         if self.count > 1 and _of_a_lost_rank(error):
             raise AutosegError(
                 f"rank {self.rank} of {self.count}: another rank ended, or did not answer in time",
-                remedy="see what the others said last; the same command goes on from the last checkpoint",
+                remedy="read the last messages of the others; the same command resumes from the last checkpoint",
             ) from error
 
 

@@ -1,6 +1,6 @@
 """Section 3 of the planning rules: patch, network and batch of one configuration.
 
-What a plan may cost is told by a `Sizing`: in elements, as nnU-Net v2 counts and as suits a CPU's time, or in bytes of
+A `Sizing` says what a plan may cost: in elements, as nnU-Net v2 counts and as suits a CPU's time, or in bytes of
 a GPU's memory.
 """
 

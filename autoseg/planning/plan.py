@@ -330,7 +330,7 @@ class Plan:
         if before not in self.configurations or before == name:
             raise FieldError(f"{place}.cascade_from: expected another {known}, found {before!r}")
         if self.configurations[before].cascade_from is not None:
-            raise FieldError(f"{place}.cascade_from: expected one that is no cascade itself, found {before!r}")
+            raise FieldError(f"{place}.cascade_from: expected one that is not a cascade itself, found {before!r}")
 
     def _check_loss(self) -> None:
         """What labels and loss say of each other."""

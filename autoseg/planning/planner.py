@@ -147,7 +147,7 @@ def make_plan(
 
 
 def with_network(plan: Plan, fingerprint: Fingerprint, network: str, memory: Memory | None = None) -> Plan:
-    """The same plan with another network: patches, batches and the optimiser it needs are chosen anew.
+    """The same plan with another network: patches, batches and the optimiser it needs are chosen again.
 
     What the images are brought to stays as it is, so that models of both read the same preprocessed copies and can be
     put together. `decisions` are those about the network.

@@ -81,7 +81,7 @@ def prepare_previous(
 def open_previous(
     workspace: Workspace, name: str, configuration: Configuration, case_ids: Sequence[str]
 ) -> Path | None:
-    """The folder with the previous stage's segmentations of some cases; None for a configuration that is no cascade.
+    """The folder with the previous stage's segmentations of some cases; None for a configuration that is not a cascade.
 
     Raises:
         StateError: one is missing, or its case or its label file have changed since it was made.

@@ -59,7 +59,7 @@ def choose(
         stream_of: a training stream of that chain, without workers.
         image: a batch (B, C, *patch) on the device.
         workers: processes that will prepare batches.
-        say: told in two lines what was measured and chosen.
+        say: receives two lines, what was measured and what was chosen.
         seconds: expected length of the training; None: the measured step times the plan's steps.
 
     Raises:
@@ -121,7 +121,7 @@ def apply(runtime: RuntimeSettings, network: nn.Module, image: Tensor | None = N
     Args:
         image: a batch (B, C, *patch) on the device, on which compiled code is tried at once; None leaves that to the
             first step.
-        say: told where compiling fails; the network then runs as it is, and training goes on.
+        say: receives a line where compiling fails; the network then runs uncompiled, and training continues.
     """
     if runtime.channels_last:
         precision.to_channels_last(network)
@@ -144,7 +144,7 @@ def apply(runtime: RuntimeSettings, network: nn.Module, image: Tensor | None = N
 
 
 def choose_dtype(network: nn.Module, sample: Tensor, wanted: str) -> tuple[PrecisionTrial, str]:
-    """The dtype of the convolutions on the whole network, as it was measured, and what to tell of it.
+    """The dtype of the convolutions on the whole network, as it was measured, and a line about it.
 
     `wanted` is "auto" (measure and choose) or a dtype to use as it is.
     """

@@ -6,7 +6,7 @@ idea of a good Dice. A verdict takes several epochs in a row, because one bad ep
 finite is named at once.
 
 Dice means the pseudo Dice of fixed patches: of training and of validation cases, measured alike. A label that none of
-the patches holds has no Dice (None), or 0 when the network predicts it somewhere; one None tells that its zeros are no
+the patches holds has no Dice (None), or 0 when the network predicts it somewhere; one None says that its zeros are no
 failure.
 
 Before a label counts as not learnt, the row's `unseen` is asked: the labels that no training case of the fold has. They
@@ -59,8 +59,8 @@ SKIPPED = 10  # steps in three epochs; half precision skips fewer while it looks
 SKIPPED_SHARE = 0.1
 
 OVERFIT_REMEDY = (
-    "more patients help most; otherwise begin anew (--restart) with --set training.augmentation=default if it was "
-    "weaker, with ten times the training.weight_decay, with --set training.dropout=0.2, or with fewer --epochs"
+    "more patients help most; otherwise retrain from scratch (--restart) with --set training.augmentation=default if "
+    "it was weaker, with ten times the training.weight_decay, with --set training.dropout=0.2, or with fewer --epochs"
 )
 
 
@@ -176,7 +176,7 @@ def _judge(curves: _Curves, label_names: Sequence[str]) -> list[Finding]:
 def _divergence(curves: _Curves) -> list[Finding]:
     what = _broken_loss(curves) or _jumped_loss(curves) or _skipped_steps(curves)
     remedy = (
-        f"begin anew (--restart) with --set training.learning_rate={curves.lower_rate}, or with "
+        f"retrain from scratch (--restart) with --set training.learning_rate={curves.lower_rate}, or with "
         "--set training.autocast=float32; if single images are to blame, log.txt names them"
     )
     return [Finding("diverge", None, what, remedy)] if what else []
@@ -244,7 +244,7 @@ def _collapsed(curves: _Curves, name: str, dice: Sequence[Floats]) -> Verdict:
         at, was = before[0]
         return (
             f"{name} was learnt, with a Dice of {was:.2f} around {curves.when(at + EPOCHS // 2)}, and lost: {stands}",
-            f"begin anew (--restart) with --set training.learning_rate={curves.lower_rate}, or with "
+            f"retrain from scratch (--restart) with --set training.learning_rate={curves.lower_rate}, or with "
             "--set training.autocast=float32",
         )
     late = curves.progress[-1] >= LATE or curves.step[-1] >= LATE_STEPS
@@ -252,8 +252,9 @@ def _collapsed(curves: _Curves, name: str, dice: Sequence[Floats]) -> Verdict:
         return None
     return (
         f"{name} is not learnt: {stands}",
-        "look at its outlines in a few training cases; begin anew (--restart) with --set training.foreground_fraction"
-        "=0.66 --set training.class_sampling=inverse_frequency, or with --set training.loss=dice_focal, or longer",
+        "look at its outlines in a few training cases; retrain from scratch (--restart) with --set "
+        "training.foreground_fraction=0.66 --set training.class_sampling=inverse_frequency, or with --set "
+        "training.loss=dice_focal, or longer",
     )
 
 
@@ -294,7 +295,7 @@ def _memorised(curves: _Curves, name: str, validation: Floats, training: Floats)
 
 
 def _parting_losses(curves: _Curves) -> Verdict:
-    """Judge by a validation loss that rises while the training loss falls, unless the Dice gets better all the same."""
+    """Judge by a validation loss that rises while the training loss falls, unless the Dice improves all the same."""
     if len(curves) < 2 * EPOCHS:
         return None
     loss, new = _windows(curves.loss).mean(axis=1), _windows(curves.validation_loss)

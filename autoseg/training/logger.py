@@ -50,7 +50,7 @@ class FoldLog:
     Args:
         folder: of the fold; made when the first line is written.
         label_names: of the entries of `training_dice` and `pseudo_dice`.
-        history: rows of the epochs before, of a fold that is resumed. What could be found in them counts as told.
+        history: rows of the epochs before, of a fold that is resumed. What could be found in them counts as reported.
         unseen: names of the labels that no training case has; they join every row, by position.
         quiet: write nothing and show nothing, for all processes of a training but one.
         held_back: write nothing before `release`: the folder is still that of an older training.
@@ -208,7 +208,7 @@ class FoldLog:
             if what not in self._failed:
                 self._failed.add(what)
                 self.say(
-                    f"fold {self.fold}  {what} cannot be written, training goes on: {type(error).__name__}: {error}"
+                    f"fold {self.fold}  {what} cannot be written, training continues: {type(error).__name__}: {error}"
                 )
 
 

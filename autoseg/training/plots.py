@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # matplotlib is imported when a picture is drawn
 
 DISTINCT_COLOURS = 10  # of the palette "tab10"; more labels take theirs from a rainbow
 LEGEND_ROWS = 16
-NAMED_LABELS = 48  # of more, neither do the names fit nor can the colours be told apart
+NAMED_LABELS = 48  # of more, neither do the names fit nor can the colours be distinguished
 MARKED_EPOCHS = 30  # up to so many epochs are marked with dots, so that a single one can be seen
 
 

@@ -1,4 +1,4 @@
-"""A fold, opened: everything the loop of `train` works with, built anew or from a checkpoint."""
+"""A fold, opened: everything the loop of `train` works with, built from scratch or from a checkpoint."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,14 +1,14 @@
 """One fold: the one visible loop.
 
 `train_fold` reads top to bottom: where the fold stands, its network, its data, what is fastest here, then steps until
-the schedule is through. The schedule spans what was asked for: epochs, steps, or a wall-time budget that includes the
-validation afterwards (`validation_budget`). Where neither validation loss nor Dice gets better, the learning
+the schedule ends. The schedule spans what was asked for: epochs, steps, or a wall-time budget that includes the
+validation afterwards (`validation_budget`). Where neither validation loss nor Dice improves, the learning
 rate cools down and the training ends.
 
 Nothing is lost: once a minute, after every epoch and when it is asked to stop, the fold writes a checkpoint; the same
-command goes on from there, with the very batch that was due.
+command resumes there, with the exact batch that was due.
 
-Files of a fold: `last.pt`, `previous.pt` and their digests (everything needed to go on, and the weights to predict
+Files of a fold: `last.pt`, `previous.pt` and their digests (everything needed to resume, and the weights to predict
 with), `history.jsonl` (one line per epoch), `log.txt` (what was shown), `progress.png`. The weights of the last step
 are the ones that predict: choosing an epoch by its validation score would make the cross-validation flatter itself.
 """
@@ -248,7 +248,7 @@ def settle_validation(fold: TrainingSession) -> None:
 
 
 def rollback(fold: TrainingSession, named: str) -> None:
-    """Go back to the last checkpoint and go on more carefully: in float32, or with half the learning rate.
+    """Go back to the last checkpoint and continue more carefully: in float32, or with half the learning rate.
 
     Args:
         named: the cases of the last step, for the message.

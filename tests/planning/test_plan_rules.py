@@ -210,7 +210,7 @@ def test_what_claims_another_version_is_refused(version, content):
         ("configurations.2d.data=../x", "configurations.2d.data: expected a name for a file"),
         ("configurations.3d_cascade.cascade_from=x", "configurations.3d_cascade.cascade_from: expected another one of"),
         ("configurations.3d_cascade.cascade_from=3d_cascade", "3d_cascade.cascade_from: expected another one of"),
-        ("configurations.2d.cascade_from=3d_cascade", "2d.cascade_from: expected one that is no cascade itself"),
+        ("configurations.2d.cascade_from=3d_cascade", "2d.cascade_from: expected one that is not a cascade itself"),
         ("configurations.2d.network.name=unot", "network.name: expected one of 'unet', 'residual_unet'"),
         ("configurations.3d_lowres.network.features=[8,0]", "features[1]: expected 1 to 16384, found 0"),
         ("configurations.3d_lowres.network.features=[8]", "features: expected 2 to 16 entries"),

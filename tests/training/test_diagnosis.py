@@ -123,7 +123,7 @@ def test_hard_validation_cases_are_no_overfit():
     """Validation reaches 0.65 of 0.88 and both stop rising together: the cases differ, the network learnt no heart."""
     assert first_named(rows(pseudo=rising(0.65), training=rising(0.88))) is None
     apart = rows(pseudo=rising(0.65, speed=2.0), training=rising(0.95, speed=6.0))
-    assert first_named(apart) is not None  # validation is through, training goes on
+    assert first_named(apart) is not None  # validation is through, training continues
 
 
 def test_validation_that_still_improves_is_no_overfit():

@@ -35,7 +35,7 @@ def test_a_line_of_the_file():
 def test_what_is_not_finite_is_none():
     made = row(loss=math.nan, validation_loss=math.inf, training_dice=(math.nan, np.float64(0.5)))
     assert (made.loss, made.validation_loss, made.training_dice) == (None, None, (None, 0.5))
-    assert made.to_plain()["validation_loss"] is None  # it was measured, and is no number
+    assert made.to_plain()["validation_loss"] is None  # it was measured, and is not a number
     assert type(row(loss=np.float64(0.25)).loss) is float
 
 

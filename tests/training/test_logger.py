@@ -286,7 +286,7 @@ def test_a_picture_that_fails_ends_no_training(tmp_path, time, monkeypatch, bare
         epoch(log, 4)
     assert len(read_lines(tmp_path)) == 4
     complaints = [line for line in read_log(tmp_path) if "progress.png" in line]
-    assert complaints == ["fold 0  progress.png cannot be written, training goes on: StorageError: the disk is full"]
+    assert complaints == ["fold 0  progress.png cannot be written, training continues: StorageError: the disk is full"]
 
 
 def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
@@ -295,12 +295,13 @@ def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
         epoch(log, 1)
         epoch(log, 2)
     assert len(read_lines(tmp_path)) == 2
-    assert capsys.readouterr().out.count("log.txt cannot be written, training goes on: OSError: [Errno 28]") == 1
+    assert capsys.readouterr().out.count("log.txt cannot be written, training continues: OSError: [Errno 28]") == 1
 
 
 def test_a_warning_says_which_fold_to_begin_anew():
-    finding = Finding("collapse", "liver", "liver is lost", "begin anew (--restart) with more epochs")
-    assert warning(1, finding) == "fold 1  collapses: liver is lost\n  -> begin anew (--restart) with more epochs"
+    finding = Finding("collapse", "liver", "liver is lost", "retrain from scratch (--restart) with more epochs")
+    again = "retrain from scratch (--restart) with more epochs"
+    assert warning(1, finding) == f"fold 1  collapses: liver is lost\n  -> {again}"
     assert warning(1, finding, ("3d_lowres", "fcn")) == (
         "fold 1 of 3d_lowres (fcn)  collapses: liver is lost\n"
         "  -> begin anew (-c 3d_lowres --network fcn -f 1 --restart) with more epochs"
@@ -388,7 +389,7 @@ def test_a_broken_tensorboard_ends_no_training(tmp_path, undrawn):
         epoch(log, 3)
     assert len(read_lines(tmp_path)) == 3
     assert [line.split(":")[0] for line in read_log(tmp_path) if "epoch" not in line] == [
-        "fold 0  tensorboard cannot be written, training goes on"
+        "fold 0  tensorboard cannot be written, training continues"
     ]
     assert curves(tmp_path)["loss/training"] == [(75, -0.1235)]
 

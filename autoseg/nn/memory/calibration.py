@@ -158,7 +158,7 @@ def calibrate(device: torch.device | str, *, say: Callable[[str], object] = prin
 
     Args:
         device: cuda or cpu.
-        say: told what was measured, line by line.
+        say: receives what was measured, line by line.
 
     Raises:
         ValueError: the device is of another kind.
