@@ -304,7 +304,7 @@ def test_a_warning_says_which_fold_to_begin_anew():
     assert warning(1, finding) == f"fold 1  collapses: liver is lost\n  -> {again}"
     assert warning(1, finding, ("3d_lowres", "fcn")) == (
         "fold 1 of 3d_lowres (fcn)  collapses: liver is lost\n"
-        "  -> begin anew (-c 3d_lowres --network fcn -f 1 --restart) with more epochs"
+        "  -> retrain from scratch (-c 3d_lowres --network fcn -f 1 --restart) with more epochs"
     )
 
 
