@@ -100,7 +100,9 @@ def map_in_processes(
         context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
         if sys.platform != "win32":
             context.set_forkserver_preload(list(PRELOAD))
-        with ProcessPoolExecutor(workers, context, import_plugins, (tuple(LOADED),)) as pool:
+        with ProcessPoolExecutor(
+            workers, mp_context=context, initializer=import_plugins, initargs=(tuple(LOADED),)
+        ) as pool:
             futures = {pool.submit(function, job): i for i, job in enumerate(jobs)}
             try:
                 for future in as_completed(futures):
