@@ -1,19 +1,24 @@
 # make demo       see it work: synthetic data, whole pipeline, a picture
-# make test       lint, types and every test that takes seconds
-# make test-slow  tests of the whole pipeline
+# make test       lint, types and the tests for every day, on two cores in three minutes
+# make test-all   these, the thorough ones and those of the whole pipeline
 # make clean      remove what the above wrote; workspaces stay
 #
 # DATA=DIR          folder of real datasets; tests that need them skip where it is not given
 # PYTEST_ARGS=...   passed on, e.g. PYTEST_ARGS="tests/planning/test_plan.py -x"
+# WORKERS=N         processes that run tests side by side (default: one for each core, 8 at most)
 
 PYTHON ?= python3
 DATA ?=
 PYTEST_ARGS ?=
+WORKERS ?= logical
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST := $(BIN)/python -m pytest $(if $(DATA),"--data=$(DATA)")
+SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses=8 --dist=loadfile
+# Rewriting the assertions of all tests takes longer than importing them, and is done once if its result may be kept.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: .venv demo test lint types test-slow clean
+.PHONY: .venv demo test lint types test-all clean
 
 .venv: $(INSTALLED)
 
@@ -30,7 +35,11 @@ demo: .venv
 	$(BIN)/autoseg demo
 
 test: lint types
-	$(PYTEST) -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not thorough and not gpu" $(PYTEST_ARGS)
+
+test-all: test
+	$(PYTEST) $(SIDE_BY_SIDE) -m "thorough and not slow and not gpu" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not gpu" $(PYTEST_ARGS)
 
 lint: .venv
 	$(BIN)/ruff check .
@@ -38,9 +47,6 @@ lint: .venv
 
 types: .venv
 	$(BIN)/mypy
-
-test-slow: .venv
-	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis autoseg_demo

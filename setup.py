@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "autoseg" / "__init__.py").read_text()).group(1)
 
 setup(
-    name="autoseg",
+    name="autoseg-med",  # the name autoseg is taken on the package index; package and command keep it
     version=VERSION,
     description="Self-configuring segmentation of medical images: plan, five-fold training, ensemble prediction",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
@@ -37,7 +37,17 @@ setup(
         "dicom": ["pydicom>=3.0.2", "highdicom"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "slurm": ["submitit"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "scikit-learn", "scikit-image", "tensorboard", "submitit"],
+        "dev": [
+            "pytest>=9",  # subtests
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "scikit-learn",
+            "scikit-image",
+            "tensorboard",
+            "submitit",
+        ],
     },
     entry_points={"console_scripts": ["autoseg = autoseg.cli:main"]},
 )

@@ -1,12 +1,26 @@
 """autoseg: self-configuring segmentation of medical images.
 
-The Python interface is the functions that the commands call, loaded when they are first asked for, so that
-`import autoseg.nn` needs torch and numpy alone.
+The Python interface (`autoseg.api`) is loaded when it is first asked for, so that `import autoseg.nn` needs torch and
+numpy alone.
 """
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` loads them
+    from autoseg.api.datasets import check_dataset as check_dataset
+    from autoseg.api.datasets import fix_dataset as fix_dataset
+    from autoseg.api.datasets import plan_dataset as plan_dataset
+    from autoseg.api.models import calibrate_device as calibrate_device
+    from autoseg.api.models import cross_validate as cross_validate
+    from autoseg.api.models import evaluate_folders as evaluate_folders
+    from autoseg.api.models import predict_images as predict_images
+    from autoseg.api.models import score_test_set as score_test_set
+    from autoseg.api.models import status as status
+    from autoseg.api.models import train_folds as train_folds
+    from autoseg.errors import AutosegError as AutosegError
+    from autoseg.errors import Stopped as Stopped
 
 __version__ = "0.1.0"
 
@@ -18,11 +32,18 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "3000"
 
 PUBLIC = {  # name -> the module that has it
-    "plan_dataset": "autoseg.commands.plan",
-    "train_folds": "autoseg.commands.train",
-    "cross_validate": "autoseg.commands.evaluate",
-    "score_test_set": "autoseg.commands.evaluate",
-    "predict_images": "autoseg.commands.predict",
+    "check_dataset": "autoseg.api.datasets",
+    "fix_dataset": "autoseg.api.datasets",
+    "plan_dataset": "autoseg.api.datasets",
+    "train_folds": "autoseg.api.models",
+    "cross_validate": "autoseg.api.models",
+    "score_test_set": "autoseg.api.models",
+    "evaluate_folders": "autoseg.api.models",
+    "predict_images": "autoseg.api.models",
+    "calibrate_device": "autoseg.api.models",
+    "status": "autoseg.api.models",
+    "AutosegError": "autoseg.errors",
+    "Stopped": "autoseg.errors",
 }
 
 

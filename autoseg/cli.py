@@ -3,22 +3,20 @@
 import argparse
 import io
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from autoseg.commands.arguments import parse_folds
 from autoseg.commands.parser import build_parser
-from autoseg.errors import AutosegError, OutOfMemory, Stopped, UsageError
+from autoseg.errors import AutosegError, DataError, OutOfMemory, Stopped, UsageError
 from autoseg.messages import LESS_MEMORY, complete
 from autoseg.plugins import load_plugins
 
 if TYPE_CHECKING:
     from autoseg.datasets.dataset import IntakeOptions
-    from autoseg.workspace import FoldName
 
-MAX_FOLD = 9999
 INTERRUPTED = 130
 OUT_OF_MEMORY_REMEDY = f"{LESS_MEMORY}, or use a machine with more"
 
@@ -37,52 +35,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = [a for a in typed if a != "--restart" or stopped.restart_due]
         command = shlex.join(["autoseg", *again])
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            command = f"the torchrun command as it was, of which this is a part: {command}"
+            command = f"rerun the same torchrun command, which this process is part of: {command}"
         if os.environ.get("RANK", "0") == "0":  # of several processes that train together, one says it
-            print(f"{stopped}\n  -> go on with: {command}", file=sys.stderr)
+            print(f"{stopped}\n  -> resume with: {command}", file=sys.stderr)
         return stopped.exit_code
     except AutosegError as error:
         print(f"error: {complete(str(error), getattr(options, 'workspace', None))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\nstopped; run the same command to resume from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `autoseg ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not (full := as_out_of_memory(error)):
             raise
-        remedy = complete(OUT_OF_MEMORY_REMEDY, getattr(options, "workspace", None))
-        print(f"error: out of memory: {error}\n  -> {remedy}", file=sys.stderr)
-        return OutOfMemory.exit_code
+        print(f"error: {complete(str(full), getattr(options, 'workspace', None))}", file=sys.stderr)
+        return full.exit_code
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; torch is asked, which has many words for it, where the command has imported it."""
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from autoseg.nn.training_step import is_out_of_memory
+def as_out_of_memory(error: Exception) -> OutOfMemory | None:
+    """The error of ours for memory that ran out, which torch reports in several types; None for another error."""
+    full = isinstance(error, MemoryError)
+    if "torch" in sys.modules:
+        from autoseg.nn.training_step import is_out_of_memory
 
-    return is_out_of_memory(error)
-
-
-def parse_folds(text: str) -> "tuple[FoldName, ...] | None":
-    """Folds of "0", "0,2", "0 2", "0..4", "full"; None for "all"."""
-    if text.strip() == "all":
-        return None
-    folds: list[FoldName] = []
-    for part in re.split(r"[,\s]+", text.strip()):
-        match = re.fullmatch(r"([0-9]{1,20})\.\.([0-9]{1,20})", part)
-        if match and int(match[1]) <= int(match[2]):
-            folds.extend(range(int(match[1]), min(int(match[2]), MAX_FOLD + 1) + 1))
-        elif re.fullmatch("[0-9]{1,20}", part):
-            folds.append(int(part))
-        elif part == "full":
-            folds.append("full")
-        else:
-            raise UsageError(f"-f {text!r} names no folds", remedy="write 0, 0,2, 0..4, all or full")
-    return tuple(dict.fromkeys(folds))
+        full = is_out_of_memory(error)
+    return OutOfMemory(f"out of memory: {error}", remedy=OUT_OF_MEMORY_REMEDY) if full else None
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -95,17 +75,19 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_check(options: argparse.Namespace) -> int:
+    from autoseg.commands.check import check_dataset
     from autoseg.commands.fix import fix_dataset
-    from autoseg.commands.plan import check_dataset
 
     if options.fix is not None:
-        return fix_dataset(
+        fixed = fix_dataset(
             options.dataset, options.fix, _intake(options), mapping=options.map, non_finite_to=options.nan_to,
             workers=options.workers,
         )  # fmt: skip
+        return 0 if fixed.complete else DataError.exit_code
     if options.map is not None or options.nan_to is not None:
         raise UsageError("--map and --nan-to change values in a copy", remedy="say where it is to be: --fix OUT")
-    return check_dataset(options.dataset, _intake(options), workers=options.workers)
+    report = check_dataset(options.dataset, _intake(options), workers=options.workers)
+    return 0 if report.usable else DataError.exit_code
 
 
 def run_plan(options: argparse.Namespace) -> None:
@@ -139,9 +121,6 @@ def run_train(options: argparse.Namespace) -> None:
     from autoseg.workspace import Workspace
 
     workspace = Workspace(options.workspace)
-    if options.finish and (options.restart or options.init_from):
-        other = "--restart" if options.restart else "--init-from"
-        raise UsageError(f"--finish ends what was begun, {other} begins", remedy="leave one of them out")
     chosen = TrainOptions(
         folds=parse_folds(" ".join(options.folds)),
         configuration=options.configuration,
@@ -190,15 +169,15 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    from autoseg.commands.predict import predict_images
+    from autoseg.commands.predict import PredictOptions, predict_images
     from autoseg.workspace import Workspace
 
-    predict_images(
-        Workspace(options.workspace), options.images, options.out, configuration=options.configuration,
-        network=options.network, models=tuple(options.models), folds=parse_folds(" ".join(options.folds)),
-        device=options.device, step=options.step, mirroring=False if options.no_mirroring else None,
-        tile=options.tile, unfinished=options.unfinished,
+    chosen = PredictOptions(
+        configuration=options.configuration, network=options.network, models=tuple(options.models),
+        folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
+        step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
     )  # fmt: skip
+    predict_images(Workspace(options.workspace), options.images, options.out, chosen)
 
 
 def run_status(options: argparse.Namespace) -> None:

@@ -61,7 +61,7 @@ class OutOfMemory(AutosegError):
 class Stopped(_Told):
     """Work was stopped from outside and can be resumed.
 
-    It may come at any moment, out of a signal. Like KeyboardInterrupt it is no `Exception`: nobody who expects that
+    It may come at any moment, out of a signal. Like KeyboardInterrupt it is not an `Exception`: nobody who expects that
     something fails (a damaged file, a compiler) may take it for that failure.
     """
 

@@ -1,11 +1,13 @@
 """What messages are made of: commands that work as typed, and how many things, names and durations are put.
 
-suggest   a command of autoseg, complete, and quoted for the shell
-complete  the workspace and the dataset put into suggestions that did not know them
-some      the first few of many names
-counted   "1 case", "2 cases"
-duration  "45 s", "3m13s", "2h05m"
-aligned   rows as lines whose columns begin below each other
+suggest         a command of autoseg, complete, and quoted for the shell
+complete        the workspace and the dataset put into suggestions that did not know them
+some            the first few of many names
+counted         "1 case", "2 cases"
+duration        to read: "45 s", "3m13s", "2h05m"
+typed_duration  as options take it: "45s", "3m", "2h5m"
+aligned         rows as the lines of a table
+ruled           names to the left, numbers to the right, a line below the header
 
 Whoever suggests a command and knows the workspace passes it. Whoever does not writes `-w WORKSPACE`, which `complete`
 replaces in one place, `cli.main`, for the command that is running; so it does with `DATASET`, where the workspace
@@ -14,8 +16,9 @@ remembers which it was. A suggestion names the plugins of the command that is ru
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
 
 from autoseg.plugins import plugin_options
@@ -65,7 +68,7 @@ def complete(text: str, workspace: Path | None) -> str:
 
 
 def spelled(argument: object) -> str:
-    """An argument as text; a path that begins with a dash is no option."""
+    """An argument as text; a path that begins with a dash must not be read as an option."""
     return f"./{argument}" if isinstance(argument, Path) and str(argument).startswith("-") else str(argument)
 
 
@@ -93,14 +96,39 @@ def counted(number: int, thing: str, things: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """A duration to read, not to type: `planning.pace` writes those that `--time-budget` takes."""
+    """A duration to read, not to type: see `typed_duration`."""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table; each row has as many cells as the first."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def typed_duration(seconds: float) -> str:
+    """A duration as `--time-budget` takes it: 90s, 10m, 1h, 1h30m; to three digits."""
+    if seconds < 120:
+        return f"{seconds:.3g}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}h{minutes}m" if hours and minutes else f"{hours}h" if hours else f"{minutes}m"
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: Container[int] = (), least: Sequence[int] = ()) -> list[str]:
+    """Lines of a table whose columns lie below each other, two blanks between them.
+
+    Args:
+        rows: each has as many cells as the first.
+        right: columns, counted from 0, that end below each other; the others begin so.
+        least: characters that the first columns are wide at least.
+    """
+    floors = chain(least, repeat(0))
+    widths = [max(floor, *map(len, column)) for column, floor in zip(zip(*rows, strict=True), floors, strict=False)]
+    signs = [">" if column in right else "<" for column in range(len(widths))]
+    return [
+        "  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def ruled(rows: Sequence[Sequence[str]]) -> str:
+    """A table with a line below its header: the first column to the left, numbers to the right."""
+    header, *others = aligned(rows, right=range(1, len(rows[0])))
+    return "\n".join([header, "-" * len(header), *others])

@@ -2,26 +2,36 @@
 
 `concurrent.futures` notices a killed worker at once (the kernel kills the largest process when memory runs out) and
 says so. Workers start from a fork server that has imported what they need but holds no thread and no big array.
+
+A process that is not forked imports the main module of the program, in case a function of its own is to run there. A
+script that calls autoseg without `if __name__ == "__main__":` would start its work again in every worker. What workers
+do stands in autoseg: such a script is kept from them (`main_kept_out`).
 """
 
+import ast
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 import psutil
 from tqdm import tqdm
 
-from autoseg.errors import OutOfMemory
+from autoseg.errors import AutosegError, OutOfMemory
 from autoseg.plugins import LOADED, import_plugins
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+_MAIN = threading.RLock()  # held while the main module is hidden
 BYTES_PER_WORKER = 2 * 2**30  # free memory one worker should find
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
@@ -55,7 +65,7 @@ def free_memory() -> int:
             known = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             if most.isdigit():
                 free = min(free, int(most) - int((folder / used).read_text()) + int(known.get(cache, 0)))
-        except OSError:  # there is no such group here, or it is not told
+        except OSError:  # there is no such group here, or it cannot be read
             continue
     return max(free, 0)
 
@@ -85,6 +95,7 @@ def map_in_processes(
 
     Raises:
         OutOfMemory: a worker was killed, most likely by the system for want of memory.
+        AutosegError: a worker ended in another way that it should not.
     """
     if workers is None:
         workers = min(available_cores(), max(1, free_memory() // BYTES_PER_WORKER))
@@ -103,17 +114,72 @@ def map_in_processes(
         with ProcessPoolExecutor(
             workers, mp_context=context, initializer=import_plugins, initargs=(tuple(LOADED),)
         ) as pool:
-            futures = {pool.submit(function, job): i for i, job in enumerate(jobs)}
+            processes = pool._processes  # the pool lets go of them when it is shut down
             try:
+                with main_kept_out():
+                    futures = {pool.submit(function, job): i for i, job in enumerate(jobs)}
                 for future in as_completed(futures):
                     results[futures[future]] = future.result()
                     bar.update()
             except BrokenProcessPool:
-                raise OutOfMemory(
-                    f"a worker process died during {title!r}: probably the system ran out of memory and killed it",
-                    remedy="use fewer workers (--workers 1), or a machine with more memory",
-                ) from None
+                pool.shutdown()
+                raise _death(title, [process.exitcode or 0 for process in processes.values()]) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
     return results  # type: ignore[return-value]
+
+
+def _death(title: str, codes: Sequence[int]) -> AutosegError:
+    """What is raised for a pool that lost a worker.
+
+    Args:
+        codes: how its processes ended: an exit code, or minus a signal. The pool ends the others by SIGTERM.
+    """
+    others = [code for code in codes if code not in (0, -signal.SIGTERM)]
+    if others and others[0] > 0:
+        return AutosegError(
+            f"a worker process ended with exit code {others[0]} during {title!r}",
+            remedy="see what it wrote above; without other processes (--workers 0) the error comes up here",
+        )
+    return OutOfMemory(
+        f"a worker process died during {title!r}: probably the system ran out of memory and killed it",
+        remedy="use fewer workers (--workers 1), or a machine with more memory",
+    )
+
+
+@contextmanager
+def main_kept_out() -> Iterator[None]:
+    """Let processes that are started in the body not import the main module, unless it is written for that.
+
+    With `if __name__ == "__main__":` it is: what it defines and registers above that line is known in the workers, too.
+    """
+    main = sys.modules["__main__"]
+    if _is_importable(main):
+        yield
+        return
+    with _MAIN:
+        hidden: dict[str, object] = {
+            name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)
+        }
+        main.__spec__ = None
+        try:
+            yield
+        finally:
+            vars(main).update(hidden)
+
+
+def _is_importable(main: ModuleType) -> bool:
+    """Whether the file of a main module tests at its top level whether it is the main module."""
+    try:
+        source = Path(main.__file__ or "").read_bytes()
+        statements = ast.parse(source).body
+    except (AttributeError, OSError, SyntaxError, ValueError):  # a notebook, standard input, a program in one file
+        return False
+    tests = [ast.unparse(statement.test) for statement in statements if isinstance(statement, ast.If)]
+    return any("__name__" in test and "__main__" in test for test in tests)
+
+
+def is_import_of_main() -> bool:
+    """Whether this process is a worker that is importing the main module."""
+    return getattr(multiprocessing.current_process(), "_inheriting", False)

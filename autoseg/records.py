@@ -27,6 +27,10 @@ from autoseg.workspace import write_text
 R = TypeVar("R")
 
 
+class OtherVersion(StateError):
+    """A file holds a record of a version that this autoseg does not read."""
+
+
 def to_plain(value: Any) -> Any:
     """Turn a record into dicts, lists and scalars that `json` writes. Raises ValueError on NaN or infinity."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -89,6 +93,7 @@ def load(record_type: type[R], path: Path, remedy: str = "") -> R:
 
     Raises:
         StateError: the file is missing, is not JSON, or does not fit the record; the message names the place.
+        OtherVersion: it holds a version of the record that is not read here.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -104,22 +109,11 @@ def load(record_type: type[R], path: Path, remedy: str = "") -> R:
         ) from None
     except (ValueError, RecursionError) as error:  # a key that stands twice; thousands of digits or brackets
         raise StateError(f"{path} is not valid JSON: {error}", remedy="undo the last edit") from None
+    _require_version(record_type, plain, path)
     try:
-        return from_plain(record_type, upgraded(record_type, plain, path.name), path.name)
+        return from_plain(record_type, plain, path.name)
     except StateError as error:
         raise StateError(error.what, remedy=error.remedy or f"correct it in {path}") from None
-
-
-def upgraded(record_type: Any, plain: Any, where: str) -> Any:
-    """Plain data of an older version, as this version writes them. Raises StateError where they do not fit theirs."""
-    if not hasattr(record_type, "upgrade") or not isinstance(plain, dict):
-        return plain
-    try:
-        return record_type.upgrade(plain)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        key = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
-        version = shown(plain.get("version"))
-        raise StateError(f"{where}: expected the keys of version {version}, which it names; {key}") from None
 
 
 def override(record: R, settings: Sequence[str], where: str = "plan") -> R:
@@ -176,6 +170,22 @@ def _without_rules(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         return _without_rules(next(choice for choice in get_args(annotation) if choice is not type(None)))
     return annotation
+
+
+def _require_version(record_type: Any, plain: Any, path: Path) -> None:
+    """Refuse a record of another version before its keys are looked at: which keys it has follows from its version.
+
+    A record that says by REMEDY_FOR_OTHER_VERSIONS what to do about those is asked; others can be corrected by hand.
+
+    Raises:
+        OtherVersion: says what came, what is read here, and what to do.
+    """
+    remedy = getattr(record_type, "REMEDY_FOR_OTHER_VERSIONS", None)
+    if remedy is None or not isinstance(plain, dict) or "version" not in plain:
+        return
+    version, (rule, *_) = plain["version"], hints(record_type)["version"].__metadata__
+    if type(version) is not int or not rule.fits(version):
+        raise OtherVersion(f"{path} is of version {shown(version)}; expected {rule.expected}", remedy=remedy)
 
 
 def _record(record_type: type, value: Any, where: str) -> Any:

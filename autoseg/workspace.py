@@ -137,7 +137,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}",
-            remedy="see to the disk's space and to your rights there, or choose another folder",
+            remedy="check free space and permissions there, or choose another folder",
         ) from error
     finally:
         with suppress(OSError):

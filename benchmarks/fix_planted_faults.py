@@ -19,7 +19,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from phantom import tiny_dataset
 
 FAULTS = {  # file -> fault

@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from phantom import tiny_dataset
 
 FAULTS = {
@@ -61,22 +61,28 @@ def with_nine(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nda
     return array, affine
 
 
+def plant(folder: Path) -> None:
+    """Write the dataset to a new folder, and damage it."""
+    tiny_dataset(folder, cases=13, channels=2)
+    image = {case: folder / "imagesTr" / f"{case}_0000.nii.gz" for case in FAULTS}
+    label = {case: folder / "labelsTr" / f"{case}.nii.gz" for case in FAULTS}
+    image["case_00"].write_bytes(image["case_00"].read_bytes()[:900])
+    rewrite(label["case_01"], lambda array, affine: (array[:-2], affine))
+    rewrite(label["case_02"], stretched)
+    rewrite(label["case_03"], shifted)
+    rewrite(image["case_04"], with_nan)
+    rewrite(label["case_05"], with_nine)
+    (folder / "imagesTr" / "case_06_0001.nii.gz").unlink()
+    label["case_07"].unlink()
+    image["case_08"].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234\n")
+    rewrite(label["case_09"], lambda array, affine: (array * 0, affine))
+    rewrite(image["case_10"], lambda array, affine: (array * 0 + 7, affine))
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
-        folder = tiny_dataset(Path(temporary) / "data", cases=13, channels=2)
-        image = {case: folder / "imagesTr" / f"{case}_0000.nii.gz" for case in FAULTS}
-        label = {case: folder / "labelsTr" / f"{case}.nii.gz" for case in FAULTS}
-        image["case_00"].write_bytes(image["case_00"].read_bytes()[:900])
-        rewrite(label["case_01"], lambda array, affine: (array[:-2], affine))
-        rewrite(label["case_02"], stretched)
-        rewrite(label["case_03"], shifted)
-        rewrite(image["case_04"], with_nan)
-        rewrite(label["case_05"], with_nine)
-        (folder / "imagesTr" / "case_06_0001.nii.gz").unlink()
-        label["case_07"].unlink()
-        image["case_08"].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234\n")
-        rewrite(label["case_09"], lambda array, affine: (array * 0, affine))
-        rewrite(image["case_10"], lambda array, affine: (array * 0 + 7, affine))
+        folder = Path(temporary) / "data"
+        plant(folder)
         command = [str(Path(sys.executable).parent / "autoseg"), "check", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         print(done.stdout.replace(str(Path(temporary)), ""), done.stderr, sep="")

@@ -29,7 +29,8 @@ from autoseg.datasets.splits import Splits
 from autoseg.demo.phantom import write_dataset
 from autoseg.evaluation.evaluate import ScoreJob, score_cases
 from autoseg.imaging.formats.readers import read_labels
-from autoseg.inference.predict import PredictOptions, predict_cases
+from autoseg.inference.options import InferenceOptions
+from autoseg.inference.predict import predict_cases
 from autoseg.models.model import Model, open_model
 from autoseg.records import load
 from autoseg.workspace import Workspace
@@ -75,7 +76,7 @@ def trained(dataset: Path, workspace: Workspace, steps: int, intake: Sequence[st
 def segment(model: Model, cases: Sequence[Case], folder: Path, growth: float) -> tuple[float, list[Path]]:
     """Segment the cases with tiles of at most this growth; seconds of the processor, and what was written."""
     began = time.process_time()
-    made = predict_cases([model], cases, folder, PredictOptions(tile=growth))
+    made = predict_cases([model], cases, folder, InferenceOptions(tile=growth))
     return time.process_time() - began, [prediction.path for prediction in made]
 
 

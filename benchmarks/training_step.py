@@ -48,11 +48,12 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
 
     from autoseg.commands.inputs import load_records
     from autoseg.dataloading.store import CaseStore
-    from autoseg.models.build import build_plan_loss, build_plan_network, patch_stream
+    from autoseg.models.build import build_plan_loss, build_plan_network
     from autoseg.nn.optimization import OPTIMIZERS
     from autoseg.training.autotune import apply, choose, worker_count
-    from autoseg.training.validation import watch
-    from autoseg.training.within_memory import training_step
+    from autoseg.training.batches import TrainingBatches
+    from autoseg.training.validation import choose_batches
+    from autoseg.training.within_memory import TrainingStep
     from autoseg.workspace import Workspace
 
     workspace, device = Workspace(folder / "workspace"), torch.device("cpu")
@@ -66,22 +67,29 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
     criterion = build_plan_loss(plan, configuration)
     workers = worker_count(training.workers, device)
 
+    batches = TrainingBatches(store, split.train, plan, configuration)
+
     def stream_of(chain: str, processes: int = 0):
-        return patch_stream(store, split.train, plan, configuration, chain=chain, workers=processes)
+        return batches.stream(chain, worker_count=processes)
 
     said: list[str] = []
-    image = next(iter(watch(store, split.validation, plan, configuration, samples=configuration.batch_size)))["image"]
-    choices = choose(network, plan, configuration, stream_of, image, device, workers, said.append, EXPECTED_SECONDS)
-    apply(choices, network, image, said.append)
+    samples = choose_batches(store, split.validation, plan, configuration, samples=configuration.batch_size)
+    image = next(iter(samples))["image"]
+    runtime = choose(
+        network, plan, configuration, stream_of, image, workers=workers, say=said.append, seconds=EXPECTED_SECONDS
+    )
+    apply(runtime, network, image, said.append)
     optimizer = OPTIMIZERS[training.optimizer](
         network.parameters(), training.learning_rate, training.weight_decay, training.momentum
     )
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    stream = stream_of(choices.chain, workers)
+    stream = stream_of(runtime.chain, workers)
+
+    one_step = TrainingStep(network, criterion, optimizer, scaler, runtime.dtype, training.gradient_clip)
 
     def step() -> None:
         batch = stream.finish(next(stream), device)
-        training_step(network, criterion, optimizer, scaler, batch, choices.dtype, training.gradient_clip)
+        one_step(batch)
 
     about = _about(network, configuration.patch_size, configuration.batch_size)
     return step, about | {"settings": [*said, f"workers: {workers}", f"optimizer: {training.optimizer}"]}

@@ -1,9 +1,21 @@
-"""Shared fixtures. Real data come from `--data DIR`; tests that need them skip where it is not given."""
+"""Shared fixtures. Real data come from `--data DIR`; tests that need them skip where it is not given.
 
+With several workers (pytest-xdist, `--dist loadfile`) one of them runs all tests of a file, so that its fixtures are
+made once, and torch has one thread in each.
+"""
+
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("autoseg", deadline=None)  # no test asserts a duration
+settings.load_profile("autoseg")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):

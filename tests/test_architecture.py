@@ -14,7 +14,38 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autoseg"
-MAX_LINES = 400
+MAX_LINES = 400  # of a file
+MAX_FUNCTION_LINES = 60  # with its docstring
+MAX_PARAMETERS = 8  # without self
+MAX_CALLING_LINES = 15  # of the body of a function of the Python interface: it reads its keywords and calls a command
+
+# Functions above a limit. These lists shrink and never grow: a function that keeps to the limit is taken off.
+TOO_LONG = {
+    "dataloading.stream.make_stream",
+    "demo.run.picture",
+    "demo.run.run",
+    "models.build.patch_stream",
+    "planning.configurations.plan_configuration",
+    "planning.planner.make_plan",
+    "training.setup.open_fold",
+}
+TOO_MANY_PARAMETERS = {
+    "augmentation.chain.DeviceChain.__init__",
+    "commands.predict.predict_images",
+    "dataloading.stream.make_stream",
+    "models.build.patch_stream",
+    "nn.losses.__init__.SegmentationLoss.__init__",
+    "nn.memory.model.TracedStep.__init__",
+    "nn.memory.model.trace_step",
+    "nn.networks.__init__.build_network",
+    "nn.networks.deeplab.DeepLab.__init__",
+    "nn.networks.segformer.SegFormer.__init__",
+    "nn.networks.swin_unet.SwinUNet.__init__",
+    "nn.networks.transunet.TransUNet.__init__",
+    "planning.planner.make_plan",
+    "training.autotune.choose",
+    "training.within_memory.training_step",
+}
 
 # From the bottom up: files at the top of the package, and folders.
 ORDER: list[set[str]] = [
@@ -38,7 +69,7 @@ ORDER: list[set[str]] = [
     {"commands"},
     {"launch"},
     {"demo"},  # runs the commands as a user would
-    {"cli"},
+    {"cli", "api"},
     {"__main__"},
 ]
 STRANGERS = [{"dataloading", "nn"}]  # neither may import the other
@@ -68,7 +99,6 @@ TORCH_NOWHERE = {
     "augmentation.presets",
     "planning.plan",
     "planning.plan_fields",
-    "planning.plan_versions",
     "planning.planner",
     "preprocessing.cascade",
     "demo.phantom",
@@ -78,6 +108,9 @@ SOURCES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text(encoding="utf-8")
     for path in sorted(PACKAGE.rglob("*.py"))
 }
+
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class Imports(ast.NodeVisitor):
@@ -191,6 +224,66 @@ def dangerous_calls(source: str) -> list[str]:
     return found
 
 
+def functions_in(source: str) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function of a module by its name, those of classes as `Class.name`, those of functions as `name.inner`."""
+    found = {}
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            name = getattr(child, "name", "") if isinstance(child, DEFINITIONS) else ""
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                found[f"{prefix}{name}"] = child
+            visit(child, f"{prefix}{name}." if name else prefix)
+
+    visit(ast.parse(source), "")
+    return found
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """From `def` to the last line of the body."""
+    return (function.end_lineno or function.lineno) - function.lineno + 1
+
+
+def calling_lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of the body below the docstring."""
+    first = function.body[1 if ast.get_docstring(function) and len(function.body) > 1 else 0]
+    return (function.end_lineno or first.lineno) - first.lineno + 1
+
+
+def parameters_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many values a call can be given, without self or cls; `*args` and `**kwargs` are one each."""
+    arguments = function.args
+    named = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+    own = named[:1] in (["self"], ["cls"])
+    return len(named) - own + len(arguments.kwonlyargs) + bool(arguments.vararg) + bool(arguments.kwarg)
+
+
+def too_long(sources: dict[str, str]) -> set[str]:
+    """Functions of more lines than may be; those of the Python interface, most of which explain keywords, apart."""
+    return {
+        f"{module}.{name}"
+        for module, source in sources.items()
+        for name, function in functions_in(source).items()
+        if (calling_lines_of(function) > MAX_CALLING_LINES if is_interface(module, function) else
+            lines_of(function) > MAX_FUNCTION_LINES)
+    }  # fmt: skip
+
+
+def too_many_parameters(sources: dict[str, str]) -> set[str]:
+    """Functions of more parameters than may be, without those of the Python interface, whose options are keywords."""
+    return {
+        f"{module}.{name}"
+        for module, source in sources.items()
+        for name, function in functions_in(source).items()
+        if not is_interface(module, function) and parameters_of(function) > MAX_PARAMETERS
+    }
+
+
+def is_interface(module: str, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function is one that users call: in `api`, and marked so."""
+    return room_of(module) == "api" and any(ast.unparse(one) == "checked" for one in function.decorator_list)
+
+
 # The package keeps the rules
 
 
@@ -211,14 +304,23 @@ def test_torch_is_imported_only_where_it_is_used():
     assert misplaced_torch(SOURCES) == []
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_nothing_runs_code_from_data(module):
-    assert dangerous_calls(SOURCES[module]) == []
+def test_nothing_runs_code_from_data():
+    assert {module: found for module, source in SOURCES.items() if (found := dangerous_calls(source))} == {}
 
 
 def test_files_are_short_enough_to_be_read():
     lengths = {module: source.count("\n") for module, source in SOURCES.items()}
     assert {module: length for module, length in lengths.items() if length > MAX_LINES} == {}
+
+
+@pytest.mark.parametrize(
+    ("found", "listed"),
+    [(too_long(SOURCES), TOO_LONG), (too_many_parameters(SOURCES), TOO_MANY_PARAMETERS)],
+    ids=["lines", "parameters"],
+)
+def test_functions_are_short_and_take_few_parameters(found, listed):
+    assert found - listed == set(), "split these, or hand them something that holds several values"
+    assert listed - found == set(), "these keep to the limit now: take them off the list"
 
 
 def run_python(code: str) -> str:
@@ -321,6 +423,46 @@ def test_misplaced_torch_is_caught(module, source, caught):
 )
 def test_dangerous_calls_are_caught(source, caught):
     assert bool(dangerous_calls(source)) == caught
+
+
+def function_of(lines: int, parameters: str = "", decorated: str = "") -> str:
+    return f"{decorated}def f({parameters}):\n" + "    pass\n" * (lines - 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "caught"),
+    [
+        ("cli", function_of(60), set()),
+        ("cli", function_of(61), {"cli.f"}),
+        ("cli", "class A:\n" + "\n".join(f"    {line}" for line in function_of(61).splitlines()), {"cli.A.f"}),
+        ("cli", "def g():\n" + "\n".join(f"    {line}" for line in function_of(60).splitlines()), {"cli.g"}),
+        ("cli", "async " + function_of(61), {"cli.f"}),
+        ("api.models", function_of(16, decorated="@checked\n"), set()),
+        ("api.models", function_of(17, decorated="@checked\n"), {"api.models.f"}),
+        ("api.models", "@checked\ndef f(" + "\n" * 99 + '):\n    """A.\n' + "\n" * 99 + '    """\n    g()', set()),
+        ("api.models", function_of(61), {"api.models.f"}),
+        ("cli", function_of(61, decorated="@checked\n"), {"cli.f"}),
+    ],
+)  # fmt: skip
+def test_long_functions_are_caught(module, source, caught):
+    assert too_long({module: source}) == caught
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        (function_of(2, "a, b, c, d, e, f, g, h"), False),
+        (function_of(2, "a, b, c, d, e, f, g, h, i"), True),
+        (function_of(2, "self, a, b, c, d, e, f, g, h"), False),
+        (function_of(2, "a, b, c, d, /, e, f, *, g, h, i"), True),
+        (function_of(2, "a, b, c, d, e, f, g, h, *more"), True),
+        (function_of(2, "a, b, c, d, e, f, g, h, **more"), True),
+        (function_of(2, "a, b, c, d, e, f, g, h, i", "@checked\n"), True),  # not in `api`
+    ],
+)
+def test_many_parameters_are_caught(source, caught):
+    assert bool(too_many_parameters({"cli": source})) == caught
+    assert not too_many_parameters({"api.models": "@checked\n" + source.removeprefix("@checked\n")})
 
 
 def test_circle_is_caught():

@@ -14,20 +14,22 @@ import torch
 
 import autoseg
 from autoseg import __version__, cli
-from autoseg.cli import main, parse_folds
+from autoseg.cli import main
 from autoseg.commands import status
-from autoseg.commands.arguments import duration, positive, share
+from autoseg.commands.arguments import duration, parse_folds, positive, share
+from autoseg.commands.check import DatasetReport
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
-from autoseg.datasets.dataset import IntakeOptions
+from autoseg.commands.predict import PredictOptions
+from autoseg.datasets.dataset import IntakeOptions, Problem
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
 from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.planning.planner import make_plan
 from autoseg.records import save
 from autoseg.workspace import Workspace
-from hostile import nifti
+from files import nifti
 from phantom import tiny_dataset
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
@@ -101,7 +103,6 @@ def called(monkeypatch) -> list:
     """Instead of working, the pipeline writes down how it was called."""
     calls: list = []
     for module, name in (
-        ("commands.plan", "check_dataset"),
         ("commands.plan", "plan_dataset"),
         ("commands.train", "train_folds"),
         ("commands.evaluate", "cross_validate"),
@@ -153,9 +154,12 @@ def test_plan_passes_everything_on(called):
     assert called[1][1][2] == PlanOptions()
 
 
-def test_check_hands_its_code_on(monkeypatch):
-    monkeypatch.setattr("autoseg.commands.plan.check_dataset", lambda root, intake, *, workers: 3)
-    assert run("check", "data") == 3
+def test_check_ends_with_3_where_there_is_an_error(monkeypatch):
+    problem = Problem("a", "a.nii", "is damaged", "repair it")
+    for problems, code in (((), 0), ((replace(problem, severity="warning"),), 0), ((problem,), 3)):
+        report = DatasetReport(None, problems)
+        monkeypatch.setattr("autoseg.commands.check.check_dataset", lambda *_, report=report, **__: report)
+        assert run("check", "data") == code
 
 
 def test_predict_passes_everything_on(called):
@@ -164,24 +168,15 @@ def test_predict_passes_everything_on(called):
         "predict", "-i", "a", "-o", "out", "-c", "2d", "-f", "0,2", "--device", "cpu", "--step", 0.25, "--no-mirroring",
         "--tile", 1.5,
     ) == 0  # fmt: skip
-    usual = {
-        "configuration": None,
-        "network": None,
-        "models": (),
-        "folds": None,
-        "device": "auto",
-        "step": 0.5,
-        "mirroring": None,
-        "tile": None,
-        "unfinished": False,
-    }
-    assert called[0] == ("predict_images", (Workspace(Path("w")), [Path("a"), Path("b")], Path("out")), usual)
-    told = {"configuration": "2d", "folds": (0, 2), "device": "cpu", "step": 0.25, "mirroring": False, "tile": 1.5}
-    assert called[1][2] == usual | told
-    assert run("predict", "-i", "a", "-o", "out", "-m", "3d_fullres-unet", "2d-swin_unet") == 0
-    assert called[2][2] == usual | {"models": ("3d_fullres-unet", "2d-swin_unet")}
+    paths = (Workspace(Path("w")), [Path("a"), Path("b")], Path("out"))
+    assert called[0] == ("predict_images", (*paths, PredictOptions()), {})
+    assert called[1][1][3] == PredictOptions(
+        configuration="2d", folds=(0, 2), device="cpu", step=0.25, mirroring=False, tile=1.5
+    )
+    assert run("predict", "-i", "a", "-o", "out", "-m", "3d_fullres-unet", "2d-swin_unet", "--unfinished") == 0
+    assert called[2][1][3] == PredictOptions(models=("3d_fullres-unet", "2d-swin_unet"), unfinished=True)
     assert run("predict", "-i", "a", "-o", "out", "--network", "swin_unet") == 0
-    assert called[3][2] == usual | {"network": "swin_unet"}
+    assert called[3][1][3] == PredictOptions(network="swin_unet")
 
 
 def test_evaluate_has_two_tasks(called):
@@ -329,7 +324,7 @@ def test_what_was_stopped_says_how_to_go_on(error, code, monkeypatch, capsys):
 
     monkeypatch.setattr("autoseg.commands.train.train_folds", fail)
     assert run("train", "-f", "0,1", "--epochs", 3, "--restart", "-w", "my folder") == code
-    assert capsys.readouterr().err == f"{error}\n  -> go on with: autoseg train -f 0,1 --epochs 3 -w 'my folder'\n"
+    assert capsys.readouterr().err == f"{error}\n  -> resume with: autoseg train -f 0,1 --epochs 3 -w 'my folder'\n"
 
 
 def test_a_restart_that_was_stopped_before_it_began_is_still_due(monkeypatch, capsys):
@@ -337,7 +332,7 @@ def test_a_restart_that_was_stopped_before_it_began_is_still_due(monkeypatch, ca
     stopped.restart_due = True
     monkeypatch.setattr("autoseg.commands.train.train_folds", lambda *_: (_ for _ in ()).throw(stopped))
     assert run("train", "-f", "0", "--restart") == 75
-    assert "go on with: autoseg train -f 0 --restart\n" in capsys.readouterr().err
+    assert "resume with: autoseg train -f 0 --restart\n" in capsys.readouterr().err
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.cli import main
+from autoseg.commands.arguments import duration as typed
 from autoseg.commands.parser import build_parser
 from autoseg.messages import (
     ANY_DATASET,
@@ -17,8 +18,10 @@ from autoseg.messages import (
     complete,
     counted,
     duration,
+    ruled,
     some,
     suggest,
+    typed_duration,
 )
 from commands import SHORT, outcome, run
 from phantom import tiny_dataset
@@ -259,5 +262,24 @@ def test_durations_are_shown(seconds, text):
     assert duration(seconds) == text
 
 
+def test_durations_are_written_as_options_take_them():
+    assert [typed_duration(s) for s in (90, 600, 3600, 5400, 7200.4)] == ["90s", "10m", "1h", "1h30m", "2h"]
+    for seconds in (0.5, 90, 119, 120, 5400, 7200, 360000):
+        assert typed(typed_duration(seconds)) == seconds
+
+
 def test_columns_begin_below_each_other():
     assert aligned([("a", "what", ""), ("long", "b", "c")]) == ["a     what", "long  b     c"]
+    assert aligned([]) == []
+    with pytest.raises(ValueError, match="zip"):
+        aligned([("a", "b"), ("c",)])
+
+
+def test_columns_of_numbers_end_below_each_other():
+    rows = [("a", "bb", "c"), ("long", "1", "")]
+    assert aligned(rows, right=[1]) == ["a     bb  c", "long   1"]
+    assert aligned(rows, right=[1], least=(6, 4)) == ["a         bb  c", "long       1"]
+
+
+def test_a_table_with_a_line_below_its_header():
+    assert ruled([["a", "bb", "c"], ["long", "1", "222"]]) == "a     bb    c\n-------------\nlong   1  222"

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +14,8 @@ from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.errors import StateError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.planning.plan import Configuration, NetworkSpec, Training
-from autoseg.records import _dumps, from_plain, load, override, save, to_plain
+from autoseg.records import OtherVersion, _dumps, from_plain, load, override, save, to_plain
+from autoseg.rules import exactly
 
 
 @dataclass(frozen=True)
@@ -281,21 +282,33 @@ def test_missing_file_is_answered_with_what_makes_it(tmp_path):
 
 
 @dataclass(frozen=True)
-class Renamed:
-    version: int
-    new: int
+class Versioned:
+    version: Annotated[int, exactly(2, "2, the version of these")]
+    new: int = 0
 
-    @staticmethod
-    def upgrade(plain: dict) -> dict:
-        return {"version": 2, "new": plain["old"]} if plain.get("version") == 1 else plain
+    REMEDY_FOR_OTHER_VERSIONS: ClassVar[str] = "make it again"
 
 
-def test_old_version_is_upgraded(tmp_path):
-    (tmp_path / "a.json").write_text('{"version": 1, "old": 5}')
-    assert load(Renamed, tmp_path / "a.json") == Renamed(2, 5)
-    (tmp_path / "a.json").write_text("3")
+def test_another_version_is_refused_before_its_keys(tmp_path):
+    path = tmp_path / "a.json"
+    for version, shown in (("1", "1"), ("3", "3"), ("2.0", "2.0"), ("true", "True")):
+        path.write_text(f'{{"version": {version}, "old": 5}}')
+        with pytest.raises(OtherVersion) as caught:
+            load(Versioned, path)
+        assert caught.value.what.lower() == (f"{path} is of version {shown}; expected 2, the version of these".lower())
+        assert caught.value.remedy == "make it again"
+    path.write_text('{"version": 2, "old": 5}')
+    with pytest.raises(StateError, match="unknown key 'old'") as caught:
+        load(Versioned, path)
+    assert not isinstance(caught.value, OtherVersion)
+    path.write_text('{"new": 5}')
+    with pytest.raises(StateError, match="missing key 'version'"):
+        load(Versioned, path)
+    path.write_text("3")
     with pytest.raises(StateError, match="expected an object"):
-        load(Renamed, tmp_path / "a.json")
+        load(Versioned, path)
+    path.write_text('{"version": 2, "new": 5}')
+    assert load(Versioned, path) == Versioned(2, 5)
 
 
 # Settings from the command line

@@ -1,1 +1,1 @@
-"""Augmentation: its numbers (`presets`), and the chain that draws and applies it, on tensors or on host arrays."""
+"""Augmentation: its numbers (`presets`), and the chains that draw and apply it, on tensors or on host arrays."""

@@ -216,7 +216,7 @@ def coarsen(channels: Tensor, lengths: Tensor) -> None:
 def blur_matrix(length: int, sigma: Tensor, reach: int) -> Tensor:
     """What a Gaussian blur (n) of a line does, as matrices (n, length, length).
 
-    The line goes on beyond its ends as its own mirror image (d c b a | a b c d | d c b a), with a period of twice its
+    The line continues beyond its ends as its own mirror image (d c b a | a b c d | d c b a), with a period of twice its
     length. So each voxel is seen directly and in its images.
     """
     index = torch.arange(length, device=sigma.device)

@@ -1,12 +1,19 @@
-"""Types of command-line options: text to numbers within their range. No heavy import."""
+"""What is typed, as numbers within their range, as names or as folds. No heavy import."""
 
 import argparse
 import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
+from autoseg.errors import UsageError
 from autoseg.rules import MAX_SECONDS, MAX_STEPS
+
+if TYPE_CHECKING:
+    from autoseg.workspace import FoldName
+
+MAX_FOLD = 9999
 
 
 def duration(text: str) -> float:
@@ -91,3 +98,21 @@ def mapping(text: str) -> dict[int, int]:
     if not all(pairs) or len(found) < len(pairs) or any(abs(v) >= 2**31 for pair in found.items() for v in pair):
         raise argparse.ArgumentTypeError(f"{shortened(text)} does not map each value once; write 255=1,7=0")
     return found
+
+
+def parse_folds(text: str) -> "tuple[FoldName, ...] | None":
+    """Folds of "0", "0,2", "0 2", "0..4", "full"; None for "all"."""
+    if text.strip() == "all":
+        return None
+    folds: list[FoldName] = []
+    for part in re.split(r"[,\s]+", text.strip()):
+        match = re.fullmatch(r"([0-9]{1,20})\.\.([0-9]{1,20})", part)
+        if match and int(match[1]) <= int(match[2]):
+            folds.extend(range(int(match[1]), min(int(match[2]), MAX_FOLD + 1) + 1))
+        elif re.fullmatch("[0-9]{1,20}", part):
+            folds.append(int(part))
+        elif part == "full":
+            folds.append("full")
+        else:
+            raise UsageError(f"-f {text!r} names no folds", remedy="write 0, 0,2, 0..4, all or full")
+    return tuple(dict.fromkeys(folds))

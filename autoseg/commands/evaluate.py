@@ -1,5 +1,6 @@
 """Held-out predictions, test cases and any two folders against their references."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,22 @@ from autoseg.workspace import FULL, Workspace, begun_folds
 
 if TYPE_CHECKING:  # torch is imported where something is predicted
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
+    from autoseg.evaluation.evaluate import CaseScore, Summary
+
+
+@dataclass(frozen=True)
+class FolderScores:
+    """A folder of segmentations against a folder of references."""
+
+    cases: "tuple[CaseScore, ...]"
+    summary: "dict[str, dict[str, Summary]]"  # label or region -> metric -> over all cases
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean Dice over the labels; None where no case holds any."""
+        from autoseg.evaluation.evaluate import mean_over_labels
+
+        return mean_over_labels(self.summary)
 
 
 def cross_validate(
@@ -184,18 +201,24 @@ def score_test_set(
 def evaluate_folders(
     predictions: Path,
     references: Path,
-    workspace: Workspace,
+    workspace: Workspace | None = None,
     *,
     labels: str | None = None,
     csv: Path | None = None,
     workers: int | None = None,
     say: Say = print,
-) -> float | None:
-    """Compare two folders of label files, show the tables and return the mean Dice over labels."""
+) -> FolderScores:
+    """Compare two folders of label files and show the tables.
+
+    Args:
+        workspace: whose plan names the labels, where `labels` does not; without a plan they are the values found.
+
+    Raises:
+        DataError: files cannot be paired, lie on other grids, or hold values that are not labels.
+    """
     from autoseg.evaluation.evaluate import (
         confusion_table,
         labels_found,
-        mean_over_labels,
         pair_folders,
         score_cases,
         summarise,
@@ -206,7 +229,7 @@ def evaluate_folders(
 
     if labels is not None:
         label_set = LabelSet(parse_options(labels=labels).labels or {})
-    elif workspace.plan.exists():
+    elif workspace is not None and workspace.plan.exists():
         label_set = load(Plan, workspace.plan).labels
     else:
         label_set = labels_found(references)
@@ -216,4 +239,4 @@ def evaluate_folders(
     say("\n" + confusion_table(total_confusion(scores), ["background", *label_set.values]))
     if csv:
         write_csv(csv, scores)
-    return mean_over_labels(summary)
+    return FolderScores(scores, summary)

@@ -6,7 +6,7 @@ The original is read and never written. What has one right answer is mended (`co
 `datasets.fixing`); a value is changed only on request (`--map`, `--nan-to`). A case with a fault that cannot be mended
 without a guess is *left out* of the copy, with all its files and its entries in the lists, and named with its fault: so
 checking the copy finds no error. Only faults of the data set as a whole (a label that is in no file) stay in the copy,
-and are named. The exit code is 0 where everything was mended, and 3 where a case was left out or a fault stayed.
+and are named. `FixReport.complete` says whether everything was mended.
 
 While the work lasts the copy holds a mark that names the original. The same command then starts from scratch; other
 commands refuse such a copy.
@@ -15,12 +15,12 @@ commands refuse such a copy.
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from autoseg.commands.check import describe_dataset
 from autoseg.commands.inputs import Say
-from autoseg.commands.plan import describe_dataset
 from autoseg.datasets.checks.duplicates import as_one_patient
 from autoseg.datasets.checks.problems import check, problem_table
 from autoseg.datasets.dataset import Dataset, IntakeOptions, discover, workers_for
@@ -52,6 +52,21 @@ ROUNDS = 8  # of checking the copy and leaving out what is faulty
 ROOM = 1.1  # free bytes per byte to copy: a file is written beside itself while it is mended
 
 
+@dataclass(frozen=True)
+class FixReport:
+    """A corrected copy of a data set: what is different in it, and what is still wrong with it."""
+
+    folder: Path  # the copy
+    changes: tuple[Change, ...]  # as listed in changes.csv; what was not mended or left out at the end
+    problems: tuple[Problem, ...]  # that a check of the copy finds
+
+    @property
+    def complete(self) -> bool:
+        """Whether the copy is sound and holds every case."""
+        mended = not any(change.method in (LEFT_OUT, NOT_MENDED) for change in self.changes)
+        return mended and not any(problem.severity == "error" for problem in self.problems)
+
+
 def fix_dataset(
     root: Path,
     out: Path,
@@ -61,7 +76,7 @@ def fix_dataset(
     non_finite_to: float | None = None,
     workers: int | None = None,
     say: Say = print,
-) -> int:
+) -> FixReport:
     """Write a corrected copy of a data set, list every change (in OUT/changes.csv, too), and check the copy.
 
     Args:
@@ -69,9 +84,6 @@ def fix_dataset(
         out: the folder to write; new, or empty, or what an interrupted run over the same data set left.
         mapping: value in label files -> the value to write instead, all at once.
         non_finite_to: what NaN and infinity in images become; None leaves such cases out.
-
-    Returns:
-        0 if the copy is sound and holds every case; 3 if cases were left out of it, or faults stayed.
 
     Raises:
         UsageError: `out` is not empty, or lies in the data set, or the reverse; an option does not fit the data set.
@@ -99,9 +111,7 @@ def fix_dataset(
         write_text(listed, change_csv(changes))
         (out / MARK).unlink()
     (out / GUARD).unlink(missing_ok=True)
-    complete = not any(change.method in (LEFT_OUT, NOT_MENDED) for change in changes)
-    faulty = any(problem.severity == "error" for problem in problems)
-    return 0 if complete and not faulty else DataError.exit_code
+    return FixReport(out, tuple(changes), tuple(problems))
 
 
 def _understood(root: Path, intake: IntakeOptions) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from autoseg.commands.inputs import Say, load_records
 from autoseg.commands.plan import FOLDS
@@ -13,31 +14,43 @@ from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.planning.plan import Plan
+from autoseg.planning.plan_fields import Seconds, Steps
 from autoseg.preprocessing.cascade import prepare_previous
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.sources import plan_again, require_unchanged
+from autoseg.rules import MAX_EPOCHS, at_least, check_fields
 from autoseg.workspace import FULL, FoldName, Workspace, write_text
 
+Epochs = Annotated[int, at_least(1, MAX_EPOCHS)]
 SEGMENTED = "segmented.json"  # of a fold: which images its held-out segmentations were made of
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `autoseg train` can be told."""
+    """What a training can be told: the options of `autoseg train` and of `autoseg.train_folds`, and their defaults."""
 
     folds: tuple[FoldName, ...] | None = None  # None: all partitions
     configuration: str | None = None  # None: the recommended one
     network: str | None = None  # None: the one of plan.json
-    epochs: int | None = None
-    steps: int | None = None
-    time_budget_seconds: float | None = None  # per fold, validation included
+    epochs: Epochs | None = None  # length of the training of a fold; at most one of these three
+    steps: Steps | None = None
+    time_budget_seconds: Seconds | None = None  # per fold, validation included
     device: str = "auto"
     restart: bool = False  # of the folds named; the previous stage of a cascade is left alone
     finish: bool = False  # let folds that were begun cool down at once
     init_from: Path | None = None  # a trained model to begin with; of the folds named, too
-    stop_after_seconds: float | None = None  # of this command
-    checkpoint_seconds: float = 60.0
-    settings: tuple[str, ...] = ()
+    stop_after_seconds: Seconds | None = None  # of this command
+    checkpoint_seconds: Seconds = 60.0
+    settings: tuple[str, ...] = ()  # key=value, that change the plan
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        lengths = (self.epochs, self.steps, self.time_budget_seconds)
+        if sum(length is not None for length in lengths) > 1:
+            raise UsageError("epochs, steps and a time budget are three lengths", remedy="give one of them")
+        if self.finish and (self.restart or self.init_from):
+            other = "--restart" if self.restart else "--init-from"
+            raise UsageError(f"--finish ends what was begun, {other} begins", remedy="leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,7 @@ class Folds:
         Says which folds learnt from older ones.
 
         Args:
-            restart, chosen: whether folds are to be trained anew, and which.
+            restart, chosen: whether folds are retrained from scratch, and which.
         """
         before, _ = self.plan.configuration(self.plan.configurations[name].cascade_from)
         sources = {

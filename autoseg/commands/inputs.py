@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from autoseg.datasets.dataset import Dataset
@@ -13,7 +14,7 @@ from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import with_network
 from autoseg.planning.table import glance
-from autoseg.records import load, save
+from autoseg.records import OtherVersion, load, save
 from autoseg.workspace import Workspace
 
 PLAN_FIRST = "make a plan first: " + suggest("plan", ANY_DATASET)
@@ -56,13 +57,21 @@ def open_plan(workspace: Workspace, network: str | None = None, say: Say = print
     if network is None or network == plan.configurations[plan.recommended].network.name:
         return plan
     path = workspace.plan_for(network)
-    if path.exists() and _data_side(known := load(Plan, path)) == _data_side(plan):
+    known = known_plan(path)
+    if known and _data_side(known) == _data_side(plan):
         return known
     keep_aside(path, time.strftime("%Y%m%d-%H%M%S"))
     made = with_network(plan, load(Fingerprint, workspace.fingerprint, remedy=PLAN_FIRST), network)
     save(path, made)
     say("\n".join([f"plan for {network}, with all its decisions in {path}:", *glance(made)]))
     return made
+
+
+def known_plan(path: Path) -> Plan | None:
+    """The plan in a file; None where there is none of this version, so that it is made again."""
+    with suppress(OtherVersion):
+        return load(Plan, path) if path.exists() else None
+    return None
 
 
 def keep_aside(path: Path, stamp: str) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from autoseg.commands.check import describe_dataset, understood
 from autoseg.commands.inputs import Say
 from autoseg.commands.replan import (
     Replanning,
@@ -29,50 +30,45 @@ from autoseg.planning.foreign_grids import training_grids
 from autoseg.planning.overview import overview
 from autoseg.planning.pace import REFERENCE, Pace, pace
 from autoseg.planning.plan import Plan
+from autoseg.planning.plan_fields import Seconds
 from autoseg.planning.planner import describe, make_plan
 from autoseg.planning.table import summary
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.sources import measure
 from autoseg.records import load, save
+from autoseg.rules import MAX_GIGABYTES, MAX_WORKERS, FieldError, above, at_least, check_fields
 from autoseg.workspace import Workspace, lock
 
 FOLDS = 5
-COUNTED_LABELS = 9  # more are counted where they are listed
-MENDED = "the same command with --fix OUT writes a copy in which everything is mended that has one right answer"
+Gigabytes = Annotated[float, above(0, MAX_GIGABYTES)]
+Workers = Annotated[int, at_least(0, MAX_WORKERS)]
+MAX_CPU_RATE = 1e6
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What `autoseg plan` can be told."""
+    """What planning can be told: the options of `autoseg plan` and of `autoseg.plan_dataset`, and their defaults."""
 
     intake: IntakeOptions = field(default_factory=IntakeOptions)
     rules: Literal["autoseg", "nnunet"] = "autoseg"
     preset: Literal["s", "m", "l", "xl"] | None = None
     network: str | None = None  # None: the preset's
-    vram_gb: float | None = None  # plan for a GPU of this memory; None: for the machine at hand
-    time_budget_seconds: float | None = None  # wall time of a fold; None: the recipe's epochs, sized for an hour
+    vram_gb: Gigabytes | None = None  # plan for a GPU of this memory; None: for the machine at hand
+    time_budget_seconds: Seconds | None = None  # wall time of a fold; None: the recipe's epochs, sized for an hour
     # of a CPU: measured here, that of the reference machine (the same plans on every machine), or a multiple of it
     cpu_rate: Literal["measured", "reference"] | float = "measured"
     explain: bool = False  # say every decision
     configurations: tuple[str, ...] = ()  # to preprocess; empty: the recommended one
     skip_bad: bool = False
     settings: tuple[str, ...] = ()  # key=value, applied to the finished plan
-    workers: int | None = None
+    workers: Workers | None = None
     seed: int = 1234
     preprocess: bool = True
 
-
-def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = None, say: Say = print) -> int:
-    """Say what was understood of a dataset and everything that is wrong with it; 3 if it cannot be planned, else 0."""
-    refuse_unfinished(root)
-    dataset, problems = discover(root, intake)
-    problems, _ = check(dataset, known=problems, workers=workers)
-    say(describe_dataset(as_one_patient(dataset, problems)))
-    say(problem_table(problems))
-    if not any(problem.severity == "error" for problem in problems):
-        return 0
-    say(MENDED)
-    return DataError.exit_code
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not isinstance(self.cpu_rate, str) and not 0 < self.cpu_rate <= MAX_CPU_RATE:
+            raise FieldError(f"cpu_rate: expected more than 0, at most {MAX_CPU_RATE:g}, found {self.cpu_rate}")
 
 
 def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOptions(), say: Say = print) -> Plan:
@@ -176,27 +172,6 @@ def _pace(options: PlanOptions) -> Pace:
 
     rate = known_rate()
     return pace(rate.by_dims, seconds, rate.describe())
-
-
-def describe_dataset(dataset: Dataset) -> str:
-    """What was understood of a dataset, in a few lines."""
-    return "\n".join([*understood(dataset), *(f"note: {note}" for note in dataset.notes)])
-
-
-def understood(dataset: Dataset) -> list[str]:
-    """A dataset's name and counts, channels, labels and regions: a line each."""
-    patients = len({case.patient for case in dataset.cases})
-    many = len(dataset.labels.values)
-    count = f" ({many})" if many > COUNTED_LABELS else ""
-    lines = [
-        f"{dataset.name}: {len(dataset.cases)} cases of {patients} patients, {len(dataset.test_cases)} test cases "
-        f"({dataset.layout} layout)",
-        f"channels: {', '.join(dataset.channels)}",
-        f"labels{count}: " + ", ".join(f"{name}={value}" for name, value in dataset.labels.values.items()),
-    ]
-    if dataset.labels.has_regions:
-        lines.append("regions: " + ", ".join(f"{n}={'+'.join(map(str, v))}" for n, v in dataset.labels.regions.items()))
-    return lines
 
 
 def _as_typed(options: PlanOptions) -> tuple[str, ...]:

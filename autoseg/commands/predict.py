@@ -1,6 +1,7 @@
 """Images to segmentations, by the ensemble of the trained folds of one model, or of several."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from autoseg.datasets.checks.grids import header_notes
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
 from autoseg.errors import DataError, StateError, UsageError
+from autoseg.inference.options import InferenceOptions
 from autoseg.messages import counted, suggest
 from autoseg.models.same_training import SEEN, what_is_seen
 from autoseg.nn.devices import choose_device
@@ -21,66 +23,100 @@ if TYPE_CHECKING:  # torch is imported when something is segmented
     from autoseg.models.model import Model
 
 
+@dataclass(frozen=True)
+class PredictOptions:
+    """Which models predict, on which device, and how."""
+
+    configuration: str | None = None  # of one model; None: the recommended one
+    network: str | None = None  # of one model; None: as planned
+    models: tuple[str, ...] = ()  # or models to average, as their folders are called: 3d_fullres-unet
+    folds: tuple[FoldName, ...] | None = None  # of each model; None: all that are trained, or FULL where it alone is
+    unfinished: bool = False  # also use folds that are not trained to the end, as they stand
+    device: str = "auto"
+    step: float = InferenceOptions.step  # distance of neighbouring tiles as a share of the tile
+    mirroring: bool | None = InferenceOptions.mirroring  # average over flips; None: as the plan says
+    tile: float | None = InferenceOptions.tile  # longest tile edges as a multiple of the patch's; None: by the device
+
+    def __post_init__(self) -> None:
+        if self.models and (self.configuration or self.network):
+            raise UsageError("-m names whole models: -c and --network say the same again", remedy="leave them out")
+        self.inference_options()
+
+    def inference_options(self) -> InferenceOptions:
+        """How the networks are run over an image. Raises UsageError for tiles that cannot be."""
+        return InferenceOptions(step=self.step, mirroring=self.mirroring, tile=self.tile)
+
+
+class PartlySegmented(DataError):
+    """Some images could not be segmented; the others have been."""
+
+    def __init__(self, failed: Sequence[Problem], written: Sequence[Path], out: Path) -> None:
+        super().__init__(
+            f"{counted(len(failed), 'file')} could not be segmented (listed above); {len(written)} segmentations are "
+            f"in {out}",
+            remedy="repair them as the list says, then repeat the command",
+        )
+        self.failed, self.written = tuple(failed), tuple(written)
+
+
 def predict_images(
     workspace: Workspace,
     images: Sequence[Path],
     out: Path,
+    options: PredictOptions = PredictOptions(),
     *,
-    configuration: str | None = None,
-    network: str | None = None,
-    models: Sequence[str] = (),
-    folds: tuple[FoldName, ...] | None = None,
-    device: str = "auto",
-    step: float = 0.5,
-    mirroring: bool | None = None,
-    unfinished: bool = False,
-    tile: float | None = None,
     say: Say = print,
 ) -> list[Path]:
     """Segment images with the ensemble of the trained folds; one label file per case, on the image's own grid.
 
-    Args:
-        configuration, network: of one model; None: as recommended, as planned.
-        models: or models to average, as their folders are called: 3d_fullres-unet.
-        folds: of each model; None: all partitions that are trained, or FULL where it alone is.
-        tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
-        unfinished: also use folds that are not trained to the end, as they stand.
-
     What is wrong with single images is listed at the end, after the sound ones have been segmented.
+
+    Returns:
+        The label files.
 
     Raises:
         DataError: an image could not be segmented; the others have been.
         StateError: a model is not trained, or models were trained on different channels, labels or orientations.
-        UsageError: models are given in both ways, there is nothing to segment, or `out` is a file.
+        UsageError: there is nothing to segment, or `out` is a file.
     """
-    from autoseg.inference.predict import PredictOptions, predict_cases
-    from autoseg.models.model import open_model
+    from autoseg.inference.predict import predict_cases
 
-    if models and (configuration or network):
-        raise UsageError("-m names whole models: -c and --network say the same again", remedy="leave them out")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, expected a folder for the segmentations", remedy="choose another name")
-    plan = open_plan(workspace, network, say)
-    name, chosen = plan.configuration(configuration)
-    pairs = _named_models(workspace, models) if models else [(name, chosen.network.name)]
+    plan = open_plan(workspace, options.network, say)
+    pairs = _models_asked_for(workspace, plan, options)
     found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names, out)
-    chosen_device = choose_device(device)
-    opened = [open_model(workspace, *pair, folds=folds, device=chosen_device, unfinished=unfinished) for pair in pairs]
-    for model in opened:
+    models = _open_models(workspace, pairs, options)
+    for model in models:
         for note in notes_on(model, plan):
             say(note)
-    trained = opened[0].plan
+    trained = models[0].plan
     if trained.file_names not in (None, plan.file_names):  # the model was trained on images called otherwise
         found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names, out)
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
     _spare_references(workspace, cases, out)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    options = PredictOptions(step=step, mirroring=mirroring, tile=tile)
-    written = predict_cases(opened, cases, out, options, faults=faults) if cases else []
-    voters = [f"{_voters(model)} of {pair[0]} ({pair[1]})" for model, pair in zip(opened, pairs, strict=True)]
+    written = predict_cases(models, cases, out, options.inference_options(), faults=faults) if cases else []
+    voters = [f"{_voters(model)} of {name} ({network})" for model, (name, network) in zip(models, pairs, strict=True)]
     _say_what_was_written(written, before, voters, out, say)
-    _report(faults, len(written), out, say)
-    return [prediction.path for prediction in written]
+    _report(faults, paths := [prediction.path for prediction in written], out, say)
+    return paths
+
+
+def _models_asked_for(workspace: Workspace, plan: Plan, options: PredictOptions) -> list[tuple[str, str]]:
+    """Configuration and network of each model that is to predict."""
+    if options.models:
+        return _named_models(workspace, options.models)
+    name, configuration = plan.configuration(options.configuration)
+    return [(name, configuration.network.name)]
+
+
+def _open_models(workspace: Workspace, pairs: Sequence[tuple[str, str]], options: PredictOptions) -> "list[Model]":
+    """Load the folds of each model, given by configuration and network."""
+    from autoseg.models.model import open_model
+
+    device, unfinished = choose_device(options.device), options.unfinished
+    return [open_model(workspace, *pair, folds=options.folds, device=device, unfinished=unfinished) for pair in pairs]
 
 
 def _say_what_was_written(
@@ -94,16 +130,12 @@ def _say_what_was_written(
         say(f"note: {len(replaced)} of them take the place of files that were in {out} before")
 
 
-def _report(faults: Sequence[Problem], written: int, out: Path, say: Say) -> None:
-    """List what is wrong with the images. Raises DataError where one of them could not be segmented."""
+def _report(faults: Sequence[Problem], written: Sequence[Path], out: Path, say: Say) -> None:
+    """List what is wrong with the images. Raises PartlySegmented where one of them could not be segmented."""
     if faults:
         say(problem_table(faults))
     if errors := [fault for fault in faults if fault.severity == "error"]:
-        raise DataError(
-            f"{counted(len(errors), 'file')} could not be segmented (listed above); {written} segmentations are in "
-            f"{out}",
-            remedy="repair them as the list says, then repeat the command",
-        )
+        raise PartlySegmented(errors, written, out)
 
 
 def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) -> None:

@@ -12,9 +12,9 @@ from autoseg.commands.inputs import Say, keep_aside, open_plan
 from autoseg.datasets.dataset import Dataset, IntakeOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
+from autoseg.imaging.normalize import STATISTICS, uses_statistics
 from autoseg.messages import suggest
 from autoseg.models.begun import begun_of, split_of, standing
-from autoseg.models.same_training import STATISTICS, USE_STATISTICS
 from autoseg.planning.plan import ChannelNormalization, Plan
 from autoseg.records import load
 from autoseg.workspace import FoldName, Workspace
@@ -104,7 +104,7 @@ def with_kept_statistics(plan: Plan, workspace: Workspace, say: Say) -> Plan:
         return plan
     if not all(map(_hardly_differ, earlier.normalization, plan.normalization)):
         return plan
-    if any(channel.scheme in USE_STATISTICS for channel in plan.normalization):
+    if any(uses_statistics(channel.scheme) for channel in plan.normalization):
         say(
             "note: the intensities of the foreground differ from those that the trained folds know by less than "
             f"{STATISTICS_TOLERANCE:.0%} of their deviation: theirs are kept"

@@ -1,7 +1,6 @@
 """Where a workspace stands and what to type next; versions and hardware."""
 
 import importlib.metadata
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from autoseg import __version__
+from autoseg.commands.inputs import known_plan
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
@@ -20,6 +20,7 @@ from autoseg.planning.plan import Plan
 from autoseg.preprocessing.sources import changed_since, plan_again, require_in_place
 from autoseg.processes import available_cores
 from autoseg.records import load
+from autoseg.training.history import read_history
 from autoseg.workspace import FULL, FoldName, Workspace
 
 LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "scikit-image", "batchgenerators", "tqdm", "matplotlib")
@@ -120,7 +121,7 @@ def _last_change(path: Path) -> float:
 
 def _plan_for(workspace: Workspace, plan: Plan, network: str) -> Plan:
     path = workspace.plan_for(network)
-    return load(Plan, path) if path.exists() else plan
+    return known_plan(path) or plan
 
 
 def _model_status(
@@ -177,12 +178,11 @@ def _begun_status(
 
 
 def _fold_status(folder: Path, validation_cases: int) -> tuple[str, bool]:
-    history = folder / "history.jsonl"
-    if not history.exists():
+    history = read_history(folder)
+    if not history:
         return ("begun, no epoch is over" if (folder / "last.pt").exists() else "not trained"), False
-    last = json.loads(history.read_text(encoding="utf-8").splitlines()[-1])
-    dice = [d for d in last["pseudo_dice"] if d is not None]
-    text = f"epoch {last['epoch']}, step {last['step']}, pseudo Dice {sum(dice) / max(len(dice), 1):.3f}"
+    last = history[-1]
+    text = f"epoch {last.epoch}, step {last.step}, pseudo Dice {last.mean_dice or 0:.3f}"
     predicted = sum(path.name[0] != "." for path in (folder / "validation").glob("*"))
     if predicted < validation_cases:
         return f"{text}; {predicted} of {validation_cases} validation cases predicted", False

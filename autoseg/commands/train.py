@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.commands.folds import Folds, TrainOptions
@@ -11,8 +12,9 @@ from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, Stopped, UsageError
 from autoseg.messages import duration, suggest
 from autoseg.nn.devices import choose_device
+from autoseg.planning.plan import Plan
 from autoseg.stopping import StopSignals
-from autoseg.workspace import FULL, Workspace
+from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when training begins
     import torch
@@ -20,6 +22,30 @@ if TYPE_CHECKING:  # torch is imported when training begins
     from autoseg.nn.distributed import Ranks
     from autoseg.training.setup import FoldOptions
     from autoseg.training.train import FoldResult
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """How the training of a fold ended. What it is worth on whole images: see `commands.evaluate.cross_validate`."""
+
+    fold: FoldName
+    configuration: str
+    network: str
+    folder: Path  # checkpoints, log, history, and the segmentations of its held-out cases in validation/
+    epochs: int
+    steps: int
+    pseudo_dice: dict[str, float | None]  # label or region -> that of the last epoch's held-out patches
+    warnings: tuple[str, ...]  # what is wrong with it, and what to try
+    already_finished: bool  # nothing was done: it had been trained before
+
+    @classmethod
+    def of(cls, result: "FoldResult", plan: Plan, configuration: str) -> "TrainedFold":
+        """The result of one fold of a configuration of a plan."""
+        dice = dict(zip(plan.labels.scored, result.pseudo_dice, strict=bool(result.pseudo_dice)))
+        return cls(
+            result.fold, configuration, plan.configurations[configuration].network.name, result.folder,
+            result.position.epoch, result.position.step, dice, result.warnings, result.already_finished,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,7 +59,7 @@ class _Run:
     ranks: "Ranks"
 
 
-def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), say: Say = print) -> "list[FoldResult]":
+def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), say: Say = print) -> list[TrainedFold]:
     """Train folds one after the other, each followed by the prediction of its validation cases.
 
     A fold that is trained already is left alone; one that was interrupted is resumed. A cascade first trains all
@@ -59,7 +85,7 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), sa
     return results
 
 
-def _train(run: _Run, options: TrainOptions) -> "list[FoldResult]":
+def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:
     folds, say = run.folds, run.say
     name, configuration = folds.plan.configuration(options.configuration)
     for one in filter(None, (configuration.cascade_from, name)):
@@ -68,7 +94,7 @@ def _train(run: _Run, options: TrainOptions) -> "list[FoldResult]":
     if options.finish:
         chosen = begun_among(folds, name, chosen, say)
     folds.require_sources()
-    results: list[FoldResult] = []
+    results: list[TrainedFold] = []
     if options.folds is not None and len(chosen) < len(options.folds) and not options.finish:
         say(f"note: there are only {len(folds.splits.splits)} folds, because there are too few patients for {FOLDS}")
     replaced = not options.restart
@@ -83,7 +109,8 @@ def _train(run: _Run, options: TrainOptions) -> "list[FoldResult]":
         run.ranks.barrier()
         for number, split in enumerate(chosen):
             try:
-                results.append(_train_fold(run, name, split, fold_options(options)))
+                result = _train_fold(run, name, split, fold_options(options))
+                results.append(TrainedFold.of(result, folds.plan, name))
                 replaced = True
             except Stopped as stopped:
                 replaced = replaced or not stopped.restart_due
@@ -127,7 +154,7 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     from autoseg.inference.predict import options_for, predict_cases
     from autoseg.inference.rehearsal import seconds_beside_network
     from autoseg.models.model import open_model
-    from autoseg.training.setup import FoldTask
+    from autoseg.training.setup import TrainingTask
     from autoseg.training.train import train_fold
     from autoseg.training.validation_budget import inference_of
 
@@ -136,7 +163,10 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     def beside_network() -> float:
         return seconds_beside_network(folds.workspace, folds.plan, name, folds.cases(split), run.device)
 
-    task = FoldTask(folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network)
+    show = None if run.say is print else run.say  # None: beside the progress bar
+    task = TrainingTask(
+        folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network, show=show
+    )
     result = train_fold(task, options, run.stop)
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold
@@ -153,7 +183,8 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     # what was predicted before is of older weights, if there are new ones
     missing = folds.unpredicted(name, split) if result.already_finished else folds.cases(split)
     if result.already_finished and not missing:
-        run.say(f"fold {split.fold}  is trained and validated already ({result.folder}); --restart trains it anew")
+        done = f"fold {split.fold}  is trained and validated already ({result.folder})"
+        run.say(f"{done}; --restart retrains it from scratch")
         return result
     network = folds.plan.configurations[name].network.name
     model = open_model(folds.workspace, name, network, folds=[split.fold], device=run.device)
@@ -167,7 +198,7 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     return result
 
 
-def _train_previous_stage(run: _Run, name: str, options: TrainOptions) -> "list[FoldResult]":
+def _train_previous_stage(run: _Run, name: str, options: TrainOptions) -> list[TrainedFold]:
     """Train the folds of a cascade's previous stage that are not done, and return how they ended.
 
     Raises:
@@ -187,7 +218,7 @@ def _train_previous_stage(run: _Run, name: str, options: TrainOptions) -> "list[
     if undone:
         folds.preprocess(before)
     of_a_fold = FoldOptions(checkpoint_seconds=options.checkpoint_seconds, settings=options.settings)
-    results = [_train_fold(run, before, split, of_a_fold) for split in undone]
+    results = [TrainedFold.of(_train_fold(run, before, split, of_a_fold), folds.plan, before) for split in undone]
     run.ranks.barrier()  # until the first process has predicted the last of them
     model = open_model(folds.workspace, before, configuration.network.name, folds=None, device=run.device)
     require_common({name: folds.plan, model.name: model.plan})  # before the cascade is trained, not after
@@ -198,7 +229,7 @@ def _require_held_out(folds: Folds, name: str, split: Split) -> None:
     """Refuse a finished fold of a previous stage that learnt from cases which it is to hold out today.
 
     Raises:
-        StateError: a cascade would be told better of these cases than it ever will of others.
+        StateError: a cascade would see better segmentations of these cases than of any others.
     """
     from autoseg.models.begun import read_begun
 

@@ -1,1 +1,1 @@
-"""Stored cases to training batches. Knows arrays and case ids; knows no plan and no network."""
+"""Stored cases to training batches. Works on arrays and case ids; independent of plans and networks."""

@@ -9,9 +9,10 @@ channel per label at the end. The host chain damages it after it moved, in the p
 torch has no tool for that, so it is damaged before, in the patch as it was cut.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,11 @@ from torch import Tensor
 from autoseg.augmentation.host_chain import HostChain
 from autoseg.dataloading.patches import Chain, PatchReader
 from autoseg.dataloading.shared_memory import Batch, for_tensors
+from autoseg.dataloading.store import CaseInfo
 
+RAW_ROOM = 4  # times a raw batch is larger than its patches: 1.5 on average, 1 of 50 batches of two exceeds 4
+
+ChainName = Literal["host", "worker", "device"]
 Weigh = Callable[[np.ndarray], np.ndarray]  # target (*patch) -> weights (*patch) float32
 
 
@@ -75,8 +80,13 @@ class HostBatches:
     shard: Shard
     weigh: Weigh | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a batch takes."""
+        return _nbytes(self, raw=False)
+
     def __call__(self, step: int) -> Batch:
-        """Prepare the batch of a step; see `autoseg.dataloading.stream.make_stream`."""
+        """Prepare the batch of a step; see `autoseg.dataloading.stream`."""
         names, images, targets = zip(*(self.sample(index) for index in self.shard.indices(step)), strict=True)
         batch = {"image": _stacked(images), "target": _stacked(targets), "cases": list(names)}
         return batch if self.weigh is None else batch | {"weights": _stacked([self.weigh(t) for t in targets])}
@@ -113,6 +123,11 @@ class TorchBatches:
 
     def __post_init__(self) -> None:
         assert self.weigh is None or not self.on_device, "weights of components are made where batches are prepared"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a batch takes between preparing and finishing it."""
+        return _nbytes(self, raw=self.on_device)
 
     def __call__(self, step: int) -> Batch:
         """Prepare the batch of a step: augmented, or raw for `finish`."""
@@ -151,6 +166,30 @@ class TorchBatches:
         """Bring a batch to the device, and augment it there if it is raw."""
         batch = moved(batch, device)
         return self.augmented(batch, device) if self.on_device else batch
+
+
+def batch_bytes(
+    infos: Sequence[CaseInfo], patch_size: Sequence[int], samples: int, num_labels: int, *, raw: bool
+) -> int:
+    """Bytes that a batch takes between preparing and finishing it.
+
+    Args:
+        infos: of the cases it may come from.
+        num_labels: of a previous stage; 0 where there is none.
+        raw: it holds patches as they are stored, not what the network sees.
+    """
+    channels, widest = infos[0].channels, max(np.dtype(info.image_dtype).itemsize for info in infos)
+    stored = RAW_ROOM * (channels * widest + 2 * 2)  # the image as stored, and two label maps
+    augmented = 4 * (channels + num_labels) + 2 + 4  # the image, the target and weights
+    per_voxel = stored if raw else augmented
+    return samples * (math.prod(patch_size) * per_voxel + 2**10)  # where each array begins, it is aligned
+
+
+def _nbytes(batches: HostBatches | TorchBatches, *, raw: bool) -> int:
+    reader = batches.reader
+    num_labels = reader.previous.num_labels if reader.previous else 0
+    infos = list(reader.sampler.infos.values())
+    return batch_bytes(infos, batches.chain.patch_size, batches.shard.size, num_labels, raw=raw)
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:

@@ -1,7 +1,7 @@
 """Patches as they are stored: case and place of a sample chosen, and its voxels cut out of the memory map.
 
 The part of the image that a deformation reaches is known before it is read, so a chain draws first, then the patch is
-cut with that margin, then the chain goes on.
+cut with that margin, then the chain continues.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class Drawn(Protocol):
 
 
 class Chain(Protocol):
-    """What a chain of augmentation tells before a patch is cut."""
+    """What a chain of augmentation says before a patch is cut. It alone holds the size of a training's patches."""
 
-    patch_size: tuple[int, ...]
+    patch_size: tuple[int, ...]  # (Z, Y, X) or (Y, X), as the network sees it
     border: float  # what stands outside the image
 
     def draw(self, rng: np.random.Generator) -> Drawn:
@@ -72,7 +72,7 @@ class PatchReader:
         """Cut the patch of a sample, as wide as the chain's draw needs it."""
         rng = sample_generator(self.sampler.seed, index)
         case = self._open(self.sampler.case_of(index))
-        lower = self.sampler.choose(index, case, rng).lower
+        lower = self.sampler.choose(index, case, chain.patch_size, rng).lower
         drawn = chain.draw(rng)
         margin = drawn.margin
         size = [length + 2 * m for length, m in zip(chain.patch_size, margin, strict=True)]

@@ -10,12 +10,15 @@ nnU-Net v2's scheme, with five changes:
 - The voxel a foreground patch is aimed at lies anywhere in the patch, not always at its centre: the network must find
   small objects wherever they lie, also where the border cuts them.
 - Patches never run past the border, unless the image is smaller than the patch; then the image lies in their middle.
+
+How often a case is drawn, and how often a label is aimed at, are rules in one table, SAMPLERS. A new rule is a function
+and a line there; `training.case_sampling` or `training.class_sampling` in the plan names it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +27,40 @@ from autoseg.imaging.geometry import Axes3
 
 INVERSE_FREQUENCY_POWER = 0.5  # a label 10,000 times rarer is aimed at 100 times as often
 REPEAT_POWER = 0.5  # a case whose rarest label occurs in 1 % of the cases is drawn 10 times as often
+
+
+def equally(label_voxels: np.ndarray) -> np.ndarray:
+    """Draw all cases equally often."""
+    return np.ones(len(label_voxels))
+
+
+def by_presence(label_voxels: np.ndarray) -> np.ndarray:
+    """Draw a case sqrt(cases / cases with its rarest label) times as often as one without any label.
+
+    Repeat-factor sampling (Gupta et al., LVIS, 2019).
+    """
+    has = label_voxels > 0
+    repeats = (len(label_voxels) / np.maximum(has.sum(axis=0), 1)) ** REPEAT_POWER
+    return np.maximum((has * repeats).max(axis=1), 1.0)
+
+
+def any_label(label_voxels: np.ndarray) -> np.ndarray:
+    """Aim at all labels of a case equally often."""
+    return np.ones(label_voxels.shape[1])
+
+
+def by_inverse_frequency(label_voxels: np.ndarray) -> np.ndarray:
+    """Aim at a label in proportion to the inverse square root of its voxels in all cases."""
+    return np.maximum(label_voxels.sum(axis=0), 1.0) ** -INVERSE_FREQUENCY_POWER
+
+
+# Rules by name. Each takes the voxels of every label in every case, (cases, labels) int64, and returns relative
+# frequencies above 0: those of "case" one per case (cases,), those of "class" one per label (labels,).
+Rule = Callable[[np.ndarray], np.ndarray]
+SAMPLERS: dict[str, dict[str, Rule]] = {
+    "case": {"uniform": equally, "presence": by_presence},
+    "class": {"uniform": any_label, "inverse_frequency": by_inverse_frequency},
+}
 
 
 @dataclass(frozen=True)
@@ -41,13 +78,10 @@ class PatchSampler:
 
     Args:
         infos: the cases to draw from, by id.
-        patch_size: (Z, Y, X), or (Y, X) for slices of the cases' first axis.
         labels: what foreground patches are aimed at: class indices united by each region, or one tuple per label.
         foreground_fraction: share of the samples aimed at foreground. Without any foreground there are none.
-        case_sampling: "uniform", or "presence": a case is drawn sqrt(cases / cases with its rarest label) times as
-            often as one without any (repeat-factor sampling, Gupta et al., LVIS, 2019).
-        class_sampling: "uniform" over the labels a case has, or "inverse_frequency": in proportion to the inverse
-            square root of the label's voxels in all cases.
+        case_sampling: how often each case is drawn, a key of SAMPLERS["case"].
+        class_sampling: which of a case's labels is aimed at, a key of SAMPLERS["class"].
         seed: of all draws; not negative.
     """
 
@@ -55,32 +89,27 @@ class PatchSampler:
         self,
         infos: Mapping[str, CaseInfo],
         *,
-        patch_size: Sequence[int],
         labels: Sequence[Sequence[int]],
         foreground_fraction: float,
-        case_sampling: Literal["uniform", "presence"] = "uniform",
-        class_sampling: Literal["uniform", "inverse_frequency"] = "uniform",
+        case_sampling: str = "uniform",
+        class_sampling: str = "uniform",
         seed: int,
     ) -> None:
         assert infos
-        assert len(patch_size) in (2, 3)
         assert 0 <= foreground_fraction <= 1
+        self.infos = dict(infos)
         self.cases = tuple(infos)
         self.position = {case: position for position, case in enumerate(self.cases)}
-        self.patch_size: Axes3 = tuple([1, *patch_size][-3:])  # type: ignore[assignment]
         self.labels = tuple(tuple(label) for label in labels)
         self.seed = seed
         self.class_voxels = np.array([info.class_voxels for info in infos.values()], dtype=np.int64)  # (cases, classes)
         label_voxels = np.stack([self.class_voxels[:, list(label)].sum(axis=1) for label in self.labels], axis=1)
         self.has = label_voxels > 0  # (cases, labels)
         self.fraction = foreground_fraction if self.has.any() else 0.0
-        self.label_weights = np.ones(len(self.labels))
-        if class_sampling == "inverse_frequency":
-            self.label_weights = np.maximum(label_voxels.sum(axis=0), 1.0) ** -INVERSE_FREQUENCY_POWER
-        self.case_weights = np.ones(len(self.cases))
-        if case_sampling == "presence":
-            repeats = (len(self.cases) / np.maximum(self.has.sum(axis=0), 1)) ** REPEAT_POWER
-            self.case_weights = np.maximum((self.has * repeats).max(axis=1), 1.0)
+        self.label_weights = SAMPLERS["class"][class_sampling](label_voxels)
+        self.case_weights = SAMPLERS["case"][case_sampling](label_voxels)
+        assert self.label_weights.shape == (len(self.labels),), f"{class_sampling}: one weight per label"
+        assert self.case_weights.shape == (len(self.cases),), f"{case_sampling}: one weight per case"
         self.has_foreground = self.has.any(axis=1)
         self._rounds: dict[tuple[bool, int], np.ndarray] = {}
 
@@ -94,10 +123,15 @@ class PatchSampler:
         number, place = divmod(before if aimed else index - before, self._round_length(aimed))
         return self.cases[self._round(aimed, number)[place]]
 
-    def choose(self, index: int, case: StoredCase, rng: np.random.Generator) -> PatchChoice:
-        """Choose the patch of a sample within its case (that of `case_of`), drawing from `rng`."""
+    def choose(self, index: int, case: StoredCase, patch_size: Sequence[int], rng: np.random.Generator) -> PatchChoice:
+        """Choose the patch of a sample within its case (that of `case_of`), drawing from `rng`.
+
+        Args:
+            patch_size: (Z, Y, X), or (Y, X) for a slice of the case's first axis.
+        """
         position = self.position[case.info.id]
         shape = case.info.shape
+        patch = _of_3_axes(patch_size)
         if self.is_foreground(index):
             weights = self.label_weights * self.has[position]
             label = self.labels[rng.choice(len(self.labels), p=weights / weights.sum())]
@@ -105,13 +139,13 @@ class PatchSampler:
             class_index = int(rng.choice(label, p=voxels / voxels.sum()))
             rows = case.locations[class_index]
             voxel = _row(rows, rng)
-            return PatchChoice(case.info.id, _aim(rng, voxel, shape, self.patch_size), voxel, class_index)
+            return PatchChoice(case.info.id, _aim(rng, voxel, shape, patch), voxel, class_index)
         if case.annotated is not None and len(case.annotated):
             voxel = _row(case.annotated, rng)
-            return PatchChoice(case.info.id, _aim(rng, voxel, shape, self.patch_size), voxel)
+            return PatchChoice(case.info.id, _aim(rng, voxel, shape, patch), voxel)
         lower = tuple(
             int(rng.integers(0, s - p, endpoint=True)) if s >= p else _centred(s, p)
-            for s, p in zip(shape, self.patch_size, strict=True)
+            for s, p in zip(shape, patch, strict=True)
         )
         return PatchChoice(case.info.id, lower)  # type: ignore[arg-type]
 
@@ -166,6 +200,13 @@ def cut_patch(array: np.ndarray, lower: Sequence[int], size: Sequence[int], pad_
         patch = np.full((*array.shape[:-3], *extent), pad_value, dtype=array.dtype)
         patch[there] = array[here]
     return patch[..., 0, :, :] if flat else patch
+
+
+def _of_3_axes(patch_size: Sequence[int]) -> Axes3:
+    """A patch as it lies in the stored case: a 2-D one is one slice thick."""
+    assert len(patch_size) in (2, 3)
+    z, y, x = [1, *patch_size][-3:]
+    return z, y, x
 
 
 def _row(rows: np.ndarray, rng: np.random.Generator) -> Axes3:

@@ -30,13 +30,14 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError, StateError, StorageError
-from autoseg.imaging.geometry import Axes3, Vector3
+from autoseg.imaging.geometry import Axes3
 from autoseg.imaging.labels import OUTSIDE
+from autoseg.imaging.placement import Placement
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.records import from_plain, to_plain
 from autoseg.workspace import sha256, write_text
 
-VERSION = 2  # 2 keeps digests of what was read
+VERSION = 1
 FLOAT16_TOLERANCE = 0.01  # largest rounding error, as a share of the channel's standard deviation
 MAX_LOCATIONS = 10_000  # voxels remembered per class
 LOCATION_SEED = 1234
@@ -51,15 +52,11 @@ class CaseInfo:
 
     id: str
     key: str  # hash of everything that decides the content: plan settings, size and time of the source files
-    spacing: Vector3  # mm, of the case itself, before resampling
-    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # of the crop, in the uncropped array
-    shape_before_crop: Axes3
-    shape_after_crop: Axes3  # before resampling
+    placement: Placement  # how it lies in its image
     num_labels: int  # foreground classes 1..n
     ignore_index: int | None = None  # n + 1 in data sets with an ignore label
     content: tuple[str, str] = ("", "")  # digests of the image and of the label as they were read, whatever the files
     # measured by CaseStore.commit
-    shape: Axes3 = (0, 0, 0)  # as stored, after resampling
     channels: int = 0
     image_dtype: str = ""  # float16 or float32
     target_dtype: str = ""  # int8 or int16
@@ -69,6 +66,11 @@ class CaseInfo:
     ] = ()  # rows of the locations file: of class 1..n, then annotated voxels if there is an ignore label
     sha256: tuple[str, ...] = ()  # of the files of image, target and locations
     version: int = VERSION
+
+    @property
+    def shape(self) -> Axes3:
+        """As stored, after resampling."""
+        return self.placement.shape
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class CaseStore:
         assert image.ndim == 4
         assert target.shape == image.shape[1:]
         assert info.id == case_id
+        assert info.shape == target.shape, "the case lies on another grid than it says"
         if not np.isfinite(image).all():
             raise DataError(
                 f"case {case_id!r}: the preprocessed image holds NaN or infinity",
@@ -176,7 +179,7 @@ class CaseStore:
         class_voxels, lists = class_locations(target, info.num_labels, info.ignore_index)
         arrays = dict(zip(ARRAYS, (image, target, np.concatenate(lists)), strict=True))
         measured = replace(
-            info, shape=target.shape, channels=len(image), image_dtype=image.dtype.name, target_dtype=target.dtype.name,
+            info, channels=len(image), image_dtype=image.dtype.name, target_dtype=target.dtype.name,
             class_voxels=class_voxels, locations=tuple(map(len, lists)), version=VERSION,
         )  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +203,7 @@ class CaseStore:
         return measured
 
     def discard(self, case_id: str) -> None:
-        """Remove a case, marker first. Removing one that does not exist is no error."""
+        """Remove a case, marker first. Removing one that does not exist is not an error."""
         for part in ("json", *ARRAYS):
             self.path(case_id, part).unlink(missing_ok=True)
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from autoseg.dataloading.shared_memory import FORKS, Batch, Slots, for_tensors, start_method
 from autoseg.errors import AutosegError, OutOfMemory
 from autoseg.plugins import Imported
+from autoseg.processes import main_kept_out
 
 PREFETCHED = 4  # batches per worker, in work or ready: evens out slow samples
 QUEUED = 2  # steps a worker has before it: the one in work and the next
@@ -61,7 +62,7 @@ class Workers:
         prepare: makes the batch of a step, always the same one; sent to the workers where they are not forked.
         count: of the processes; they start with the first batch.
         nbytes: what a batch takes, in bytes. Larger ones are possible, but slow.
-        say: told of workers that died.
+        say: receives a line for each worker that died.
 
     Raises (when a batch is asked for):
         OutOfMemory: workers die again and again.
@@ -166,7 +167,7 @@ class Workers:
         arguments = (Imported(), self.prepare, self.slots, theirs, inherited)
         process = start_method().Process(target=_work, args=arguments, name="batches", daemon=True)
         try:
-            with _undisturbed():
+            with _undisturbed(), main_kept_out():
                 process.start()
         except OSError as error:
             self.close()
@@ -199,7 +200,7 @@ def fewer(count: int) -> str:
     """What to do where the memory does not suffice for this number of workers."""
     return (
         f"use fewer processes (--set training.workers={count // 2}), or end other programs: no batch changes, and a "
-        "training that was begun goes on"
+        "training that was begun resumes"
     )
 
 
@@ -221,7 +222,7 @@ def _end(workers: list[_Worker]) -> None:
 def _work(
     _: Imported, prepare: Callable[[int], Batch], slots: Slots, pipe: Connection, inherited: Sequence[Connection]
 ) -> None:
-    """What a worker does: prepare the steps it is told, until its pipe ends or its parent is gone."""
+    """What a worker does: prepare the steps it is sent, until its pipe ends or its parent is gone."""
     for end in inherited:  # forked along; as long as one is open, its pipe does not end
         end.close()
     _leave_the_group()

@@ -199,7 +199,7 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in parts)
     except ValueError:
-        raise UsageError(f"{option}: {text!r} is no number", remedy="give the values that stand in the files") from None
+        raise UsageError(f"{option}: {text!r} is not a number", remedy="use the values in the label files") from None
 
 
 def _no_case(found: Found) -> str:
@@ -302,7 +302,7 @@ def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colou
     """Names for the values found in the label files of the training cases; every file is read.
 
     Raises:
-        DataError: there is no value but 0, a file cannot be read, or there are so many that these are no labels.
+        DataError: there is no value but 0, a file cannot be read, or there are too many for these to be labels.
     """
     files = [case.label for case in cases if case.label is not None]
     read = partial(_values_in, colours=colours)

@@ -66,7 +66,7 @@ def is_side_file(path: Path) -> bool:
 
 
 def absence(path: Path) -> Fault | None:
-    """What hinders an entry that is no folder from being a file, if anything does."""
+    """What hinders an entry that is not a folder from being a file, if anything does."""
     name = path.name.lower()
     if name.startswith(".") and name.endswith(".icloud"):
         return Fault(

@@ -65,7 +65,7 @@ def make_splits(
         seed: the same seed and the same cases give the same folds, in whatever order they come.
         existing: folds made earlier; `folds` and `seed` are then theirs. Their cases stay where they are, a known
             patient's new cases join the patient, new patients go where they make the folds most alike. Where `existing`
-            is no partition (made by hand, say one 80:20 split), new cases only train.
+            is not a partition (made by hand, say one 80:20 split), new cases only train.
         candidates: random assignments tried.
         test: cases to hold out; their patients' other cases are held out with them.
 
@@ -175,7 +175,7 @@ def _extend(
     new = [case for case in cases if case not in known]
     home = _homes(kept)
     if new and home is None:
-        notes.append(f"{len(new)} new cases only train, because the folds are no partition of the cases: {some(new)}")
+        notes.append(f"{len(new)} new cases only train: the folds are not a partition of the cases: {some(new)}")
         kept = [Split(s.fold, tuple(sorted((*s.train, *new))), s.validation) for s in kept]
     elif new and home is not None:
         locked = {}

@@ -231,7 +231,7 @@ def _patients_by_pattern(ids: Sequence[str], pattern: str) -> dict[str, str]:
         compiled = re.compile(composed(pattern))
     except re.error as error:
         raise UsageError(
-            f"--patient-regex {pattern!r} is no regular expression: {error}", remedy="correct it"
+            f"--patient-regex {pattern!r} is not a regular expression: {error}", remedy="correct it"
         ) from None
     if not compiled.groups:
         what = f"--patient-regex {pattern!r} has no group"

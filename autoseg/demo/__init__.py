@@ -1,1 +1,1 @@
-"""The demo: a synthetic dataset, every command on it, and what came out."""
+"""The demo: a synthetic dataset, every command on it, and the result."""

@@ -1,10 +1,5 @@
-"""What `autoseg demo` shows: a synthetic dataset, the whole pipeline on it, and a picture of the result.
+"""What `autoseg demo` runs: a synthetic dataset (`phantom`), every command on it, and a picture of the result."""
 
-`write_dataset` (of phantom.py) makes the data; `picture` draws three slices of a case, with the contours of its
-reference and of its segmentation.
-"""
-
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +9,12 @@ import numpy as np
 
 from autoseg.demo.phantom import LABELS
 from autoseg.demo.phantom import write_dataset as write_dataset
+from autoseg.demo.picture import picture
 from autoseg.errors import StateError
 from autoseg.imaging.formats.readers import read_image, read_labels
-from autoseg.imaging.geometry import Volume, to_canonical
 from autoseg.imaging.labels import LabelSet
 from autoseg.messages import suggest
-from autoseg.workspace import Workspace, write_atomically
+from autoseg.workspace import Workspace
 
 FOLDS = 5
 STEPS_PER_FOLD = 260
@@ -28,81 +23,6 @@ SETTINGS = ("training.autotune=false", "training.learning_rate=0.004")  # a shor
 DICE_TO_REACH = 0.8  # mean over the labels of the held-out cases
 LABEL_DICE_TO_REACH = 0.7  # of each label; benchmarks/README.md, section 4, shows what three seeds reach
 LABEL_SET = LabelSet({name: value for name, value in LABELS.items() if value})
-
-# Okabe and Ito's palette, which people with any form of colour blindness tell apart
-COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
-
-
-def picture(
-    image: Volume, reference: Volume, segmentation: Volume, path: Path, *, names: Sequence[str] = tuple(LABELS)[1:]
-) -> None:
-    """Draw three orthogonal slices of the first channel with both contours of every label, as a PNG.
-
-    The slices are those that show the most: along each axis, the largest sum over labels of the root of the area
-    relative to the label's largest one. Contours are of one colour per label, broad for the reference, thin and white
-    for the segmentation.
-
-    Args:
-        image: (C, Z, Y, X), in any orientation; the grey window is that of abdominal CT, or the 1st to 99th percentile
-            where no value is below -500.
-        reference: (Z, Y, X) label values, on the same grid.
-        segmentation: the same.
-        path: the PNG file to write.
-        names: of the label values 1, 2, 3, ...
-
-    Raises:
-        StorageError: the disk refuses.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    image, reference, segmentation = to_canonical(image), to_canonical(reference), to_canonical(segmentation)
-    grey = image.array[0]
-    low, high = (-160, 240) if grey.min() < -500 else np.percentile(grey, [1, 99])
-    spacing = image.geometry.spacing
-    labels = range(1, len(names) + 1)
-    figure = Figure(figsize=(11, 4.4), facecolor="black")  # a solved layout would not be the same in every run
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.93, bottom=0.14, wspace=0.03)
-    panels = figure.subplots(1, 3, width_ratios=[grey.shape[a] * spacing[a] for a in (2, 2, 1)])
-    for axis, (panel, title) in enumerate(zip(panels, ("axial", "coronal", "sagittal"), strict=True)):
-        index = _richest_slice(reference.array, axis, labels)
-        rows, columns = (a for a in range(3) if a != axis)
-        height, width = grey.shape[rows] * spacing[rows], grey.shape[columns] * spacing[columns]
-        panel.imshow(
-            grey.take(index, axis),
-            cmap="gray",
-            vmin=low,
-            vmax=high,
-            extent=(0, width, height, 0),
-            interpolation="nearest",
-        )
-        y = (np.arange(grey.shape[rows]) + 0.5) * spacing[rows]
-        x = (np.arange(grey.shape[columns]) + 0.5) * spacing[columns]
-        for label in labels:
-            colour = COLOURS[(label - 1) % len(COLOURS)]
-            for volume, style in ((reference, (colour, 3.2)), (segmentation, ("white", 0.9))):
-                mask = volume.array.take(index, axis) == label
-                if mask.any() and not mask.all():
-                    panel.contour(x, y, mask, levels=[0.5], colors=style[0], linewidths=style[1])
-        panel.set_title(title, color="white", fontsize=10)
-        panel.set_axis_off()
-        if axis > 0:
-            panel.invert_yaxis()  # superior above
-    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], lw=3.2, label=name) for i, name in enumerate(names)]
-    handles.append(Line2D([], [], color="white", lw=0.9, label="segmentation"))
-    figure.legend(
-        handles=handles, loc="lower center", ncols=len(handles), labelcolor="white", frameon=False,
-        title="reference (broad) and segmentation (thin)", title_fontproperties={"size": 9},
-    ).get_title().set_color("white")  # fmt: skip
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
-
-
-def _richest_slice(reference: np.ndarray, axis: int, labels: Sequence[int]) -> int:
-    others = tuple(a for a in range(3) if a != axis)
-    areas = np.array([(reference == label).sum(axis=others) for label in labels], dtype=float)
-    if not areas.any():
-        return reference.shape[axis] // 2
-    return int(np.sqrt(areas / np.maximum(areas.max(axis=1, keepdims=True), 1)).sum(axis=0).argmax())
 
 
 def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -> int:
@@ -129,10 +49,8 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     from autoseg.commands.train import train_folds
     from autoseg.evaluation.evaluate import pair_folders, score_cases, summarise
 
-    began = time.perf_counter()
     _set_aside(out)
-    dataset, segmentations, picture_path = out / "dataset", out / "segmentations", out / "segmentation.png"
-    images, labels = dataset / "imagesTs", dataset / "labelsTs"
+    dataset, segmentations = out / "dataset", out / "segmentations"
     workspace = Workspace(out / "workspace")
     settings: tuple[str, ...] = (f"training.seed={seed}",)
     if time_budget_seconds is None:
@@ -140,39 +58,56 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
         settings = (*SETTINGS, *settings)
     else:
         training = TrainOptions(time_budget_seconds=time_budget_seconds)
-    commands = _commands(out, settings, time_budget_seconds)
+    announce = _Announced(_commands(out, settings, time_budget_seconds))
 
-    def announce(number: int) -> None:
-        elapsed = time.perf_counter() - began
-        print(f"\n[{number} of {len(commands)}, {elapsed:.0f} s] $ {commands[number - 1]}")
-        sys.stdout.flush()
-
-    announce(1)
+    announce()
     write_dataset(dataset)
-    announce(2)
+    announce()
     plan_dataset(dataset, workspace, PlanOptions(preset=PRESET, cpu_rate="reference", settings=settings))
-    announce(3)
+    announce()
     train_folds(workspace, training)
-    announce(4)
+    announce()
     cross_validate(workspace)
-    announce(5)
-    predicted = predict_images(workspace, [images], segmentations)
-    announce(6)
-    dice = evaluate_folders(segmentations, labels, workspace) or 0.0
-    references = {path.name: read_labels(labels / path.name) for path in predicted}
-    name = max(references, key=lambda name: len(np.unique(references[name].array)))  # the first that shows every label
-    picture(
-        read_image(images / name.replace(".nii.gz", "_0000.nii.gz")),
-        references[name],
-        read_labels(segmentations / name),
-        picture_path,
-    )
-    print(f"\npicture of {name}: {picture_path}\n\nwhat was run, in {time.perf_counter() - began:.0f} s:")
-    print("\n".join(f"  {command}" for command in commands))
-    summary = summarise(score_cases(pair_folders(segmentations, labels, LABEL_SET), workers=0))
+    announce()
+    predicted = predict_images(workspace, [dataset / "imagesTs"], segmentations)
+    announce()
+    dice = evaluate_folders(segmentations, dataset / "labelsTs", workspace).mean_dice or 0.0
+    name, drawn = _draw_one(out, [path.name for path in predicted])
+    print(f"\npicture of {name}: {drawn}\n\nwhat was run, in {announce.seconds():.0f} s:")
+    print("\n".join(f"  {command}" for command in announce.commands))
+    summary = summarise(score_cases(pair_folders(segmentations, dataset / "labelsTs", LABEL_SET), workers=0))
     passed, verdict = _judged(dice, {label: metrics["dice"].mean or 0.0 for label, metrics in summary.items()})
     print(f"\n{verdict}")
     return 0 if passed else 1
+
+
+class _Announced:
+    """Commands, each printed before it runs, with how far the demo is."""
+
+    def __init__(self, commands: Sequence[str]) -> None:
+        self.commands = commands
+        self._done = 0
+        self._began = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self._began
+
+    def __call__(self) -> None:
+        """Print the next command."""
+        self._done += 1
+        command = self.commands[self._done - 1]
+        print(f"\n[{self._done} of {len(self.commands)}, {self.seconds():.0f} s] $ {command}", flush=True)
+
+
+def _draw_one(out: Path, names: Sequence[str]) -> tuple[str, Path]:
+    """Draw the first case whose reference shows most labels: its name, and the picture's file."""
+    references = {name: read_labels(out / "dataset" / "labelsTs" / name) for name in names}
+    name = max(references, key=lambda name: len(np.unique(references[name].array)))
+    image = read_image(out / "dataset" / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz"))
+    path = out / "segmentation.png"
+    picture(image, references[name], read_labels(out / "segmentations" / name), path, names=tuple(LABELS)[1:])
+    return name, path
 
 
 def _commands(out: Path, settings: Sequence[str], time_budget_seconds: float | None) -> list[str]:

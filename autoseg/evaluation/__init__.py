@@ -1,1 +1,1 @@
-"""How good segmentations are: metrics of a case, of folders, of all folds together."""
+"""Metrics of a case, of two folders, and of all folds together."""

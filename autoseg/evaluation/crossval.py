@@ -15,7 +15,6 @@ from autoseg.evaluation.evaluate import (
     CaseScore,
     ScoreJob,
     Summary,
-    align,
     confusion_table,
     mean_over_labels,
     score_cases,
@@ -27,7 +26,7 @@ from autoseg.evaluation.metrics import METRICS
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.inference.predict import output_ending
-from autoseg.messages import suggest
+from autoseg.messages import ruled, suggest
 from autoseg.workspace import FoldName
 
 VERSION = 1
@@ -132,7 +131,7 @@ def describe(result: CrossValidation, labels: LabelSet) -> str:
             rows.append([label, metric, *map(_shown, means), _spread(means)])
     means = [mean_over_labels(summary) for summary in per_fold.values()]
     rows.append(["mean", "dice", *map(_shown, means), _spread(means)])
-    parts.append(align(rows))
+    parts.append(ruled(rows))
     names = ["background", *labels.values]
     parts.append(confusion_table(total_confusion(result.cases), names))
     return "\n\n".join(parts)

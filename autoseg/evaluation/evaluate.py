@@ -22,6 +22,7 @@ from autoseg.imaging.alignment import compare_grids
 from autoseg.imaging.formats.readers import ending_of, read_labels
 from autoseg.imaging.geometry import Vector3, Volume
 from autoseg.imaging.labels import LabelSet
+from autoseg.messages import ruled
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
 
@@ -59,7 +60,7 @@ def score_case(job: ScoreJob) -> CaseScore:
     """Compare one segmentation file with its reference file.
 
     Raises:
-        DataError: the grids differ, or a file holds values that are no label.
+        DataError: the grids differ, or a file holds values that are not labels.
     """
     reference, segmentation = (read_labels(file, job.labels.colours) for file in (job.reference, job.segmentation))
     segmentation, spacing = _on_grid_of(job, reference, segmentation)
@@ -67,7 +68,7 @@ def score_case(job: ScoreJob) -> CaseScore:
     for path, volume in ((job.reference, reference), (job.segmentation, segmentation)):
         if unexpected := job.labels.unexpected(volume.array):
             raise DataError(
-                f"{path} holds values that are no label: {unexpected} (value: voxels)",
+                f"{path} holds values that are not labels: {unexpected} (value: voxels)",
                 remedy=f"the labels are {job.labels.values}; name others with --labels",
             )
         maps.append(job.labels.to_indices(volume.array))
@@ -100,8 +101,8 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
     """Pair the label files of two folders by name; formats may differ.
 
     Raises:
-        DataError: a folder is missing or empty, a name occurs twice in a folder, a reference is no readable file or has
-            no prediction (all of them are named).
+        DataError: a folder is missing or empty, a name occurs twice in a folder, a reference cannot be read or has no
+            prediction (all of them are named).
     """
     files: dict[Path, dict[str, Path]] = {}
     for folder in (predictions, references):
@@ -166,7 +167,7 @@ def summary_table(summary: Mapping[str, Mapping[str, Summary]], title: str) -> s
         rows.append([label, *shown, f"{defined}" + (f" (+{undefined} without it)" if undefined else "")])
     means = [mean_over_labels(summary, m) for m in metrics]
     rows.append(["mean", *("-" if m is None else f"{m:.4f}" if m < 10 else f"{m:.2f}" for m in means), ""])
-    return align(rows)
+    return ruled(rows)
 
 
 def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
@@ -174,17 +175,7 @@ def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
     rows = [["reference \\ segmented", *names, "voxels"]]
     for name, row in zip(names, confusion, strict=True):
         rows.append([name, *(f"{v / max(row.sum(), 1):.4f}" for v in row), f"{row.sum()}"])
-    return align(rows)
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of cells in columns: the first to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+    return ruled(rows)
 
 
 def write_csv(path: Path, scores: Sequence[CaseScore]) -> None:

@@ -1,1 +1,1 @@
-"""Images as arrays in physical space, and the files that hold them. No torch, no plan, no workspace layout."""
+"""Images as arrays in physical space, and their files. Independent of torch, plans and workspaces."""

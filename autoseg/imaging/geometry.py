@@ -10,6 +10,7 @@ up, and no voxel is interpolated to get there.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -58,6 +59,12 @@ class Volume:
 
     array: np.ndarray  # (C, Z, Y, X) float32, or (Z, Y, X) integer for a label map
     geometry: Geometry
+
+
+def axes3(shape: Sequence[int]) -> Axes3:
+    """An array's shape as one number for each axis (Z, Y, X); ValueError where it has not three."""
+    z, y, x = shape
+    return int(z), int(y), int(x)
 
 
 def geometry_from_steps(shape: Axes3, steps: np.ndarray, origin: np.ndarray, *, flat: bool, file: str) -> Geometry:

@@ -1,15 +1,18 @@
 """Intensities of one channel to network input, and which way suits which channel.
 
 The formulas are nnU-Net v2's. A scheme is one function `(channel, mask, statistics) -> float32` and one line in
-NORMALIZERS; its name is what `plan.json` says. No scheme writes into its input. A constant channel becomes exactly 0.
+NORMALIZERS; its name is what `plan.json` says, and what a channel can be called to get it. No scheme writes into its
+input. A constant channel becomes exactly 0.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Annotated
 
 import numpy as np
 
 from autoseg.errors import DataError, UsageError
+from autoseg.rules import between
 
 _EPS = 1e-8  # smallest divisor
 _CHUNK = 1 << 20  # voxels squared in float64 at once
@@ -20,14 +23,29 @@ _HIGHEST_HU = 32767.0  # 16-bit storage; metal saturates
 _DENSE_HU = 2500.0  # compact bone ends below; only metal and teeth lie above, far less than one voxel in a hundred
 
 
-@dataclass(frozen=True)
-class ForegroundStatistics:
-    """Intensities of one channel in the foreground of the whole dataset, as the fingerprint measured them."""
+Intensity = Annotated[float, between(-3.4e38, 3.4e38)]  # what float32 holds
 
-    mean: float
-    std: float
-    p00_5: float
-    p99_5: float
+
+@dataclass(frozen=True, kw_only=True)
+class ForegroundStatistics:
+    """Intensities of one channel in the foreground of the whole dataset.
+
+    The one record of them: the fingerprint's (`ChannelStatistics`) and the plan's (`ChannelNormalization`) extend it by
+    what each of them knows besides. The defaults are for a channel whose normalisation needs no statistics.
+    """
+
+    mean: Intensity = 0.0
+    std: Annotated[float, between(0, 3.4e38)] = 1.0
+    p00_5: Intensity = 0.0
+    p99_5: Intensity = 0.0
+
+    @property
+    def foreground(self) -> dict[str, float]:
+        """These values alone, by name: to hand them from one record to another."""
+        return {name: getattr(self, name) for name in STATISTICS}
+
+
+STATISTICS = tuple(field.name for field in fields(ForegroundStatistics))
 
 
 Normalizer = Callable[[np.ndarray, np.ndarray | None, ForegroundStatistics], np.ndarray]
@@ -38,10 +56,7 @@ def normalize(
     scheme: str,
     *,
     mask: np.ndarray | None = None,
-    mean: float = 0.0,
-    std: float = 1.0,
-    p00_5: float = 0.0,
-    p99_5: float = 0.0,
+    statistics: ForegroundStatistics = ForegroundStatistics(),
 ) -> np.ndarray:
     """Normalise one channel (Z, Y, X) by a named scheme; float32, same shape.
 
@@ -49,7 +64,7 @@ def normalize(
         channel: intensities, float32.
         scheme: a key of NORMALIZERS.
         mask: bool (Z, Y, X), the imaged body: "zscore" measures inside it and writes 0 outside. The others ignore it.
-        mean, std, p00_5, p99_5: of the dataset's foreground; only "ct" uses them.
+        statistics: of the dataset's foreground; of the schemes here, only "ct" uses them.
 
     Raises:
         UsageError: no such scheme.
@@ -57,7 +72,7 @@ def normalize(
     """
     if scheme not in NORMALIZERS:
         raise UsageError(f"there is no normalisation {scheme!r}", remedy=f"choose one of {', '.join(NORMALIZERS)}")
-    return NORMALIZERS[scheme](channel, mask, ForegroundStatistics(mean, std, p00_5, p99_5))
+    return NORMALIZERS[scheme](channel, mask, statistics)
 
 
 def _ct(channel: np.ndarray, mask: np.ndarray | None, statistics: ForegroundStatistics) -> np.ndarray:
@@ -121,11 +136,19 @@ NORMALIZERS: dict[str, Normalizer] = {
     "none": _none,
 }
 
-_SCHEME_OF_CHANNEL = {
-    "ct": "ct",
+_BY_THE_IMAGE_ALONE = ("zscore", "rescale_to_0_1", "rgb_to_0_1", "none")
+
+
+def uses_statistics(scheme: str) -> bool:
+    """Whether what a scheme makes depends on the dataset's foreground; assumed of every scheme not known to do without.
+
+    Where it does, weights that were trained under other statistics are those of another training.
+    """
+    return scheme not in _BY_THE_IMAGE_ALONE
+
+
+_SCHEME_OF_CHANNEL = {  # names of channels that are not the name of a scheme
     "nonorm": "none",
-    "zscore": "zscore",
-    "rescale_to_0_1": "rescale_to_0_1",
     "r": "rgb_to_0_1",
     "g": "rgb_to_0_1",
     "b": "rgb_to_0_1",
@@ -138,10 +161,12 @@ _SCHEME_OF_CHANNEL = {
 def scheme_for(channel_name: str) -> str:
     """The normalisation a channel's name asks for; "zscore" for a name that says nothing (nnU-Net v2's rule).
 
-    "CT", "noNorm", "zscore", "rescale_to_0_1", "rgb_to_0_1"; also R, G, B, red, green, blue and names that begin with
-    "rgb". Upper and lower case alike.
+    The name of a scheme ("CT", "zscore", "rescale_to_0_1", "rgb_to_0_1", "none", or one that was added), "noNorm"; also
+    R, G, B, red, green, blue and names that begin with "rgb". Upper and lower case alike.
     """
     name = channel_name.strip().lower()
+    if name in NORMALIZERS:
+        return name
     if name.startswith("rgb"):
         return "rgb_to_0_1"
     return _SCHEME_OF_CHANNEL.get(name, "zscore")

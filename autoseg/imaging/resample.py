@@ -2,7 +2,7 @@
 
 Voxels are cells: index i of n covers the i-th n-th of the extent, so the outer *edges* of the first and the last voxel
 stay where they are (align_corners=False, the convention of scikit-image's `resize`). Beyond the edge the outermost
-voxel goes on.
+voxel continues.
 
 Every interpolation here is linear in the image and separable, so it is one small matrix per axis (low-pass, spline
 prefilter and interpolation in one), applied by matrix products. The matrices are banded; blocks of rows are multiplied
@@ -311,6 +311,8 @@ def _winning_classes(operators: Sequence[_Operator], indices: np.ndarray) -> np.
         if box is None:
             continue
         rows = tuple(operator.rows(columns) for operator, columns in zip(operators, box, strict=True))
+        if any(r.start == r.stop for r in rows):  # it lies between the voxels that a coarser grid looks at
+            continue
         parts = [operator.part(r, c) for operator, r, c in zip(operators, rows, box, strict=True)]
         score = _apply_all(parts, indices[box] == lowest + offset)
         better = score > best[rows] + _TIE

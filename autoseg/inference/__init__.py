@@ -1,1 +1,1 @@
-"""Images to segmentations of the trained folds, and how long that takes."""
+"""Images to segmentations with the trained folds, and an estimate of how long that takes."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.imaging.formats.readers import write_labels
-from autoseg.inference.predict import Member, output_ending, segment
+from autoseg.inference.member import EnsembleMember
+from autoseg.inference.predict import output_ending, segment
 from autoseg.models.model import Model
 from autoseg.planning.plan import Plan
 from autoseg.workspace import Workspace
@@ -47,15 +48,18 @@ def case_to_measure(volumes: Sequence[float]) -> int:
     return min((n for n, volume in enumerate(volumes) if 2 * volume >= middle), key=lambda n: volumes[n])
 
 
+class _WithoutNetwork(EnsembleMember):
+    """A member whose networks take no time: their logits are 0."""
+
+    def logits(self, image: np.ndarray) -> Tensor:
+        return torch.zeros((self.model.plan.heads.num_heads, *image.shape[1:]), device=self.model.device)
+
+
 def _segment_without_network(plan: Plan, name: str, case: Case, device: torch.device) -> None:
     """Do for one case what `predict_cases` does, with logits of 0, and throw the result away."""
-
-    def run(image: np.ndarray) -> Tensor:
-        return torch.zeros((plan.heads.num_heads, *image.shape[1:]), device=device)
-
     loaded = load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
     model = Model(plan, name, folds=(), networks=(), dtype="float32", forward_seconds=0.0, device=device)
-    segmentation = segment([Member(model, run, None)], loaded)
+    segmentation = segment([_WithoutNetwork(model)], loaded)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"case{output_ending(case)}"
         write_labels(path, plan.labels.to_file_values(segmentation), like=Path(case.images[0]))

@@ -1,6 +1,6 @@
 """What folds that are trained at the same time share, and the command that trains one of them.
 
-Folds of one configuration do not know of each other, so they may run side by side once what they share is there: the
+Folds of one configuration are independent, so they may run side by side once what they share is there: the
 preprocessed cases, and for a cascade the segmentations by its previous stage, for which all folds of that stage must be
 trained. A command falls into phases accordingly, one for each configuration. `local_gpus` runs a phase on the GPUs of
 this machine, `slurm` on those of a cluster.

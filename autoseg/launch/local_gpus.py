@@ -2,7 +2,7 @@
 
 The parent prepares what the folds share, then starts a child per GPU, `autoseg train -f K` with the same options, and
 the next fold on the GPU that becomes free. It never initialises CUDA itself. A fold that fails is reported with its
-last lines; the others go on.
+last lines; the others continue.
 
 Children write straight into `models/<model>/fold_<k>.output.txt`, which the parent follows and shows line by line. So
 nothing breaks if the parent is killed, and what a child said last is on disk. SIGINT, SIGTERM and SIGUSR1 are passed
@@ -12,7 +12,6 @@ SIGTERM (PR_SET_PDEATHSIG, which only Linux has): they save, too, and end.
 """
 
 import ctypes
-import json
 import os
 import re
 import signal
@@ -25,7 +24,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from autoseg.commands.inputs import Say, load_records
 from autoseg.commands.train import TrainOptions
@@ -37,9 +35,10 @@ from autoseg.launch.jobs import (
     split_into_phases,
     train_arguments,
 )
-from autoseg.messages import duration, suggest
+from autoseg.messages import aligned, duration, suggest
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
+from autoseg.training.history import read_history
 from autoseg.training.logger import warning
 from autoseg.workspace import FoldName, Workspace, set_aside_since
 
@@ -67,7 +66,7 @@ class FoldEnd:
 
     fold: FoldName
     gpu: str | None  # None: it was never started
-    code: int  # exit code; minus the signal that killed it; a code of STOPPED where it can go on
+    code: int  # exit code; minus the signal that killed it; a code of STOPPED where it can resume
     seconds: float
 
 
@@ -79,7 +78,7 @@ def train_on_gpus(workspace: Workspace, options: TrainOptions, gpus: str, say: S
 
     Raises:
         UsageError: there are no such GPUs.
-        Stopped, Interrupted: a signal ended it; the message names the command that goes on.
+        Stopped, Interrupted: a signal ended it; the message names the command that resumes.
         AutosegError: a fold failed; with the exit code of the first that did.
     """
     devices = choose_gpus(gpus, options.device)
@@ -148,13 +147,13 @@ def fold_command(workspace: Workspace, phase: TrainOptions, fold: FoldName) -> l
 
 
 def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals, say: Say) -> list[FoldEnd]:
-    """Run jobs in order, at most one on each GPU at a time, until all have ended or were told to stop.
+    """Run jobs in order, at most one on each GPU at a time, until all have ended or were asked to stop.
 
     Must be called from the main thread: the kernel ties children to the thread that started them.
 
     Args:
         gpus: values of CUDA_VISIBLE_DEVICES.
-        stop: whose requests are deferred. The running jobs are told by the same signal, and no other begins.
+        stop: whose requests are deferred. The running jobs get the same signal, and no other begins.
 
     Returns:
         An entry per job, in their order.
@@ -289,17 +288,14 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
     Args:
         model: folder of the folds, whose histories are read.
     """
-    lines = ["fold    GPU     time  epoch  pseudo Dice  "]
+    rows = [("fold", "GPU", "time", "epoch", "pseudo Dice", "")]
     for end in ends:
         epoch = mean = "-"
-        if history := _history(model, end.fold):
-            row = history[-1]
-            dice = [d for d in row.get("pseudo_dice", ()) if d is not None]
-            epoch, mean = str(row["epoch"]), f"{sum(dice) / len(dice):.3f}" if dice else "-"
-        lines.append(
-            f"{end.fold:>4} {end.gpu or '-':>6} {duration(end.seconds):>8} {epoch:>6} {mean:>12}  {_how_ended(end)}"
-        )
-    return "\n".join(lines)
+        if history := read_history(model / f"fold_{end.fold}"):
+            dice = history[-1].mean_dice
+            epoch, mean = str(history[-1].epoch), "-" if dice is None else f"{dice:.3f}"
+        rows.append((str(end.fold), end.gpu or "-", duration(end.seconds), epoch, mean, _how_ended(end)))
+    return "\n".join(aligned(rows, right=range(5), least=(4, 5, 7)))
 
 
 def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labels: Sequence[str]) -> list[str]:
@@ -309,18 +305,12 @@ def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labe
         folder: of the folds, whose histories are read.
         model: their configuration and network.
     """
-    histories = {end.fold: _history(folder, end.fold) for end in ends}
+    histories = {end.fold: read_history(folder / f"fold_{end.fold}") for end in ends}
     return [warning(fold, f, model) for fold, rows in histories.items() for f in diagnose(rows, labels)]
 
 
-def _history(model: Path, fold: FoldName) -> list[dict[str, Any]]:
-    """The rows of a fold's history.jsonl; none where it has not come to its first epoch."""
-    history = model / f"fold_{fold}" / "history.jsonl"
-    return [json.loads(row) for row in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
-
-
 def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Sequence[FoldName] | None = None) -> None:
-    """Raise what tells of the folds of a phase that are not trained, if there are any.
+    """Raise an error that names the folds of a phase that are not trained, if there are any.
 
     Args:
         replaced: folds whose old training was set aside; None: all that were started.
@@ -331,7 +321,7 @@ def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Seq
     if failed:
         told.append(f"fold {folds_text([end.fold for end in failed])} of {phase.configuration} failed, see above")
     if stopped:
-        told.append(f"fold {folds_text(stopped)} of {phase.configuration} is stopped and can go on")
+        told.append(f"fold {folds_text(stopped)} of {phase.configuration} is stopped and can be resumed")
         untouched = [
             end.fold
             for end in ends
@@ -342,6 +332,6 @@ def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Seq
         raise (Interrupted if interrupted else Stopped)("; ".join(told), remedy=remedy)
     if failed:
         again = "the same command without --restart" if phase.restart else "the same command"
-        error = AutosegError(told[0], remedy=f"see to the cause; {again} leaves the other folds as they are")
+        error = AutosegError(told[0], remedy=f"fix the cause and rerun: {again} keeps finished folds")
         error.exit_code = max(failed[0].code, 1)
         raise error

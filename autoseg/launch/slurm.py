@@ -1,8 +1,8 @@
 """Folds on a cluster: `autoseg train -f 0..4 --slurm partition=gpu,time=24h` submits them as an array of SLURM.
 
 submitit writes the batch files and requeues jobs. Each job runs the same `autoseg train -f K` that a person would type,
-as a child. Before the time limit, or before it makes room for another job, the child is told to stop: it saves, exits
-75, and the job goes back to the queue, where the same command goes on from the checkpoint. After all folds
+as a child. Before the time limit, or before it makes room for another job, the child is asked to stop: it saves, exits
+75, and the job goes back to the queue, where the same command resumes from the checkpoint. After all folds
 `autoseg evaluate` runs. For a cascade the folds of the previous stage that are missing are an array of their own; a job
 in between brings their segmentations to the cascade's grid.
 
@@ -51,7 +51,7 @@ PATIENCE_SECONDS = 600  # after SIGTERM, for what SLURM decides
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What `--slurm` can be told."""
+    """Options of `--slurm`."""
 
     minutes: int = 24 * 60  # limit of one job; a fold that needs longer is requeued
     gpus: str = "1"  # "0", "1", or with a type "a100:1"
@@ -72,7 +72,7 @@ def parse_slurm(text: str) -> SlurmOptions:
         key, equals, value = part.partition("=")
         name = key.strip() if equals else name
         if not re.fullmatch(r"[a-z][a-z-]*", name):
-            raise UsageError(f"--slurm {text!r}: {part!r} is no KEY=VALUE", remedy="write partition=gpu,time=24h")
+            raise UsageError(f"--slurm {text!r}: {part!r} is not KEY=VALUE", remedy="write partition=gpu,time=24h")
         pairs[name] = value.strip() if equals else f"{pairs[name]},{part.strip()}"
     if refused := OURS & set(pairs):
         raise UsageError(f"--slurm: {min(refused)} is set by autoseg itself", remedy="leave it out")
@@ -92,7 +92,7 @@ def _minutes(text: str) -> int:
     """Minutes of "24h", "1d12h" or "90m"."""
     parts = re.findall(r"(\d+)([dhm])", text)
     if not parts or "".join(number + unit for number, unit in parts) != text or not any(int(n) for n, _ in parts):
-        raise UsageError(f"--slurm time={text} is no time limit", remedy="write 90m, 24h or 1d12h")
+        raise UsageError(f"--slurm time={text} is not a time limit", remedy="write 90m, 24h or 1d12h")
     return sum(int(number) * MINUTES[unit] for number, unit in parts)
 
 
@@ -134,7 +134,7 @@ def require_submitit() -> None:
         import submitit  # noqa: F401
     except ImportError:
         raise UsageError(
-            "--slurm needs submitit, which is not installed", remedy="pip install 'autoseg[slurm]'"
+            "--slurm needs submitit, which is not installed", remedy="pip install 'autoseg-med[slurm]'"
         ) from None
     if missing := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
         raise UsageError(
@@ -194,12 +194,12 @@ def restarted(arguments: Sequence[str], submitted: float) -> bool:
 
 @dataclass(frozen=True)
 class AutosegJob:
-    """What a job does: run `autoseg ...` as a child, tell it to stop in time, and requeue itself if it can go on.
+    """What a job does: run `autoseg ...` as a child, stop it in time, and requeue itself if it can resume.
 
     SLURM sends SIGUSR2 before the time limit; the job is requeued then. SIGTERM comes when the job is cancelled or has
     to make room for another; in the second case SLURM itself requeues it, so the job saves and waits for what is
     decided: requeueing itself would bring back what a person has cancelled. A child that stops by itself
-    (--stop-after) goes on in the queue.
+    (--stop-after) continues in the queue.
     """
 
     program: tuple[str, ...] = (sys.executable, "-u", "-m", "autoseg")

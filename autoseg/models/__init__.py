@@ -1,1 +1,1 @@
-"""What was trained, as a thing: built from a plan, saved, opened, begun from."""
+"""Trained models: built from a plan, saved, opened, and used to initialise others."""

@@ -24,7 +24,7 @@ from autoseg.records import to_plain
 from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 
 if TYPE_CHECKING:
-    from typing import Any
+    from autoseg.models.versions import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -52,26 +52,27 @@ class Standing:
 
 
 def read_begun(folder: Path) -> BegunFold | None:
-    """Look at the newest checkpoint of a fold; None where there is none. Raises StateError where it is damaged."""
-    from autoseg.models.checkpoint import NEWEST, load_checkpoint
-    from autoseg.models.versions import upgrade_checkpoint
+    """Look at the newest checkpoint of a fold; None where there is none.
+
+    Raises:
+        StateError: it is damaged, or of another version.
+    """
+    from autoseg.models.checkpoint import NEWEST
+    from autoseg.models.versions import read_checkpoint
 
     path = folder / NEWEST
     if not path.exists():
         return None
-    saved = upgrade_checkpoint(load_checkpoint(path, mapped=True))
-    position: dict[str, Any] = saved["position"]
+    saved = read_checkpoint(path, mapped=True)
     return BegunFold(
-        saved["fold"], folder, basis_of(saved), saved["finished"], position["epoch"], position["step"],
-        tuple(saved.get("plugins", ())),
+        saved.fold, folder, basis_of(saved), saved.finished, saved.position.epoch, saved.position.step, saved.plugins
     )  # fmt: skip
 
 
-def basis_of(saved: "dict[str, Any]") -> Basis:
+def basis_of(saved: "Checkpoint") -> Basis:
     """What the weights of a checkpoint follow from."""
     return Basis(
-        saved["plan"], saved["configuration"], tuple(saved["train"]), tuple(saved["validation"]),
-        saved["contents"], saved["init_from"],
+        saved.plan, saved.configuration, saved.train, saved.validation, saved.contents, saved.init_from
     )  # fmt: skip
 
 

@@ -1,19 +1,14 @@
-"""What a plan asks for, built: the network, the loss, the stream of patches.
+"""What a plan asks for, built: the network and the loss.
 
-`data` and `nn` take flat arguments and never see a plan; this is the one place where a plan is unpacked for them.
+`nn` takes flat arguments and never sees a plan; this is the one place where a plan is unpacked for it. The batches of a
+training are built in `autoseg.training.batches`.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from autoseg.augmentation.chain import DeviceChain
-from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.dataloading.store import CaseStore
-from autoseg.dataloading.stream import BatchStream, ChainName, make_stream
 from autoseg.errors import UsageError
 from autoseg.nn.blocks import set_checkpointing, set_dropout
 from autoseg.nn.networks import layout_of
@@ -24,7 +19,6 @@ from autoseg.planning.plan import Configuration, Plan
 BYTES_PER_ELEMENT = 4  # of a feature map in float32
 TILE_BYTES = 2 * 2**30  # that the feature maps of a tile that is larger than the patch may take
 TILE_GROWTH = {"cpu": 1.0}  # longest edges of tiles by device, as a multiple of the patch's; elsewhere 1
-MOST_GROWTH = 8.0
 
 
 def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
@@ -59,75 +53,6 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
             remedy="give one weight per head: background and labels, or regions; or null for none",
         )
     return build_loss(plan.training, heads, batch_dice=configuration.batch_dice, class_weights=weights)
-
-
-def patch_stream(
-    store: CaseStore,
-    cases: Sequence[str],
-    plan: Plan,
-    configuration: Configuration,
-    *,
-    previous: Path | None = None,
-    chain: ChainName = "host",
-    start_step: int = 0,
-    steps: int | None = None,
-    workers: int = 0,
-    pin_memory: bool = False,
-    rank: int = 0,
-    ranks: int = 1,
-    memory_limit: int | None = None,
-    say: Callable[[str], None] = print,
-) -> BatchStream:
-    """Batches of patches as the plan wants them: the one place where a plan is unpacked for `data`.
-
-    Args:
-        previous: for a cascade, the folder of the previous stage's segmentations (see `cascade.open_previous`).
-        chain: what augments, and where: the host chain, or the device chain in the workers or on the device.
-        steps: batches in all, or None for a stream without end.
-        rank, ranks: of several processes that train together, which must divide the batch.
-        memory_limit: bytes the cases may occupy in memory; None: a quarter of what is free. For a few patches it is not
-            worth while to read them all: 0.
-        say: told what happens to workers.
-    """
-    assert (previous is None) == (configuration.cascade_from is None)
-    training = plan.training
-    settings: dict[str, Any] = {  # of both chains
-        "patch_size": configuration.patch_size,
-        "mirror_axes": configuration_mirror_axes(plan, configuration),
-        "masked_channels": [i for i, n in enumerate(plan.normalization) if n.inside_mask],
-        "rgb": len(plan.channels) == 3 and all(n.scheme == "rgb_to_0_1" for n in plan.normalization),
-    }
-    table = AUGMENTATIONS[training.augmentation]
-    ignore_index = plan.labels.ignore_index
-    device_chain = None
-    if chain != "host":
-        device_chain = DeviceChain(table, channels=len(plan.channels), ignore_index=ignore_index, **settings)
-    return make_stream(
-        store,
-        cases,
-        batch_size=configuration.batch_size,
-        labels=list(plan.labels.scored.values()),
-        augmentation=table,
-        chain=chain,
-        device_chain=device_chain,
-        previous=previous,
-        num_labels=plan.labels.num_labels if previous else 0,
-        component_weight=training.component_weight,
-        ignore_index=ignore_index,
-        foreground_fraction=training.foreground_fraction,
-        case_sampling=training.case_sampling,
-        class_sampling=training.class_sampling,
-        seed=training.seed,
-        start_step=start_step,
-        stop_step=None if steps is None else start_step + steps,
-        rank=rank,
-        ranks=ranks,
-        worker_count=workers,
-        pin_memory=pin_memory,
-        memory_limit=memory_limit,
-        say=say,
-        **settings,
-    )
 
 
 def tile_size(configuration: Configuration, shape: Sequence[int], *, growth: float, step: float) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def save_generation(folder: Path, state: dict[str, Any]) -> None:
     except OSError as error:
         raise StorageError(
             f"no checkpoint can be written to {folder}: {error.strerror or error}",
-            remedy="see to the disk's space and to your rights there; the same command goes on",
+            remedy="check free space and permissions there, then run the same command again",
         ) from error
 
 
@@ -68,11 +68,11 @@ def _save_generation(folder: Path, state: dict[str, Any]) -> None:
     stays = newest if newest.exists() else previous
     kept = known.get(stays.name)
     if stays.exists() and (kept is None or coming.exists()):
-        kept = sha256(stays)  # of an older version, without a list; or its list speaks of what was killed on its way
+        kept = sha256(stays)  # there is no list, or it speaks of what was killed on its way
     digest = save_checkpoint(coming, state)
     if sha256(coming) != digest:
         coming.unlink()
-        raise StorageError(f"{coming} reads back other bytes than were written", remedy="see to the disk")
+        raise StorageError(f"{coming} reads back other bytes than were written", remedy="check the disk")
     write_text(folder / DIGESTS, f"{digest}  {NEWEST}\n" + (f"{kept}  {PREVIOUS}\n" if kept else ""))
     if newest.exists():
         _keep(newest, previous)

@@ -11,9 +11,9 @@ from torch import nn
 from autoseg.errors import StateError
 from autoseg.messages import suggest
 from autoseg.models.build import build_plan_network
-from autoseg.models.checkpoint import NEWEST, load_checkpoint
+from autoseg.models.checkpoint import NEWEST
 from autoseg.models.same_training import what_is_seen
-from autoseg.models.versions import upgrade_checkpoint
+from autoseg.models.versions import Checkpoint, read_checkpoint
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.plugins import require_plugins
 from autoseg.records import from_plain, to_plain
@@ -84,7 +84,7 @@ def open_model(
     if missing or not states:
         which = f"fold {missing[0]} of {folder}" if missing else f"{folder}"
         raise StateError(f"{which} is not trained", remedy=f"train it: {train}")
-    plans = {fold: from_plain(Plan, state["plan"], f"fold {fold}: plan") for fold, state in states.items()}
+    plans = {fold: from_plain(Plan, state.plan, f"fold {fold}: plan") for fold, state in states.items()}
     first = next(iter(states))
     plan = plans[first]
     for fold, other in plans.items():
@@ -93,17 +93,17 @@ def open_model(
                 f"folds {first} and {fold} in {folder} were trained under plans that read images differently",
                 remedy=f"retrain those of one plan: {train} --restart; or name the folds to use (-f)",
             )
-    dtypes = {state["choices"]["dtype"] for state in states.values()}
+    dtypes = {state.runtime.dtype for state in states.values()}
     model = Model(
         plan=plan,
         configuration_name=configuration_name,
         folds=tuple(states),
         networks=tuple(_network(state, plans[fold], configuration_name, device) for fold, state in states.items()),
         dtype=dtypes.pop() if len(dtypes) == 1 else "float32",  # to which one of them had to go back
-        forward_seconds=states[first]["choices"]["forward_seconds"],
+        forward_seconds=states[first].runtime.forward_seconds,
         device=device,
         previous=_previous(workspace, plan, configuration_name, folds, device, unfinished),
-        unfinished={fold: _standing(state) for fold, state in states.items() if not state["finished"]},
+        unfinished={fold: _standing(state) for fold, state in states.items() if not state.finished},
         left_out=left_out,
     )
     if model.previous:
@@ -113,17 +113,17 @@ def open_model(
 
 def _states(
     workspace: Workspace, folder: Path, folds: Sequence[FoldName] | None, unfinished: bool
-) -> tuple[dict[FoldName, dict[str, Any]], dict[FoldName, str]]:
+) -> tuple[dict[FoldName, Checkpoint], dict[FoldName, str]]:
     """The checkpoints that are to predict, by fold; and how far those folds are that are not taken for it."""
     begun = begun_folds(folder)
-    states: dict[FoldName, dict[str, Any]] = {}
+    states: dict[FoldName, Checkpoint] = {}
     left_out: dict[FoldName, str] = {}
     for fold in (f for f in begun if folds is None or f in folds):
         if fold == FULL and folds is None and states:
             break  # the partitions vote; the model that saw all cases stands by itself
-        state = upgrade_checkpoint(load_checkpoint(begun[fold] / NEWEST))
-        require_plugins(state.get("plugins", ()), begun[fold])
-        if state["finished"] or (unfinished and state["position"]["step"] > 0):
+        state = read_checkpoint(begun[fold] / NEWEST)
+        require_plugins(state.plugins, begun[fold])
+        if state.finished or (unfinished and state.position.step > 0):
             states[fold] = state
         elif folds is not None:
             name, _, network = folder.name.rpartition("-")
@@ -140,9 +140,9 @@ def _states(
     return states, left_out
 
 
-def _standing(state: dict[str, Any]) -> str:
+def _standing(state: Checkpoint) -> str:
     """How far a training has come: "epoch 12, step 3000"."""
-    return f"epoch {state['position']['epoch']}, step {state['position']['step']}"
+    return f"epoch {state.position.epoch}, step {state.position.step}"
 
 
 def require_common(plans: dict[str, Plan]) -> None:
@@ -185,12 +185,12 @@ def _previous(
     return open_model(workspace, name, network, folds=folds, device=device, unfinished=unfinished)
 
 
-def _network(state: dict, plan: Plan, configuration_name: str, device: torch.device) -> nn.Module:
+def _network(state: Checkpoint, plan: Plan, configuration_name: str, device: torch.device) -> nn.Module:
     network = build_plan_network(plan, plan.configurations[configuration_name]).to(device)
-    network.load_state_dict(state["network"])
-    if state["average"] is not None:
+    network.load_state_dict(state.network)
+    if state.average is not None:
         with torch.no_grad():
-            for parameter, average in zip(network.parameters(), state["average"], strict=True):
+            for parameter, average in zip(network.parameters(), state.average, strict=True):
                 parameter.copy_(average)
     network.deep_supervision = False  # type: ignore[assignment]
     return network.eval()

@@ -14,7 +14,6 @@ Channels and labels are matched by name, whatever their order and their case. De
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.build import build_plan_network
-from autoseg.models.checkpoint import NEWEST, load_checkpoint
+from autoseg.models.checkpoint import NEWEST
 from autoseg.models.same_training import Contents
+from autoseg.models.versions import Checkpoint, read_checkpoint
 from autoseg.models.weight_transfer import Origins, Transfer, differing_axes, transfer
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.plugins import require_plugins
@@ -32,7 +32,6 @@ from autoseg.workspace import Workspace, begun_folds
 
 MIN_SHARE = 0.1  # of the parameters that could fit
 SPACING_TOLERANCE = 1.25  # voxels that differ by more than this factor along an axis are worth a note
-REQUIRED = ("plan", "configuration", "fold", "train", "finished", "position", "network", "average")  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Source:
     configuration_name: str
     weights: dict[str, Tensor]  # those it predicts with, by name
     trained_on: frozenset[str]  # case ids
-    contents: Contents  # of its cases; empty in checkpoints of older versions
+    contents: Contents  # of its cases
     described: str  # what it is, for the log
 
     @property
@@ -110,14 +109,14 @@ def open_source(path: Path, own: Path | None = None) -> Source:
     """
     file = _as_checkpoint(path)
     if file is not None:
-        return _source(file, _read(file))
+        return _source(file, read_checkpoint(file))
     folder = _model_folder(path)
     folds = [found / NEWEST for found in begun_folds(folder).values()]
     if own is not None:
         folds.sort(key=lambda file: file.parent.resolve() != own.resolve())
     for file in folds:
-        state = _read(file)
-        if state["finished"]:
+        state = read_checkpoint(file)
+        if state.finished:
             return _source(file, state)
     what = f"no fold in {folder} is trained to the end" if folds else f"{folder} holds no trained fold"
     raise StateError(
@@ -165,33 +164,22 @@ def _model_folder(path: Path) -> Path:
     return folder
 
 
-def _read(path: Path) -> dict[str, Any]:
-    state = load_checkpoint(path)
-    if missing := [key for key in REQUIRED if key not in state]:
-        raise StateError(
-            f"{path} is no checkpoint of autoseg: it has no {', '.join(missing)}",
-            remedy="name one that a training of autoseg has written",
-        )
-    return state
-
-
-def _source(path: Path, state: dict[str, Any]) -> Source:
-    require_plugins(state.get("plugins", ()), path)
-    plan = from_plain(Plan, Plan.upgrade(state["plan"]), f"{path}: plan")
-    name = state["configuration"]
-    weights, averaged = dict(state["network"]), state["average"] is not None
-    if averaged:  # a list in the order of the network's parameters
+def _source(path: Path, state: Checkpoint) -> Source:
+    require_plugins(state.plugins, path)
+    plan, name = from_plain(Plan, state.plan, f"{path}: plan"), state.configuration
+    weights = dict(state.network)
+    if state.average is not None:
         parameters = dict(_without_storage(plan, plan.configurations[name]).named_parameters())
-        weights |= dict(zip(parameters, state["average"], strict=True))
+        weights |= dict(zip(parameters, state.average, strict=True))
     if broken := [key for key, tensor in weights.items() if not tensor.isfinite().all()]:
         raise StateError(
             f"{path} holds weights that are not finite, the first in {broken[0]}", remedy="begin with another model"
         )
     network = plan.configurations[name].network.name
-    described = f"{name}-{network}, fold {state['fold']}, {state['position']['step']} steps"
-    described += ", averaged" if averaged else ""
-    described += "" if state["finished"] else ", not trained to the end"
-    return Source(path, plan, name, weights, frozenset(state["train"]), state.get("contents", {}), described)
+    described = f"{name}-{network}, fold {state.fold}, {state.position.step} steps"
+    described += ", averaged" if state.average is not None else ""
+    described += "" if state.finished else ", not trained to the end"
+    return Source(path, plan, name, weights, frozenset(state.train), state.contents, described)
 
 
 def _without_storage(plan: Plan, configuration: Configuration) -> nn.Module:

@@ -11,7 +11,7 @@ Nothing else does: not the name or the place of the dataset, not what a label is
 its other configurations, costs and measurements, nor a field that a later version of the plan adds. Statistics of the
 foreground count where a normalisation uses them.
 
-Plans are compared as plain data, because checkpoints of older versions lack fields that have a default today.
+Plans are compared as plain data: what was written before a field with a default was added lacks that field.
 """
 
 import json
@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from autoseg.imaging.normalize import STATISTICS, uses_statistics
 from autoseg.messages import counted
 from autoseg.planning.plan import LENGTHS, Training
 from autoseg.planning.tables import all_loss_options
@@ -27,8 +28,6 @@ from autoseg.records import to_plain
 SEEN = ("channels", "labels", "orientation", "axis_order", "normalization", "resampling")  # of a plan
 OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "batch_dice", "network", "cascade_from")
 WITHOUT_EFFECT = ("workers", "test_time_mirroring")  # training settings that no weight follows from
-STATISTICS = ("mean", "std", "p00_5", "p99_5")  # of a channel's foreground
-USE_STATISTICS = ("ct",)  # normalisations whose result depends on them
 PARTS = ("image", "label", "segmentation by the previous stage")  # of a case's content
 
 Contents = Mapping[str, Sequence[str]]  # case id -> digest of each of PARTS, "" where it has none
@@ -42,7 +41,7 @@ class Basis:
     configuration: str
     train: tuple[str, ...]  # case ids
     validation: tuple[str, ...]
-    contents: Contents  # empty in checkpoints of older versions
+    contents: Contents
     init_from: str | None
 
 
@@ -83,7 +82,7 @@ def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _normalization(channel: Mapping[str, Any]) -> dict[str, Any]:
-    used = channel["scheme"] in USE_STATISTICS
+    used = uses_statistics(channel["scheme"])
     return {key: value for key, value in channel.items() if used or key not in STATISTICS}
 
 

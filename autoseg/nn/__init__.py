@@ -1,1 +1,3 @@
-"""Networks, losses, the arithmetic of a step, tiles. Needs torch and numpy alone; knows no files and no plans."""
+"""Networks, losses, the arithmetic of a step, the memory model, tiles. Torch and numpy alone; independent of files and
+plans.
+"""

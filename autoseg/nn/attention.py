@@ -5,7 +5,7 @@ that convolutions and windows can work on it; attention flattens what it looks a
 channels first, as convolutions do, and so stands wherever a convolutional stage may.
 
 Softmax and normalisation are computed in float32 under any autocast: `scaled_dot_product_attention` does so itself,
-layer normalisation is told to. No layer draws random numbers; what is left out at random, a whole stage leaves out.
+layer normalisation says so. No layer draws random numbers; what is left out at random, a whole stage leaves out.
 """
 
 import math

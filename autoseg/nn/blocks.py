@@ -32,7 +32,7 @@ class Convolution3d(nn.Conv3d):
         if thick or not self.by_slices or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         weight = self.weight.squeeze(2)
-        if set(self.kernel_size) == set(self.stride) == {1}:  # any plane will do: no copy
+        if set(self.kernel_size) == set(self.stride) == {1}:  # any plane works: no copy
             return F.conv2d(x.flatten(3), weight, self.bias, groups=self.groups).unflatten(3, x.shape[3:])
         slices = x[:, :, :: self.stride[0]].transpose(1, 2)
         stride, padding, dilation = self.stride[1:], self.padding[1:], self.dilation[1:]

@@ -31,7 +31,7 @@ def choose_device(name: str) -> "torch.device":
         device = torch.device(name)
         if device.type == "cuda":
             rank = int(os.environ.get("LOCAL_RANK", 0))
-            number = rank if rank < torch.cuda.device_count() else 0  # Ranks.meet tells of too few GPUs
+            number = rank if rank < torch.cuda.device_count() else 0  # Ranks.init reports too few GPUs
             device = torch.device("cuda", number if device.index is None else device.index)
         torch.zeros(1, device=device)
         if device.type == "cuda":

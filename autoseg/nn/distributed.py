@@ -66,7 +66,7 @@ def _added_up(x: Tensor) -> Tensor:
 
 @dataclass
 class Ranks:
-    """Where this process stands among those that train together; alone unless told otherwise.
+    """Where this process stands among those that train together; alone by default.
 
     As a context it parts from the others at its end, and names the loss of one:
 
@@ -102,13 +102,13 @@ class Ranks:
         rank, count, local_rank = (int(os.environ[name]) for name in names)
         ranks = cls(rank, count, local_rank, here)
         if ranks.count > 1:
-            ranks.meet("env://", device_type)
+            ranks.init("env://", device_type)
         return ranks
 
-    def meet(self, place: str, device_type: str, timeout: timedelta = TIMEOUT) -> None:
+    def init(self, place: str, device_type: str, timeout: timedelta = TIMEOUT) -> None:
         """Join the other ranks at a `place` all know, a URL as `init_process_group` takes it.
 
-        Numbers on the CPU are exchanged by gloo, on either kind of device; so to agree never waits for a GPU.
+        Numbers on the CPU are exchanged by gloo, on either kind of device; an all_max never waits for a GPU.
         """
         if device_type not in ("cpu", "cuda"):
             raise UsageError(
@@ -134,7 +134,7 @@ class Ranks:
                 remedy="start all of them by one torchrun command; over several machines, see its --rdzv-endpoint",
             ) from error
 
-    def agree(self, *values: float) -> tuple[float, ...]:
+    def all_max(self, *values: float) -> tuple[float, ...]:
         """The greatest of each value over all ranks: what one wants (a stop, more time), all do. Finite values."""
         if self.count == 1:
             return values
@@ -142,15 +142,15 @@ class Ranks:
         dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
         return tuple(greatest.tolist())
 
-    def sum(self, counts: Tensor) -> Tensor:
+    def all_sum(self, counts: Tensor) -> Tensor:
         """Add up counts of any shape over all ranks."""
         return _added_up(counts) if self.count > 1 else counts
 
-    def mean(self, value: float) -> float:
+    def all_mean(self, value: float) -> float:
         """Average a value over all ranks."""
-        return float(self.sum(torch.tensor(value, dtype=torch.float64))) / self.count
+        return float(self.all_sum(torch.tensor(value, dtype=torch.float64))) / self.count
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What rank 0 holds, on every rank: plain data, such as a choice that each would measure differently."""
         if self.count == 1:
             return value
@@ -158,7 +158,7 @@ class Ranks:
         dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
         return held[0]
 
-    def gather(self, items: Sequence[Any]) -> list[Any]:
+    def all_gather(self, items: Sequence[Any]) -> list[Any]:
         """The plain data of all ranks, in their order, on every rank."""
         if self.count == 1:
             return list(items)
@@ -206,7 +206,7 @@ class Ranks:
         if self.count > 1 and _of_a_lost_rank(error):
             raise AutosegError(
                 f"rank {self.rank} of {self.count}: another rank ended, or did not answer in time",
-                remedy="see what the others said last; the same command goes on from the last checkpoint",
+                remedy="read the last messages of the others; the same command resumes from the last checkpoint",
             ) from error
 
 

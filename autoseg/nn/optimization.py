@@ -95,8 +95,8 @@ class Plateau:
     """Tells when values that ought to fall, such as the validation loss, have all stopped falling.
 
     Each value is smoothed by an exponential moving average, which begins with the first one. A plateau is found when no
-    average has come `tolerance` below the best it was, `patience` updates in a row; then the wait starts anew. All
-    fields are plain data: `Plateau(**asdict(plateau))` goes on where `plateau` stood.
+    average has come `tolerance` below the best it was, `patience` updates in a row; then the wait starts again. All
+    fields are plain data: `Plateau(**asdict(plateau))` continues where `plateau` stood.
 
     An average lags behind: at the default smoothing, a fall by 0.1 delays the wait by some 40 updates (the share 0.9^n
     of it that is still to come after n updates must be less than the tolerance).
@@ -113,7 +113,7 @@ class Plateau:
     found: int = 0  # plateaus so far
 
     def update(self, *values: float) -> bool:
-        """Take in one more of each value; whether a plateau is found. What is not finite is no improvement."""
+        """Take in one more of each value; whether a plateau is found. A value that is not finite is no improvement."""
         unknown = (None,) * len(values)
         self.averages = tuple(map(self._smoothed, self.averages or unknown, values))
         bests = tuple(map(self._better, self.bests or unknown, self.averages))

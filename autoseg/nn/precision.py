@@ -140,7 +140,7 @@ def channels_last(network: Module) -> Module:
 
 
 def to_channels_last(network: Module) -> Module:
-    """Let the convolutions of a network keep the channels last in memory, in place: its parameters stay who they are.
+    """Lay out the convolutions of a network channels-last, in place: its parameters stay the same objects.
 
     `nn.Module.to` would refuse a network that has weights of four axes beside those of five.
     """

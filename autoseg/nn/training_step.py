@@ -1,6 +1,6 @@
 """The arithmetic of one training step, in pieces that ask no value of the device.
 
-`within_memory.training_step` puts them together and looks at the loss between them; `memory.model` runs the same pieces
+`within_memory.TrainingStep` puts them together and looks at the loss between them; `memory.model` runs the same pieces
 on tensors without content, which have no values to look at. So what is predicted is what is trained. Besides: what an
 error says when there was no memory for a step.
 """

@@ -1,1 +1,1 @@
-"""From what was measured to what is decided: `planner.make_plan` lists the numbered rules."""
+"""From measurements to decisions: `planner.make_plan` lists the numbered rules."""

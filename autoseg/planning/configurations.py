@@ -1,6 +1,6 @@
 """Section 3 of the planning rules: patch, network and batch of one configuration.
 
-What a plan may cost is told by a `Sizing`: in elements, as nnU-Net v2 counts and as suits a CPU's time, or in bytes of
+A `Sizing` says what a plan may cost: in elements, as nnU-Net v2 counts and as suits a CPU's time, or in bytes of
 a GPU's memory.
 """
 
@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoseg.errors import UsageError
+from autoseg.messages import typed_duration
 from autoseg.planning import sparsity, topology
 from autoseg.planning.budget import GPU, HEADROOM, limited_batch
 from autoseg.planning.cost import Step, cost_of
-from autoseg.planning.pace import ENOUGH_STEPS, duration, steps_in
+from autoseg.planning.pace import ENOUGH_STEPS, steps_in
 from autoseg.planning.plan import Configuration, Cost, NetworkSpec
 from autoseg.planning.request import Request, text
 from autoseg.planning.space import Space
@@ -348,7 +349,7 @@ def _explain_pace(asked: Request, name: str, cost: Cost) -> None:
         return
     asked.decide(
         f"3.12 steps ({name})",
-        f"about {steps_in(pace.seconds, seconds)} in {duration(pace.seconds)}",
+        f"about {steps_in(pace.seconds, seconds)} in {typed_duration(pace.seconds)}",
         f"{seconds:.3g} s a step, predicted from its {cost.flops / GIGA:.3g} G operations; {ENOUGH_STEPS} are enough",
     )
 

@@ -21,8 +21,9 @@ import numpy as np
 from scipy import ndimage
 
 from autoseg.imaging.components import as_slices, bounding_box, components, nonzero_mask
-from autoseg.imaging.geometry import Axes3, Vector3
+from autoseg.imaging.geometry import Vector3, axes3
 from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.normalize import ForegroundStatistics
 from autoseg.imaging.symmetry import MirrorSide, mirror_sides
 from autoseg.messages import some
 from autoseg.records import to_plain
@@ -78,17 +79,13 @@ class CaseFingerprint:
         return math.prod(self.shape_after_crop) / math.prod(self.shape)
 
 
-@dataclass(frozen=True)
-class ChannelStatistics:
+@dataclass(frozen=True, kw_only=True)
+class ChannelStatistics(ForegroundStatistics):
     """Intensities of one channel in the foreground of all cases."""
 
-    mean: Number
     median: Number
-    std: Annotated[float, at_least(0, 1e300)]
     min: Number
     max: Number
-    p00_5: Number
-    p99_5: Number
 
 
 @dataclass(frozen=True)
@@ -158,8 +155,8 @@ def measure_case(loaded: Loaded, labels: LabelSet, samples: int) -> CaseMeasurem
     boxes = ndimage.find_objects(target)
     case = CaseFingerprint(
         id=loaded.id,
-        shape=_axes3(target.shape),
-        shape_after_crop=_axes3(cropped.shape),
+        shape=axes3(target.shape),
+        shape_after_crop=axes3(cropped.shape),
         spacing=(float(loaded.spacing[0]), float(loaded.spacing[1]), float(loaded.spacing[2])),
         class_voxels={name: int(counts[i]) for i, name in enumerate(labels.values, start=1)},
         components=_all_components(target, boxes, present, loaded.spacing),
@@ -298,10 +295,6 @@ def _equal(cases: Sequence[CaseFingerprint]) -> list[list[str]]:
     for case in cases:
         by_digest.setdefault(case.digest, []).append(case.id)
     return [ids for ids in by_digest.values() if len(ids) > 1]
-
-
-def _axes3(shape: Sequence[int]) -> Axes3:
-    return int(shape[0]), int(shape[1]), int(shape[2])
 
 
 def _short(value: float) -> float:

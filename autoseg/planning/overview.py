@@ -7,7 +7,8 @@ plan is, and what to type next. `request.describe` and `table.summary` show the 
 import textwrap
 from collections.abc import Sequence
 
-from autoseg.planning.pace import duration, steps_in
+from autoseg.messages import typed_duration
+from autoseg.planning.pace import steps_in
 from autoseg.planning.plan import Plan
 from autoseg.planning.request import text
 from autoseg.planning.table import glance
@@ -67,13 +68,13 @@ def length(plan: Plan) -> str:
     seconds = cost.seconds_per_step if cost else None
     if training.time_budget_seconds is not None:
         steps = "" if seconds is None else f": about {steps_in(training.time_budget_seconds, seconds)} steps"
-        return f"{duration(training.time_budget_seconds)} a fold{steps}"
+        return f"{typed_duration(training.time_budget_seconds)} a fold{steps}"
     total = training.total_steps
     assert total is not None
     asked = f"{training.epochs} epochs of {training.iterations_per_epoch}" if training.epochs else f"{total} steps"
     if seconds is None:
         return f"{asked} a fold; how long that takes is not known"
-    took = f"{asked} a fold: about {duration(total * seconds)} here"
+    took = f"{asked} a fold: about {typed_duration(total * seconds)} here"
     return f"{took}; a fold of 1h (train --time-budget 1h) makes about {steps_in(3600, seconds)} steps"
 
 

@@ -77,7 +77,7 @@ def pace(
 
 
 def pace_of(plan: Plan) -> Pace | None:
-    """The pace that a plan was made for; None where it has none: for a GPU, or by an older version."""
+    """The pace that a plan was made for; None where it has none: for a GPU."""
     known = {c.dims: c.cost.flops_per_second for c in plan.configurations.values() if c.cost}
     rates = {dims: rate for dims, rate in known.items() if rate}
     if plan.device != "cpu" or not rates:
@@ -91,11 +91,3 @@ def pace_of(plan: Plan) -> Pace | None:
 def steps_in(seconds: float, seconds_per_step: float) -> int:
     """Steps that a fold of so many seconds makes, to two digits."""
     return int(float(f"{STEPS_SHARE * seconds / seconds_per_step:.2g}"))
-
-
-def duration(seconds: float) -> str:
-    """A time as `--time-budget` takes it: 90s, 10m, 1h, 1h30m; to three digits."""
-    if seconds < 120:
-        return f"{seconds:.3g}s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours}h{minutes}m" if hours and minutes else f"{hours}h" if hours else f"{minutes}m"

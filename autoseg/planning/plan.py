@@ -7,12 +7,14 @@ configuration have two entries, (Y, X).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 from autoseg.augmentation.presets import AUGMENTATIONS
+from autoseg.dataloading.sampling import SAMPLERS
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.plan_fields import (
     Axis,
@@ -22,7 +24,6 @@ from autoseg.planning.plan_fields import (
     Decay,
     Edge,
     Features,
-    Intensity,
     Kernel,
     Millimetres,
     Options,
@@ -37,7 +38,6 @@ from autoseg.planning.plan_fields import (
     Voxels,
     Weight,
 )
-from autoseg.planning.plan_versions import VERSION, upgraded_plan
 from autoseg.planning.tables import (
     check_loss_options,
     check_network_options,
@@ -65,6 +65,7 @@ from autoseg.rules import (
     shown,
 )
 
+VERSION = 1
 LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given
 
 
@@ -104,15 +105,16 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True)
-class ChannelNormalization:
-    """How one channel's intensities become network input; the statistics are those of the dataset's foreground."""
+class Scheme:
+    """The normalisation of one channel by its name; a record of its own so that it stands first in `plan.json`."""
 
-    scheme: Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "none"]
+    scheme: Annotated[str, one_of(NORMALIZERS)]
     inside_mask: bool = False  # statistics and result inside the nonzero mask only; 0 outside
-    mean: Intensity = 0.0
-    std: Annotated[float, between(0, 3.4e38)] = 1.0
-    p00_5: Intensity = 0.0
-    p99_5: Intensity = 0.0
+
+
+@dataclass(frozen=True)
+class ChannelNormalization(ForegroundStatistics, Scheme):
+    """How one channel's intensities become network input; the statistics are those of the dataset's foreground."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -168,7 +170,7 @@ class Configuration:
     elements: Count  # feature maps of one sample's forward pass, in_entries by nnU-Net's rule: its proxy of memory
     cascade_from: ConfigurationName | None = None  # the configuration whose segmentation is a further input
     checkpointing: bool = False  # feature maps are computed again in the backward pass, instead of kept
-    cost: Cost | None = None  # None: not known (planned by an older version)
+    cost: Cost | None = None  # None: not known
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -212,8 +214,10 @@ class Training:
     dropout: Decay = 0.0  # share of a stage's feature maps that are left out at random
     deep_supervision: bool = True
     foreground_fraction: Share = 0.33  # share of a batch's patches centred on foreground
-    case_sampling: Literal["uniform", "presence"] = "uniform"  # presence: cases of rare labels are drawn more often
-    class_sampling: Literal["uniform", "inverse_frequency"] = "uniform"  # which label a foreground patch is centred on
+    # how often each case is drawn; presence: cases of rare labels more often
+    case_sampling: Annotated[str, one_of(SAMPLERS["case"])] = "uniform"
+    # which label a foreground patch is aimed at
+    class_sampling: Annotated[str, one_of(SAMPLERS["class"])] = "uniform"
     augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "default"
     chain: Literal["auto", "host", "worker", "device"] = "auto"  # what augments, and where; auto: measured at start-up
     # spatial axes of the patch, in permuted order
@@ -299,7 +303,9 @@ class Plan:
     fingerprint: Text  # content hash of the fingerprint it was made from
     decisions: tuple[Decision, ...]
     file_names: FileNames | None = None  # how the images of a case are called, for those to segment too
-    grids: TrainingGrids | None = None  # None: not known (planned by an older version)
+    grids: TrainingGrids | None = None  # None: not known
+
+    REMEDY_FOR_OTHER_VERSIONS: ClassVar[str] = f"plan again: {suggest('plan', ANY_DATASET)}"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -324,7 +330,7 @@ class Plan:
         if before not in self.configurations or before == name:
             raise FieldError(f"{place}.cascade_from: expected another {known}, found {before!r}")
         if self.configurations[before].cascade_from is not None:
-            raise FieldError(f"{place}.cascade_from: expected one that is no cascade itself, found {before!r}")
+            raise FieldError(f"{place}.cascade_from: expected one that is not a cascade itself, found {before!r}")
 
     def _check_loss(self) -> None:
         """What labels and loss say of each other."""
@@ -372,8 +378,3 @@ class Plan:
         given = [setting for setting in settings if setting.partition("=")[0] in lengths]
         others = [f"{name}=null" for name in lengths] if given else []
         return override(self, [*others, *settings])
-
-    @classmethod
-    def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Plain data of an older version, as this version writes them."""
-        return upgraded_plan(plain)

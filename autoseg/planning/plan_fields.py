@@ -19,7 +19,6 @@ Steps = Annotated[int, at_least(1, MAX_STEPS)]
 
 # Numbers
 Millimetres = Annotated[float, between(1e-9, 1e6)]  # of a spacing: from picometres to a kilometre
-Intensity = Annotated[float, between(-3.4e38, 3.4e38)]  # what float32 holds
 Seconds = Annotated[float, above(0, MAX_SECONDS)]
 Ratio = Annotated[float, at_least(1, 1e9)]  # of one spacing to another
 Weight = Annotated[float, between(0, 1e6)]

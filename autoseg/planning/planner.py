@@ -28,13 +28,13 @@ import numpy as np
 from autoseg.errors import UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import scheme_for
+from autoseg.messages import typed_duration
 from autoseg.planning.budget import CPU, GPU, PRESETS, Budget, Preset
 from autoseg.planning.configurations import Sizing, View, plan_configuration
 from autoseg.planning.cost import Memory, TracedMemory
 from autoseg.planning.fingerprint import Fingerprint
-from autoseg.planning.pace import ENOUGH_STEPS, Pace, duration, pace_of
-from autoseg.planning.plan import ChannelNormalization, Configuration, Plan, Resampling
-from autoseg.planning.plan_versions import VERSION
+from autoseg.planning.pace import ENOUGH_STEPS, Pace, pace_of
+from autoseg.planning.plan import VERSION, ChannelNormalization, Configuration, Plan, Resampling
 from autoseg.planning.recipe import base_recipe, plan_training
 from autoseg.planning.request import Orientation, Request, Rules, describe, text, validate
 from autoseg.planning.space import ANISOTROPY, Space, plan_space
@@ -147,7 +147,7 @@ def make_plan(
 
 
 def with_network(plan: Plan, fingerprint: Fingerprint, network: str, memory: Memory | None = None) -> Plan:
-    """The same plan with another network: patches, batches and the optimiser it needs are chosen anew.
+    """The same plan with another network: patches, batches and the optimiser it needs are chosen again.
 
     What the images are brought to stays as it is, so that models of both read the same preprocessed copies and can be
     put together. `decisions` are those about the network.
@@ -241,22 +241,13 @@ def _plan_normalization(asked: Request) -> tuple[ChannelNormalization, ...]:
     kept = float(np.median([case.relative_size_after_crop for case in asked.fingerprint.cases]))
     planned = []
     for name, known in zip(asked.channels, asked.fingerprint.statistics, strict=True):
-        scheme = cast(Literal["ct", "zscore", "rescale_to_0_1", "rgb_to_0_1", "none"], scheme_for(name))
+        scheme = scheme_for(name)
         inside = scheme == "zscore" and kept < MASKED_BELOW
         reason = f"by the channel's name; foreground {known.mean:.4g} ± {known.std:.4g}"
         if scheme == "zscore":
             reason += f"; the body's box is {kept:.0%} of the image, below {MASKED_BELOW:.0%} the body is masked"
         asked.decide(f"2.1 normalisation ({name})", f"{scheme}, inside the mask" if inside else scheme, reason)
-        planned.append(
-            ChannelNormalization(
-                scheme=scheme,
-                inside_mask=inside,
-                mean=known.mean,
-                std=known.std,
-                p00_5=known.p00_5,
-                p99_5=known.p99_5,
-            )
-        )
+        planned.append(ChannelNormalization(scheme, inside, **known.foreground))
     for note in asked.fingerprint.notes:
         asked.decide("2.1 note", "measured", note)
     return tuple(planned)
@@ -283,7 +274,7 @@ def _plan_step_limits(asked: Request) -> None:
     limits = {dims: f"{count:.3g} elements in {dims}-D" for dims, count in asked.budget.elements.items()}
     rates = ", ".join(f"{rate / 1e9:.3g} in {dims}-D" for dims, rate in sorted(pace.flops_per_second.items()))
     held = [f"{dims}-D" for dims, count in asked.budget.elements.items() if count < CPU.elements[dims]]
-    reason = f"G operations per second of training: {rates} ({pace.source}); a fold of {duration(pace.seconds)} "
+    reason = f"G operations per second of training: {rates} ({pace.source}); a fold of {typed_duration(pace.seconds)} "
     if held:
         reason += f"would make fewer than {ENOUGH_STEPS} steps of the usual size: smaller in {' and '.join(held)}"
     else:

@@ -92,7 +92,7 @@ def _plan_mirroring(asked: Request, space: Space) -> tuple[int, ...]:
         reason = f"mirroring left to right would swap {pair[0]} and {pair[1]}"
     else:
         axes = ()
-        reason = f"{pair[0]} and {pair[1]} are told apart, and without orientation no axis is known not to swap them"
+        reason = f"{pair[0]} and {pair[1]} are distinguished, and without orientation no axis is known not to swap them"
     if not asked.budget.mirror_fixed_order:
         centroids = [case.centroids_mm for case in asked.fingerprint.cases]
         ordered = {i: order for i in axes if (order := fixed_order(centroids, space.axis_order[i]))}

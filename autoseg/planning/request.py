@@ -10,6 +10,7 @@ import numpy as np
 
 from autoseg.errors import StateError, UsageError
 from autoseg.imaging.labels import LabelSet
+from autoseg.messages import aligned
 from autoseg.planning.budget import Budget, Preset
 from autoseg.planning.cost import Memory
 from autoseg.planning.fingerprint import Fingerprint
@@ -111,13 +112,13 @@ def describe(plan: Plan, width: int = 150) -> str:
     first = max((len(decision.step) for decision in plan.decisions), default=0)
     second = min(36, max((len(decision.value) for decision in plan.decisions), default=0))
     third = max(30, width - first - second - 4)
-    lines = []
+    rows: list[tuple[str, ...]] = []
     for decision in plan.decisions:
         values, reasons = textwrap.wrap(decision.value, max(1, second)), textwrap.wrap(decision.reason, third)
         height = max(1, len(values), len(reasons))
         columns = [[*column, *[""] * (height - len(column))] for column in ([decision.step], values, reasons)]
-        lines += [f"{s:{first}}  {v:{second}}  {r}".rstrip() for s, v, r in zip(*columns, strict=True)]
-    return "\n".join(lines)
+        rows += zip(*columns, strict=True)
+    return "\n".join(aligned(rows, least=(first, second)))
 
 
 def text(value: object) -> str:

@@ -245,7 +245,7 @@ def fit_patch(patches: Iterable[Topology], cost: Callable[[Topology], float], li
 def search_patch(
     patches: Iterable[Topology], cost: Callable[[Topology], float], guess: Callable[[Topology], float], limit: float
 ) -> Fit:
-    """`fit_patch` for a cost that is dear to tell, and falls along the patches: few are looked at.
+    """`fit_patch` for a cost that is expensive to compute and falls along the patches: few are tried.
 
     `guess` is about proportional to the cost, and cheap. Each look corrects its scale; where that does not help soon,
     the search halves. The patch taken was looked at, and the one before it, which costs too much.

@@ -18,11 +18,8 @@ import numpy as np
 from autoseg.dataloading.store import CaseInfo, CaseStore
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import StateError
-from autoseg.imaging.components import as_slices
-from autoseg.imaging.geometry import Axes3, Box, Vector3
 from autoseg.messages import suggest
-from autoseg.planning.plan import Configuration, Plan, Resampling
-from autoseg.preprocessing.preprocess import resample_target, spacing_for
+from autoseg.planning.plan import Configuration, Plan
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
 from autoseg.workspace import Workspace, lock, sha256, write_atomically
@@ -84,7 +81,7 @@ def prepare_previous(
 def open_previous(
     workspace: Workspace, name: str, configuration: Configuration, case_ids: Sequence[str]
 ) -> Path | None:
-    """The folder with the previous stage's segmentations of some cases; None for a configuration that is no cascade.
+    """The folder with the previous stage's segmentations of some cases; None for a configuration that is not a cascade.
 
     Raises:
         StateError: one is missing, or its case or its label file have changed since it was made.
@@ -116,23 +113,6 @@ def previous_digest(folder: Path, case_id: str) -> str:
     return known.sha256 if known else ""
 
 
-def on_grid(
-    indices: np.ndarray, *, box: Box, spacing: Vector3, target_spacing: Vector3, shape: Axes3, rules: Resampling
-) -> np.ndarray:
-    """Bring the segmentation of a whole image to the grid of its preprocessed case: int16 (Z, Y, X).
-
-    The same crop and the same resampling as for a target. A segmentation has no OUTSIDE: beyond the body it says
-    background, as it does for a new image.
-
-    Args:
-        indices: (Z, Y, X) class indices 0..n on the image's grid, in the plan's axis order.
-        box: of the crop.
-        spacing, target_spacing: mm, before and after resampling.
-        shape: of the preprocessed case.
-    """
-    return resample_target(indices[as_slices(box)].astype(np.int16), spacing, target_spacing, shape, rules)
-
-
 def _prepare_case(job: tuple[Case, Path, PreviousInfo, CaseInfo, Path, Plan, str]) -> None:
     case, root, wanted, info, folder, plan, name = job
     # The file has the grid of the case's image: it stands in for it, so that the image need not be read.
@@ -141,17 +121,14 @@ def _prepare_case(job: tuple[Case, Path, PreviousInfo, CaseInfo, Path, Plan, str
         source, plan.labels, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order
     )
     assert loaded.target is not None
-    if loaded.target.shape != info.shape_before_crop:
+    if loaded.target.shape != info.placement.shape_before_crop:
         raise StateError(
-            f"{wanted.source} has {loaded.target.shape} voxels, the image of {case.id} {info.shape_before_crop}",
+            f"{wanted.source} has {loaded.target.shape} voxels, the image of {case.id} "
+            f"{info.placement.shape_before_crop}",
             remedy="delete it, then predict it again: "
             + suggest("train", workspace=root, configuration=plan.configurations[name].cascade_from),
         )
-    copy = plan.configurations[plan.configurations[name].data]
-    indices = on_grid(
-        loaded.target, box=info.box, spacing=info.spacing, target_spacing=spacing_for(copy, info.spacing),
-        shape=info.shape, rules=plan.resampling,
-    ).astype(info.target_dtype)  # fmt: skip
+    indices = info.placement.to_grid(loaded.target, plan.resampling).astype(info.target_dtype)
     marker = folder / f"{case.id}.json"
     marker.unlink(missing_ok=True)
     write_atomically(folder / f"{case.id}.npy", lambda file: np.save(file, indices))

@@ -1,120 +1,23 @@
-"""Crop, normalise, resample: cases as read to cases as the network sees them.
+"""All cases of a dataset into the store of one configuration, each as `prepare` makes it.
 
-The same `prepare` serves training and prediction, so both see the same image. The order is nnU-Net v2's: crop to the
-nonzero region, normalise, resample. Cases are committed one by one and a restart does only what is missing.
+Cases are committed one by one, and a restart does only what is missing.
 """
 
 import hashlib
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from autoseg.dataloading.store import CaseInfo, CaseStore
 from autoseg.datasets.dataset import Case, Dataset, LoadedCase, load_case
-from autoseg.errors import DataError, OutOfMemory, StateError
-from autoseg.imaging.components import Box, bounding_box, nonzero_mask
-from autoseg.imaging.geometry import Axes3, Vector3
-from autoseg.imaging.labels import OUTSIDE
-from autoseg.imaging.normalize import normalize
-from autoseg.imaging.resample import require_possible, resample_image, resample_labels
+from autoseg.errors import DataError, StateError
 from autoseg.messages import ANY_DATASET, suggest
-from autoseg.planning.plan import Configuration, Plan, Resampling
-from autoseg.processes import free_memory, map_in_processes
+from autoseg.planning.plan import Configuration, Plan
+from autoseg.preprocessing.prepare import prepare
+from autoseg.processes import map_in_processes
 from autoseg.records import to_plain
 from autoseg.workspace import Workspace, lock
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A case as the network sees it, and what is needed to come back. Spatial tuples are in permuted order."""
-
-    image: np.ndarray  # (C, Z, Y, X) float32, normalised, at the configuration's spacing
-    target: np.ndarray | None  # (Z, Y, X) int16 class indices, OUTSIDE where the body ends
-    spacing: Vector3  # mm, of the case itself
-    target_spacing: Vector3  # mm, after resampling
-    box: Box  # of the crop, in the uncropped array
-    shape_before_crop: Axes3
-    shape_after_crop: Axes3
-
-
-def prepare(
-    image: np.ndarray,
-    target: np.ndarray | None,
-    spacing: Vector3,
-    plan: Plan,
-    configuration: Configuration,
-    name: str = "the image",
-) -> Prepared:
-    """Crop, normalise and resample one case.
-
-    Args:
-        image: (C, Z, Y, X) float32 in the plan's axis order.
-        target: (Z, Y, X) class indices, or None.
-        spacing: mm, (Z, Y, X) in the same order.
-        name: of its file, for messages.
-
-    Raises:
-        DataError: at the configuration's spacing, nothing would be left of an axis, or absurdly many voxels come out.
-        OutOfMemory: what comes out exceeds the free memory.
-    """
-    inside = nonzero_mask(image)
-    box = bounding_box(inside)
-    window = tuple(slice(start, stop) for start, stop in box)
-    cropped, inside = image[(slice(None), *window)], inside[window]
-    cropped_target = None
-    if target is not None:
-        cropped_target = target[window].astype(np.int16)
-        cropped_target[~inside & (cropped_target == 0)] = OUTSIDE
-    channels = [
-        normalize(
-            channel, n.scheme, mask=inside if n.inside_mask else None,
-            mean=n.mean, std=n.std, p00_5=n.p00_5, p99_5=n.p99_5,
-        )
-        for channel, n in zip(cropped, plan.normalization, strict=True)
-    ]  # fmt: skip
-    wanted = spacing_for(configuration, spacing)
-    shape = require_possible(cropped.shape[1:], spacing, wanted, name)
-    _require_memory(shape, len(image) + 1 + (plan.heads.num_heads if target is None else 0), name)
-    rules = plan.resampling
-    resampled = resample_image(
-        np.stack(channels), spacing, wanted, shape, order=rules.image_order,
-        coarse_axis_order=rules.coarse_axis_order, anisotropy_threshold=rules.anisotropy_threshold,
-        antialias_factor=rules.antialias_factor,
-    )  # fmt: skip
-    if cropped_target is not None:
-        cropped_target = resample_target(cropped_target, spacing, wanted, shape, rules)
-    return Prepared(resampled, cropped_target, spacing, wanted, box, _axes3(image.shape[1:]), _axes3(cropped.shape[1:]))
-
-
-def resample_target(
-    indices: np.ndarray, spacing: Vector3, wanted: Vector3, shape: Axes3, rules: Resampling
-) -> np.ndarray:
-    """Resample cropped class indices (Z, Y, X) to `shape`, as the plan's rules say. Spacings in mm."""
-    return resample_labels(
-        indices, spacing, wanted, shape,
-        coarse_axis_order=rules.coarse_axis_order, anisotropy_threshold=rules.anisotropy_threshold,
-    )  # fmt: skip
-
-
-def spacing_for(configuration: Configuration, spacing: Vector3) -> Vector3:
-    """Spacing a case is resampled to: a 2-D configuration keeps the case's own distance between slices."""
-    if configuration.dims == 2:
-        return (spacing[0], *configuration.spacing)  # type: ignore[return-value]
-    return configuration.spacing  # type: ignore[return-value]
-
-
-def _require_memory(shape: Axes3, arrays: int, name: str) -> None:
-    """Refuse what cannot be held: so many float32 arrays of a shape. A lower bound of what resampling takes."""
-    needed, free = 4 * arrays * math.prod(shape), free_memory()
-    if needed > free:
-        raise OutOfMemory(
-            f"{name}: at the plan's spacing it has {shape} voxels, which take {needed / 1e9:.3g} GB or more, "
-            f"{free / 1e9:.3g} GB are free",
-            remedy="use a machine with more memory, or a configuration of lower resolution",
-        )
 
 
 def preprocess(
@@ -130,22 +33,22 @@ def preprocess(
         StateError: there is no such configuration, or it cannot read the copy it shares with another.
         StorageError: the disk is full.
     """
-    name, wanted = plan.configuration(configuration_name)
-    _, configuration = plan.configuration(wanted.data)  # whose copy it reads: mostly its own
-    if wanted.spacing[-2:] != configuration.spacing[-2:]:
+    name, configuration = plan.configuration(configuration_name)
+    data, copied = plan.configuration(configuration.data)  # whose copy it reads: mostly its own
+    if configuration.spacing[-2:] != copied.spacing[-2:]:
         raise StateError(
-            f"{name} reads the preprocessed copy of {wanted.data}, but its slices have another spacing",
+            f"{name} reads the preprocessed copy of {data}, but its slices have another spacing",
             remedy=f"give it a copy of its own: --set configurations.{name}.data={name}",
         )
-    store = CaseStore(workspace.preprocessed(wanted.data))
-    settings = _settings_hash(plan, configuration)
+    store = CaseStore(workspace.preprocessed(data))
+    settings = _settings_hash(plan, copied)
     keys = {case.id: _key(case, settings) for case in dataset.cases}
     with lock(store.folder / ".lock", f"preprocessing into {store.folder}", wait=True):
         missing = set(store.complete([case.id for case in dataset.cases], keys))
         todo = [case for case in dataset.cases if case.id in missing]
         map_in_processes(
-            _store_case, [(case, keys[case.id], plan, configuration, store.folder) for case in todo],
-            workers=workers, title=f"preprocess {configuration.data}",
+            _store_case, [(case, keys[case.id], plan, copied, store.folder) for case in todo],
+            workers=workers, title=f"preprocess {copied.data}",
         )  # fmt: skip
         for stale in set(store.ids()) - set(keys):
             store.discard(stale)
@@ -163,10 +66,7 @@ def _store_case(job: tuple[Case, str, Plan, Configuration, Path]) -> None:
     info = CaseInfo(
         id=case.id,
         key=key,
-        spacing=prepared.spacing,
-        box=prepared.box,
-        shape_before_crop=prepared.shape_before_crop,
-        shape_after_crop=prepared.shape_after_crop,
+        placement=prepared.placement,
         num_labels=plan.labels.num_labels,
         ignore_index=plan.labels.ignore_index,
         content=content_of(loaded),
@@ -213,8 +113,3 @@ def _key(case: Case, settings: str) -> str:
             ) from None
     files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
     return hashlib.sha256(json.dumps([settings, files]).encode()).hexdigest()
-
-
-def _axes3(shape: tuple[int, ...]) -> Axes3:
-    z, y, x = shape
-    return z, y, x

@@ -1,1 +1,1 @@
-"""One fold: opened, trained by the one visible loop (`train`), watched, ended."""
+"""One fold: opened, trained by the one visible loop (`train`), monitored, finished."""

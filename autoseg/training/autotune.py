@@ -10,7 +10,7 @@ decide, and everything that is chosen must agree with float32 and be faster by a
     augmentation chain      by the seconds it takes for real batches (`autoseg.training.chain_choice`)
 
 Of each way the best of several trials counts, and the ways take turns: other work on the machine, which comes and goes,
-meets them all. The choices go into the checkpoint: a fold that resumes keeps those it began with. Besides: how many
+meets them all. The settings go into the checkpoint: a fold that resumes keeps those it began with. Besides: how many
 processes prepare batches.
 """
 
@@ -18,12 +18,13 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from autoseg.dataloading.stream import BatchStream, ChainName
+from autoseg.dataloading.batches import ChainName
+from autoseg.dataloading.stream import BatchStream
+from autoseg.models.versions import RuntimeSettings
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.nn.precision import MARGIN, PrecisionTrial, beside, candidates, first_stage, measure
@@ -40,28 +41,17 @@ SHORTEST_COMPILED_ON_CPU = 3600.0  # seconds of a training
 COMPILERS = ("c++", "g++", "clang++", "cl")  # one of them makes compiled code for a CPU, and starts that for a GPU
 
 
-@dataclass(frozen=True)
-class Choices:
-    """How a fold is trained on the machine it began on; plain data."""
-
-    dtype: str  # of the convolutions, a key of `autoseg.nn.precision.DTYPES`
-    channels_last: bool
-    compiled: bool
-    chain: ChainName  # what augments, and where: see `autoseg.models.build.patch_stream`
-    forward_seconds: float  # of one sample in this dtype, in the usual layout and not compiled, as in prediction
-
-
 def choose(
     network: nn.Module,
     plan: Plan,
     configuration: Configuration,
     stream_of: Callable[[ChainName], BatchStream],
     image: Tensor,
-    device: torch.device,
+    *,
     workers: int,
     say: Say,
     seconds: float | None,
-) -> Choices:
+) -> RuntimeSettings:
     """Measure what is fastest and right on this machine; weights, gradients and generators stay as they were.
 
     Args:
@@ -69,15 +59,15 @@ def choose(
         stream_of: a training stream of that chain, without workers.
         image: a batch (B, C, *patch) on the device.
         workers: processes that will prepare batches.
-        say: told in two lines what was measured and chosen.
+        say: receives two lines, what was measured and what was chosen.
         seconds: expected length of the training; None: the measured step times the plan's steps.
 
     Raises:
         UsageError: the plan names a chain that cannot do what it asks for.
     """
-    training = plan.training
+    training, device = plan.training, image.device
     if not training.autotune:
-        return fixed_choices(network, training, image, device, say)
+        return fixed_choices(network, training, image, say)
     # the plan fills the device with a batch in half precision: in float32 it would not fit
     sample = image if device.type == "cpu" else image[:1]
     trial, told = choose_dtype(network, sample, training.autocast)
@@ -105,10 +95,10 @@ def choose(
         remarks.append(f"not compiled: {reason}")
     say(f"{device.type}, forward and backward: {'; '.join(remarks)}")
     chain = choose_chain(training, stream_of, device, workers, say, sample_seconds, seconds)
-    return Choices(dtype, way is not network, compiled is not None, chain, forward_seconds)
+    return RuntimeSettings(dtype, way is not network, compiled is not None, chain, forward_seconds)
 
 
-def fixed_choices(network: nn.Module, training: Training, image: Tensor, device: torch.device, say: Say) -> Choices:
+def fixed_choices(network: nn.Module, training: Training, image: Tensor, say: Say) -> RuntimeSettings:
     """What a training without autotuning uses: the same on every machine, and nothing that was timed decides.
 
     float32 unless the plan names a dtype; the usual layout; not compiled; on a CPU the chain of the worker processes,
@@ -118,24 +108,24 @@ def fixed_choices(network: nn.Module, training: Training, image: Tensor, device:
     dtype = "float32" if training.autocast == "auto" else training.autocast
     chain = training.chain
     if chain == "auto":
-        chain = "worker" if device.type == "cpu" or training.component_weight > 0 else "device"
+        chain = "worker" if image.device.type == "cpu" or training.component_weight > 0 else "device"
     sample = image[:1]
     trial = measure(network, sample, (dtype,), repeats=2)[0]
     say(f"not autotuned: {dtype}, augmentation by the {chain} chain")
-    return Choices(dtype, False, False, require_chain(training, chain), trial.forward_seconds)
+    return RuntimeSettings(dtype, False, False, require_chain(training, chain), trial.forward_seconds)
 
 
-def apply(choices: Choices, network: nn.Module, image: Tensor | None = None, say: Say = print) -> None:
+def apply(runtime: RuntimeSettings, network: nn.Module, image: Tensor | None = None, say: Say = print) -> None:
     """Let a network run as it was chosen, in place: parameters and the keys of its state stay what they are.
 
     Args:
         image: a batch (B, C, *patch) on the device, on which compiled code is tried at once; None leaves that to the
             first step.
-        say: told where compiling fails; the network then runs as it is, and training goes on.
+        say: receives a line where compiling fails; the network then runs uncompiled, and training continues.
     """
-    if choices.channels_last:
+    if runtime.channels_last:
         precision.to_channels_last(network)
-    if not choices.compiled:
+    if not runtime.compiled:
         return
     device = next(network.parameters()).device
     if not has_compiler(device.type):
@@ -144,7 +134,7 @@ def apply(choices: Choices, network: nn.Module, image: Tensor | None = None, say
     network.compile(dynamic=False)
     if image is not None:
         try:
-            measure(network, image, (choices.dtype,), repeats=1)
+            measure(network, image, (runtime.dtype,), repeats=1)
         except Exception as error:  # whatever a compiler may raise
             network.compile(disable=True)
             say(f"not compiled: {_in_short(error)}")
@@ -154,7 +144,7 @@ def apply(choices: Choices, network: nn.Module, image: Tensor | None = None, say
 
 
 def choose_dtype(network: nn.Module, sample: Tensor, wanted: str) -> tuple[PrecisionTrial, str]:
-    """The dtype of the convolutions on the whole network, as it was measured, and what to tell of it.
+    """The dtype of the convolutions on the whole network, as it was measured, and a line about it.
 
     `wanted` is "auto" (measure and choose) or a dtype to use as it is.
     """

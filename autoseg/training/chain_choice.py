@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from autoseg.augmentation.presets import AUGMENTATIONS
-from autoseg.dataloading.stream import BatchStream, ChainName
+from autoseg.dataloading.batches import ChainName
+from autoseg.dataloading.stream import BatchStream
 from autoseg.errors import UsageError
 from autoseg.nn.precision import timed
 from autoseg.planning.plan import Training

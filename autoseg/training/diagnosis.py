@@ -1,28 +1,28 @@
 """What goes wrong in a fold, read off its history: it overfits, it collapses, it diverges, it lacks a label.
 
-`diagnose` looks at the rows of `history.jsonl` alone and tells how the fold stands after the last of them. It compares
+`diagnose` looks at the rows of its history alone and says how the fold stands after the last of them. It compares
 a training with itself, its validation with its training patches and its last epochs with its best, so that it needs no
 idea of a good Dice. A verdict takes several epochs in a row, because one bad epoch is noise; only a loss that is not
 finite is named at once.
 
 Dice means the pseudo Dice of fixed patches: of training and of validation cases, measured alike. A label that none of
-the patches holds has no Dice (None), or 0 when the network predicts it somewhere; one None tells that its zeros are no
+the patches holds has no Dice (None), or 0 when the network predicts it somewhere; one None says that its zeros are no
 failure.
 
 Before a label counts as not learnt, the row's `unseen` is asked: the labels that no training case of the fold has. They
 are named once, as what they are, and judged no further. Where many labels share a verdict, one line says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from autoseg.messages import NAMED, some
+from autoseg.training.history import Dice, EpochRow
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -59,8 +59,8 @@ SKIPPED = 10  # steps in three epochs; half precision skips fewer while it looks
 SKIPPED_SHARE = 0.1
 
 OVERFIT_REMEDY = (
-    "more patients help most; otherwise begin anew (--restart) with --set training.augmentation=default if it was "
-    "weaker, with ten times the training.weight_decay, with --set training.dropout=0.2, or with fewer --epochs"
+    "more patients help most; otherwise retrain from scratch (--restart) with --set training.augmentation=default if "
+    "it was weaker, with ten times the training.weight_decay, with --set training.dropout=0.2, or with fewer --epochs"
 )
 
 
@@ -77,18 +77,17 @@ class Finding:
 Verdict = tuple[str, str] | None  # what was seen and what to try; None: sound
 
 
-def diagnose(history: Sequence[Mapping[str, Any]], label_names: Sequence[str]) -> list[Finding]:
+def diagnose(history: Sequence[EpochRow], label_names: Sequence[str]) -> list[Finding]:
     """Name what is wrong with a fold as it stands after the last row of its history; nothing, if it is sound.
 
     Args:
-        history: rows of `history.jsonl`. What a row lacks is not judged: rows of older versions lack training_dice,
-            progress and skipped.
+        history: of all epochs so far.
         label_names: of the entries of `training_dice` and `pseudo_dice`.
     """
     return _judge(_Curves.read(history, len(label_names)), label_names)
 
 
-def ever_found(history: Sequence[Mapping[str, Any]], label_names: Sequence[str]) -> set[tuple[Kind, str | None]]:
+def ever_found(history: Sequence[EpochRow], label_names: Sequence[str]) -> set[tuple[Kind, str | None]]:
     """Kind and label of all that `diagnose` would have named after one of the rows."""
     curves = _Curves.read(history, len(label_names))
     findings = (_judge(curves.until(epochs), label_names) for epochs in range(1, len(curves) + 1))
@@ -109,22 +108,27 @@ class _Curves:
     broken: Bools  # a loss was measured, and was not finite
     training: Floats  # Dice
     validation: Floats  # Dice
-    trained: Bools  # the Dice of training patches was measured
-    validated: Bools
+    validated: Bools  # the Dice of validation patches was measured
     unseen: Bools  # (epochs, labels): no training case has the label
 
     @classmethod
-    def read(cls, history: Sequence[Mapping[str, Any]], labels: int) -> "_Curves":
-        keys = ("epoch", "step", "progress", "skipped", "learning_rate", "loss", "validation_loss")
-        broken = [any(k in row and np.isnan(_number(row[k])) for k in ("loss", "validation_loss")) for row in history]
+    def read(cls, history: Sequence[EpochRow], labels: int) -> "_Curves":
+        validated = np.array([row.pseudo_dice is not None for row in history], dtype=bool)
+        loss = _column([row.loss for row in history])
+        validation_loss = _column([row.validation_loss for row in history])
         return cls(
-            **{key: np.array([_number(row.get(key)) for row in history]) for key in keys},
-            broken=np.array(broken, dtype=bool),
-            training=_dice(history, "training_dice", labels),
-            validation=_dice(history, "pseudo_dice", labels),
-            trained=np.array(["training_dice" in row for row in history], dtype=bool),
-            validated=np.array(["pseudo_dice" in row for row in history], dtype=bool),
-            unseen=_marked(history, "unseen", labels),
+            epoch=_column([row.epoch for row in history]),
+            step=_column([row.step for row in history]),
+            progress=_column([row.progress for row in history]),
+            skipped=_column([row.skipped for row in history]),
+            learning_rate=_column([row.learning_rate for row in history]),
+            loss=loss,
+            validation_loss=validation_loss,
+            broken=np.isnan(loss) | (validated & np.isnan(validation_loss)),
+            training=_dice([row.training_dice for row in history], labels),
+            validation=_dice([row.pseudo_dice or () for row in history], labels),
+            validated=validated,
+            unseen=np.array([[i in row.unseen for i in range(labels)] for row in history], dtype=bool),
         )
 
     def until(self, epochs: int) -> "_Curves":
@@ -136,7 +140,8 @@ class _Curves:
 
     def occurring(self, label: int) -> list[Floats]:
         """Dice of a label, of validation patches and of training patches, as far as they are known to hold it."""
-        columns = ((self.validation, self.validated), (self.training, self.trained))
+        always = np.ones(len(self), dtype=bool)
+        columns = ((self.validation, self.validated), (self.training, always))
         return [dice[:, label] for dice, known in columns if known[-1] and np.isfinite(dice[known, label]).all()]
 
     def when(self, index: int) -> str:
@@ -144,9 +149,7 @@ class _Curves:
 
     @property
     def position(self) -> str:
-        if self.progress[-1] <= 1:
-            return f"after {self.progress[-1]:.0%} of the training"
-        return f"after {self.step[-1]:.0f} steps"
+        return f"after {self.progress[-1]:.0%} of the training"
 
     @property
     def lower_rate(self) -> str:
@@ -173,7 +176,7 @@ def _judge(curves: _Curves, label_names: Sequence[str]) -> list[Finding]:
 def _divergence(curves: _Curves) -> list[Finding]:
     what = _broken_loss(curves) or _jumped_loss(curves) or _skipped_steps(curves)
     remedy = (
-        f"begin anew (--restart) with --set training.learning_rate={curves.lower_rate}, or with "
+        f"retrain from scratch (--restart) with --set training.learning_rate={curves.lower_rate}, or with "
         "--set training.autocast=float32; if single images are to blame, log.txt names them"
     )
     return [Finding("diverge", None, what, remedy)] if what else []
@@ -241,7 +244,7 @@ def _collapsed(curves: _Curves, name: str, dice: Sequence[Floats]) -> Verdict:
         at, was = before[0]
         return (
             f"{name} was learnt, with a Dice of {was:.2f} around {curves.when(at + EPOCHS // 2)}, and lost: {stands}",
-            f"begin anew (--restart) with --set training.learning_rate={curves.lower_rate}, or with "
+            f"retrain from scratch (--restart) with --set training.learning_rate={curves.lower_rate}, or with "
             "--set training.autocast=float32",
         )
     late = curves.progress[-1] >= LATE or curves.step[-1] >= LATE_STEPS
@@ -249,8 +252,9 @@ def _collapsed(curves: _Curves, name: str, dice: Sequence[Floats]) -> Verdict:
         return None
     return (
         f"{name} is not learnt: {stands}",
-        "look at its outlines in a few training cases; begin anew (--restart) with --set training.foreground_fraction"
-        "=0.66 --set training.class_sampling=inverse_frequency, or with --set training.loss=dice_focal, or longer",
+        "look at its outlines in a few training cases; retrain from scratch (--restart) with --set "
+        "training.foreground_fraction=0.66 --set training.class_sampling=inverse_frequency, or with --set "
+        "training.loss=dice_focal, or longer",
     )
 
 
@@ -291,7 +295,7 @@ def _memorised(curves: _Curves, name: str, validation: Floats, training: Floats)
 
 
 def _parting_losses(curves: _Curves) -> Verdict:
-    """Judge by a validation loss that rises while the training loss falls, unless the Dice gets better all the same."""
+    """Judge by a validation loss that rises while the training loss falls, unless the Dice improves all the same."""
     if len(curves) < 2 * EPOCHS:
         return None
     loss, new = _windows(curves.loss).mean(axis=1), _windows(curves.validation_loss)
@@ -329,16 +333,6 @@ def _findings(kind: Kind, verdicts: Sequence[tuple[str | None, Verdict]]) -> lis
     return [Finding(kind, label, what, remedy) for label, what, remedy in found]
 
 
-def _marked(history: Sequence[Mapping[str, Any]], key: str, labels: int) -> Bools:
-    """Which labels each row lists by position (epochs, labels); none in a row that has no such list."""
-    table = np.zeros((len(history), labels), dtype=bool)
-    for line, row in zip(table, history, strict=True):
-        listed = row.get(key)
-        if isinstance(listed, (list, tuple)):
-            line[[i for i in listed if type(i) is int and 0 <= i < labels]] = True
-    return table
-
-
 def _best(values: Floats) -> tuple[int, float] | None:
     """Where the highest figure stands, and what it is; None where there is none."""
     if not np.isfinite(values).any():
@@ -357,20 +351,14 @@ def _mean_of_labels(dice: Floats) -> Floats:
     return np.nansum(dice, axis=1) / np.isfinite(dice).sum(axis=1)
 
 
-def _dice(history: Sequence[Mapping[str, Any]], key: str, labels: int) -> Floats:
-    table = np.full((len(history), labels), np.nan)
-    for line, row in zip(table, history, strict=True):
-        values = row.get(key)
-        if isinstance(values, (list, tuple)):
-            line[: len(values)] = [_number(value) for value in values[:labels]]
+def _column(values: Sequence[float | None]) -> Floats:
+    """Figures of all epochs (epochs,), NaN where there is none."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _dice(rows: Sequence[Dice], labels: int) -> Floats:
+    """Dice of all epochs (epochs, labels), NaN where there is none."""
+    table = np.full((len(rows), labels), np.nan)
+    for line, dice in zip(table, rows, strict=True):
+        line[: len(dice)] = _column(dice[:labels])
     return table
-
-
-def _number(value: object) -> float:
-    """A finite figure as it is, anything else as NaN."""
-    if type(value) is not float and not isinstance(value, Real):  # the second takes long, and there are many
-        return np.nan
-    try:
-        return float(value) if np.isfinite(float(value)) else np.nan
-    except OverflowError:  # an integer beyond all floats
-        return np.nan

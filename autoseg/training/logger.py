@@ -5,21 +5,21 @@ in `log.txt`, `progress.png`, the curves in `tensorboard/` where TensorBoard is 
 fail (a full disk, a broken installation): that is said once and ends no training.
 """
 
-import json
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from autoseg.messages import duration
 from autoseg.training.diagnosis import Finding, diagnose, ever_found
+from autoseg.training.history import EpochRow, write_history
 from autoseg.training.plots import draw_progress
-from autoseg.workspace import FoldName, write_text
+from autoseg.workspace import FoldName
 
 if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
     from torch.utils.tensorboard import SummaryWriter
@@ -28,7 +28,6 @@ PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png,
 PICTURE_SHARE = 0.01  # which may take so much of it
 MOST_SHOWN = 20  # labels in a line; of more, the others are counted
 VERBS = {"unseen": "cannot learn a label"}  # how a kind of finding is said; otherwise with an s
-DECIMALS = {"seconds": 2, "loss": 5, "validation_loss": 5, "training_dice": 4, "pseudo_dice": 4, "progress": 4}
 
 
 def warning(fold: FoldName, finding: Finding, model: tuple[str, str] | None = None) -> str:
@@ -51,10 +50,11 @@ class FoldLog:
     Args:
         folder: of the fold; made when the first line is written.
         label_names: of the entries of `training_dice` and `pseudo_dice`.
-        history: rows of the epochs before, of a fold that is resumed. What could be found in them counts as told.
+        history: rows of the epochs before, of a fold that is resumed. What could be found in them counts as reported.
         unseen: names of the labels that no training case has; they join every row, by position.
         quiet: write nothing and show nothing, for all processes of a training but one.
         held_back: write nothing before `release`: the folder is still that of an older training.
+        show: shows a line; None: on the terminal, above the bar.
 
     `history` and `findings` hold all rows, and what they show as of the last one.
     """
@@ -64,19 +64,21 @@ class FoldLog:
         folder: Path,
         fold: FoldName,
         label_names: Sequence[str],
-        history: Sequence[Mapping[str, Any]],
+        history: Sequence[EpochRow],
         *,
         unseen: Sequence[str] = (),
         quiet: bool = False,
         held_back: bool = False,
+        show: Callable[[str], None] | None = None,
     ) -> None:
         self.folder = folder
-        self.unseen = [i for i, name in enumerate(label_names) if name in unseen]
+        self.unseen = tuple(i for i, name in enumerate(label_names) if name in unseen)
         self.fold = fold
         self.label_names = tuple(label_names)
         self.quiet = quiet
+        self._show = show or tqdm.write
         self._held_back: list[str] | None = [] if held_back else None
-        self.history: list[dict[str, Any]] = [dict(row) for row in history]
+        self.history = list(history)
         self.findings = diagnose(self.history, self.label_names)
         self._told = ever_found(self.history, self.label_names)
         self._curves = _Curves(folder / "tensorboard", self.label_names)
@@ -109,7 +111,7 @@ class FoldLog:
         """Show a line and keep it in log.txt."""
         if self.quiet:
             return
-        tqdm.write(text)
+        self._show(text)
         self._attempt("log.txt", lambda: self._keep(text))
 
     def release(self) -> None:
@@ -133,22 +135,18 @@ class FoldLog:
         )
         self.bar.update(int(progress * 1000) - self.bar.n)
 
-    def epoch(self, row: Mapping[str, Any], progress: float) -> None:
+    def epoch(self, row: EpochRow) -> None:
         """Append one epoch to the history, write it down, show it, and name what has gone wrong since the last one.
 
-        Args:
-            row: of `history.jsonl`: epoch, step, seconds, loss, validation_loss, training_dice, pseudo_dice,
-                learning_rate, skipped. Figures are rounded, those that are not finite become None.
-            progress: share of the training that is done; it joins the row.
+        The labels that no training case has join the row.
         """
-        full = {**row, "progress": progress, **({"unseen": self.unseen} if self.unseen else {})}
-        self.history.append({key: _plain(value, DECIMALS.get(key)) for key, value in full.items()})
+        self.history.append(replace(row, unseen=self.unseen))
         self.findings = diagnose(self.history, self.label_names)
         news = [f for f in self.findings if not {(f.kind, f.label), (f.kind, None)} & self._told]
         self._told |= {(f.kind, f.label) for f in news}
         if self.quiet:
             return
-        write_text(self.folder / "history.jsonl", "".join(json.dumps(r) + "\n" for r in self.history))
+        write_history(self.folder, self.history)
         self.say(self._line(self.history[-1]))
         for finding in news:
             self.say(warning(self.fold, finding))
@@ -161,28 +159,27 @@ class FoldLog:
         if not self.history:
             return []
         row = self.history[-1]
-        came_to = f"fold {self.fold}  {row['step']} steps in {duration(row['seconds'])}{self._dice(row)}"
+        came_to = f"fold {self.fold}  {row.step} steps in {duration(row.seconds)}{self._dice(row)}"
         return [came_to, *(warning(self.fold, finding) for finding in self.findings)]
 
-    def _line(self, row: Mapping[str, Any]) -> str:
-        skipped = f"  {row['skipped']} steps skipped" if row.get("skipped") else ""
-        validation = f" / {_shown(row['validation_loss'], '+.3f')}" if "validation_loss" in row else ""
-        remaining = row["seconds"] * (1 - row["progress"]) / max(row["progress"], 1e-9)
+    def _line(self, row: EpochRow) -> str:
+        skipped = f"  {row.skipped} steps skipped" if row.skipped else ""
+        validation = f" / {_shown(row.validation_loss, '+.3f')}" if row.pseudo_dice is not None else ""
+        remaining = row.seconds * (1 - row.progress) / max(row.progress, 1e-9)
         return (
-            f"fold {self.fold}  epoch {row['epoch']:3d}  step {row['step']:5d}  loss {_shown(row['loss'], '+.3f')}"
-            f"{validation}{self._dice(row)}{skipped}  "
-            f"{duration(row['seconds'])}, {duration(remaining)} to go"
+            f"fold {self.fold}  epoch {row.epoch:3d}  step {row.step:5d}  loss {_shown(row.loss, '+.3f')}"
+            f"{validation}{self._dice(row)}{skipped}  {duration(row.seconds)}, {duration(remaining)} to go"
         )
 
-    def _dice(self, row: Mapping[str, Any]) -> str:
+    def _dice(self, row: EpochRow) -> str:
         """Pseudo Dice per label, and how much more the mean is on training patches, where both are known.
 
         Of more than MOST_SHOWN labels the first are shown, and the mean of all.
         """
-        pseudo = row.get("pseudo_dice")
+        pseudo = row.pseudo_dice
         if pseudo is None:  # no case is held out
-            return f"  training Dice {self._each(row['training_dice'])}"
-        pairs = zip(row.get("training_dice") or [None] * len(pseudo), pseudo, strict=True)
+            return f"  training Dice {self._each(row.training_dice)}"
+        pairs = zip(row.training_dice, pseudo, strict=True)
         gaps = [training - dice for training, dice in pairs if training is not None and dice is not None]
         return f"  pseudo Dice {self._each(pseudo)}" + (f" (training {sum(gaps) / len(gaps):+.3f})" if gaps else "")
 
@@ -211,7 +208,7 @@ class FoldLog:
             if what not in self._failed:
                 self._failed.add(what)
                 self.say(
-                    f"fold {self.fold}  {what} cannot be written, training goes on: {type(error).__name__}: {error}"
+                    f"fold {self.fold}  {what} cannot be written, training continues: {type(error).__name__}: {error}"
                 )
 
 
@@ -224,26 +221,26 @@ class _Curves:
         self.writer: SummaryWriter | None = None
         self.step = 0  # of the last point
 
-    def add(self, history: Sequence[Mapping[str, Any]]) -> None:
+    def add(self, history: Sequence[EpochRow]) -> None:
         """Draw the last epoch of a history; nothing where TensorBoard is missing."""
         if find_spec("tensorboard") is None:
             return
         row = history[-1]
-        if self.writer is None or row["step"] <= self.step:
-            self._begin_after(history[-2]["step"] if len(history) > 1 else -1)
+        if self.writer is None or row.step <= self.step:
+            self._begin_after(history[-2].step if len(history) > 1 else -1)
         assert self.writer is not None
         values = {
-            "loss/training": row["loss"],
-            "loss/validation": row.get("validation_loss"),
-            "learning_rate": row["learning_rate"],
+            "loss/training": row.loss,
+            "loss/validation": row.validation_loss,
+            "learning_rate": row.learning_rate,
         }
-        for key in ("training_dice", "pseudo_dice"):
-            values |= {f"{key}/{name}": dice for name, dice in zip(self.label_names, row.get(key) or [], strict=False)}
+        for key, dice in (("training_dice", row.training_dice), ("pseudo_dice", row.pseudo_dice or ())):
+            values |= {f"{key}/{name}": value for name, value in zip(self.label_names, dice, strict=False)}
         for tag, value in values.items():
             if value is not None:
-                self.writer.add_scalar(tag, value, row["step"])
+                self.writer.add_scalar(tag, value, row.step)
         self.writer.flush()
-        self.step = row["step"]
+        self.step = row.step
 
     def close(self) -> None:
         if self.writer is not None:
@@ -257,20 +254,9 @@ class _Curves:
         self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
 
-def _plain(value: Any, decimals: int | None) -> Any:
-    """A figure of a row, or a list of them, as strict JSON can hold it: rounded, None where it is not finite."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry, decimals) for entry in value]
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return value if decimals is None else round(value, decimals)
-    return value
-
-
-def _thousandths(history: Sequence[Mapping[str, Any]]) -> int:
+def _thousandths(history: Sequence[EpochRow]) -> int:
     """Where the bar of a resumed fold begins."""
-    return int(1000 * history[-1].get("progress", 0)) if history else 0
+    return int(1000 * history[-1].progress) if history else 0
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -1,10 +1,11 @@
 """A fold's history as one picture: losses, Dice of training and validation patches per label, learning rate."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoseg.training.history import Dice, EpochRow
 from autoseg.workspace import write_atomically
 
 if TYPE_CHECKING:  # matplotlib is imported when a picture is drawn
@@ -12,15 +13,15 @@ if TYPE_CHECKING:  # matplotlib is imported when a picture is drawn
 
 DISTINCT_COLOURS = 10  # of the palette "tab10"; more labels take theirs from a rainbow
 LEGEND_ROWS = 16
-NAMED_LABELS = 48  # of more, neither do the names fit nor can the colours be told apart
+NAMED_LABELS = 48  # of more, neither do the names fit nor can the colours be distinguished
 MARKED_EPOCHS = 30  # up to so many epochs are marked with dots, so that a single one can be seen
 
 
-def draw_progress(path: Path, history: Sequence[Mapping[str, Any]], label_names: Sequence[str], title: str) -> None:
+def draw_progress(path: Path, history: Sequence[EpochRow], label_names: Sequence[str], title: str) -> None:
     """Draw the history of a fold as a PNG, without any state of matplotlib's that others would share.
 
     Args:
-        history: rows of `history.jsonl`; values that are missing or None leave a gap.
+        history: of all epochs; values that are None leave a gap.
         label_names: of the entries of `training_dice` and `pseudo_dice`.
 
     Raises:
@@ -31,24 +32,25 @@ def draw_progress(path: Path, history: Sequence[Mapping[str, Any]], label_names:
     figure = Figure(figsize=(10, 10), layout="constrained")
     losses, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 4, 1.5))
     marker = "." if len(history) <= MARKED_EPOCHS else ""
-    epochs = [row["epoch"] for row in history]
+    epochs = [row.epoch for row in history]
     figure.suptitle(title, parse_math=False)
 
-    for key, name in (("loss", "training"), ("validation_loss", "validation")):
-        losses.plot(epochs, [_number(row.get(key)) for row in history], marker=marker, label=name)
+    trained, validated = [row.loss for row in history], [row.validation_loss for row in history]
+    for values, name in ((trained, "training"), (validated, "validation")):
+        losses.plot(epochs, list(map(_number, values)), marker=marker, label=name)
     losses.set_ylabel("loss")
     losses.legend(loc="upper right")
 
     for i, colour in enumerate(_colours(len(label_names))):
-        for key, style in (("training_dice", ":"), ("pseudo_dice", "-")):
-            values = [_entry(row.get(key), i) for row in history]
-            dice.plot(epochs, values, style, color=colour, marker=marker, linewidth=1.2)
+        curves = ([row.training_dice for row in history], ":"), ([row.pseudo_dice for row in history], "-")
+        for curve, style in curves:
+            dice.plot(epochs, [_entry(each, i) for each in curve], style, color=colour, marker=marker, linewidth=1.2)
     dice.set_ylim(-0.02, 1.02)
     dice.set_ylabel("Dice on fixed patches\nof validation (full) and training (dotted)")
     if len(label_names) <= NAMED_LABELS:
         _name_labels(dice, label_names)
 
-    rate.plot(epochs, [_number(row.get("learning_rate")) for row in history], color="black", marker=marker)
+    rate.plot(epochs, [row.learning_rate for row in history], color="black", marker=marker)
     rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch")
     for panel in (losses, dice, rate):
@@ -82,9 +84,9 @@ def _name_labels(panel: "Axes", label_names: Sequence[str]) -> None:
         text.set_text(name)
 
 
-def _entry(values: Sequence[Any] | None, index: int) -> float:
+def _entry(values: Dice | None, index: int) -> float:
     return _number(values[index]) if values is not None and index < len(values) else math.nan
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -6,7 +6,6 @@ names the command that works.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from autoseg.dataloading.store import CaseStore
 from autoseg.errors import StateError
@@ -18,18 +17,18 @@ from autoseg.models.same_training import (
     options_between,
     plan_differences,
 )
-from autoseg.models.versions import UNKNOWN
+from autoseg.models.versions import Checkpoint
 from autoseg.planning.plan import LENGTHS, Training
 from autoseg.preprocessing.cascade import previous_digest
 from autoseg.preprocessing.sources import plan_again
 from autoseg.records import from_plain, to_plain
-from autoseg.training.setup import FoldOptions, FoldTask, place
+from autoseg.training.setup import FoldOptions, TrainingTask, place
 from autoseg.workspace import FULL
 
 KEPT = "(the old fold is kept aside)"
 
 
-def contents_of(task: FoldTask) -> dict[str, tuple[str, ...]]:
+def contents_of(task: TrainingTask) -> dict[str, tuple[str, ...]]:
     """Digests of what a fold's cases hold today (see `same_training.PARTS`). Raises StateError: a case is missing."""
     store = CaseStore(task.workspace.preprocessed(task.configuration.data))
     cases = (*task.split.train, *task.split.validation)
@@ -40,7 +39,7 @@ def contents_of(task: FoldTask) -> dict[str, tuple[str, ...]]:
     return {case: (*parts, previous_digest(folder, case)) for case, parts in found.items()}
 
 
-def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> None:
+def require_same_training(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> None:
     """Refuse to resume under another plan, with other cases, contents or weights than a fold was begun with.
 
     What counts is said in `same_training`. For a fold that is resumed, the model it began from need not be given again.
@@ -52,12 +51,11 @@ def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOp
     Raises:
         StateError: says what differs and what can be done.
     """
-    finished = bool(saved.get("finished"))
-    _require_same_plan(saved, task, options, finished)
-    _require_same_cases(saved, task, options, finished)
+    _require_same_plan(saved, task, options)
+    _require_same_cases(saved, task, options)
     _require_same_beginning(saved, task, options)
-    changed = content_differences(saved.get("contents", {}), task.contents, task.split.train)
-    if changed and not finished:
+    changed = content_differences(saved.contents, task.contents, task.split.train)
+    if changed and not saved.finished:
         raise StateError(
             f"{task.folder} is half trained, and since it was begun {describe_contents(changed)}: half of it would be "
             "learnt from one content, half from another",
@@ -66,17 +64,17 @@ def require_same_training(saved: dict[str, Any], task: FoldTask, options: FoldOp
         )
 
 
-def remarks_on_contents(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> list[str]:
+def remarks_on_contents(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> list[str]:
     """What a fold's owner should know of cases whose content changed since they were trained on or held out."""
-    contents, remarks = saved.get("contents", {}), []
-    if saved["finished"] and (changed := content_differences(contents, task.contents, task.split.train)):
+    remarks = []
+    if saved.finished and (changed := content_differences(saved.contents, task.contents, task.split.train)):
         remarks.append(
             f"note: since it was trained, {describe_contents(changed)}; to retrain it from scratch: "
             f"{again(task, options, '--restart')}"
         )
-    if changed := content_differences(contents, task.contents, task.split.validation):
+    if changed := content_differences(saved.contents, task.contents, task.split.validation):
         what = f"note: of its held-out cases, {describe_contents(changed)}: "
-        if not saved["finished"]:
+        if not saved.finished:
             remarks.append(f"{what}the training resumes, and is watched on the new content from now on")
         else:
             network, where = task.configuration.network.name, task.workspace.root
@@ -85,13 +83,13 @@ def remarks_on_contents(saved: dict[str, Any], task: FoldTask, options: FoldOpti
     return remarks
 
 
-def with_settings_of(saved: dict[str, Any], task: FoldTask) -> FoldTask:
+def with_settings_of(saved: Checkpoint, task: TrainingTask) -> TrainingTask:
     """The task under the training settings that its checkpoint was begun with, the length among them."""
-    training = from_plain(Training, saved["plan"]["training"], f"{task.folder}: plan.training")
+    training = from_plain(Training, saved.plan["training"], f"{task.folder}: plan.training")
     return replace(task, plan=replace(task.plan, training=training))
 
 
-def nothing_to_finish(task: FoldTask) -> StateError:
+def nothing_to_finish(task: TrainingTask) -> StateError:
     """The refusal to finish what has not learnt anything."""
     return StateError(
         f"{task.folder} has no step that could be finished",
@@ -99,16 +97,16 @@ def nothing_to_finish(task: FoldTask) -> StateError:
     )
 
 
-def again(task: FoldTask, options: FoldOptions, *more: object) -> str:
+def again(task: TrainingTask, options: FoldOptions, *more: object) -> str:
     """The command that trains this fold under the present plan, with further options."""
     words = [*command_of_fold(task), *_length_of(task)]
     settings = [word for setting in options.settings for word in ("--set", setting)]
     return suggest(*words, *settings, *more, workspace=task.workspace.root)
 
 
-def as_begun(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> str:
+def as_begun(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> str:
     """How a fold is trained as it was begun: the command, where options of `train` can bring that about."""
-    found = options_between(saved["plan"], to_plain(task.plan), task.configuration_name)
+    found = options_between(saved.plan, to_plain(task.plan), task.configuration_name)
     if found is None:
         return "put back the plan.json it was begun under (plan keeps it as plan.before-*.json)"
     length = () if set(found) & {"--epochs", "--steps", "--time-budget"} else _length_of(task)
@@ -117,13 +115,13 @@ def as_begun(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> str
     return f"train it as it was begun: {suggest(*words, workspace=task.workspace.root)}"
 
 
-def command_of_fold(task: FoldTask) -> list[str]:
+def command_of_fold(task: TrainingTask) -> list[str]:
     """`train -f 0 -c 3d_fullres --network unet`."""
     network = task.configuration.network.name
     return ["train", "-f", str(task.number), "-c", task.configuration_name, "--network", network]
 
 
-def _length_of(task: FoldTask) -> tuple[str, ...]:
+def _length_of(task: TrainingTask) -> tuple[str, ...]:
     training = task.plan.training
     if training.time_budget_seconds is not None:
         return ("--time-budget", f"{training.time_budget_seconds:g}s")
@@ -132,12 +130,12 @@ def _length_of(task: FoldTask) -> tuple[str, ...]:
     return ("--epochs", str(training.epochs))
 
 
-def _require_same_plan(saved: dict[str, Any], task: FoldTask, options: FoldOptions, finished: bool) -> None:
-    found = plan_differences(saved["plan"], to_plain(task.plan), task.configuration_name)
+def _require_same_plan(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> None:
+    found = plan_differences(saved.plan, to_plain(task.plan), task.configuration_name)
     if not found:
         return
     differ = describe_differences(found)
-    if finished and all(key in {f"training.{name}" for name in LENGTHS} for key in found):
+    if saved.finished and all(key in {f"training.{name}" for name in LENGTHS} for key in found):
         raise StateError(
             f"{task.folder} is trained to the end, with another length: {differ}",
             remedy=f"to continue from its weights: {again(task, options, '--init-from', task.folder, '--restart')} "
@@ -149,18 +147,20 @@ def _require_same_plan(saved: dict[str, Any], task: FoldTask, options: FoldOptio
     )
 
 
-def _require_same_cases(saved: dict[str, Any], task: FoldTask, options: FoldOptions, finished: bool) -> None:
+def _require_same_cases(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> None:
     split = task.split
     source = "the dataset" if split.fold == FULL else f"fold {split.fold} of splits.json"
-    for what, cases, trained in (("train on", split.train, "train"), ("hold out", split.validation, "validation")):
-        if differ := sorted(set(cases) ^ set(saved[trained])):
+    for what, cases, trained in (
+        ("train on", split.train, saved.train), ("hold out", split.validation, saved.validation)
+    ):  # fmt: skip
+        if differ := sorted(set(cases) ^ set(trained)):
             raise StateError(
                 f"{task.folder} was trained with other cases: {source} is to {what} others "
                 f"({len(differ)} differ, {differ[0]} is one)",
                 remedy="put back the splits.json it was trained with, or retrain from scratch: "
                 f"{again(task, options, '--restart')} {KEPT}",
             )
-        if list(cases) != list(saved[trained]) and not finished:
+        if tuple(cases) != trained and not saved.finished:
             raise StateError(
                 f"{task.folder}: splits.json has the cases of fold {split.fold} in another order than it was begun "
                 "with, and the batches that are due follow from it",
@@ -169,9 +169,9 @@ def _require_same_cases(saved: dict[str, Any], task: FoldTask, options: FoldOpti
             )
 
 
-def _require_same_beginning(saved: dict[str, Any], task: FoldTask, options: FoldOptions) -> None:
-    asked, known = place(options.init_from), saved["init_from"]
-    if asked in (None, known) or known == UNKNOWN or (known is not None and _is_itself(asked, known, task)):
+def _require_same_beginning(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> None:
+    asked, known = place(options.init_from), saved.init_from
+    if asked in (None, known) or (known is not None and _is_itself(asked, known, task)):
         return
     began = f"from {known}" if known else "from random weights"
     raise StateError(
@@ -181,7 +181,7 @@ def _require_same_beginning(saved: dict[str, Any], task: FoldTask, options: Fold
     )
 
 
-def _is_itself(asked: str | None, known: str, task: FoldTask) -> bool:
+def _is_itself(asked: str | None, known: str, task: TrainingTask) -> bool:
     """Whether a fold that began from what it was before is asked to begin from itself once more."""
     folder = task.folder.resolve()
     before = Path(known).is_relative_to(folder.parent) and f"{folder.name}.before-" in known

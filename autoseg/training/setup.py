@@ -1,36 +1,37 @@
-"""A fold, opened: everything the loop of `train` works with, built anew or from a checkpoint."""
+"""A fold, opened: everything the loop of `train` works with, built from scratch or from a checkpoint."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from autoseg.dataloading.batches import ChainName
 from autoseg.dataloading.store import CaseStore
-from autoseg.dataloading.stream import BatchStream, ChainName
+from autoseg.dataloading.stream import BatchStream
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, UsageError
-from autoseg.models.build import build_plan_loss, build_plan_network, patch_stream
+from autoseg.models.build import build_plan_loss, build_plan_network
 from autoseg.models.checkpoint import CheckpointWriter
 from autoseg.models.pretrained import begin_from
-from autoseg.models.versions import CHECKPOINT_VERSION
+from autoseg.models.versions import Checkpoint, RuntimeSettings
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
-from autoseg.planning.plan import Configuration, Plan
+from autoseg.planning.plan import Configuration, Plan, Training
 from autoseg.plugins import recorded_plugins
 from autoseg.preprocessing.cascade import open_previous
 from autoseg.records import to_plain
 from autoseg.stopping import StopSignals
-from autoseg.training.autotune import Choices, apply, choose, worker_count
+from autoseg.training.autotune import apply, choose, worker_count
+from autoseg.training.batches import TrainingBatches
 from autoseg.training.budget import Clock, epoch_steps
 from autoseg.training.fold_folder import FoldFolder
 from autoseg.training.logger import FoldLog
-from autoseg.training.state import FoldState, seed_of
-from autoseg.training.validation import Batch, WatchedSamples, watch, watched_samples
+from autoseg.training.state import TrainState, seed_of
+from autoseg.training.validation import Batch, ValidationBatches, choose_batches, samples_to_validate
 from autoseg.training.validation_budget import AfterTraining, estimate
 from autoseg.workspace import FULL, FoldName, Workspace
 
@@ -48,7 +49,7 @@ class FoldOptions:
 
 
 @dataclass(frozen=True)
-class FoldTask:
+class TrainingTask:
     """Which fold of what is trained, and by whom."""
 
     workspace: Workspace
@@ -59,6 +60,7 @@ class FoldTask:
     ranks: Ranks  # this process among those that train the fold together
     contents: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of the cases, see `same_training.PARTS`
     beside_network: Callable[[], float] | None = None  # measures seconds of the validation without forward passes
+    show: Callable[[str], None] | None = None  # shows the lines of its log; None: on the terminal, above the bar
 
     @property
     def number(self) -> FoldName:
@@ -83,17 +85,17 @@ class FoldTask:
 
 
 @dataclass
-class Fold:
+class TrainingSession:
     """Everything the loop works with."""
 
-    task: FoldTask
+    task: TrainingTask
     network: nn.Module  # on the device
     trained: nn.Module  # the same, or what spreads it over several processes
     criterion: nn.Module
     stream_of: Callable[[int], BatchStream]  # from a step on
-    held_out: WatchedSamples | None  # of the validation cases; None where none is held out
-    learnt: WatchedSamples  # and of training cases
-    state: FoldState
+    validation_samples: ValidationBatches | None  # fixed ones, of validation cases; None where none is held out
+    train_samples: ValidationBatches  # fixed ones, of training cases
+    state: TrainState
     clock: Clock
     after: AfterTraining  # the last step: how long that takes, and how the validation cases are segmented
     tile: torch.Tensor  # one sample (1, C, *patch) on the device, to time forward passes with
@@ -106,7 +108,7 @@ class Fold:
     raw: Batch | None = None  # the batch of the next step, where it was prepared and is not on the device yet
     ahead: Batch | None = None  # the batch of the next step, where it is on the device already
 
-    def __enter__(self) -> "Fold":
+    def __enter__(self) -> "TrainingSession":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -151,14 +153,14 @@ class Fold:
 
 
 def open_fold(
-    task: FoldTask,
+    task: TrainingTask,
     options: FoldOptions,
     stop: StopSignals,
     log: FoldLog,
     folder: FoldFolder,
-    saved: dict[str, Any] | None,
+    saved: Checkpoint | None,
     began: float,
-) -> Fold:
+) -> TrainingSession:
     """Build what the loop works with: from scratch, or from a checkpoint.
 
     Args:
@@ -169,73 +171,126 @@ def open_fold(
         StateError: the split has no case to train on, or none to validate with (which only FULL may lack).
         UsageError: the start alone took the whole time budget.
     """
-    plan, configuration, split, device, ranks = task.plan, task.configuration, task.split, task.device, task.ranks
+    training, device = task.plan.training, task.device
+
+    def say(text: str) -> None:
+        log.say(f"fold {task.number}  {text}")
+
+    _check_cases(task.split, say)
+    network, criterion = _network_and_loss(task)
+    init_from = saved.init_from if saved else _initialise(network, task, options, folder, say)
+
+    batches = _batches(task)
+    validation_samples, train_samples = _fixed_batches(batches, task.split)
+    workers = worker_count(training.workers, device, task.ranks.local_count)
+
+    # What is fastest on this machine; a resumed fold keeps the settings it began with
+    image = next(iter(validation_samples or train_samples))["image"].to(device)
+    runtime = saved.runtime if saved else _choose(network, task, batches, image, workers, say)
+    apply(runtime, network, image, say)
+    state = TrainState.begin(network, training, runtime, device)
+    if saved:
+        state.restore(saved)
+        say(f"resumed after epoch {state.position.epoch}, step {state.position.step}")
+
+    def stream_of(step: int) -> BatchStream:
+        pinned = device.type == "cuda"
+        return batches.stream(state.runtime.chain, start_step=step, worker_count=workers, pin_memory=pinned, say=say)
+
+    clock = _clock(training, spent=state.position.seconds + time.perf_counter() - began)  # what was prepared counts
+    watched = sum(len(each.places) for each in (train_samples, validation_samples) if each)
+    after = _after_training(task, batches.store, runtime, network, image[:1], watched=watched)
+    if clock.budget_seconds is not None:
+        _begin_budget(clock, after, task.number, resumed=saved is not None, say=say)
+    return TrainingSession(
+        task=task, network=network, trained=task.ranks.wrap(network, device), criterion=criterion, after=after,
+        tile=image[:1].clone(), stream_of=stream_of, validation_samples=validation_samples, train_samples=train_samples,
+        state=state, clock=clock, log=log, stop=stop, checkpoints=CheckpointWriter(task.folder), init_from=init_from,
+        folder=folder,
+    )  # fmt: skip
+
+
+def _check_cases(split: Split, say: Callable[[str], None]) -> None:
+    """Raise StateError where a fold has nothing to train on, or nothing to validate with; say it if it is FULL."""
     if not split.train or not (split.validation or split.fold == FULL):
         raise StateError(
             f"fold {split.fold} has {len(split.train)} cases to train on and {len(split.validation)} to validate with",
             remedy="give it some of both in splits.json, or train the other folds",
         )
-    training = plan.training
-
-    def say(text: str) -> None:
-        log.say(f"fold {split.fold}  {text}")
-
     if split.fold == FULL:
         say(
             f"trains on all {len(split.train)} cases and holds none out: loss and Dice are those of training cases, "
             "and the training ends with its schedule, because no plateau can be noticed"
         )
 
-    # The network and its loss
-    torch.manual_seed(training.seed + seed_of(split.fold))
-    network = build_plan_network(plan, configuration).to(device)
-    network.deep_supervision = training.deep_supervision  # type: ignore[assignment]
-    criterion = build_plan_loss(plan, configuration).to(device)
-    init_from = saved["init_from"] if saved else _initialise(network, task, options, folder, say)
 
-    data = _FoldData(task, say)
-    held_out, learnt = data.watched()
-    workers = worker_count(training.workers, device, ranks.local_count)
+def _network_and_loss(task: TrainingTask) -> tuple[nn.Module, nn.Module]:
+    """A fresh network and its loss, on the device; the weights follow from the seed and the fold."""
+    torch.manual_seed(task.plan.training.seed + seed_of(task.number))
+    network = build_plan_network(task.plan, task.configuration).to(task.device)
+    network.deep_supervision = task.plan.training.deep_supervision  # type: ignore[assignment]
+    return network, build_plan_loss(task.plan, task.configuration).to(task.device)
 
-    # What is fastest on this machine; a resumed fold keeps the choices it began with
-    image = next(iter(held_out or learnt))["image"].to(device)
-    if saved:
-        choices = Choices(**saved["choices"])
-    else:
-        budget = training.time_budget_seconds
-        choices = choose(network, plan, configuration, data.stream_to_measure, image, device, workers, say, budget)
-        choices = ranks.from_first(choices)
-    apply(choices, network, image, say)
-    state = FoldState.begin(network, training, choices, device)
-    if saved:
-        state.restore(saved)
-        say(f"resumed after epoch {state.position.epoch}, step {state.position.step}")
 
-    clock = Clock(
-        spent=state.position.seconds + time.perf_counter() - began,  # what was prepared counts, too
+def _batches(task: TrainingTask) -> TrainingBatches:
+    """The batches of a fold's training cases, this process's part of them."""
+    store = CaseStore(task.workspace.preprocessed(task.configuration.data))
+    cases = (*task.split.train, *task.split.validation)
+    previous = open_previous(task.workspace, task.configuration_name, task.configuration, cases)
+    return TrainingBatches(
+        store, task.split.train, task.plan, task.configuration, previous, task.ranks.rank, task.ranks.count
+    )
+
+
+def _fixed_batches(batches: TrainingBatches, split: Split) -> tuple[ValidationBatches | None, ValidationBatches]:
+    """Samples of the validation cases, and half as many of the training cases.
+
+    Where no case is held out: None, and as many of the training cases.
+    """
+    plan, configuration = batches.plan, batches.configuration
+    steps = epoch_steps(plan.training.steps, plan.training.iterations_per_epoch)
+    samples = samples_to_validate(configuration.batch_size, steps)
+
+    def of(cases: Sequence[str], count: int) -> ValidationBatches:
+        return choose_batches(batches.store, cases, plan, configuration, samples=count, previous=batches.previous)
+
+    if not split.validation:
+        return None, of(split.train, samples)
+    return of(split.validation, samples), of(split.train, samples // 2)
+
+
+def _choose(
+    network: nn.Module,
+    task: TrainingTask,
+    batches: TrainingBatches,
+    image: torch.Tensor,
+    workers: int,
+    say: Callable[[str], None],
+) -> RuntimeSettings:
+    """Measure what is fastest here; of several processes, all take what the first one chose."""
+
+    def stream_of(chain: ChainName) -> BatchStream:  # without cases kept in memory: a few batches are taken from it
+        return batches.stream(chain, memory_limit=0, pin_memory=task.device.type == "cuda", say=say)
+
+    found = choose(
+        network, task.plan, task.configuration, stream_of, image, workers=workers, say=say,
+        seconds=task.plan.training.time_budget_seconds,
+    )  # fmt: skip
+    return task.ranks.broadcast(found)
+
+
+def _clock(training: Training, *, spent: float) -> Clock:
+    """The clock of a training's schedule, after so many seconds."""
+    return Clock(
+        spent=spent,
         total_steps=training.total_steps,
         iterations_per_epoch=epoch_steps(training.steps, training.iterations_per_epoch),
         budget_seconds=training.time_budget_seconds,
     )
-    watched = len(learnt.places) + (len(held_out.places) if held_out else 0)
-    after = _after_training(task, data, choices, network, image[:1], watched=watched)
-    if clock.budget_seconds is not None:
-        clock.start_seconds = 0.0 if saved else clock.elapsed()
-        if not saved:
-            _require_time_left(clock, split.fold)
-        if message := after.begin(clock):
-            say(message)
-    return Fold(
-        task=task, network=network, trained=ranks.wrap(network, device), criterion=criterion,
-        after=after, tile=image[:1].clone(),
-        stream_of=lambda step: data.stream(state.choices.chain, start_step=step, workers=workers),
-        held_out=held_out, learnt=learnt, state=state, clock=clock, log=log, stop=stop,
-        checkpoints=CheckpointWriter(task.folder), init_from=init_from, folder=folder,
-    )  # fmt: skip
 
 
 def _initialise(
-    network: nn.Module, task: FoldTask, options: FoldOptions, folder: FoldFolder, say: Callable[[str], None]
+    network: nn.Module, task: TrainingTask, options: FoldOptions, folder: FoldFolder, say: Callable[[str], None]
 ) -> str | None:
     """Begin with the weights of `options.init_from`, if any; returns where that model is to be found from now on."""
     if not options.init_from:
@@ -248,86 +303,58 @@ def _initialise(
     return place(options.init_from) if lies == source.resolve() else str(lies.parent)
 
 
-def _require_time_left(clock: Clock, fold: FoldName) -> None:
-    """Raise UsageError where the start alone took the whole time budget."""
-    if clock.remaining() <= 0:
+def _begin_budget(
+    clock: Clock, after: AfterTraining, fold: FoldName, *, resumed: bool, say: Callable[[str], None]
+) -> None:
+    """Keep back what the validation needs of a time budget. Raises UsageError where the start alone took all of it."""
+    clock.start_seconds = 0.0 if resumed else clock.elapsed()
+    if not resumed and clock.remaining() <= 0:
         raise UsageError(
             f"fold {fold}: the time budget of {clock.budget_seconds:.0f} s leaves nothing to train in: "
             f"{clock.elapsed():.0f} s went into the start",
             remedy="give it more time (--time-budget)",
         )
+    if message := after.begin(clock):
+        say(message)
 
 
 def _after_training(
-    task: FoldTask, data: "_FoldData", choices: Choices, network: nn.Module, tile: torch.Tensor, *, watched: int
+    task: TrainingTask,
+    store: CaseStore,
+    runtime: RuntimeSettings,
+    network: nn.Module,
+    tile: torch.Tensor,
+    *,
+    watched: int,
 ) -> AfterTraining:
     """How long it takes after the last step; measured only where that has to be known, under a time budget."""
-    seconds, beside = choices.forward_seconds, None
+    seconds, beside = runtime.forward_seconds, None
     if task.plan.training.time_budget_seconds is not None:
-        seconds = min(forward_seconds(network, tile, choices.dtype))
+        seconds = min(forward_seconds(network, tile, runtime.dtype))
         beside = task.beside_network() if task.beside_network and task.ranks.rank == 0 else None
-        seconds, beside = task.ranks.from_first((seconds, beside))
+        seconds, beside = task.ranks.broadcast((seconds, beside))
     return estimate(
-        data.store, task.split, task.plan, task.configuration, device_type=task.device.type, watched=watched,
+        store, task.split, task.plan, task.configuration, device_type=task.device.type, watched=watched,
         forward_seconds=seconds, beside_seconds=beside,
     )  # fmt: skip
 
 
-class _FoldData:
-    """A stream without end to train on, and fixed samples to watch."""
-
-    def __init__(self, task: FoldTask, say: Callable[[str], None]) -> None:
-        self.task, self.say = task, say
-        self.store = CaseStore(task.workspace.preprocessed(task.configuration.data))
-        cases = (*task.split.train, *task.split.validation)
-        self.previous = open_previous(task.workspace, task.configuration_name, task.configuration, cases)
-
-    def stream(self, chain: ChainName, **more: Any) -> BatchStream:
-        """Augmented batches of the training cases."""
-        task = self.task
-        return patch_stream(
-            self.store, task.split.train, task.plan, task.configuration, previous=self.previous, chain=chain,
-            pin_memory=task.device.type == "cuda", rank=task.ranks.rank, ranks=task.ranks.count, say=self.say, **more,
-        )  # fmt: skip
-
-    def stream_to_measure(self, chain: ChainName) -> BatchStream:
-        """The same, without cases kept in memory: a few batches are taken, and it is thrown away."""
-        return self.stream(chain, memory_limit=0)
-
-    def watched(self) -> tuple[WatchedSamples | None, WatchedSamples]:
-        """Samples of the validation cases, and half as many of the training cases.
-
-        Where no case is held out: None, and as many of the training cases.
-        """
-        plan, configuration, split = self.task.plan, self.task.configuration, self.task.split
-        steps = epoch_steps(plan.training.steps, plan.training.iterations_per_epoch)
-        samples = watched_samples(configuration.batch_size, steps)
-
-        def of(cases: Sequence[str], count: int) -> WatchedSamples:
-            return watch(self.store, cases, plan, configuration, samples=count, previous=self.previous)
-
-        if not split.validation:
-            return None, of(split.train, samples)
-        return of(split.validation, samples), of(split.train, samples // 2)
-
-
-def checkpoint_of(fold: Fold, *, finished: bool) -> dict[str, Any]:
-    """The fold as plain data and tensors."""
+def checkpoint_of(fold: TrainingSession, *, finished: bool) -> Checkpoint:
+    """All that resumes the fold where it stands; tensors are shared with it."""
     task = fold.task
-    about = {
-        "version": CHECKPOINT_VERSION,
-        "plan": to_plain(task.plan),
-        "configuration": task.configuration_name,
-        "fold": task.number,
-        "train": list(task.split.train),
-        "validation": list(task.split.validation),
-        "contents": {case: list(parts) for case, parts in task.contents.items()},
-        "init_from": fold.init_from,
-        "plugins": recorded_plugins(),
-        "finished": finished,
-        "history": fold.log.history,
-    }
-    return about | fold.state.to_plain()
+    return Checkpoint(
+        plan=to_plain(task.plan),
+        configuration=task.configuration_name,
+        fold=task.number,
+        train=task.split.train,
+        validation=task.split.validation,
+        contents={case: tuple(parts) for case, parts in task.contents.items()},
+        init_from=fold.init_from,
+        plugins=tuple(recorded_plugins()),
+        finished=finished,
+        history=tuple(row.to_plain() for row in fold.log.history),
+        **fold.state.kept(),
+    )
 
 
 def place(model: Path | None) -> str | None:

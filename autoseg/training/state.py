@@ -6,15 +6,16 @@ process that takes them is the one that took those before or not (at the same nu
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from autoseg.models.versions import Checkpoint, Position, RuntimeSettings
 from autoseg.nn.optimization import (
     OPTIMIZERS,
     REDUCTIONS,
@@ -25,79 +26,41 @@ from autoseg.nn.optimization import (
     set_learning_rate,
 )
 from autoseg.planning.plan import Training
-from autoseg.training.autotune import Choices
 from autoseg.workspace import FULL, FoldName
 
 FULL_SEED = 1_000_000  # stands for a number of FULL: it draws apart from all other folds
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a training stands."""
-
-    epoch: int = 0  # finished epochs
-    step: int = 0  # steps done, those left out for a loss that was not finite included
-    seconds: float = 0.0  # wall time spent so far
-    # of the epoch that is not finished
-    epoch_steps: int = 0
-    epoch_seconds: float = 0.0
-    loss_sum: float = 0.0  # of the steps with a finite loss
-    skipped: int = 0  # the others
-    refused: int = 0  # of these, in a row, up to now
-
-    def after(self, loss: float, seconds: float) -> "Position":
-        """One step further, so many seconds after the beginning; a loss that is not finite counts as skipped."""
-        finite = math.isfinite(loss)
-        return replace(
-            self,
-            step=self.step + 1,
-            seconds=seconds,
-            epoch_steps=self.epoch_steps + 1,
-            epoch_seconds=self.epoch_seconds + seconds - self.seconds,
-            loss_sum=self.loss_sum + (loss if finite else 0.0),
-            skipped=self.skipped + (not finite),
-            refused=0 if finite else self.refused + 1,
-        )
-
-    @property
-    def mean_loss(self) -> float | None:
-        """Of the finite steps of this epoch; None if there was none."""
-        finite = self.epoch_steps - self.skipped
-        return self.loss_sum / finite if finite else None
-
-    def next_epoch(self, seconds: float) -> "Position":
-        """At the beginning of the epoch that follows."""
-        return Position(self.epoch + 1, self.step, seconds, refused=self.refused)
-
-
 @dataclass
-class FoldState:
+class TrainState:
     """A training between two steps."""
 
     training: Training
-    choices: Choices  # made when the fold began
+    runtime: RuntimeSettings  # made when the fold began
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
     plateau: Plateau | None
-    position: Position = Position()
+    position: Position = field(default_factory=Position)
     cooling_since: float | None = None  # progress at which the cool-down began
-    learning_rate_factor: float = 1.0  # halved by a retreat
+    learning_rate_factor: float = 1.0  # halved by a rollback
     micro_batches: int = 1  # parts in which a batch passes the network, so that it fits the memory
-    retreats: int = 0  # returns to an earlier checkpoint
+    rollbacks: int = 0  # returns to an earlier checkpoint
 
     @classmethod
-    def begin(cls, network: nn.Module, training: Training, choices: Choices, device: torch.device) -> "FoldState":
+    def begin(
+        cls, network: nn.Module, training: Training, runtime: RuntimeSettings, device: torch.device
+    ) -> "TrainState":
         """The state before the first step, with the network as it is."""
         return cls(
             training,
-            choices,
+            runtime,
             network,
             OPTIMIZERS[training.optimizer](
                 network.parameters(), training.learning_rate, training.weight_decay, training.momentum
             ),
-            torch.amp.GradScaler(device.type, enabled=choices.dtype == "float16"),
+            torch.amp.GradScaler(device.type, enabled=runtime.dtype == "float16"),
             WeightAverage(network, training.weight_average) if training.weight_average else None,
             Plateau(patience=training.patience) if training.patience else None,
         )
@@ -168,42 +131,42 @@ class FoldState:
         sequence = np.random.SeedSequence([self.training.seed, seed_of(fold), rank, self.position.step])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
-    def to_plain(self) -> dict[str, Any]:
-        """Everything as plain data and tensors."""
+    def kept(self) -> dict[str, Any]:
+        """The fields of a `Checkpoint` that say what this state is; tensors are shared with it."""
         return {
-            "choices": asdict(self.choices),
-            "position": asdict(self.position),
+            "runtime": self.runtime,
+            "position": self.position,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.average if self.average else None,
             "average_steps": self.average.steps if self.average else 0,
-            "plateau": asdict(self.plateau) if self.plateau else None,
+            "plateau": self.plateau,
             "cooling_since": self.cooling_since,
             "learning_rate_factor": self.learning_rate_factor,
             "micro_batches": self.micro_batches,
-            "retreats": self.retreats,
+            "rollbacks": self.rollbacks,
         }
 
-    def restore(self, plain: Mapping[str, Any]) -> None:
-        """Become what `to_plain` described; the choices stay those this state began with.
+    def restore(self, saved: Checkpoint) -> None:
+        """Become what a checkpoint kept; the runtime settings stay those this state began with.
 
         Its tensors may lie on the CPU: what belongs on the device is brought there.
         """
-        self.position = Position(**plain["position"])
-        self.network.load_state_dict(plain["network"])
-        self.optimizer.load_state_dict(plain["optimizer"])
-        if plain["scaler"]:
-            self.scaler.load_state_dict(plain["scaler"])
+        self.position = saved.position
+        self.network.load_state_dict(saved.network)
+        self.optimizer.load_state_dict(saved.optimizer)
+        if saved.scaler:
+            self.scaler.load_state_dict(saved.scaler)
         if self.average:
-            for average, kept in zip(self.average.average, plain["average"], strict=True):
+            for average, kept in zip(self.average.average, saved.average or (), strict=True):
                 average.copy_(kept)
-            self.average.steps = plain["average_steps"]
-        if self.plateau and plain["plateau"]:
-            self.plateau = Plateau(**plain["plateau"])
-        self.cooling_since = plain["cooling_since"]
-        self.learning_rate_factor = plain["learning_rate_factor"]
-        self.micro_batches, self.retreats = plain["micro_batches"], plain["retreats"]
+            self.average.steps = saved.average_steps
+        if self.plateau and saved.plateau:
+            self.plateau = saved.plateau
+        self.cooling_since = saved.cooling_since
+        self.learning_rate_factor = saved.learning_rate_factor
+        self.micro_batches, self.rollbacks = saved.micro_batches, saved.rollbacks
 
 
 def seed_of(fold: FoldName) -> int:

@@ -1,36 +1,36 @@
 """One fold: the one visible loop.
 
 `train_fold` reads top to bottom: where the fold stands, its network, its data, what is fastest here, then steps until
-the schedule is through. The schedule spans what was asked for: epochs, steps, or a wall-time budget that includes the
-validation afterwards (`validation_budget`). Where neither validation loss nor Dice gets better, the learning
+the schedule ends. The schedule spans what was asked for: epochs, steps, or a wall-time budget that includes the
+validation afterwards (`validation_budget`). Where neither validation loss nor Dice improves, the learning
 rate cools down and the training ends.
 
 Nothing is lost: once a minute, after every epoch and when it is asked to stop, the fold writes a checkpoint; the same
-command goes on from there, with the very batch that was due.
+command resumes there, with the exact batch that was due.
 
-Files of a fold: `last.pt`, `previous.pt` and their digests (everything needed to go on, and the weights to predict
+Files of a fold: `last.pt`, `previous.pt` and their digests (everything needed to resume, and the weights to predict
 with), `history.jsonl` (one line per epoch), `log.txt` (what was shown), `progress.png`. The weights of the last step
 are the ones that predict: choosing an epoch by its validation score would make the cross-validation flatter itself.
 """
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from autoseg.errors import AutosegError, Stopped
-from autoseg.models.checkpoint import load_newest, remove_leftovers
+from autoseg.models.checkpoint import NEWEST, load_newest, remove_leftovers
 from autoseg.models.same_training import content_differences
-from autoseg.models.versions import upgrade_checkpoint
+from autoseg.models.versions import Checkpoint, Position
 from autoseg.nn.precision import forward_seconds
 from autoseg.plugins import require_plugins
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.fold_folder import FoldFolder, held
+from autoseg.training.history import EpochRow, rows_of
 from autoseg.training.logger import FoldLog, warning
 from autoseg.training.resume import (
     contents_of,
@@ -39,14 +39,13 @@ from autoseg.training.resume import (
     require_same_training,
     with_settings_of,
 )
-from autoseg.training.setup import Fold, FoldOptions, FoldTask, checkpoint_of, open_fold
-from autoseg.training.state import Position
+from autoseg.training.setup import FoldOptions, TrainingSession, TrainingTask, checkpoint_of, open_fold
 from autoseg.training.validation_budget import keep_inference
 from autoseg.training.within_memory import step_within_memory, validate_within_memory
 from autoseg.workspace import FoldName
 
 PATIENCE_NON_FINITE = 10  # steps in a row without a finite loss before training goes back to a checkpoint
-RETREATS = 2  # times it does so before it gives up
+MAX_ROLLBACKS = 2  # times it does so before it gives up
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class FoldResult:
     remarks: tuple[str, ...] = ()  # on cases whose content changed since
 
 
-def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldResult:
+def train_fold(task: TrainingTask, options: FoldOptions, stop: StopSignals) -> FoldResult:
     """Train one fold of one configuration, or resume it where it stopped.
 
     Args:
@@ -83,35 +82,36 @@ def train_fold(task: FoldTask, options: FoldOptions, stop: StopSignals) -> FoldR
             raise
 
 
-def _train_held(task: FoldTask, options: FoldOptions, stop: StopSignals, folder: FoldFolder) -> FoldResult:
+def _train_held(task: TrainingTask, options: FoldOptions, stop: StopSignals, folder: FoldFolder) -> FoldResult:
     began = time.perf_counter()
     if task.ranks.rank == 0:
         remove_leftovers(task.folder)
     # on the CPU: the device need not hold it twice; what is to be replaced is not read
-    saved, damage = (None, "") if options.restart else load_newest(task.folder)
+    saved, damage = (None, "") if options.restart else newest_checkpoint(task.folder)
     task = replace(task, contents=contents_of(task))
     remarks: list[str] = []
+    history: list[EpochRow] = []
     if saved:
-        saved = upgrade_checkpoint(saved)
-        require_plugins(saved.get("plugins", ()), task.folder)
+        require_plugins(saved.plugins, task.folder)
         if options.as_begun:
             task = with_settings_of(saved, task)
         require_same_training(saved, task, options)
         remarks = remarks_on_contents(saved, task, options)
-        if saved["finished"]:
-            return _result(task, Position(**saved["position"]), saved["history"], remarks, already_finished=True)
-    if options.finish and not (saved and saved["position"]["step"]):
+        history = rows_of(saved.history, task.folder / NEWEST)
+        if saved.finished:
+            return _result(task, saved.position, history, remarks, already_finished=True)
+    if options.finish and not (saved and saved.position.step):
         raise nothing_to_finish(task)
-    history = saved["history"] if saved else []
     labels = list(task.plan.labels.scored)
     silent = task.ranks.rank > 0
     with FoldLog(
-        task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=silent, held_back=options.restart
-    ) as log:
+        task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=silent, held_back=options.restart,
+        show=task.show,
+    ) as log:  # fmt: skip
         for remark in filter(None, (damage, *remarks)):
             log.say(f"fold {task.number}  {remark}")
         fold = open_fold(task, options, stop, log, folder, saved, began)
-        if saved and content_differences(saved["contents"], task.contents, task.split.validation):
+        if saved and content_differences(saved.contents, task.contents, task.split.validation):
             fold.state.forget_plateau()  # measured on other samples
         del saved
         with stop.deferred(), fold:
@@ -121,14 +121,14 @@ def _train_held(task: FoldTask, options: FoldOptions, stop: StopSignals, folder:
     return _result(task, fold.state.position, log.history, remarks, already_finished=False)
 
 
-def train(fold: Fold, options: FoldOptions) -> None:
+def train(fold: TrainingSession, options: FoldOptions) -> None:
     """Do step after step until the schedule is through. The loop."""
     state, clock, ranks = fold.state, fold.clock, fold.task.ranks
     fold.open_stream()
     if state.position.step == 0:
         begin(fold)
     saved_at = clock.elapsed()
-    (schedule,) = ranks.agree(clock.progress(state.position.step))  # share of the schedule that is through
+    (schedule,) = ranks.all_max(clock.progress(state.position.step))  # share of the schedule that is through
     if options.finish and state.cooling_since is None:
         state.cooling_since = schedule
         fold.say("the learning rate cools down, and the training ends, as was asked")
@@ -139,13 +139,13 @@ def train(fold: Fold, options: FoldOptions) -> None:
         loss = step_within_memory(fold, batch)
         state.advance(loss, clock.elapsed())
         if not math.isfinite(loss):
-            named = ", ".join(dict.fromkeys(ranks.gather(batch["cases"])))  # the loss is that of all
+            named = ", ".join(dict.fromkeys(ranks.all_gather(batch["cases"])))  # the loss is that of all
             fold.say(f"step {state.position.step}: the loss is not finite, nothing is learnt of {named}")
-            if state.position.refused == PATIENCE_NON_FINITE:
-                retreat(fold, named)
+            if state.position.consecutive_nonfinite == PATIENCE_NON_FINITE:
+                rollback(fold, named)
 
         # What depends on time and signals is agreed upon by all processes that train together
-        schedule, epoch_over, stopping = ranks.agree(
+        schedule, epoch_over, stopping = ranks.all_max(
             clock.progress(state.position.step),
             clock.epoch_is_over(state.position.epoch_steps, state.position.epoch_seconds),
             fold.stop.due,
@@ -155,13 +155,13 @@ def train(fold: Fold, options: FoldOptions) -> None:
 
         if progress >= 1 or epoch_over:
             finish_epoch(fold, learning_rate, schedule)
-            (schedule,) = ranks.agree(clock.progress(state.position.step))  # validating took some of a time budget
+            (schedule,) = ranks.all_max(clock.progress(state.position.step))  # validating took some of a time budget
             progress = state.due_progress(schedule)
         finished = progress >= 1
         if finished:
             settle_validation(fold)
         late = clock.elapsed() - saved_at >= options.checkpoint_seconds
-        sound = state.position.refused == 0  # a state to go back to
+        sound = state.position.consecutive_nonfinite == 0  # a state to go back to
         if finished or stopping or ((epoch_over or late or fold.checkpoints.failed) and sound):
             if problem := fold.checkpoints.failed:
                 fold.say(f"{problem}: trying again")
@@ -173,7 +173,7 @@ def train(fold: Fold, options: FoldOptions) -> None:
             fold.stop.now()
 
 
-def begin(fold: Fold) -> None:
+def begin(fold: TrainingSession) -> None:
     """Set aside what stood in the fold's folder, now that all else works, and write the first checkpoint.
 
     Raises:
@@ -191,38 +191,38 @@ def begin(fold: Fold) -> None:
         raise
 
 
-def finish_epoch(fold: Fold, learning_rate: float, schedule: float) -> None:
+def finish_epoch(fold: TrainingSession, learning_rate: float, schedule: float) -> None:
     """Look at the fixed samples, write the epoch down, and notice a plateau."""
     state, position = fold.state, fold.state.position
-    watched: dict[str, Any] = {}
+    validation_loss = pseudo_dice = None
     plateau = ""
     began = fold.clock.elapsed()
     with state.averaged():
-        if fold.held_out:
-            validation_loss, pseudo_dice = validate_within_memory(fold, fold.held_out)
-            watched = {"validation_loss": validation_loss, "pseudo_dice": pseudo_dice}
-        _, training_dice = validate_within_memory(fold, fold.learnt)
-    if fold.held_out:
+        if fold.validation_samples:
+            validation_loss, pseudo_dice = validate_within_memory(fold, fold.validation_samples)
+        _, training_dice = validate_within_memory(fold, fold.train_samples)
+    if validation_loss is not None and pseudo_dice is not None:
         plateau = state.watch_plateau(validation_loss, pseudo_dice, schedule)
     state.position = position.next_epoch(fold.clock.elapsed())
-    progress = state.due_progress(schedule)
-    row = {
-        "epoch": state.position.epoch,
-        "step": position.step,
-        "seconds": state.position.seconds,
-        "loss": position.mean_loss,
-        "training_dice": training_dice,
-        **watched,  # where cases are held out
-        "learning_rate": learning_rate,
-        "skipped": position.skipped,
-    }
-    fold.log.epoch(row, progress)
+    row = EpochRow(
+        epoch=state.position.epoch,
+        step=position.step,
+        seconds=state.position.seconds,
+        loss=position.mean_loss,
+        training_dice=tuple(training_dice),
+        validation_loss=validation_loss,
+        pseudo_dice=None if pseudo_dice is None else tuple(pseudo_dice),
+        learning_rate=learning_rate,
+        skipped=position.skipped,
+        progress=state.due_progress(schedule),
+    )
+    fold.log.epoch(row)
     if plateau:
         fold.say(plateau)
     follow_the_time(fold, began)
 
 
-def follow_the_time(fold: Fold, began: float) -> None:
+def follow_the_time(fold: TrainingSession, began: float) -> None:
     """Correct what a time budget keeps back for the validation, by forward passes timed now.
 
     Args:
@@ -231,15 +231,15 @@ def follow_the_time(fold: Fold, began: float) -> None:
     if fold.clock.budget_seconds is None:
         return
     watching = fold.clock.elapsed() - began
-    passes = forward_seconds(fold.network, fold.tile, fold.state.choices.dtype)
-    fold.after.observe(*fold.task.ranks.from_first((passes, watching)))
+    passes = forward_seconds(fold.network, fold.tile, fold.state.runtime.dtype)
+    fold.after.observe(*fold.task.ranks.broadcast((passes, watching)))
     if message := fold.after.follow(fold.clock):
         fold.say(message)
 
 
-def settle_validation(fold: Fold) -> None:
+def settle_validation(fold: TrainingSession) -> None:
     """Choose how the validation cases are segmented, now that the last step is done, and write it down."""
-    if not fold.held_out:
+    if not fold.validation_samples:
         return
     if message := fold.after.settle(fold.clock):
         fold.say(message)
@@ -247,36 +247,35 @@ def settle_validation(fold: Fold) -> None:
         keep_inference(fold.task.folder, fold.after.way)
 
 
-def retreat(fold: Fold, named: str) -> None:
-    """Go back to the last checkpoint and go on more carefully: in float32, or with half the learning rate.
+def rollback(fold: TrainingSession, named: str) -> None:
+    """Go back to the last checkpoint and continue more carefully: in float32, or with half the learning rate.
 
     Args:
         named: the cases of the last step, for the message.
 
     Raises:
-        AutosegError: that was done RETREATS times already.
+        AutosegError: that was done MAX_ROLLBACKS times already.
     """
     state = fold.state
-    retreats, choices = state.retreats, state.choices
+    rollbacks, runtime = state.rollbacks, state.runtime
     factor, micro_batches = state.learning_rate_factor, state.micro_batches
-    if retreats == RETREATS:
+    if rollbacks == MAX_ROLLBACKS:
         raise AutosegError(
             f"fold {fold.task.number}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on "
-            f"{named}, after {RETREATS} returns to an earlier checkpoint, too",
+            f"{named}, after {MAX_ROLLBACKS} returns to an earlier checkpoint, too",
             remedy="look at these images; or try --set training.learning_rate=..., --set training.autocast=float32",
         )
     fold.checkpoints.wait()
     fold.task.ranks.barrier()  # until the first has written what all read
-    saved, _ = load_newest(fold.task.folder)
+    saved, _ = newest_checkpoint(fold.task.folder)
     assert saved is not None, "a checkpoint is written before the first step"
-    saved = upgrade_checkpoint(saved)
     state.restore(saved)
-    state.position = replace(state.position, refused=0)
+    state.position = replace(state.position, consecutive_nonfinite=0)
     state.learning_rate_factor, state.micro_batches = factor, micro_batches
-    fold.log.history[:] = saved["history"]
-    state.retreats = retreats + 1
-    if choices.dtype != "float32":
-        state.choices = replace(choices, dtype="float32")
+    fold.log.history[:] = rows_of(saved.history, fold.task.folder / NEWEST)
+    state.rollbacks = rollbacks + 1
+    if runtime.dtype != "float32":
+        state.runtime = replace(runtime, dtype="float32")
         state.scaler = torch.amp.GradScaler(fold.task.device.type, enabled=False)
         change = "in float32"
     else:
@@ -286,16 +285,22 @@ def retreat(fold: Fold, named: str) -> None:
     fold.say(f"{PATIENCE_NON_FINITE} such steps in a row: back to step {state.position.step}, {change}")
 
 
-def save(fold: Fold, *, finished: bool) -> None:
+def save(fold: TrainingSession, *, finished: bool) -> None:
     """Have a checkpoint written, beside the steps that follow; of several processes the first one does."""
     if fold.task.ranks.rank == 0:
-        fold.checkpoints.save(checkpoint_of(fold, finished=finished))
+        fold.checkpoints.save(checkpoint_of(fold, finished=finished).to_plain())
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, str]:
+    """The newest checkpoint of a fold that is whole, on the CPU, and what the user should know; see `load_newest`."""
+    plain, damage = load_newest(folder)
+    return None if plain is None else Checkpoint.from_plain(plain, folder / NEWEST), damage
 
 
 def _result(
-    task: FoldTask,
+    task: TrainingTask,
     position: Position,
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[EpochRow],
     remarks: Sequence[str],
     *,
     already_finished: bool,
@@ -303,5 +308,5 @@ def _result(
     findings = diagnose(history, list(task.plan.labels.scored))
     model = (task.configuration_name, task.configuration.network.name)
     warnings = tuple(warning(task.number, finding, model) for finding in findings)
-    pseudo_dice = tuple(history[-1].get("pseudo_dice", ()))
+    pseudo_dice = history[-1].pseudo_dice or ()
     return FoldResult(task.number, task.folder, position, pseudo_dice, warnings, already_finished, tuple(remarks))

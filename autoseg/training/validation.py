@@ -20,16 +20,17 @@ from torch import Tensor, nn
 
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading.previous_stage import PreviousStage, one_hot
-from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generator
+from autoseg.dataloading.sampling import cut_patch, sample_generator
 from autoseg.dataloading.store import CaseStore, StoredCase
 from autoseg.imaging.geometry import Axes3
 from autoseg.imaging.labels import OUTSIDE, LabelSet
 from autoseg.nn.precision import autocast
 from autoseg.nn.sliding_window import tile_starts
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.training.batches import build_sampler
 
-LEAST_WATCHED = 16  # samples, however short an epoch is
-WATCHED_SHARE = 0.1  # of an epoch's samples; one that is only watched takes a third of the time of one that is learnt
+MIN_SAMPLES = 16  # samples, however short an epoch is
+SAMPLE_SHARE = 0.1  # of an epoch's samples; one that is only watched takes a third of the time of one that is learnt
 SMALL = 2  # tiles: volumes that come to no more on average are seen whole
 PLACES_SEED = 1_000_000  # of where patches lie
 OPEN_CASES = 32  # mapped at a time, of the validation and of the training cases; each holds three file descriptors
@@ -37,13 +38,13 @@ OPEN_CASES = 32  # mapped at a time, of the validation and of the training cases
 Batch = dict[str, Any]
 
 
-def watched_samples(batch_size: int, iterations_per_epoch: int) -> int:
+def samples_to_validate(batch_size: int, iterations_per_epoch: int) -> int:
     """How many samples of validation cases are looked at after an epoch; of training cases it is half of that."""
-    return max(LEAST_WATCHED, int(WATCHED_SHARE * batch_size * iterations_per_epoch))
+    return max(MIN_SAMPLES, int(SAMPLE_SHARE * batch_size * iterations_per_epoch))
 
 
 @dataclass(frozen=True)
-class WatchedSamples:
+class ValidationBatches:
     """Samples that stand for some cases: iterate over them, as often as you like, for the same batches.
 
     Only their places are kept. The voxels are cut from the mapped cases each time: 75 patches of 128 x 128 x 128 voxels
@@ -76,7 +77,7 @@ class WatchedSamples:
         return torch.from_numpy(image), torch.from_numpy(target)
 
 
-def watch(
+def choose_batches(
     store: CaseStore,
     cases: Sequence[str],
     plan: Plan,
@@ -84,7 +85,7 @@ def watch(
     *,
     samples: int,
     previous: Path | None = None,
-) -> WatchedSamples:
+) -> ValidationBatches:
     """Choose the samples that stand for these cases.
 
     Args:
@@ -97,13 +98,13 @@ def watch(
         size = configuration.batch_size
         places = _patches(store, cases, plan, patch, math.ceil(samples / size) * size)
     else:
-        seen = alike(cases, max(1, int(samples / tiles_per_case)))
+        seen = evenly_spaced(cases, max(1, int(samples / tiles_per_case)))
         places = [(case, lower) for case in seen for lower in _tiles(store.info(case).shape, patch)]
     stage = PreviousStage(previous, plan.labels.num_labels, AUGMENTATIONS["none"]) if previous else None
-    return WatchedSamples(open_case, tuple(places), patch, configuration.batch_size, stage)
+    return ValidationBatches(open_case, tuple(places), patch, configuration.batch_size, stage)
 
 
-def alike(cases: Sequence[str], number: int) -> list[str]:
+def evenly_spaced(cases: Sequence[str], number: int) -> list[str]:
     """So many of these cases, evenly spread over their order; all, if there are no more."""
     number = min(number, len(cases))
     return [cases[i * len(cases) // number] for i in range(number)]
@@ -187,13 +188,9 @@ def _patches(
     store: CaseStore, cases: Sequence[str], plan: Plan, patch_size: Sequence[int], samples: int
 ) -> list[tuple[str, Axes3]]:
     """Case and lower corner of patches, as many of them on foreground as in training."""
-    sampler = PatchSampler(
-        {case: store.info(case) for case in cases}, patch_size=patch_size, labels=list(plan.labels.scored.values()),
-        foreground_fraction=plan.training.foreground_fraction, case_sampling=plan.training.case_sampling,
-        class_sampling=plan.training.class_sampling, seed=PLACES_SEED,
-    )  # fmt: skip
+    sampler = build_sampler(store, cases, plan, PLACES_SEED)
     chosen = [
-        sampler.choose(index, store.open(sampler.case_of(index)), sample_generator(PLACES_SEED, index))
+        sampler.choose(index, store.open(sampler.case_of(index)), patch_size, sample_generator(PLACES_SEED, index))
         for index in range(samples)
     ]
     return [(choice.case, choice.lower) for choice in chosen]

@@ -226,5 +226,5 @@ def keep_inference(folder: Path, way: Inference) -> None:
 
 
 def inference_of(folder: Path) -> Inference | None:
-    """How a fold's validation cases were segmented; None where an older version did it, which knew one way."""
+    """How a fold's validation cases were segmented; None where nothing was written down."""
     return load(Inference, folder / FILE) if (folder / FILE).exists() else None

@@ -4,11 +4,12 @@ Where a batch does not fit, it passes the network in halves, in quarters, ..., f
 
     step_within_memory      one optimiser step
     validate_within_memory  loss and pseudo Dice of the fixed samples
-    training_step           the step itself, in a given number of parts
+    TrainingStep            the step itself, in a given number of parts
 """
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ from torch import nn
 from autoseg.errors import OutOfMemory
 from autoseg.messages import LESS_MEMORY
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
-from autoseg.training.setup import Fold
-from autoseg.training.validation import Batch, WatchedSamples, validate
+from autoseg.training.setup import TrainingSession
+from autoseg.training.validation import Batch, ValidationBatches, validate
 
 
-def step_within_memory(fold: Fold, batch: Batch) -> float:
+def step_within_memory(fold: TrainingSession, batch: Batch) -> float:
     """Do one step; where it does not fit the memory, again in halves of the batch, and so from then on.
 
     Raises:
@@ -32,18 +33,18 @@ def step_within_memory(fold: Fold, batch: Batch) -> float:
     while True:
         state.seed_step(task.number, task.ranks.rank)
         try:
-            return training_step(
-                fold.trained, fold.criterion, state.optimizer, state.scaler, batch, state.choices.dtype,
-                training.gradient_clip, parts=min(state.micro_batches, samples), meanwhile=fold.bring_next,
-            )  # fmt: skip
+            step = TrainingStep(
+                fold.trained, fold.criterion, state.optimizer, state.scaler, state.runtime.dtype, training.gradient_clip
+            )
+            return step(batch, parts=min(state.micro_batches, samples), meanwhile=fold.bring_next)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
-        take_less(fold, samples, reason)  # outside of `except`, so that the error no longer holds the feature maps
+        halve_micro_batch(fold, samples, reason)  # outside of `except`: the error no longer holds the feature maps
 
 
-def validate_within_memory(fold: Fold, samples: WatchedSamples) -> tuple[float, list[float | None]]:
+def validate_within_memory(fold: TrainingSession, samples: ValidationBatches) -> tuple[float, list[float | None]]:
     """Loss and pseudo Dice, the same on every rank; batches that do not fit the memory pass in halves, from then on.
 
     Raises:
@@ -53,18 +54,18 @@ def validate_within_memory(fold: Fold, samples: WatchedSamples) -> tuple[float, 
     while True:
         try:
             found = validate(
-                fold.network, fold.criterion, samples, task.plan, task.device, state.choices.dtype,
+                fold.network, fold.criterion, samples, task.plan, task.device, state.runtime.dtype,
                 parts=state.micro_batches,
             )  # fmt: skip
-            return task.ranks.from_first(found)  # what it leads to, all do
+            return task.ranks.broadcast(found)  # what it leads to, all do
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
-        take_less(fold, samples.batch_size, reason)
+        halve_micro_batch(fold, samples.batch_size, reason)
 
 
-def take_less(fold: Fold, samples: int, reason: str) -> None:
+def halve_micro_batch(fold: TrainingSession, samples: int, reason: str) -> None:
     """Divide batches of so many samples into twice as many parts, from now on, and forget a step that was broken off.
 
     Several processes would have to do so at the same time: they do not try.
@@ -86,52 +87,55 @@ def take_less(fold: Fold, samples: int, reason: str) -> None:
     fold.say(f"out of memory: from now on a batch passes the network in {state.micro_batches} parts")
 
 
-def training_step(
-    network: nn.Module,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    batch: Mapping[str, Any],
-    dtype: str,
-    gradient_clip: float,
-    parts: int = 1,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> float:
-    """Do one optimiser step on a batch and return its loss. A non-finite loss or gradient (NaN) changes no weight.
+@dataclass(frozen=True)
+class TrainingStep:
+    """One optimiser step: what it works with. Call it with a batch."""
 
-    Args:
-        batch: "image" (B, C, *patch) float32, "target" (B, *patch) class indices, perhaps "weights" (B, *patch).
-        parts: in which the batch passes the network; gradients add up. The Dice of a batch, and the mean over weighted
-            or annotated voxels, are then those of its parts.
-        meanwhile: done when all work is given to the device, before anybody waits for it.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    tensors = [batch["image"], batch["target"], *([batch["weights"]] if "weights" in batch else [])]
-    pieces = list(zip(*(tensor.tensor_split(parts) for tensor in tensors), strict=True))
-    value = 0.0
-    for piece in pieces[:-1]:
-        loss = loss_of(network, criterion, *piece, dtype=dtype) * (len(piece[0]) / len(tensors[0]))
-        value += float(loss.detach())
-        scaler.scale(loss).backward()
-    loss = loss_of(network, criterion, *pieces[-1], dtype=dtype)
-    if parts > 1:
-        loss = loss * (len(pieces[-1][0]) / len(tensors[0]))
-    norm = clipped_gradients(loss, network, optimizer, scaler, gradient_clip)
-    meanwhile()
-    last, length = torch.stack([loss.detach().float(), norm.float()]).tolist()  # waits for the device, once
-    value += last
-    finite = math.isfinite(value + length)
-    if not finite and not scaler.is_enabled():
-        return math.nan
-    try:
-        update(optimizer, scaler)
-    except (RuntimeError, MemoryError) as error:  # perhaps half of the weights are new: no step to try again
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"there is no memory for what the optimiser remembers: {str(error).splitlines()[0]}",
-            remedy=f"{LESS_MEMORY}, or end other programs that use this device",
-        ) from None
-    if not finite and scaler.get_scale() < 1:  # it has skipped such steps while it looked for its scale, in vain
-        return math.nan
-    return value
+    network: nn.Module  # what is trained, on the device; over several processes, what spreads it
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    dtype: str  # of the convolutions
+    gradient_clip: float  # longest all gradients together may be
+
+    def __call__(
+        self, batch: Mapping[str, Any], *, parts: int = 1, meanwhile: Callable[[], None] = lambda: None
+    ) -> float:
+        """Do one optimiser step on a batch and return its loss. A non-finite loss or gradient (NaN) changes no weight.
+
+        Args:
+            batch: "image" (B, C, *patch) float32, "target" (B, *patch) class indices, perhaps "weights" (B, *patch).
+            parts: in which the batch passes the network; gradients add up. The Dice of a batch, and the mean over
+                weighted or annotated voxels, are then those of its parts.
+            meanwhile: done when all work is given to the device, before anybody waits for it.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        tensors = [batch["image"], batch["target"], *([batch["weights"]] if "weights" in batch else [])]
+        pieces = list(zip(*(tensor.tensor_split(parts) for tensor in tensors), strict=True))
+        value = 0.0
+        for piece in pieces[:-1]:
+            loss = loss_of(self.network, self.criterion, *piece, dtype=self.dtype) * (len(piece[0]) / len(tensors[0]))
+            value += float(loss.detach())
+            self.scaler.scale(loss).backward()
+        loss = loss_of(self.network, self.criterion, *pieces[-1], dtype=self.dtype)
+        if parts > 1:
+            loss = loss * (len(pieces[-1][0]) / len(tensors[0]))
+        norm = clipped_gradients(loss, self.network, self.optimizer, self.scaler, self.gradient_clip)
+        meanwhile()
+        last, length = torch.stack([loss.detach().float(), norm.float()]).tolist()  # waits for the device, once
+        value += last
+        finite = math.isfinite(value + length)
+        if not finite and not self.scaler.is_enabled():
+            return math.nan
+        try:
+            update(self.optimizer, self.scaler)
+        except (RuntimeError, MemoryError) as error:  # perhaps half of the weights are new: no step to try again
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"there is no memory for what the optimiser remembers: {str(error).splitlines()[0]}",
+                remedy=f"{LESS_MEMORY}, or end other programs that use this device",
+            ) from None
+        if not finite and self.scaler.get_scale() < 1:  # it skipped such steps while it looked for its scale, in vain
+            return math.nan
+        return value

@@ -37,9 +37,14 @@ FIXED = {  # what leaves nothing to chance, with a generator that draws the uppe
 }
 
 
-@pytest.mark.parametrize("shape", [(17, 20), (16, 30), (9, 13, 11), (3, 14, 12), (1, 8, 8), (2, 9, 10)])
 @pytest.mark.parametrize("setting", FIXED)
-def test_fixed_parameters_give_the_voxels_of_the_host_chain(shape, setting, pieces):
+def test_fixed_parameters_give_the_voxels_of_the_host_chain(setting, pieces, subtests):
+    for shape in ((17, 20), (16, 30), (9, 13, 11), (3, 14, 12), (1, 8, 8), (2, 9, 10)):
+        with subtests.test(shape=shape):
+            compare_voxels(shape, setting)
+
+
+def compare_voxels(shape: tuple[int, ...], setting: str) -> None:
     image, target = an_image(3, *(n + 12 for n in shape)) * 3 + 2, blobs(*(n + 12 for n in shape))
     if setting in FIXED and "blur" not in setting and "coarse" not in setting:
         image = gaussian_filter(image, (0, *[1.0] * len(shape)))
@@ -108,11 +113,13 @@ def compare(table: Augmentation, shape: tuple[int, ...]) -> None:
             assert ks_2samp(np.round(a / step), np.round(b / step), method="asymp").pvalue > CHANCE
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("field", ALONE)
 def test_each_transform_has_the_distribution_of_the_host_chain(field):
     compare(replace(OFF, **{field: 1.0 if field != "mirroring" else 0.5}), (5, 7, 6))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(12, 15), (5, 7, 6), (2, 8, 9)])
 def test_all_together_have_the_distribution_of_the_host_chain(shape):
     compare(EVERYTHING, shape)

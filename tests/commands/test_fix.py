@@ -18,14 +18,15 @@ from PIL import Image
 
 from autoseg.cli import main
 from autoseg.commands import fix
+from autoseg.commands.check import check_dataset
 from autoseg.commands.fix import fix_dataset, sharing_files
-from autoseg.commands.plan import check_dataset
 from autoseg.datasets.dataset import IntakeOptions
 from autoseg.datasets.fixing.copying import MARK
 from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError, StateError, StorageError, UsageError
 from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels
-from hostile import AFFINE, header_bomb, impostor, jpeg_mask, nifti
+from files import AFFINE, nifti
+from hostile import header_bomb, impostor, jpeg_mask
 from phantom import tiny_dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -47,12 +48,13 @@ class Told(list):
 
 def fixed(root: Path, out: Path, **options: object) -> tuple[int, Told]:
     told = Told()
-    return fix_dataset(root, out, say=told.append, **options), told  # type: ignore[arg-type]
+    report = fix_dataset(root, out, say=told.append, **options)  # type: ignore[arg-type]
+    return 0 if report.complete else 3, told
 
 
 def checked(root: Path) -> tuple[int, str]:
     told = Told()
-    return check_dataset(root, IntakeOptions(), say=told.append), told.text
+    return 0 if check_dataset(root, IntakeOptions(), say=told.append).usable else 3, told.text
 
 
 def rows(out: Path) -> list[dict[str, str]]:

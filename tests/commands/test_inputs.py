@@ -1,5 +1,6 @@
 """Plans for networks side by side, made once, kept with their edits, made anew for other data."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from autoseg.planning.plan import Decision, Plan
 from autoseg.planning.planner import make_plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
-from cascaded import with_cascade
+from plans import with_cascade
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
@@ -111,6 +112,19 @@ def test_a_plan_that_sees_other_data_is_made_anew(workspace, made, field):
     again = open_plan(workspace, "swin_unet", lambda _: None)
     assert made == ["swin_unet"] * 2
     assert load(Plan, workspace.plan_for("swin_unet")) == again == planned_for(replace(plan, **changes), "swin_unet")
+
+
+def test_a_plan_of_another_version_is_made_again(workspace, made):
+    """And what stands there is kept aside; the plan of the workspace itself is asked for first."""
+    plan = open_plan(workspace, "swin_unet", lambda _: None)
+    path = workspace.plan_for("swin_unet")
+    path.write_text(path.read_text().replace('"version": 1', '"version": 4', 1))
+    assert open_plan(workspace, "swin_unet", lambda _: None) == plan
+    assert made == ["swin_unet"] * 2
+    assert [json.loads(kept.read_text())["version"] for kept in workspace.root.glob("*.before-*.json")] == [4]
+    workspace.plan.write_text(workspace.plan.read_text().replace('"version": 1', '"version": 4', 1))
+    with pytest.raises(StateError, match="is of version 4; expected 1"):
+        open_plan(workspace)
 
 
 def test_what_leaves_the_data_alone_leaves_the_other_plan_alone(workspace, made):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.commands.predict import predict_images
+from autoseg.commands.predict import PredictOptions, predict_images
 from autoseg.datasets.dataset import Case, Dataset, images_in
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import DataError, StorageError, UsageError
@@ -16,9 +16,11 @@ from autoseg.inference import predict as module
 from autoseg.records import save
 from autoseg.workspace import Workspace
 from bright import THRESHOLD, Bright, model_of, picture, plan_of
-from hostile import cut, nifti
+from files import nifti
+from hostile import cut
 
 WHOLE = FileNames("suffix", ("",))
+CPU = PredictOptions(device="cpu")
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_sound_images_are_segmented_and_all_faults_listed_at_the_end(workspace, 
     nifti(folder / "d.nii", holes, np.eye(4))
     (folder / "f.nii").symlink_to("/nowhere")
     with pytest.raises(DataError, match=r"3 files could not be segmented \(listed above\); 3 segmentations are in"):
-        predict_images(workspace, [folder], tmp_path / "out", device="cpu")
+        predict_images(workspace, [folder], tmp_path / "out", CPU)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii", "c.nii", "e.nii.gz"]
     lines = capsys.readouterr().out.splitlines()
     lines = lines[next(n for n, line in enumerate(lines) if line.startswith("3 segmentations in")) :]
@@ -60,7 +62,7 @@ def test_a_batch_without_a_sound_image_writes_nothing(workspace, tmp_path):
     folder = batch(tmp_path / "in", "a.nii")
     (folder / "a.nii").rename(folder / "a.mgz")
     with pytest.raises(DataError, match=r"1 file could not be segmented .* 0 segmentations"):
-        predict_images(workspace, [folder], tmp_path / "out", device="cpu")
+        predict_images(workspace, [folder], tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()
 
 
@@ -68,9 +70,9 @@ def test_what_is_only_worth_a_look_ends_well(workspace, tmp_path, capsys):
     folder = batch(tmp_path / "in", "a.nii")
     (folder / "letter.docx").write_text("text")
     out = tmp_path / "out"
-    assert predict_images(workspace, [folder], out, device="cpu") == [out / "a.nii"]
+    assert predict_images(workspace, [folder], out, CPU) == [out / "a.nii"]
     assert "0 errors, 1 warning" in capsys.readouterr().out
-    predict_images(workspace, [folder], out, device="cpu")
+    predict_images(workspace, [folder], out, CPU)
     assert f"note: 1 of them take the place of files that were in {out} before" in capsys.readouterr().out
 
 
@@ -78,7 +80,7 @@ def test_the_rule_of_the_model_counts_not_that_of_a_plan_made_since(workspace, t
     trained = plan_of(file_names=FileNames("suffix", ("_0001",)))
     monkeypatch.setattr("autoseg.models.model.open_model", lambda *a, **k: model_of((1.0, 1.0, 1.0), plan=trained))
     folder = batch(tmp_path / "in", "a_0001.nii")
-    (made,) = predict_images(workspace, [folder], tmp_path / "out", device="cpu")
+    (made,) = predict_images(workspace, [folder], tmp_path / "out", CPU)
     assert made.name == "a.nii"
 
 
@@ -90,7 +92,7 @@ def test_a_reference_of_the_dataset_is_never_overwritten(workspace, tmp_path):
     save(workspace.dataset, Dataset(1, "d", str(tmp_path), "plain", ("MR",), labels, (case,), (), False, None, ()))
     before = label.read_bytes()
     with pytest.raises(UsageError, match=r"labels/a\.nii is a label of the dataset"):
-        predict_images(workspace, [folder], tmp_path / "labels", device="cpu")
+        predict_images(workspace, [folder], tmp_path / "labels", CPU)
     assert label.read_bytes() == before
 
 
@@ -147,7 +149,7 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused(workspace, tmp_path
     folder, out = batch(tmp_path / "in", "a.nii"), tmp_path / "out"
     out.write_text("notes")
     with pytest.raises(UsageError, match="out is a file, expected a folder"):
-        predict_images(workspace, [folder], out, device="cpu")
+        predict_images(workspace, [folder], out, CPU)
     with pytest.raises(StorageError, match="cannot be written"):  # below it: named, not a traceback
         write_labels(out / "a.nii", np.zeros((8, 9, 10), np.uint8), like=folder / "a.nii")
     assert out.read_text() == "notes"
@@ -155,5 +157,19 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused(workspace, tmp_path
 
 def test_an_image_given_twice_is_segmented_once(workspace, tmp_path, capsys):
     folder = batch(tmp_path / "in", "a.nii", "b.nii")
-    predict_images(workspace, [folder, folder / "a.nii", folder / "a.nii"], tmp_path / "out", device="cpu")
+    predict_images(workspace, [folder, folder / "a.nii", folder / "a.nii"], tmp_path / "out", CPU)
     assert "2 segmentations in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"models": ("2d-unet",), "configuration": "2d"}, "-m names whole models"),
+        ({"models": ("2d-unet",), "network": "unet"}, "-m names whole models"),
+        ({"step": 0.0}, "--step 0.0 leaves gaps"),
+        ({"tile": 9.0}, "--tile 9.0 is not a multiple"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_read(options, what):
+    with pytest.raises(UsageError, match=what):
+        PredictOptions(**options)

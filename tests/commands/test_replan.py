@@ -15,7 +15,7 @@ from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace, write_text
 from phantom import tiny_dataset
-from planned import plan
+from plans import plan
 from synthetic_fingerprints import label_set, uniform
 
 LABELS = label_set(3)

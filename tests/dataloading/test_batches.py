@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ import torch
 
 from autoseg.augmentation.chain import DeviceChain
 from autoseg.augmentation.presets import AUGMENTATIONS, Augmentation
-from autoseg.dataloading.batches import Shard
+from autoseg.dataloading.batches import Shard, batch_bytes
 from autoseg.dataloading.previous_stage import corrupt
 from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generator
 from autoseg.dataloading.store import CaseStore
-from autoseg.dataloading.stream import BatchStream, make_stream
+from autoseg.dataloading.stream import BatchStream
 from autoseg.imaging.components import component_weights
 from stored import commit, faultless_previous_stage, one_hot
+from streams import stream_of
 
 CPU = torch.device("cpu")
 CHAINS = ("host", "worker", "device")
@@ -54,13 +56,11 @@ def one_thread():
 
 
 def stream(store, chain: str, table: Augmentation = STRONG, patch=PATCH, **settings) -> BatchStream:
-    both = {"patch_size": patch, "mirror_axes": range(len(patch)), "masked_channels": (1,), "border": -2.0}
-    device_chain = None if chain == "host" else DeviceChain(table, channels=2, ignore_index=None, **both)
     defaults = {
-        "batch_size": 2, "labels": [(1,), (2,), (3,)], "augmentation": table, "chain": chain,
-        "device_chain": device_chain, "foreground_fraction": 0.5, "seed": 3, "stop_step": 8, "say": pytest.fail,
+        "patch_size": patch, "mirror_axes": range(len(patch)), "masked_channels": (1,), "border": -2.0,
+        "labels": [(1,), (2,), (3,)], "say": pytest.fail,
     }  # fmt: skip
-    return make_stream(store, CASES, **(defaults | both | settings))
+    return stream_of(store, CASES, table, chain, **(defaults | settings))
 
 
 def finished(batches: BatchStream) -> list[dict]:
@@ -108,7 +108,7 @@ def test_workers_and_a_new_start_change_nothing(store, previous, chain, table):
         for count in (0, 1):
             rest = stream(store, chain, table, worker_count=count, start_step=5, **more)
             assert_same(finished(rest), reference[5:])
-        assert_same(finished(stream(store, chain, table, memory_limit=0, **more)), reference)
+        assert_same(finished(stream(store, chain, table, in_memory=False, **more)), reference)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -154,7 +154,7 @@ def test_raw_batches_are_what_is_stored_and_the_chain_makes_the_rest(store, coun
     """By hand: the generator chooses the place, then the chain draws, then the patch is cut as wide as that."""
     chain = DeviceChain(STRONG, channels=2, patch_size=PATCH, mirror_axes=range(3), masked_channels=(1,), border=-2.0)
     infos = {case: store.info(case) for case in CASES}
-    sampler = PatchSampler(infos, patch_size=PATCH, labels=[(1,), (2,), (3,)], foreground_fraction=0.5, seed=3)
+    sampler = PatchSampler(infos, labels=[(1,), (2,), (3,)], foreground_fraction=0.5, seed=3)
     batches = stream(store, "device", worker_count=count)
     wider = 0
     for step, raw in enumerate(batches):
@@ -162,7 +162,7 @@ def test_raw_batches_are_what_is_stored_and_the_chain_makes_the_rest(store, coun
         images, targets, draws = [], [], []
         for index in (2 * step, 2 * step + 1):
             case, rng = store.open(sampler.case_of(index)), sample_generator(3, index)
-            lower = sampler.choose(index, case, rng).lower
+            lower = sampler.choose(index, case, PATCH, rng).lower
             draws.append(chain.draw(rng))
             lower = [first - m for first, m in zip(lower, draws[-1].margin, strict=True)]
             size = [n + 2 * m for n, m in zip(PATCH, draws[-1].margin, strict=True)]
@@ -208,7 +208,7 @@ def test_the_previous_stage_is_damaged_before_it_moves(store, previous, chain):
         assert not torch.equal(batch["image"][:, 2:], one_hot(batch["target"], 3))
         for row, index in enumerate((2 * step, 2 * step + 1)):
             case, rng = store.open(sampler.case_of(index)), sample_generator(3, index)
-            lower = sampler.choose(index, case, rng).lower
+            lower = sampler.choose(index, case, PATCH, rng).lower
             device_chain.draw(rng)
             before = cut_patch(np.load(previous / f"{case.info.id}.npy"), lower, PATCH, -1)
             damaged = torch.from_numpy(np.maximum(corrupt(before, 3, table, rng), 0))
@@ -264,5 +264,37 @@ def test_weights_are_those_of_the_augmented_target(store, chain, patch):
 def test_the_device_makes_no_weights(store):
     with pytest.raises(AssertionError, match="weights of components"):
         stream(store, "device", component_weight=0.5)
-    with pytest.raises(AssertionError, match="needs a device chain"):
-        stream(store, "worker", device_chain=None)
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def test_the_bytes_of_a_batch_by_hand(store, previous):
+    """Two samples of 480 voxels, and 1024 bytes for where arrays begin. Two channels: float32 and 6 bytes of labels and
+    weights; 4 bytes more for each label of a previous stage; raw, 4 times (two float16 and two int16 label maps)."""
+    cascade = {"previous": previous, "num_labels": 3}
+    for chain in ("host", "worker"):
+        assert stream(store, chain).batches.nbytes == 2 * (480 * (2 * 4 + 6) + 1024)
+        assert stream(store, chain, **cascade).batches.nbytes == 2 * (480 * (5 * 4 + 6) + 1024)
+    for more in ({}, cascade):
+        assert stream(store, "device", **more).batches.nbytes == 2 * (480 * 4 * (2 * 2 + 2 * 2) + 1024)
+    assert stream(store, "host", batch_size=4, ranks=2).batches.nbytes == stream(store, "host").batches.nbytes
+    assert stream(store, "host", patch=(10, 8)).batches.nbytes == 2 * (80 * (2 * 4 + 6) + 1024)
+
+
+def test_room_is_made_for_the_widest_of_the_stored_images():
+    """Of four voxels and one channel, raw: 4 times (float32 + two label maps of int16), and where the arrays begin."""
+    infos = [SimpleNamespace(channels=1, image_dtype=dtype) for dtype in ("float16", "float32")]
+    assert batch_bytes(infos[:1], (2, 2), 1, 0, raw=True) == 4 * 4 * (2 + 4) + 1024
+    assert batch_bytes(infos, (2, 2), 1, 0, raw=True) == 4 * 4 * (4 + 4) + 1024
+
+
+# The patch size -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_the_chain_alone_decides_how_large_patches_are(store, chain):
+    """Reader and sampler ask the chain: one that is put in its place cuts other patches, inside the same cases."""
+    other = stream(store, chain, AUGMENTATIONS["none"], patch=(4, 12, 5)).batches
+    changed = replace(stream(store, chain, AUGMENTATIONS["none"]).batches, chain=other.chain)
+    assert_same([changed.finish(changed(3), CPU)], [other.finish(other(3), CPU)])

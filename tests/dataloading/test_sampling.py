@@ -1,22 +1,22 @@
 """Where patches come from: shares, weights and places against counts by hand; cutting against numpy's padding."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generator
+from autoseg.dataloading.sampling import SAMPLERS, PatchSampler, cut_patch, sample_generator
 from autoseg.dataloading.store import CaseInfo, StoredCase, class_locations
+from stored import whole
+
+PATCH = (4, 6, 5)
 
 
 def stored(case_id: str, target: np.ndarray, num_labels: int = 2, ignore_index: int | None = None) -> StoredCase:
     voxels, lists = class_locations(np.ascontiguousarray(target, np.int8), num_labels, ignore_index)
-    box = ((0, 1), (0, 1), (0, 1))
-    info = CaseInfo(case_id, "", (1.0, 1.0, 1.0), box, target.shape, target.shape, num_labels, ignore_index)
-    info = replace(info, shape=target.shape, class_voxels=voxels)
+    info = CaseInfo(case_id, "", whole(target.shape), num_labels, ignore_index, class_voxels=voxels)
     annotated = lists.pop() if ignore_index is not None else None
     return StoredCase(np.zeros((1, *target.shape)), target, dict(enumerate(lists, start=1)), annotated, info)
 
@@ -29,7 +29,7 @@ def with_voxels(case_id: str, *counts: int) -> StoredCase:
 
 
 def sampler_of(*cases: StoredCase, **settings) -> PatchSampler:
-    defaults = {"patch_size": (4, 6, 5), "labels": [(1,), (2,)], "foreground_fraction": 0.5, "seed": 7}
+    defaults = {"labels": [(1,), (2,)], "foreground_fraction": 0.5, "seed": 7}
     return PatchSampler({case.info.id: case.info for case in cases}, **(defaults | settings))
 
 
@@ -66,7 +66,7 @@ def test_without_any_foreground_all_samples_are_random():
     case = with_voxels("a", 0, 0)
     sampler = sampler_of(case, foreground_fraction=1.0)
     assert not any(sampler.is_foreground(i) for i in range(20))
-    assert sampler.choose(0, case, sample_generator(7, 0)).voxel is None
+    assert sampler.choose(0, case, PATCH, sample_generator(7, 0)).voxel is None
 
 
 def test_cases_of_rare_labels_are_drawn_more_often():
@@ -87,7 +87,7 @@ def test_which_label_is_aimed_at(how, share):
     # 9,900 and 99 voxels: 1/sqrt gives weights of 1 : 10
     case = with_voxels("a", 9_900, 99)
     sampler = sampler_of(case, foreground_fraction=1.0, class_sampling=how)
-    hits = Counter(sampler.choose(i, case, sample_generator(7, i)).class_index for i in range(2000))
+    hits = Counter(sampler.choose(i, case, PATCH, sample_generator(7, i)).class_index for i in range(2000))
     assert hits[2] / 2000 == pytest.approx(share, abs=0.04)
     assert set(hits) == {1, 2}
 
@@ -98,12 +98,28 @@ def test_labels_are_weighed_by_their_voxels_in_all_cases():
     np.testing.assert_allclose(sampler.label_weights, [1 / 100, 1 / 10])
 
 
+def test_a_new_rule_is_a_function_and_a_line(monkeypatch):
+    """Cases by their foreground voxels, and the last label alone: 3 of 4 draws, and never label 1."""
+    monkeypatch.setitem(SAMPLERS["case"], "voxels", lambda voxels: voxels.sum(axis=1).astype(float))
+    monkeypatch.setitem(SAMPLERS["class"], "last", lambda voxels: np.arange(voxels.shape[1]).astype(float))
+    cases = {"a": with_voxels("a", 20, 10), "b": with_voxels("b", 5, 5)}
+    settings = {"foreground_fraction": 1.0, "case_sampling": "voxels", "class_sampling": "last"}
+    sampler = sampler_of(*cases.values(), **settings)
+    drawn = [sampler.case_of(i) for i in range(400)]
+    assert Counter(drawn)["a"] == pytest.approx(300, abs=20)  # of each round of two draws 1.5, rounded by chance
+    hits = {sampler.choose(i, cases[name], PATCH, sample_generator(7, i)).class_index for i, name in enumerate(drawn)}
+    assert hits == {2}
+    monkeypatch.setitem(SAMPLERS["case"], "wrong", lambda voxels: np.ones(3))
+    with pytest.raises(AssertionError, match="wrong: one weight per case"):
+        sampler_of(*cases.values(), case_sampling="wrong")
+
+
 def test_only_labels_of_the_case_are_aimed_at():
     a, b = with_voxels("a", 5, 0), with_voxels("b", 0, 5)
     sampler = sampler_of(a, b, foreground_fraction=1.0)
     for i in range(50):
         case = {"a": a, "b": b}[sampler.case_of(i)]
-        choice = sampler.choose(i, case, sample_generator(7, i))
+        choice = sampler.choose(i, case, PATCH, sample_generator(7, i))
         assert choice.case == case.info.id
         assert choice.class_index == {"a": 1, "b": 2}[choice.case]
 
@@ -111,7 +127,7 @@ def test_only_labels_of_the_case_are_aimed_at():
 def test_a_region_is_aimed_at_evenly_over_its_voxels():
     case = with_voxels("a", 100, 300, 50)
     sampler = sampler_of(case, labels=[(1, 2)], foreground_fraction=1.0)
-    hits = Counter(sampler.choose(i, case, sample_generator(7, i)).class_index for i in range(2000))
+    hits = Counter(sampler.choose(i, case, PATCH, sample_generator(7, i)).class_index for i in range(2000))
     assert hits[2] / 2000 == pytest.approx(0.75, abs=0.04)
     assert set(hits) == {1, 2}
 
@@ -120,10 +136,10 @@ def test_the_voxel_lies_anywhere_in_the_patch():
     target = np.zeros((40, 40, 40), np.int8)
     target[20, 21, 22] = 1
     case = stored("a", target, 1)
-    sampler = sampler_of(case, labels=[(1,)], patch_size=(8, 6, 5), foreground_fraction=1.0)
+    sampler = sampler_of(case, labels=[(1,)], foreground_fraction=1.0)
     places = [Counter(), Counter(), Counter()]
     for i in range(1800):
-        choice = sampler.choose(i, case, sample_generator(7, i))
+        choice = sampler.choose(i, case, (8, 6, 5), sample_generator(7, i))
         assert choice.voxel == (20, 21, 22)
         for axis in range(3):
             places[axis][choice.voxel[axis] - choice.lower[axis]] += 1
@@ -143,9 +159,9 @@ def test_patches_stay_inside_or_have_the_image_in_their_middle(shape, patch, whe
     target = np.zeros(shape, np.int8)
     target.reshape(-1)[int(where * (target.size - 1))] = 1
     case = stored("a", target, 1)
-    sampler = sampler_of(case, labels=[(1,)], patch_size=patch, seed=seed)
+    sampler = sampler_of(case, labels=[(1,)], seed=seed)
     for index in range(4):
-        choice = sampler.choose(index, case, sample_generator(seed, index))
+        choice = sampler.choose(index, case, patch, sample_generator(seed, index))
         assert sampler.is_foreground(index) == (choice.class_index == 1)
         for axis, (s, p) in enumerate(zip(shape, patch, strict=True)):
             low = choice.lower[axis]
@@ -162,8 +178,8 @@ def test_patches_stay_inside_or_have_the_image_in_their_middle(shape, patch, whe
 
 def test_random_patches_reach_every_corner():
     case = with_voxels("a", 0, 0)
-    sampler = sampler_of(case, patch_size=(18, 23, 38))  # in (20, 25, 40): 27 places
-    seen = {sampler.choose(i, case, sample_generator(7, i)).lower for i in range(600)}
+    sampler = sampler_of(case)  # a patch of (18, 23, 38) in (20, 25, 40): 27 places
+    seen = {sampler.choose(i, case, (18, 23, 38), sample_generator(7, i)).lower for i in range(600)}
     assert seen == {(z, y, x) for z in range(3) for y in range(3) for x in range(3)}
 
 
@@ -176,7 +192,7 @@ def test_where_little_is_annotated_patches_are_aimed_at_what_is():
     sampler = sampler_of(case, labels=[(1,)], foreground_fraction=0.5)
     voxels = Counter()
     for i in range(200):
-        choice = sampler.choose(i, case, sample_generator(7, i))
+        choice = sampler.choose(i, case, PATCH, sample_generator(7, i))
         if not sampler.is_foreground(i):
             voxels[choice.voxel] += 1
     assert set(voxels) == {(10, 5, 5), (11, 5, 5), (25, 25, 25)}
@@ -186,8 +202,8 @@ def test_slices_of_a_volume():
     target = np.zeros((5, 20, 20), np.int8)
     target[3, 10, 11] = 1
     case = stored("a", target, 1)
-    sampler = sampler_of(case, labels=[(1,)], patch_size=(8, 8), foreground_fraction=0.5)
-    choices = [sampler.choose(i, case, sample_generator(7, i)) for i in range(200)]
+    sampler = sampler_of(case, labels=[(1,)], foreground_fraction=0.5)
+    choices = [sampler.choose(i, case, (8, 8), sample_generator(7, i)) for i in range(200)]
     assert {c.lower[0] for c in choices if c.voxel} == {3}
     assert {c.lower[0] for c in choices if not c.voxel} == {0, 1, 2, 3, 4}
 
@@ -197,7 +213,9 @@ def test_a_sample_depends_on_seed_and_index_alone():
     keys = range(60)
 
     def choices(sampler, order):
-        drawn = {i: sampler.choose(i, cases[sampler.case_of(i)], sample_generator(sampler.seed, i)) for i in order}
+        drawn = {
+            i: sampler.choose(i, cases[sampler.case_of(i)], PATCH, sample_generator(sampler.seed, i)) for i in order
+        }
         return [drawn[i] for i in keys]
 
     straight = choices(sampler_of(*cases.values()), keys)

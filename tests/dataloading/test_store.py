@@ -1,6 +1,7 @@
 """The case store: what goes in comes out, and a process that dies leaves nothing half done."""
 
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -15,6 +16,8 @@ from hypothesis.extra.numpy import arrays
 from autoseg.dataloading import store as module
 from autoseg.dataloading.store import CaseInfo, CaseStore, class_locations, float16_suffices
 from autoseg.errors import DataError, StateError, StorageError
+from autoseg.imaging.placement import Placement
+from stored import whole
 
 
 @pytest.fixture(autouse=True)
@@ -24,17 +27,20 @@ def no_flushing(monkeypatch, request):
         monkeypatch.setattr(module, "_flush", lambda folder: None)
 
 
-def info_of(case_id: str, key: str = "k", num_labels: int = 2, ignore_index: int | None = None) -> CaseInfo:
-    return CaseInfo(
-        id=case_id,
-        key=key,
-        spacing=(2.0, 0.5, 0.5),
-        box=((1, 5), (0, 6), (2, 9)),
-        shape_before_crop=(6, 6, 9),
-        shape_after_crop=(4, 6, 7),
-        num_labels=num_labels,
-        ignore_index=ignore_index,
-    )
+CROPPED = Placement(
+    spacing=(2.0, 0.5, 0.5),
+    target_spacing=(2.0, 0.5, 0.5),
+    box=((1, 5), (0, 6), (2, 9)),
+    shape_before_crop=(6, 6, 9),
+    shape_after_crop=(4, 6, 7),
+    shape=(4, 6, 7),
+)
+
+
+def info_of(
+    case_id: str, key: str = "k", num_labels: int = 2, ignore_index: int | None = None, placement: Placement = CROPPED
+) -> CaseInfo:
+    return CaseInfo(case_id, key, placement, num_labels, ignore_index)
 
 
 def a_case(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +64,7 @@ def test_what_goes_in_comes_out(tmp_path):
     np.testing.assert_array_equal(case.image, image.astype(np.float16))
     assert case.target.dtype == np.int8
     np.testing.assert_array_equal(case.target, target)
+    assert case.info.placement == CROPPED
     assert case.info.shape == (4, 6, 7)
     assert case.info.channels == 2
     assert case.info.class_voxels == (3 * 42 - 4, 3, 1)  # the first slice is outside: in no class
@@ -259,7 +266,8 @@ def test_a_full_disk_leaves_the_old_case(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
         try:
-            store.commit("a", np.zeros((2, 40, 60, 70), np.float32), np.zeros((40, 60, 70), np.int8), info_of("a"))
+            large = info_of("a", placement=whole((40, 60, 70)))
+            store.commit("a", np.zeros((2, 40, 60, 70), np.float32), np.zeros((40, 60, 70), np.int8), large)
         except StorageError as error:
             os._exit(7 if "'a'" in error.what and "disk space" in error.remedy else 8)
         os._exit(9)
@@ -362,10 +370,32 @@ def test_a_missing_case_says_what_to_do(tmp_path):
 def test_arrays_that_do_not_fit_their_marker_are_not_opened(tmp_path):
     store = CaseStore(tmp_path)
     store.commit("a", *a_case(), info_of("a"))
-    store.commit("b", np.zeros((2, 4, 6, 8), np.float32), np.zeros((4, 6, 8), np.int8), info_of("b"))
+    other = info_of("b", placement=whole((4, 6, 8)))
+    store.commit("b", np.zeros((2, 4, 6, 8), np.float32), np.zeros((4, 6, 8), np.int8), other)
     store.path("b", "image").replace(store.path("a", "image"))
     with pytest.raises(StateError, match="shapes"):
         store.open("a")
+
+
+def test_a_case_on_another_grid_than_it_says_is_not_stored(tmp_path):
+    with pytest.raises(AssertionError, match="another grid"):
+        CaseStore(tmp_path).commit("a", *a_case(), info_of("a", placement=whole((4, 6, 8))))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_another_layout_is_made_again(tmp_path):
+    """Version 2 kept the placement in fields of the case itself: they are no longer read, and raise nothing."""
+    store = CaseStore(tmp_path)
+    store.commit("a", *a_case(), info_of("a"))
+    store.seal()
+    marker = json.loads(store.path("a", "json").read_text())
+    store.path("a", "json").write_text(json.dumps(marker | marker.pop("placement") | {"version": 2}))
+    assert store.complete(["a"], "k") == ("a",)
+    store.commit("a", *a_case(), info_of("a"))
+    assert store.complete(["a"], "k") == ()
+    marker = json.loads(store.path("a", "json").read_text())
+    store.path("a", "json").write_text(json.dumps(marker | {"version": 2}))  # readable, and yet of another version
+    assert store.complete(["a"], "k") == ("a",)
 
 
 def test_case_ids_are_file_names(tmp_path):

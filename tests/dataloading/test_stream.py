@@ -8,21 +8,21 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
+import streams
 from autoseg.augmentation.host_chain import Deformation
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading import patches
-from autoseg.dataloading import stream as loader
 from autoseg.dataloading.sampling import cut_patch, sample_generator
-from autoseg.dataloading.store import CaseInfo, CaseStore
-from autoseg.dataloading.stream import BatchStream, make_stream
+from autoseg.dataloading.store import CaseStore
+from autoseg.dataloading.stream import BatchStream
 from stored import commit, digest, faultless_previous_stage, one_hot
+from streams import stream_of
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +47,8 @@ def previous(store, tmp_path_factory) -> Path:
 CASES = tuple(f"case{i}" for i in range(5))
 
 
-def stream(store, strength="default", **settings):
-    defaults = {
-        "patch_size": (6, 10, 8),
-        "batch_size": 2,
-        "labels": [(1,), (2,)],
-        "augmentation": AUGMENTATIONS[strength],
-        "mirror_axes": (0, 1, 2),
-        "foreground_fraction": 0.5,
-        "seed": 3,
-        "stop_step": 8,
-    }
-    return make_stream(store, CASES, **(defaults | settings))
+def stream(store, strength="default", augmentation=None, **settings):
+    return stream_of(store, CASES, augmentation or AUGMENTATIONS[strength], **settings)
 
 
 def assert_same(some, others) -> None:
@@ -147,7 +137,7 @@ def test_the_previous_stage_is_damaged_in_training(store, previous):
     unlike = [(b["image"][i, 2:] != one_hot(b["target"], 2)[i]).any().item() for b in batches for i in range(2)]
     assert np.mean(unlike) == pytest.approx(1 - (1 - 0.4 * 0.75) * (1 - 0.2 * 0.75), abs=0.16)  # 0.4
     assert_same(stream(store, worker_count=1, **settings), batches)
-    assert_same(stream(store, memory_limit=0, **settings), batches)
+    assert_same(stream(store, in_memory=False, **settings), batches)
     assert_same(stream(store, start_step=20, **settings), batches[20:])
 
 
@@ -174,55 +164,15 @@ def reader_of(stream: BatchStream) -> patches.PatchReader:
 
 
 def test_cases_in_memory_or_on_disk_are_the_same(store, monkeypatch):
-    held, mapped = stream(store), stream(store, memory_limit=0)
+    held, mapped = stream(store), stream(store, in_memory=False)
     assert [type(case.image) for case in reader_of(held).cases.values()] == [np.ndarray] * 5
     assert reader_of(mapped).cases == {}
     assert_same(held, mapped)
     assert all(isinstance(case.image, np.memmap) for case in reader_of(mapped).cases.values())
-    size = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
-    assert reader_of(stream(store, memory_limit=size)).in_memory
-    assert not reader_of(stream(store, memory_limit=size - 1)).in_memory
     monkeypatch.setattr(patches, "OPEN_CASES", 2)
-    few = stream(store, memory_limit=0)
+    few = stream(store, in_memory=False)
     assert_same(few, stream(store))
     assert len(reader_of(few).cases) == 2
-
-
-def test_a_quarter_of_the_free_memory_is_the_limit(store, monkeypatch):
-    size = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
-    for free, held in ((4 * size, True), (4 * size - 4, False)):
-        monkeypatch.setattr(loader, "free_memory", lambda free=free: free)
-        assert reader_of(stream(store)).in_memory is held
-
-
-def test_no_more_workers_than_there_is_memory_for_their_batches(store, monkeypatch):
-    """A batch of two samples: 2 * (480 voxels * (2 * 4 + 6) + 1024) = 15488 bytes. Of what is free, half may hold 4 for
-    each worker, and 3 that the training has."""
-    said: list[str] = []
-    reference = list(stream(store, memory_limit=0))
-    for batches, count in ((3 + 3 * 4, 3), (3 + 3 * 4 - 1, 2), (3 + 4, 1), (3 + 4 - 1, 0)):
-        said.clear()
-        monkeypatch.setattr(loader, "free_memory", lambda batches=batches: 2 * batches * 15488)
-        few = stream(store, memory_limit=0, worker_count=3, say=said.append)
-        assert (few.workers.count if few.workers else 0) == count
-        assert len(said) == (count < 3)
-        assert all("too little for what 3 processes prepare" in text and f": {count} do it" in text for text in said)
-    assert_same(few, reference)
-
-
-def test_of_several_ranks_each_takes_its_share_of_the_memory(store, monkeypatch):
-    size = sum(path.stat().st_size for path in store.folder.glob("*.npy"))
-    monkeypatch.setattr(loader, "free_memory", lambda: 8 * size)
-    assert reader_of(stream(store, ranks=2)).in_memory
-    monkeypatch.setattr(loader, "free_memory", lambda: 8 * size - 8)
-    assert not reader_of(stream(store, ranks=2)).in_memory
-
-
-def test_room_is_made_for_the_widest_of_the_stored_images():
-    """Of four voxels and one channel, raw: 4 times (float32 + two label maps of int16), and where the arrays begin."""
-    infos = [SimpleNamespace(channels=1, image_dtype=dtype) for dtype in ("float16", "float32")]
-    assert loader._batch_bytes(infos[:1], (2, 2), 1, 0, "device") == 4 * 4 * (2 + 4) + 1024
-    assert loader._batch_bytes(infos, (2, 2), 1, 0, "device") == 4 * 4 * (4 + 4) + 1024
 
 
 def test_batches_are_prepared_by_one_thread_wherever_that_is(store):
@@ -235,6 +185,8 @@ def test_batches_are_prepared_by_one_thread_wherever_that_is(store):
     seen = []
 
     class Telling:
+        nbytes = 64
+
         def __call__(self, step):
             seen.append(threads())
             return {"threads": sorted(threads())}
@@ -244,20 +196,20 @@ def test_batches_are_prepared_by_one_thread_wherever_that_is(store):
 
     with threadpool_limits(2):
         before = threads()
-        next(loader.BatchStream(Telling()))
+        next(BatchStream(Telling()))
         assert seen == [{1}]
         assert threads() == before
-        in_a_worker = loader.BatchStream(Telling(), worker_count=1, nbytes=64)
+        in_a_worker = BatchStream(Telling(), worker_count=1)
         assert next(in_a_worker) == {"threads": [1]}
         in_a_worker.close()
 
 
 def test_what_prepares_batches_can_be_sent_to_another_process(store):
-    for limit in (None, 0):
-        batches = stream(store, memory_limit=limit).batches
+    for held in (True, False):
+        batches = stream(store, in_memory=held).batches
         batch = batches(5)
         copy = pickle.loads(pickle.dumps(batches))
-        assert (len(copy.reader.cases) > 0) == (limit is None)
+        assert (len(copy.reader.cases) > 0) == held
         assert_same([copy(5)], [batch])
 
 
@@ -302,7 +254,7 @@ def test_a_deformed_patch_is_read_about_its_centre(store, patch):
     for index in range(10):
         rng = sample_generator(3, index)
         case = store.open(sampler.case_of(index))
-        lower = sampler.choose(index, case, rng).lower
+        lower = sampler.choose(index, case, patch, rng).lower
         lower = [first - (30 if axis >= 3 - len(patch) else 0) for axis, first in enumerate(lower)]
         size = [n + 60 for n in patch]
         image, target = cut_patch(case.image, lower, size, 0), cut_patch(case.target, lower, size, -1)
@@ -327,12 +279,10 @@ def test_slices(store):
 def test_many_classes_need_a_wider_target(tmp_path):
     store = CaseStore(tmp_path)
     target = np.full((4, 4, 4), 200, np.int16)
-    box = ((0, 4), (0, 4), (0, 4))
-    image = np.zeros((1, 4, 4, 4), np.float32)
-    store.commit("a", image, target, CaseInfo("a", "k", (1, 1, 1), box, (4, 4, 4), (4, 4, 4), 200))
-    batches = make_stream(
-        store, ["a"], patch_size=(4, 4, 4), batch_size=1, labels=[(200,)], augmentation=AUGMENTATIONS["none"],
-        mirror_axes=(), foreground_fraction=1.0, seed=0, stop_step=1,
+    commit(store, "a", np.zeros((1, 4, 4, 4), np.float32), target, 200)
+    batches = stream_of(
+        store, ["a"], AUGMENTATIONS["none"], patch_size=(4, 4, 4), batch_size=1, labels=[(200,)],
+        foreground_fraction=1.0, stop_step=1,
     )  # fmt: skip
     (batch,) = batches
     assert batch["target"].dtype == torch.int16
@@ -365,7 +315,7 @@ def test_batches_are_prepared_with_one_thread_wherever(store):
     try:
         for count in (0, 1):
             batches = replace(stream(store).batches, chain=Witness())
-            witnessed = BatchStream(batches, stop_step=1, worker_count=count, nbytes=20_000)
+            witnessed = BatchStream(batches, stop_step=1, worker_count=count)
             assert {batch["image"].max().item() for batch in witnessed} == {1}
             assert torch.get_num_threads() == 2
     finally:
@@ -378,11 +328,12 @@ def test_workers_survive_the_signals_of_their_group_and_end_with_a_training_that
         import os, signal, sys, time
         from pathlib import Path
         from autoseg.augmentation.presets import AUGMENTATIONS
-        from autoseg.dataloading.stream import make_stream
         from autoseg.dataloading.store import CaseStore
-        sys.kept_alive = stream = make_stream(
-            CaseStore(Path({str(store.folder)!r})), {CASES!r}, patch_size=(6, 10, 8), batch_size=2, labels=[(1,)],
-            augmentation=AUGMENTATIONS["none"], mirror_axes=(), foreground_fraction=0.5, seed=0, worker_count=2,
+        sys.path.append({str(Path(streams.__file__).parent)!r})
+        from streams import stream_of
+        folder = Path({str(store.folder)!r})
+        sys.kept_alive = stream = stream_of(
+            CaseStore(folder), {CASES!r}, AUGMENTATIONS["none"], stop_step=None, worker_count=2
         )
         next(stream)
         print(*[worker.process.pid for worker in stream.workers.workers])

@@ -14,15 +14,16 @@ from autoseg.cli import main
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
 from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
-from autoseg.inference import predict
+from autoseg.imaging.placement import Placement
+from autoseg.inference import member
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.training import within_memory
 from autoseg.workspace import Workspace
-from cascaded import with_cascade
 from commands import SHORT, Killed, copy_of, dice_of, run
 from phantom import tiny_dataset
+from plans import with_cascade
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +72,8 @@ def test_a_held_out_case_is_segmented_after_the_fold_that_held_it_out(cascaded, 
     written = workspace.fold("3d_cascade", "unet", 1) / "validation" / f"{case}.nii.gz"
     before = np.asarray(nib.load(written).dataobj)
     told = []
-    real = predict._previous_channels
-    monkeypatch.setattr(predict, "_previous_channels", lambda *a: told.append(real(*a)) or told[-1])
+    real = member.previous_channels
+    monkeypatch.setattr(member, "previous_channels", lambda *a: told.append(real(*a)) or told[-1])
     written.unlink()
     run("train", "-c", "3d_cascade", "-f", 1, "--epochs", 8, "-w", workspace.root, *SHORT)
     np.testing.assert_array_equal(np.asarray(nib.load(written).dataobj), before)
@@ -84,7 +85,7 @@ def test_an_interrupted_cascade_goes_on(cascaded, tmp_path, monkeypatch, capsys)
     """Cut short within 3d_lowres, then within 3d_cascade: the weights are those of one go, bit by bit."""
     _, source = cascaded
     command = ["train", "-c", "3d_cascade", "-f", "0", "--epochs", "1", *SHORT]
-    states, real = [], within_memory.training_step
+    states, real = [], within_memory.TrainingStep.__call__
     for stops in ((), (30, 64)):
         workspace = Workspace(tmp_path / f"stops{len(stops)}")
         shutil.copytree(source.root, workspace.root, ignore=shutil.ignore_patterns("models", "3d_cascade-unet"))
@@ -99,7 +100,7 @@ def test_an_interrupted_cascade_goes_on(cascaded, tmp_path, monkeypatch, capsys)
                 return real(*arguments, **options)
 
             with monkeypatch.context() as patch:
-                patch.setattr(within_memory, "training_step", stop_at)
+                patch.setattr(within_memory.TrainingStep, "__call__", stop_at)
                 with pytest.raises(Killed):
                     main([*command, "-w", str(workspace.root)])
             begun = stop // 12 * 12  # an epoch that was cut short is begun anew
@@ -136,8 +137,8 @@ def test_a_retrained_previous_stage_is_noticed(cascaded, tmp_path, capsys):
 def test_models_vote_with_their_probabilities(cascaded, tmp_path, monkeypatch, capsys):
     """The mean of what two models say by themselves, one of them a cascade, is what they say together."""
     dataset, workspace = cascaded
-    heard, real = [], predict._to_crop
-    monkeypatch.setattr(predict, "_to_crop", lambda *a: heard.append(real(*a)) or heard[-1].copy())
+    heard, real = [], Placement.back
+    monkeypatch.setattr(Placement, "back", lambda *a: heard.append(real(*a)) or heard[-1].copy())
     said = {}
     images = ("-i", dataset / "imagesTr" / "case_00_0000.nii.gz", "-w", workspace.root)
     for models in (["3d_cascade-unet"], ["3d_fullres-unet"], ["3d_cascade-unet", "3d_fullres-unet"]):

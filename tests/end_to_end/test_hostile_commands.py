@@ -9,6 +9,7 @@ from commands import outcome, run
 from hostile_values import HOSTILE, leaves, put
 from phantom import tiny_dataset
 
+pytestmark = pytest.mark.thorough
 ELSEWHERE = {2, 3, 4, 5}
 
 

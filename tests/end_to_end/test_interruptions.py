@@ -125,7 +125,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(planned, uninterrupted, tm
     assert process.returncode == code, output
     saved = load_checkpoint(fold_of(workspace) / "last.pt")["position"]["step"]
     assert f"saved after step {saved}" in output
-    assert f"go on with: autoseg train -f 0 --steps {STEPS}" in output
+    assert f"resume with: autoseg train -f 0 --steps {STEPS}" in output
     assert "Traceback" not in output
     finish(workspace, "--set", "training.workers=1")
     assert outcome(workspace) == uninterrupted

@@ -17,7 +17,7 @@ from autoseg.datasets.splits import Splits
 from autoseg.errors import StorageError
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.models import checkpoint
-from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
 from autoseg.records import load
 from autoseg.training import within_memory
 from autoseg.workspace import FULL, Workspace
@@ -37,7 +37,7 @@ SETTINGS = [
 
 def cut_short(monkeypatch: pytest.MonkeyPatch, after: int, *command: object) -> None:
     """Run a training that dies at a step."""
-    real, done = within_memory.training_step, iter(range(10_000))
+    real, done = within_memory.TrainingStep.__call__, iter(range(10_000))
 
     def dying(*arguments, **options):
         if next(done) == after:
@@ -45,7 +45,7 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, after: int, *command: object) -> 
         return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(within_memory, "training_step", dying)
+        patch.setattr(within_memory.TrainingStep, "__call__", dying)
         with pytest.raises(Killed):
             main([str(word) for word in command])
 
@@ -455,3 +455,38 @@ def test_another_dataset_is_not_planned_over_trained_folds(folds, tmp_path, fail
     assert "holds models of another dataset" in error
     assert "OTHER_WORKSPACE" in error
     assert {path.name: path.read_bytes() for path in workspace.root.glob("*.json")} == before
+
+
+# ---- files of another version
+
+
+def rewrite(path: Path, **changes) -> None:
+    save_checkpoint(path, load_checkpoint(path) | changes)
+    path.with_name("checkpoints.sha256").unlink(missing_ok=True)
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_the_command_that_is_named_works(folds, failing, told):
+    _, workspace = folds
+    path = workspace.fold(*MODEL, 1) / "last.pt"
+    rewrite(path, version=4)
+    again = ["train", "-f", 1, "--epochs", 4, "-w", workspace.root, *SETTINGS]
+    error = failing(4, *again)
+    assert f"{path} is a checkpoint of version 4, this autoseg reads version 1" in error
+    assert "is a checkpoint of version 4" in failing(4, "train", "-f", 2, "--init-from", path, *again[3:])
+    assert "is a checkpoint of version 4" in told("status", "-w", workspace.root)
+    told(*suggested(error), "--epochs", 1, *SETTINGS)
+    assert state_of(workspace, 1)["version"] == 1
+    assert siblings(workspace, 1) == ["fold_1", "fold_1.before"]
+
+
+def test_a_plan_of_another_version_is_refused_and_the_command_that_is_named_works(folds, failing, told):
+    dataset, workspace = folds
+    plain = json.loads(workspace.plan.read_text())
+    workspace.plan.write_text(json.dumps(plain | {"version": 4, "unknown": 1}))
+    for command in (["train", "-f", 0], ["status"], ["evaluate"]):
+        error = failing(4, *command, "-w", workspace.root)
+        assert f"{workspace.plan} is of version 4; expected 1, the version of plans that this autoseg reads" in error
+        assert suggested(error) == ["plan", str(dataset), "-w", str(workspace.root)]
+    told(*suggested(error))
+    assert json.loads(workspace.plan.read_text()) == plain
+    told("status", "-w", workspace.root)

@@ -138,15 +138,15 @@ def test_a_planted_overfit_is_named(tmp_path, capsys):
 
 def failing(monkeypatch, fails) -> list[str]:
     """Let the loss of calls number n be NaN where `fails(n, dtype, learning rate)`; returns the dtypes of all calls."""
-    real, seen = within_memory.training_step, []
+    real, seen = within_memory.TrainingStep.__call__, []
 
-    def step(network, criterion, optimizer, scaler, batch, dtype, clip, **options):
-        seen.append(dtype)
-        if fails(len(seen), dtype, optimizer.param_groups[0]["lr"]):
+    def step(self, batch, **options):
+        seen.append(self.dtype)
+        if fails(len(seen), self.dtype, self.optimizer.param_groups[0]["lr"]):
             return math.nan
-        return real(network, criterion, optimizer, scaler, batch, dtype, clip, **options)
+        return real(self, batch, **options)
 
-    monkeypatch.setattr(within_memory, "training_step", step)
+    monkeypatch.setattr(within_memory.TrainingStep, "__call__", step)
     return seen
 
 
@@ -167,8 +167,8 @@ def test_after_ten_in_a_row_it_goes_back_and_on_in_float32(workspace, monkeypatc
     assert "10 such steps in a row: back to step 12, in float32" in capsys.readouterr().out
     assert seen == ["bfloat16"] * 25 + ["float32"] * 24  # from the end of the first epoch, step 12
     state = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")
-    assert state["choices"]["dtype"] == "float32"
-    assert state["retreats"] == 1
+    assert state["runtime"]["dtype"] == "float32"
+    assert state["rollbacks"] == 1
     assert [row["step"] for row in state["history"]] == [12, 24, 36]
     assert [row["step"] for row in history(workspace)] == [12, 24, 36]
     assert all(torch.isfinite(weight).all() for weight in state["network"].values())

@@ -112,7 +112,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(trained, tmp_path, monke
         shutil.copytree(source.root, workspace.root, ignore=shutil.ignore_patterns("models"))
         command = ["train", "-f", 2, "--epochs", 3, "-w", workspace.root, *SHORT]
         if cut_short:
-            real, calls = within_memory.training_step, iter(range(100))
+            real, calls = within_memory.TrainingStep.__call__, iter(range(100))
 
             def stop_in_the_third_epoch(*arguments, real=real, calls=calls, **options):
                 if next(calls) == 30:
@@ -120,7 +120,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(trained, tmp_path, monke
                 return real(*arguments, **options)
 
             with monkeypatch.context() as patch:
-                patch.setattr(within_memory, "training_step", stop_in_the_third_epoch)
+                patch.setattr(within_memory.TrainingStep, "__call__", stop_in_the_third_epoch)
                 with pytest.raises(Killed):
                     main([str(a) for a in command])
             assert load_checkpoint(workspace.fold("3d_fullres", "unet", 2) / "last.pt")["position"]["epoch"] == 2

@@ -11,7 +11,7 @@ from autoseg.evaluation.crossval import CrossValidation, cross_validate_folds, d
 from autoseg.evaluation.evaluate import ScoreJob, Summary
 from autoseg.imaging.labels import LabelSet
 from autoseg.records import load, save
-from hostile import nifti
+from files import nifti
 
 LABELS = LabelSet({"organ": 1, "lesion": 2})
 

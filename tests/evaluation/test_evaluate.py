@@ -17,7 +17,6 @@ from autoseg.evaluation.evaluate import (
     CaseScore,
     ScoreJob,
     Summary,
-    align,
     confusion_table,
     labels_found,
     mean_over_labels,
@@ -30,7 +29,7 @@ from autoseg.evaluation.evaluate import (
     write_csv,
 )
 from autoseg.imaging.labels import LabelSet
-from hostile import itk_image, nifti, png, stack
+from files import itk_image, nifti, png, stack
 
 X, Y, Z = 0.5, 1.0, 2.0  # mm
 AFFINE = np.diag([X, Y, Z, 1.0])
@@ -329,10 +328,6 @@ def test_confusions_are_summed_and_shown_as_shares_of_the_reference():
     assert empty[-1].split() == ["organ", "0.0000", "0.0000", "0"]
     with pytest.raises(ValueError, match="zip"):
         confusion_table(total, ["background"])
-
-
-def test_columns_are_aligned():
-    assert align([["a", "bb", "c"], ["long", "1", "222"]]) == "a     bb    c\n-------------\nlong   1  222"
 
 
 def test_the_csv_has_one_row_per_case_and_label(tmp_path):

@@ -14,6 +14,7 @@ from autoseg.errors import DataError
 from autoseg.imaging.geometry import (
     Geometry,
     Volume,
+    axes3,
     corner_distance_voxels,
     geometry_from_steps,
     orientation_code,
@@ -29,6 +30,15 @@ ALL_48 = [
     for permutation in itertools.permutations(range(3))
     for flips in itertools.product((0, 1), repeat=3)
 ]
+
+
+def test_a_shape_has_three_axes():
+    """Plain numbers, which JSON takes, whatever numpy made them."""
+    made = axes3(np.array([3, 4, 5], np.int64))
+    assert made == (3, 4, 5)
+    assert {type(length) for length in made} == {int}
+    with pytest.raises(ValueError, match="unpack"):
+        axes3((1, 3, 4, 5))
 
 
 def rotation(seed: int, largest_degrees: float = 180.0) -> np.ndarray:
@@ -143,12 +153,13 @@ def test_reorient_by_hand():
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
-@pytest.mark.parametrize(("permutation", "flips"), ALL_48)
-def test_undo_reorient_is_the_inverse_in_both_directions(permutation, flips, lead):
+def test_undo_reorient_is_the_inverse_in_both_directions(lead, subtests):
     array = np.arange(np.prod(lead, dtype=int) * 24).reshape(*lead, 2, 3, 4)
-    assert np.array_equal(undo_reorient(reorient(array, permutation, flips), permutation, flips), array)
-    assert np.array_equal(reorient(undo_reorient(array, permutation, flips), permutation, flips), array)
-    assert reorient(array, permutation, flips).shape == (*lead, *((2, 3, 4)[axis] for axis in permutation))
+    for permutation, flips in ALL_48:
+        with subtests.test(permutation=permutation, flips=flips):
+            assert np.array_equal(undo_reorient(reorient(array, permutation, flips), permutation, flips), array)
+            assert np.array_equal(reorient(undo_reorient(array, permutation, flips), permutation, flips), array)
+            assert reorient(array, permutation, flips).shape == (*lead, *((2, 3, 4)[axis] for axis in permutation))
 
 
 @settings(max_examples=60)

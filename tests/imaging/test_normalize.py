@@ -6,8 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from autoseg.errors import DataError, UsageError
-from autoseg.imaging.normalize import NORMALIZERS, looks_like_hounsfield, normalize, scheme_for
+from autoseg.errors import DataError, StateError, UsageError
+from autoseg.imaging.normalize import (
+    NORMALIZERS,
+    STATISTICS,
+    ForegroundStatistics,
+    looks_like_hounsfield,
+    normalize,
+    scheme_for,
+    uses_statistics,
+)
+from autoseg.planning.fingerprint import ChannelStatistics
+from autoseg.planning.plan import ChannelNormalization
+from autoseg.records import from_plain, to_plain
 
 
 def volume(*values, dtype=np.float32):
@@ -59,19 +70,27 @@ def test_zscore_of_more_voxels_than_fit_one_chunk():
 
 
 def test_ct_by_hand():
-    normalized = normalize(volume(-1000, -10, 40, 90, 3000), "ct", mean=40.0, std=20.0, p00_5=-20.0, p99_5=100.0)
+    normalized = normalize(
+        volume(-1000, -10, 40, 90, 3000),
+        "ct",
+        statistics=ForegroundStatistics(mean=40.0, std=20.0, p00_5=-20.0, p99_5=100.0),
+    )
     np.testing.assert_allclose(normalized.ravel(), [-3, -2.5, 0, 2.5, 3], rtol=1e-6)
 
 
 def test_ct_ignores_the_mask():
     mask = volume(0, 0, 0, dtype=bool)
-    normalized = normalize(volume(0, 1, 2), "ct", mask=mask, mean=1.0, std=2.0, p00_5=0.0, p99_5=2.0)
+    normalized = normalize(
+        volume(0, 1, 2), "ct", mask=mask, statistics=ForegroundStatistics(mean=1.0, std=2.0, p00_5=0.0, p99_5=2.0)
+    )
     np.testing.assert_array_equal(normalized.ravel(), [-0.5, 0, 0.5])
 
 
 def test_ct_whose_foreground_is_constant():
     # A mean that rounding moved off the only value, over the smallest divisor, would be 1e5.
-    normalized = normalize(volume(-5, 40, 700), "ct", mean=40.001, std=0.0, p00_5=40.0, p99_5=40.0)
+    normalized = normalize(
+        volume(-5, 40, 700), "ct", statistics=ForegroundStatistics(mean=40.001, std=0.0, p00_5=40.0, p99_5=40.0)
+    )
     assert not normalized.any()
 
 
@@ -114,7 +133,7 @@ def test_small_deviations_are_divided_by_the_smallest_divisor():
 def test_every_scheme_gives_new_float32_and_leaves_its_input(scheme, dtype):
     channel = volume(1, 7, 9, 200, dtype=dtype)
     before = channel.copy()
-    normalized = normalize(channel, scheme, mean=3.0, std=2.0, p00_5=2.0, p99_5=8.0)
+    normalized = normalize(channel, scheme, statistics=ForegroundStatistics(mean=3.0, std=2.0, p00_5=2.0, p99_5=8.0))
     assert normalized.dtype == np.float32
     assert normalized.shape == channel.shape
     normalized += 1
@@ -150,6 +169,37 @@ def test_an_unknown_scheme_is_refused_by_name():
 def test_scheme_for(name, scheme):
     assert scheme_for(name) == scheme
     assert scheme in NORMALIZERS
+
+
+def test_a_scheme_is_one_function_and_one_line(monkeypatch):
+    """Its name is a channel's name and a plan's word at once, and it is taken to use the dataset's statistics."""
+    monkeypatch.setitem(NORMALIZERS, "by_mean", lambda channel, mask, known: channel.astype(np.float32) / known.mean)
+    assert scheme_for("By_Mean") == "by_mean"
+    planned = from_plain(ChannelNormalization, {"scheme": "by_mean", "mean": 4.0})
+    assert planned == ChannelNormalization("by_mean", mean=4.0)
+    assert normalize(volume(2, 8), planned.scheme, statistics=planned).ravel().tolist() == [0.5, 2]
+    assert uses_statistics("by_mean")
+    monkeypatch.undo()
+    with pytest.raises(StateError, match=r"scheme: expected one of 'ct', .*found 'by_mean'"):
+        ChannelNormalization("by_mean")
+
+
+@pytest.mark.parametrize("scheme", NORMALIZERS)
+def test_schemes_say_whether_they_use_the_statistics_of_the_dataset(scheme):
+    made = [
+        normalize(volume(2, 4, 9), scheme, statistics=ForegroundStatistics(mean=mean, std=2.0, p00_5=1.0, p99_5=8.0))
+        for mean in (3.0, 4.0)
+    ]
+    assert uses_statistics(scheme) is not np.array_equal(*made)
+
+
+def test_statistics_are_handed_from_record_to_record():
+    known = ChannelStatistics(mean=3.0, std=2.0, p00_5=1.0, p99_5=8.0, median=2.5, min=0.0, max=9.0)
+    planned = ChannelNormalization("ct", False, **known.foreground)
+    assert STATISTICS == ("mean", "std", "p00_5", "p99_5")
+    assert planned.foreground == known.foreground == {"mean": 3.0, "std": 2.0, "p00_5": 1.0, "p99_5": 8.0}
+    assert list(to_plain(planned)) == ["scheme", "inside_mask", "mean", "std", "p00_5", "p99_5"]  # as in plan.json
+    assert set(to_plain(known)) == {"mean", "median", "std", "min", "max", "p00_5", "p99_5"}
 
 
 class TestHounsfield:

@@ -272,6 +272,15 @@ def test_labels_equal_a_dense_argmax(shape, new_shape, num_classes, seed):
     np.testing.assert_array_equal(resampled, dense_argmax(indices, new_shape))
 
 
+def test_a_label_that_no_voxel_of_a_coarser_grid_sees_is_lost():
+    """Of seven cells one is left, whose centre lies in the fourth: 2 stands elsewhere, in one of two rows."""
+    indices = np.zeros((1, 2, 7), np.int16)
+    indices[0, 0, 6] = 2
+    assert labels(indices, (1, 1, 1)).tolist() == [[[0]]]
+    indices[0, :, 3] = 1
+    assert labels(indices, (1, 1, 1)).tolist() == [[[1]]]
+
+
 @pytest.mark.parametrize("new_shape", [(40, 30, 37), (9, 50, 11)])
 def test_labels_are_decided_in_slabs(new_shape, monkeypatch):
     indices = np.random.default_rng(0).integers(-1, 4, size=(7, 6, 5)).astype(np.int16).repeat(3, 0).repeat(4, 2)

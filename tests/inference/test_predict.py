@@ -22,12 +22,12 @@ from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
-from autoseg.inference import predict as module
-from autoseg.inference.predict import PredictOptions, member_of, output_ending, predict_cases, segment, window_runner
+from autoseg.inference.member import EnsembleMember
+from autoseg.inference.options import InferenceOptions
+from autoseg.inference.predict import output_ending, predict_cases, segment
 from autoseg.models.model import Model
-from autoseg.preprocessing.preprocess import prepare
-from bright import THRESHOLD, Bright, model_of, picture, plan_of
-from hostile import itk_image, nifti, stack
+from bright import THRESHOLD, model_of, picture, plan_of
+from files import itk_image, nifti, stack
 from phantom import sphere
 
 
@@ -64,7 +64,7 @@ def test_a_segmentation_lies_on_its_image(
     image = picture((11, 13, 17))
     path = nifti(folder / "image.nii", image, turned(permutation, flips, angle, (0.5, 0.5, 0.5)))
     model = model_of((0.5,) * dims, plan=plan_of(axis_order=tuple(axis_order), orientation=orientation))
-    (made,) = predict_cases([model], [case_of(path)], folder / "out", PredictOptions(mirroring=mirroring))
+    (made,) = predict_cases([model], [case_of(path)], folder / "out", InferenceOptions(mirroring=mirroring))
     assert (made.case, made.path) == ("some.case", folder / "out" / "some.case.nii")
     source, result = nib.load(path), nib.load(made.path)
     np.testing.assert_array_equal(np.asarray(result.dataobj).T, np.where(image > THRESHOLD, 7, 0))
@@ -139,78 +139,11 @@ def test_regions_are_decided_after_resampling_and_in_their_order(tmp_path):
     np.testing.assert_array_equal(read_labels(made.path).array, np.select([image > 125, image > 75], [5, 2], 0))
 
 
-def test_members_of_an_ensemble_have_equal_votes(tmp_path):
-    """Thresholds of 60 and 120 together make one of 90: it is the logits that are averaged."""
-
-    class Above(nn.Module):
-        def __init__(self, threshold: float) -> None:
-            super().__init__()
-            self.threshold = threshold
-
-        def forward(self, image: Tensor) -> list[Tensor]:
-            return [torch.cat([torch.zeros_like(image), image - self.threshold], dim=1)]
-
-    model = replace(model_of((1.0, 1.0, 1.0)), networks=(Above(60.0), Above(120.0)), folds=(0, 1))
-    image = np.random.default_rng(0).integers(30, 150, (1, 9, 10, 11)).astype(np.float32)
-    logits = window_runner(model, PredictOptions())(image)
-    np.testing.assert_allclose(logits[1].numpy(), image[0] - 90, atol=1e-3)
-    assert logits.shape == (2, 9, 10, 11)
-
-
-def test_mirroring_is_that_of_the_plan_unless_told(tmp_path):
-    """A network that prefers the first slice: flipping along z evens it out, other flips do not."""
-
-    class First(nn.Module):
-        calls = 0
-
-        def forward(self, image: Tensor) -> list[Tensor]:
-            First.calls += 1
-            slope = torch.linspace(1, -1, image.shape[2])[None, None, :, None, None].expand_as(image)
-            return [torch.cat([torch.zeros_like(image), slope], dim=1)]
-
-    plan = plan_of()
-
-    def run(axes: tuple[int, ...], planned: bool, told: bool | None) -> tuple[bool, int]:
-        training = replace(plan.training, mirror_axes=axes, test_time_mirroring=planned)
-        model = model_of((1.0,) * 3, plan=replace(plan, training=training), network=First(), patch=(9, 10, 11))
-        First.calls = 0
-        logits = window_runner(model, PredictOptions(mirroring=told))(np.ones((1, 9, 10, 11), np.float32))
-        return bool(logits[1].abs().max() < 1e-5), First.calls
-
-    assert run((0, 1, 2), True, None) == (True, 8)
-    assert run((0,), True, None) == (True, 2)
-    assert run((1, 2), True, None) == (False, 4)
-    assert run((0,), True, False) == (False, 1)
-    assert run((0,), False, None) == (False, 1)
-    assert run((0,), False, True) == (True, 2)
-
-
-def test_tiles_are_as_near_as_told():
-    """18 voxels in tiles of 8: steps of 4 need 4 of them (0, 3, 7, 10), steps of 8 need 3; in batches as told."""
-    batches = []
-
-    class Counting(Bright):
-        def forward(self, image: Tensor) -> list[Tensor]:
-            batches.append(len(image))
-            return super().forward(image)
-
-    model = model_of((1.0,) * 3, network=Counting())
-    image = np.ones((1, 18, 10, 12), np.float32)
-    for options, expected in (
-        (PredictOptions(mirroring=False), [1] * 4),
-        (PredictOptions(mirroring=False, step=1.0), [1] * 3),
-        (PredictOptions(mirroring=False, tile_batch=3), [3, 1]),
-    ):
-        batches.clear()
-        window_runner(model, options)(image)
-        assert batches == expected
-
-
 def test_an_empty_image_has_an_empty_segmentation(tmp_path):
     path = nifti(tmp_path / "image.nii", np.zeros((5, 6, 7), np.int16))
     loaded = load_case(case_of(path), None)
     model = model_of(loaded.spacing)
-    indices = segment([member_of(model, PredictOptions())], loaded)
+    indices = segment([EnsembleMember(model)], loaded)
     assert indices.shape == (5, 6, 7)
     assert not indices.any()
 
@@ -265,18 +198,6 @@ def test_models_average_the_probabilities_of_regions(tmp_path):
     models = [model_of((1.0,) * 3, plan=plan, network=Region(*p)) for p in ((0.9, 0.4), (0.3, 0.3))]
     (made,) = predict_cases(models, [case_of(path)], tmp_path / "out")
     np.testing.assert_array_equal(read_labels(made.path).array, np.where(image > THRESHOLD, 7, 0))
-
-
-def test_models_that_see_an_image_alike_share_its_preparation(tmp_path, monkeypatch):
-    prepared = []
-    monkeypatch.setattr(
-        module, "prepare", lambda *a: prepared.append(module.spacing_for(a[4], a[2])) or prepare(*a)
-    )  # fmt: skip
-    path = nifti(tmp_path / "image.nii", picture((8, 9, 10)), np.eye(4))
-    models = [model_of(spacing) for spacing in ((1.0,) * 3, (2.0,) * 3, (1.0,) * 3, (1.0,) * 2)]
-    for out in ("first", "second"):
-        predict_cases(models, [case_of(path)], tmp_path / out)
-    assert prepared == [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)] * 2
 
 
 @pytest.mark.parametrize(
@@ -428,73 +349,3 @@ def test_a_damaged_image_is_named_and_those_before_are_kept(tmp_path):
     with pytest.raises(DataError, match=r"bad\.nii"):
         predict_cases([model_of((1.0,) * 3)], cases, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.nii"]
-
-
-# ---- tiles larger than the patch
-
-
-class Noting(Bright):
-    """Keeps the shapes it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[int, ...]] = []
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        self.seen.append(tuple(image.shape[2:]))
-        return super().forward(image)
-
-
-def seen_by(image: np.ndarray, patch, tile: float | None = None, **changes) -> list[tuple[int, ...]]:
-    """Shapes of the tiles, where a network divides its axes by 4 and is not mirrored."""
-    network = Noting()
-    model = model_of((1.0,) * len(patch), network=network, patch=patch)
-    configuration = model.configuration
-    strides = ((1,) * len(patch), (2,) * len(patch), (2,) * len(patch))
-    spec = replace(configuration.network, strides=strides, name=changes.pop("network", "unet"))
-    configuration = replace(configuration, network=spec, patch_size=patch, **changes)
-    plan = replace(model.plan, configurations=model.plan.configurations | {model.configuration_name: configuration})
-    logits = window_runner(replace(model, plan=plan), PredictOptions(mirroring=False, tile=tile))(image)
-    assert logits.shape[1:] == image.shape[1:]
-    np.testing.assert_array_equal(logits.argmax(0).numpy(), image[-1] > THRESHOLD)
-    return network.seen
-
-
-def test_tiles_grow_where_that_is_less_to_compute():
-    image = picture((20, 18, 30))[None].astype(np.float32)
-    assert seen_by(image, (16, 16, 16)) == [(16, 16, 16)] * 2 * 2 * 3
-    # one tile of 20 instead of two of 16; 20 voxels would exceed 18; two of 20 or of 24 instead of three of 16
-    assert seen_by(image, (16, 16, 16), 1.5) == [(20, 16, 20)] * 1 * 2 * 2
-    assert seen_by(image, (16, 16)) == [(16, 16)] * 20 * 2 * 3
-    assert seen_by(image[..., :28], (16, 16), 2.0) == [(16, 28)] * 20 * 2
-
-
-@pytest.mark.parametrize("network", ["deeplab", "segformer", "swin_unet", "transunet"])
-def test_networks_that_know_their_patch_keep_it(network):
-    image = picture((24, 16, 32))[None].astype(np.float32)
-    assert set(seen_by(image, (16, 16, 16), 2.0)) == {(24, 16, 32)}
-    assert set(seen_by(image, (16, 16, 16), 2.0, network=network)) == {(16, 16, 16)}
-
-
-def test_tiles_do_not_outgrow_the_memory():
-    """Two gigabytes are 537 million elements: 400 million of a patch are 500 million of a tile of 20 x 16 x 16."""
-    image = picture((20, 16, 16))[None].astype(np.float32)
-    assert set(seen_by(image, (16, 16, 16), 2.0, elements=400_000_000)) == {(20, 16, 16)}
-    assert set(seen_by(image, (16, 16, 16), 2.0, elements=440_000_000)) == {(16, 16, 16)}
-
-
-@pytest.mark.parametrize("tile", [0.5, 0.0, -1.0, 9.0, float("nan"), float("inf")])
-def test_tiles_of_no_such_size_are_refused(tile):
-    with pytest.raises(UsageError, match="--tile"):
-        PredictOptions(tile=tile)
-
-
-def test_mirroring_along_some_axes_only():
-    """A network is called once per flip: 2 of one axis, 4 of two; axes that the plan does not mirror are left out."""
-    for axes, calls in (((0, 1, 2), 4), ((2,), 2), ((0, 2), 2), ((0,), 1), ((), 1), (None, 4)):
-        network = Noting()
-        plan = plan_of()
-        plan = replace(plan, training=replace(plan.training, mirror_axes=(1, 2)))
-        model = model_of((1.0, 1.0, 1.0), plan=plan, network=network, patch=(16, 16, 16))
-        window_runner(model, PredictOptions(mirror_axes=axes))(np.zeros((1, 16, 16, 16), np.float32))
-        assert len(network.seen) == calls, axes

@@ -20,10 +20,10 @@ from autoseg.launch.local_gpus import train_on_gpus
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import FULL, Workspace
-from cascaded import with_cascade
 from commands import copy_of
 from fleets import Told, with_gpus
 from phantom import tiny_dataset
+from plans import with_cascade
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folds side by side need Linux")
 

@@ -24,7 +24,8 @@ from autoseg.launch.jobs import (
 )
 from autoseg.launch.local_gpus import FoldEnd, FoldJob, choose_gpus, fold_command, run_folds, share_cores
 from autoseg.stopping import StopSignals
-from autoseg.workspace import FULL, FoldName, Workspace, write_text
+from autoseg.training.history import EpochRow, write_history
+from autoseg.workspace import FULL, FoldName, Workspace
 from fleets import Told, with_gpus
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="folds side by side need Linux")
@@ -50,7 +51,7 @@ def parsed(monkeypatch) -> Callable[[list[str]], tuple[Workspace, TrainOptions]]
 def other_than(field) -> object:
     """A value of a field's type that is not its default."""
     kind = typing.get_type_hints(TrainOptions)[field.name]
-    if isinstance(kind, types.UnionType):
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
         (kind,) = (choice for choice in typing.get_args(kind) if choice is not type(None))
     values = {
         int: 7, float: 95.5, str: "cuda:1", Path: Path("some where/last.pt"), bool: not field.default,
@@ -98,10 +99,17 @@ def test_folds_are_written_as_they_are_typed(folds, text):
     assert folds_text(folds) == text
 
 
+def row(epoch: int, pseudo_dice: tuple[float | None, ...] | None) -> EpochRow:
+    return EpochRow(
+        epoch=epoch, step=epoch, seconds=1.0, loss=0.5, training_dice=(0.5,), pseudo_dice=pseudo_dice,
+        learning_rate=0.01, skipped=0, progress=0.5,
+    )  # fmt: skip
+
+
 def test_the_model_of_all_cases_is_a_fold_of_the_fleet(tmp_path):
     options = TrainOptions(configuration="2d", folds=(FULL,), epochs=2)
     assert "--folds=full" in fold_command(Workspace(tmp_path), options, FULL)
-    write_text(tmp_path / "fold_full" / "history.jsonl", '{"epoch": 2, "training_dice": [0.5]}\n')
+    write_history(tmp_path / "fold_full", [row(2, None)])
     assert local_gpus.table([FoldEnd(FULL, "0", 0, 61.0)], tmp_path).splitlines()[1].split() == [
         "full", "0", "1m01s", "2", "-", "trained",
     ]  # fmt: skip
@@ -367,13 +375,11 @@ def test_children_keep_to_their_share_of_the_cores(tmp_path):
 
 
 def test_the_table_says_how_far_each_fold_came(tmp_path):
-    (tmp_path / "fold_0").mkdir()
-    (tmp_path / "fold_0" / "history.jsonl").write_text(
-        '{"epoch": 1, "pseudo_dice": [0.1]}\n{"epoch": 12, "pseudo_dice": [0.5, null, 0.75]}\n'
-    )
+    write_history(tmp_path / "fold_0", [row(1, (0.1, None, None)), row(12, (0.5, None, 0.75))])
     ends = [FoldEnd(0, "1", 0, 3725.2), FoldEnd(1, "GPU-a", -11, 61.0), FoldEnd(2, None, 75, 60.0)]
     header, *lines = local_gpus.table(ends, tmp_path).splitlines()
-    assert header.split() == ["fold", "GPU", "time", "epoch", "pseudo", "Dice"]
+    assert header == "fold    GPU     time  epoch  pseudo Dice"
+    assert lines[0] == "   0      1    1h02m     12        0.625  trained"
     assert [line.split(maxsplit=5) for line in lines] == [
         ["0", "1", "1h02m", "12", "0.625", "trained"],
         ["1", "GPU-a", "1m01s", "-", "-", "killed by SIGSEGV"],

@@ -27,8 +27,8 @@ from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace, write_text
-from cascaded import with_cascade
 from phantom import tiny_dataset
+from plans import with_cascade
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="SLURM runs on Linux")
 
@@ -78,7 +78,7 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path, capsys):
         require_submitit()
     monkeypatch.setitem(sys.modules, "submitit", None)  # as if it were not installed
     assert main(["train", "--slurm", "partition=gpu", "-w", str(tmp_path)]) == 2
-    assert "pip install 'autoseg[slurm]'" in capsys.readouterr().err
+    assert "pip install 'autoseg-med[slurm]'" in capsys.readouterr().err
 
 
 # ---- what is submitted
@@ -328,7 +328,7 @@ def test_a_fold_is_trained_by_a_job(planned, tmp_path):
         for process in psutil.Process(int(job.job_id)).children(recursive=True):
             process.kill()
     assert job.result() is None
-    assert "go on with: autoseg train" in job.stderr()
+    assert "resume with: autoseg train" in job.stderr()
     assert load_checkpoint(folder / "last.pt")["finished"]
     assert len(list((folder / "validation").glob("*.nii.gz"))) == 1
 

@@ -315,7 +315,7 @@ def test_a_whole_checkpoint_of_another_fold_is_not_taken_for_ours(tmp_path):
 
 
 def test_without_digests_the_archive_vouches_for_itself(tmp_path):
-    save_checkpoint(tmp_path / "last.pt", {"epoch": 4})  # as older versions wrote it
+    save_checkpoint(tmp_path / "last.pt", {"epoch": 4})  # and no list beside it
     assert epoch_of(tmp_path) == (4, "")
 
 
@@ -409,7 +409,7 @@ def test_bytes_that_come_back_changed_are_noticed(tmp_path, monkeypatch):
 
 
 def test_a_state_is_saved_as_it_was(tmp_path):
-    """The training goes on changing it in place, while it is written."""
+    """The training continues changing it in place, while it is written."""
     weights, history = torch.ones(3), [{"epoch": 1, "pseudo_dice": [0.5]}]
     state = {"network": {"w": weights}, "history": history, "average": [weights], "position": (1, 2.5)}
     begun = threading.Event()
@@ -443,7 +443,7 @@ def test_states_are_saved_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_generation", slow)
     writer = CheckpointWriter(tmp_path)
     writer.save({"step": 1})
-    assert order == []  # the training goes on
+    assert order == []  # the training continues
     threading.Timer(0.2, gate.set).start()
     writer.save({"step": 2})
     assert order[0] == 1

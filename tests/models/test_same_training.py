@@ -19,7 +19,7 @@ from autoseg.models.same_training import (
 )
 from autoseg.planning.plan import Configuration, NetworkSpec, Plan, Training
 from autoseg.records import from_plain, to_plain
-from planned import plan
+from plans import plan
 from synthetic_fingerprints import label_set, uniform
 
 NAME = "3d_fullres"

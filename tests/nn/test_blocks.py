@@ -345,6 +345,7 @@ def test_only_kernels_one_slice_thick_in_half_precision_on_a_cpu_run_by_slices(m
 DEBUGGING_ALLOCATOR = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not DEBUGGING_ALLOCATOR.exists(), reason="needs glibc's debugging allocator")
 @pytest.mark.parametrize(("kernel", "shape"), [((1, 3, 3), (2, 16, 8, 96, 96)), ((1, 1, 1), (2, 16, 4, 128, 128))])
 def test_gradients_of_thin_kernels_stay_within_their_memory(kernel, shape):

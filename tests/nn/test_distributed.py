@@ -136,11 +136,11 @@ def train_every_case(ranks, folder):
                 patch.setattr(case.planted, own)
             results[name] = training(case, ranks)
     counts = torch.tensor([[1, 2 + ranks.rank]])
-    results["agree"] = ranks.agree(float(ranks.rank), -float(ranks.rank), 7.5)
-    results["sum"] = ranks.sum(counts)
-    results["mean"] = ranks.mean(0.5 + ranks.rank)
-    results["first"] = ranks.from_first({"dtype": "float32", "rank": ranks.rank})
-    results["gathered"] = ranks.gather([f"case{ranks.rank}", ranks.rank])
+    results["agree"] = ranks.all_max(float(ranks.rank), -float(ranks.rank), 7.5)
+    results["sum"] = ranks.all_sum(counts)
+    results["mean"] = ranks.all_mean(0.5 + ranks.rank)
+    results["first"] = ranks.broadcast({"dtype": "float32", "rank": ranks.rank})
+    results["gathered"] = ranks.all_gather([f"case{ranks.rank}", ranks.rank])
     assert counts.tolist() == [[1, 2 + ranks.rank]]  # as they were
     torch.save(results, folder / f"{ranks.rank}.pt")
 
@@ -179,7 +179,7 @@ def process(rank, folder, work, timeout):
     ranks = Ranks(rank, 2, rank)
     try:
         with ranks:
-            ranks.meet(f"file://{folder}/meeting", "cpu", timeout)
+            ranks.init(f"file://{folder}/meeting", "cpu", timeout)
             work(ranks, folder)
     except AutosegError as error:
         (folder / "error.txt").write_text(str(error))
@@ -216,6 +216,7 @@ def differences(found, expected):
 TOLERANCE = 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*LOSS_CASES, *NETWORK_CASES, *OTHER_CASES])
 def test_two_processes_train_as_one(name, together):
     expected = training(CASES[name], Ranks())
@@ -226,6 +227,7 @@ def test_two_processes_train_as_one(name, together):
         assert weights < TOLERANCE
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*LOSS_CASES, *NETWORK_CASES, *OTHER_CASES])
 def test_both_processes_hold_the_same_bits(name, together):
     (losses, weights), (other_losses, other_weights) = (found[name] for found in together)
@@ -233,12 +235,14 @@ def test_both_processes_hold_the_same_bits(name, together):
     assert all(torch.equal(weight, other_weights[key]) for key, weight in weights.items())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PLANTED_CASES)
 def test_what_a_process_keeps_for_itself_is_noticed(name, together):
     expected = training(replace(CASES[name], planted=None), Ranks())
     assert max(differences(together[0][name], expected)) > 50 * TOLERANCE
 
 
+@pytest.mark.thorough
 def test_processes_agree_and_add_up(together):
     for found in together:
         assert found["agree"] == (1.0, 0.0, 7.5)
@@ -250,11 +254,11 @@ def test_processes_agree_and_add_up(together):
 
 def test_alone_everything_is_as_it_is():
     ranks, network, counts = Ranks(), torch.nn.Linear(2, 2), torch.tensor([1, 2])
-    assert ranks.agree(3.0, -1.0) == (3.0, -1.0)
-    assert ranks.mean(0.25) == 0.25
-    assert ranks.sum(counts) is counts
-    assert ranks.from_first(counts) is counts
-    assert ranks.gather(("a", "b")) == ["a", "b"]
+    assert ranks.all_max(3.0, -1.0) == (3.0, -1.0)
+    assert ranks.all_mean(0.25) == 0.25
+    assert ranks.all_sum(counts) is counts
+    assert ranks.broadcast(counts) is counts
+    assert ranks.all_gather(("a", "b")) == ["a", "b"]
     assert ranks.wrap(network, CPU) is network
     assert sum_over_ranks(counts) is counts
     ranks.barrier()
@@ -293,6 +297,7 @@ def test_heads_that_the_loss_does_not_ask_rest(name, stages, deep, learning):
 # ---- when something goes wrong
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("work", "timeout"), [(be_killed, LONG), (fall_asleep, SHORT), (raise_an_error, LONG)])
 def test_a_rank_that_is_gone_ends_the_others_with_an_error(tmp_path, work, timeout):
     left, gone = start_two(tmp_path, work, timeout)
@@ -314,19 +319,19 @@ def test_other_errors_pass_unchanged():
 
 def test_ranks_that_never_come(tmp_path):
     with pytest.raises(AutosegError, match="rank 0 of 2 did not meet the others within 1 s"):
-        Ranks(0, 2, 0).meet(f"file://{tmp_path}/meeting", "cpu", timedelta(seconds=1))
+        Ranks(0, 2, 0).init(f"file://{tmp_path}/meeting", "cpu", timedelta(seconds=1))
     assert not dist.is_initialized()
 
 
 def test_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match=r"local rank 1 has no GPU: this machine has 1\n.*--nproc-per-node 1,"):
-        Ranks(1, 2, 1).meet("env://", "cuda")
+        Ranks(1, 2, 1).init("env://", "cuda")
 
 
 def test_ranks_of_a_device_that_has_none():
     with pytest.raises(UsageError, match="2 ranks on the device mps"):
-        Ranks(0, 2, 0).meet("env://", "mps")
+        Ranks(0, 2, 0).init("env://", "mps")
 
 
 # ---- torchrun
@@ -348,7 +353,7 @@ def test_torchrun_starts_ranks_that_meet(tmp_path):
 from pathlib import Path
 from autoseg.nn.distributed import Ranks
 with Ranks.from_environment("cpu") as ranks:
-    Path({str(tmp_path)!r}, str(ranks.local_rank)).write_text(f"{{ranks}}, mean {{ranks.mean(ranks.rank)}}")
+    Path({str(tmp_path)!r}, str(ranks.local_rank)).write_text(f"{{ranks}}, mean {{ranks.all_mean(ranks.rank)}}")
 """)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)

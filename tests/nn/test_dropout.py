@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from autoseg.nn.blocks import Stage, set_checkpointing, set_dropout
-from autoseg.nn.networks import NETWORKS, build_network
+from autoseg.nn.networks import NETWORKS
+from networks import small_network
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 both_dims = pytest.mark.parametrize("dims", [2, 3])
@@ -13,10 +14,7 @@ both_dims = pytest.mark.parametrize("dims", [2, 3])
 
 def small(name, dims):
     torch.manual_seed(0)
-    return build_network(
-        name, in_channels=1, num_heads=3, features=(8, 12, 16), strides=[(1,) * dims] + [(2,) * dims] * 2,
-        kernel_sizes=[(3,) * dims] * 3, blocks=[1] * 3, decoder_blocks=[1] * 2,
-    )  # fmt: skip
+    return small_network(name, dims, (8, 12, 16), depth=1, num_heads=3)
 
 
 def image_of(dims):

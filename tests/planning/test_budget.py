@@ -6,7 +6,7 @@ import pytest
 
 from autoseg.errors import UsageError
 from autoseg.planning import budget
-from planned import ONE, plan
+from plans import ONE, plan
 from synthetic_fingerprints import label_set, uniform
 
 

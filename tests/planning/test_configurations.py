@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autoseg.errors import UsageError
 from autoseg.planning.cost import Step
-from planned import ONE, decided, plan
+from plans import ONE, decided, plan
 from synthetic_fingerprints import boxes, label_set, uniform
 from synthetic_memory import ElementMemory
 

@@ -15,7 +15,7 @@ from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import describe
 from autoseg.records import load, save
-from planned import decided, golden_pair, plan
+from plans import decided, golden_pair, plan
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from autoseg.planning.plan import Plan, Training
-from planned import ONE, decided, plan
+from plans import ONE, decided, plan
 from synthetic_fingerprints import boxes, label_set, uniform
 
 # spacing; median shape; cases; entries of the label table -> patch, batch, pools, elements; then those four of 2d

@@ -12,7 +12,7 @@ from autoseg.planning.table import glance
 from autoseg.records import load
 from autoseg.workspace import Workspace
 from commands import run
-from planned import ONE, plan
+from plans import ONE, plan
 from synthetic_fingerprints import label_set, uniform
 from tiny import nnunet, text
 

@@ -1,4 +1,4 @@
-"""The plan as a record: it names its fingerprint, and a training has one length."""
+"""The plan as a record: it names its fingerprint, a training has one length, and other versions are refused."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from autoseg.errors import StateError, UsageError
+from autoseg.messages import complete
 from autoseg.planning.plan import Plan, Training
-from autoseg.records import load, to_plain
-from planned import ONE, golden_pair, plan
+from autoseg.records import OtherVersion, load, save, to_plain
+from plans import ONE, golden_pair, plan
 from synthetic_fingerprints import label_set, uniform
 
 
@@ -49,27 +50,28 @@ def test_a_training_has_one_length():
         a_plan().with_settings(["training.epochs=3", "training.steps=4"])
 
 
-def test_a_time_budget_of_version_2_is_the_length(tmp_path):
-    later = ("steps", "patience", "component_weight", "dropout", "chain")
-    plain = to_plain(a_plan())
-    training = {key: value for key, value in plain["training"].items() if key not in later}
-    old = plain | {"version": 2, "training": training | {"epochs": 60, "time_budget_seconds": 90.0}}
-    (tmp_path / "plan.json").write_text(json.dumps(old), encoding="utf-8")
-    read = load(Plan, tmp_path / "plan.json").training
-    assert (read.epochs, read.steps, read.time_budget_seconds, read.patience) == (None, None, 90.0, 0)
+@pytest.mark.parametrize("version", [0, 2, 4, 1.0, True, "1", None])
+def test_a_plan_of_another_version_is_refused_with_the_command_that_makes_one(tmp_path, version):
+    """Whatever its keys are: they follow from its version."""
+    path = tmp_path / "plan.json"
+    for plain in ({}, to_plain(a_plan()) | {"later": 1}):
+        path.write_text(json.dumps(plain | {"version": version}), encoding="utf-8")
+        with pytest.raises(OtherVersion) as caught:
+            load(Plan, path)
+        assert caught.value.what == (
+            f"{path} is of version {version!r}; expected 1, the version of plans that this autoseg reads and writes"
+        )
+        assert caught.value.remedy == "plan again: autoseg plan DATASET -w WORKSPACE"
+        (tmp_path / "dataset.json").write_text('{"root": "/my data"}')
+        assert complete(caught.value.remedy, tmp_path) == f"plan again: autoseg plan '/my data' -w {tmp_path}"
 
 
-@pytest.mark.parametrize(
-    ("given", "rules"),
-    [
-        ({"epochs": 60, "steps": 7}, (None, 7, None)),
-        ({"epochs": 60, "steps": 7, "time_budget_seconds": 90.0}, (None, None, 90.0)),
-        ({"epochs": 60}, (60, None, None)),
-    ],
-)
-def test_the_length_that_ruled_in_version_3_is_the_one(tmp_path, given, rules):
-    plain = to_plain(a_plan())
-    old = plain | {"version": 3, "training": plain["training"] | given}
-    (tmp_path / "plan.json").write_text(json.dumps(old), encoding="utf-8")
-    read = load(Plan, tmp_path / "plan.json").training
-    assert (read.epochs, read.steps, read.time_budget_seconds) == rules
+def test_the_version_of_the_first_release(tmp_path):
+    made = a_plan()
+    assert made.version == 1
+    save(tmp_path / "plan.json", made)
+    assert load(Plan, tmp_path / "plan.json") == made
+    plain = to_plain(made)
+    del plain["grids"], plain["training"]["steps"], plain["training"]["chain"]  # fields with a default may be absent
+    (tmp_path / "plan.json").write_text(json.dumps(plain), encoding="utf-8")
+    assert load(Plan, tmp_path / "plan.json") == replace(made, grids=None)

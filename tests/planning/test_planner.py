@@ -11,7 +11,7 @@ from autoseg.errors import UsageError
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import describe, with_network
 from autoseg.records import from_plain, to_plain
-from planned import ONE, decided, plan
+from plans import ONE, decided, plan
 from synthetic_fingerprints import boxes, case, fingerprint, label_set, uniform
 from synthetic_memory import ElementMemory
 

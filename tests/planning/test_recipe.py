@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from autoseg.imaging.labels import LabelSet
-from planned import ONE, decided, plan
+from plans import ONE, decided, plan
 from synthetic_fingerprints import boxes, case, fingerprint, label_set, uniform
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from autoseg.errors import StateError, UsageError
 from autoseg.planning.planner import describe, make_plan
-from planned import ONE, golden_pair, plan
+from plans import ONE, golden_pair, plan
 from synthetic_fingerprints import label_set, uniform
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoseg.planning.space import axis_order, target_spacing
-from planned import decided, plan
+from plans import decided, plan
 from synthetic_fingerprints import boxes, case, fingerprint, label_set, uniform
 
 

@@ -12,13 +12,14 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.errors import StateError
 from autoseg.imaging.labels import OUTSIDE
-from autoseg.planning.plan import ChannelNormalization, Plan, Resampling
+from autoseg.planning.plan import ChannelNormalization, Plan
 from autoseg.planning.planner import make_plan
-from autoseg.preprocessing.cascade import on_grid, open_previous, prepare_previous
-from autoseg.preprocessing.preprocess import prepare, preprocess
+from autoseg.preprocessing.cascade import open_previous, prepare_previous
+from autoseg.preprocessing.prepare import prepare
+from autoseg.preprocessing.preprocess import preprocess
 from autoseg.workspace import Workspace
-from cascaded import with_cascade
 from phantom import tiny_dataset
+from plans import with_cascade
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
@@ -44,32 +45,14 @@ def test_a_segmentation_comes_to_the_grid_as_a_target_does(wanted):
     assert target.shape == image.shape[1:]
     plan = plan_of()
     made = prepare(image, target, (2.0, 1.0, 1.0), plan, replace(plan.configurations["3d_cascade"], spacing=wanted))
-    found = on_grid(
-        target, box=made.box, spacing=made.spacing, target_spacing=made.target_spacing, shape=made.image.shape[1:],
-        rules=plan.resampling,
-    )  # fmt: skip
+    found = made.placement.to_grid(target, plan.resampling)
     assert found.shape == made.image.shape[1:]
     assert found.min() == 0
     unsure = made.target == OUTSIDE
     assert 0 < unsure.mean() < 0.4
     assert (found[~unsure] == made.target[~unsure]).mean() > 0.97  # where the notch touches, -1 has a vote of its own
     solid = prepare(np.maximum(image, 1), target, (2.0, 1.0, 1.0), plan, plan.configurations["3d_cascade"])
-    np.testing.assert_array_equal(
-        on_grid(target, box=solid.box, spacing=solid.spacing, target_spacing=solid.target_spacing,
-                shape=solid.image.shape[1:], rules=plan.resampling),
-        solid.target,
-    )  # fmt: skip
-
-
-def test_a_row_of_voxels_by_hand():
-    """Cropped to 1 1 2 2 0 0, then halved: each new voxel lies between two of one label."""
-    row = np.array([[[9, 1, 1, 2, 2, 0, 0, 9]]], np.uint8)
-    found = on_grid(
-        row, box=((0, 1), (0, 1), (1, 7)), spacing=(1, 1, 1), target_spacing=(1, 1, 2), shape=(1, 1, 3),
-        rules=Resampling(),
-    )  # fmt: skip
-    assert found.tolist() == [[[1, 2, 0]]]
-    assert found.dtype == np.int16
+    np.testing.assert_array_equal(solid.placement.to_grid(target, plan.resampling), solid.target)
 
 
 # ---- files

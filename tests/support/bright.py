@@ -6,12 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import plans
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.model import Model
 from autoseg.planning.plan import ChannelNormalization, Plan
-from autoseg.planning.planner import make_plan
-from synthetic_fingerprints import uniform
-from synthetic_memory import ElementMemory
 
 ORGAN = LabelSet({"organ": 7})
 THRESHOLD = 100.0
@@ -26,9 +24,9 @@ class Bright(nn.Module):
 
 
 def plan_of(labels=ORGAN, channels=("MR",), **changes) -> Plan:
-    found = uniform((1.0, 1.0, 1.0), (20, 24, 28), 5, labels, channels=channels)
-    made = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
-    return replace(made, normalization=(ChannelNormalization("none"),) * len(channels), **changes)
+    """A plan that leaves intensities as they are."""
+    raw = (ChannelNormalization("none"),) * len(channels)
+    return plans.plan_of(labels, channels, plans.ONE, (20, 24, 28), normalization=raw, **changes)
 
 
 def model_of(

@@ -3,7 +3,7 @@
 Its clock stands still until a network moves it forward, by as much as that way to run is said to take.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -11,21 +11,11 @@ from torch import Tensor, nn
 
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
-from autoseg.planning.plan import Plan
-from autoseg.planning.planner import make_plan
 from autoseg.training.autotune import choose
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from plans import plan_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-LABELS = label_set(3)
 HOUR = 3600.0
-
-
-def plan_of(**training) -> Plan:
-    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, LABELS, channels=("MR",))
-    made = make_plan(dataset="test", channels=("MR",), labels=LABELS, fingerprint=found, memory=ElementMemory())
-    return replace(made, training=replace(made.training, **training))
 
 
 @dataclass
@@ -114,7 +104,7 @@ def usual_machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
-def choices_of(machine: Machine, *, seconds: float | None = HOUR / 2, image=None, device=CPU, **training):
+def choices_of(machine: Machine, *, seconds: float | None = HOUR / 2, image=None, **training):
     """What is chosen, and what was said."""
     plan = plan_of(**{"chain": "host", **training})
     said: list[str] = []
@@ -124,5 +114,7 @@ def choices_of(machine: Machine, *, seconds: float | None = HOUR / 2, image=None
         raise AssertionError("a chain that is named is not measured")
 
     network = FakeNetwork(machine)
-    chosen = choose(network, plan, plan.configurations["2d"], no_stream, image, device, 1, said.append, seconds)
+    chosen = choose(
+        network, plan, plan.configurations["2d"], no_stream, image, workers=1, say=said.append, seconds=seconds
+    )
     return chosen, " | ".join(said)

@@ -5,17 +5,12 @@ import math
 import numpy as np
 import torch
 
+from networks import laid_out
 
-def build(network, dims=2, features=(8, 16, 24), in_channels=1, num_heads=2, **changed):
+
+def build(network, dims=2, features=(8, 16, 24), num_heads=2, **changes):
     """Two blocks per stage; isotropic halving and 3-wide kernels unless said otherwise."""
-    stages = len(features)
-    plan = {
-        "strides": [(1,) * dims] + [(2,) * dims] * (stages - 1),
-        "kernel_sizes": [(3,) * dims] * stages,
-        "blocks": [2] * stages,
-        "decoder_blocks": [2] * (stages - 1),
-    }
-    return network(in_channels=in_channels, num_heads=num_heads, features=features, **(plan | changed))
+    return network(**laid_out(features, dims, num_heads=num_heads, **changes))
 
 
 def enlarge(module, factor=10.0):

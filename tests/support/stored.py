@@ -8,13 +8,19 @@ import numpy as np
 import torch
 
 from autoseg.dataloading.store import CaseInfo, CaseStore
+from autoseg.imaging.geometry import Axes3, Vector3
+from autoseg.imaging.placement import Placement
+
+
+def whole(shape: Axes3, spacing: Vector3 = (1.0, 1.0, 1.0)) -> Placement:
+    """The placement of a case that is its whole image as it was: nothing was cropped or resampled."""
+    z, y, x = shape
+    return Placement(spacing, spacing, ((0, z), (0, y), (0, x)), (z, y, x), (z, y, x), (z, y, x))
 
 
 def commit(store: CaseStore, case: str, image: np.ndarray, target: np.ndarray, labels: int, spacing=(1.0, 1.0, 1.0)):
     """Store an image (C, Z, Y, X) and its target, uncropped and unresampled; returns the entry."""
-    shape = target.shape
-    box = tuple((0, length) for length in shape)
-    return store.commit(case, image, target, CaseInfo(case, "k", spacing, box, shape, shape, labels))
+    return store.commit(case, image, target, CaseInfo(case, "k", whole(target.shape, spacing), labels))
 
 
 def chequered_corner(z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:

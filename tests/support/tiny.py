@@ -1,4 +1,4 @@
-"""Tiny image files and datasets for tests of the intake: a few voxels, written by nibabel and Pillow."""
+"""Tiny datasets for tests of the intake, of files with a few voxels."""
 
 import gzip
 import json
@@ -8,21 +8,14 @@ import nibabel
 import numpy as np
 from PIL import Image
 
+import files
+
 SHAPE = (3, 4, 5)
 
 
 def nifti(path: Path, array: np.ndarray, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), axes="LPS") -> Path:
-    """Write an array (Z, Y, X), or (C, Z, Y, X), as NIfTI; origin (x, y, z) in LPS; `axes` says where x, y, z grow."""
-    affine = np.zeros((4, 4))
-    affine[3, 3] = 1
-    for column, letter in enumerate(axes):
-        row = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}[letter]
-        affine[row, column] = spacing[2 - column] * (1 if letter in "RAS" else -1)
-    affine[:3, 3] = -origin[0], -origin[1], origin[2]
-    stored = array.transpose(2, 1, 0) if array.ndim == 3 else array.transpose(3, 2, 1, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(stored), affine), path)
-    return path
+    """Write an array (Z, Y, X), or (C, Z, Y, X), as NIfTI placed by its sform alone; see `files.affine_along`."""
+    return files.nifti(path, array, files.affine_along(axes, spacing, origin), qform=0, sform=2)
 
 
 def unplaced(path: Path) -> Path:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoseg.models.versions import RuntimeSettings
 from autoseg.nn import precision
 from autoseg.nn.blocks import set_dropout
 from autoseg.training.autotune import (
-    Choices,
     apply,
     choose,
     choose_dtype,
@@ -20,7 +20,8 @@ from autoseg.training.autotune import (
     why_not_compile,
     worker_count,
 )
-from made_up_machine import CPU, HOUR, CompiledFake, FakeNetwork, Machine, choices_of, plan_of, usual_machine
+from made_up_machine import HOUR, CompiledFake, FakeNetwork, Machine, choices_of, usual_machine
+from plans import plan_of
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def machine(monkeypatch) -> Machine:
 
 def test_half_precision_that_is_faster_and_right_is_chosen(machine):
     chosen, said = choices_of(machine)
-    assert chosen == Choices("bfloat16", False, False, "host", forward_seconds=10.0)
+    assert chosen == RuntimeSettings("bfloat16", False, False, "host", forward_seconds=10.0)
     assert "float32 40000 ms" in said  # two samples of 20 s
     assert "-> bfloat16" in said
 
@@ -124,7 +125,7 @@ def test_compiling_that_raises_falls_back_and_says_so(machine, monkeypatch):
 
     monkeypatch.setattr(precision, "compiled", Broken)
     chosen, said = choices_of(machine, seconds=HOUR)
-    assert chosen == Choices("bfloat16", False, False, "host", forward_seconds=10.0)
+    assert chosen == RuntimeSettings("bfloat16", False, False, "host", forward_seconds=10.0)
     assert said.endswith("not compiled: RuntimeError: InductorError: g++ not found")
 
 
@@ -180,7 +181,8 @@ def test_choosing_leaves_the_network_and_the_generator_alone(machine):
     set_dropout(network, 0.5)
     before, random = copy.deepcopy(network.state_dict()), torch.random.get_rng_state()
     plan = plan_of(chain="host")
-    choose(network, plan, plan.configurations["2d"], None, torch.zeros(2, 1, 8, 8), CPU, 1, lambda text: None, HOUR)
+    configuration, image = plan.configurations["2d"], torch.zeros(2, 1, 8, 8)
+    choose(network, plan, configuration, None, image, workers=1, say=lambda text: None, seconds=HOUR)
     assert torch.equal(torch.random.get_rng_state(), random)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
@@ -225,7 +227,7 @@ def test_where_float32_does_not_fit_half_precision_must_do(machine, monkeypatch)
 # ---- apply
 
 
-PLAIN = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=1.0)
+PLAIN = RuntimeSettings("float32", channels_last=False, compiled=False, chain="host", forward_seconds=1.0)
 
 
 class Compilation:
@@ -304,7 +306,7 @@ def test_a_fold_that_comes_to_a_machine_without_a_compiler_goes_on(network, monk
 
 
 def test_choices_are_plain_data():
-    assert Choices(**asdict(PLAIN)) == PLAIN
+    assert RuntimeSettings(**asdict(PLAIN)) == PLAIN
     assert {type(value) for value in asdict(PLAIN).values()} == {str, bool, float}
 
 

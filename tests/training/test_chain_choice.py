@@ -10,7 +10,8 @@ from autoseg.errors import UsageError
 from autoseg.planning.plan import Training
 from autoseg.training.autotune import choose
 from autoseg.training.chain_choice import CHAIN_TRIALS, choose_chain, measure_chains, possible_chains, step_seconds
-from made_up_machine import CPU, CUDA, HOUR, FakeNetwork, Machine, plan_of, usual_machine
+from made_up_machine import CPU, CUDA, HOUR, FakeNetwork, Machine, usual_machine
+from plans import plan_of
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_the_whole_choice_measures_the_chains_beside_the_network(machine):
     plan, said = plan_of(), []
     chosen = choose(
         FakeNetwork(machine), plan, plan.configurations["2d"], lambda chain: FakeStream(machine, *streams[chain]),
-        torch.randn(2, 1, 8, 8), CPU, 1, said.append, HOUR / 2,
+        torch.randn(2, 1, 8, 8), workers=1, say=said.append, seconds=HOUR / 2,
     )  # fmt: skip
     assert chosen.chain == "worker"
     assert len(said) == 2

@@ -3,7 +3,7 @@
 import pytest
 
 from autoseg.errors import UsageError
-from autoseg.training.autotune import Choices
+from autoseg.models.versions import RuntimeSettings
 from made_up_machine import Machine, choices_of, usual_machine
 
 
@@ -14,7 +14,8 @@ def machine(monkeypatch) -> Machine:
 
 def test_without_autotuning_nothing_that_is_timed_decides(machine):
     chosen, said = choices_of(machine, autotune=False, chain="auto")
-    assert chosen == Choices("float32", False, False, "worker", forward_seconds=20.0)  # bfloat16 would be twice as fast
+    # bfloat16 would be twice as fast
+    assert chosen == RuntimeSettings("float32", False, False, "worker", forward_seconds=20.0)
     assert said == "not autotuned: float32, augmentation by the worker chain"
     machine.stage["last"] = machine.rest["last"] = machine.stage["bfloat16"] = machine.rest["bfloat16"] = 0.01
     assert choices_of(machine, autotune=False, chain="auto")[0] == chosen

@@ -10,6 +10,7 @@ import pytest
 from autoseg.errors import Stopped, StorageError
 from autoseg.training import logger
 from autoseg.training.diagnosis import Finding, diagnose
+from autoseg.training.history import EpochRow
 from autoseg.training.logger import PICTURE_SECONDS, FoldLog, warning
 from made_up_time import Time
 
@@ -21,21 +22,20 @@ def time(monkeypatch) -> Time:
     return time
 
 
-def row(number: int, **changes) -> dict:
+def row(number: int, **changes) -> EpochRow:
     told = {
         "epoch": number, "step": 25 * number, "seconds": 61.239 * number, "loss": -0.1234567, "validation_loss": 0.5,
-        "training_dice": [0.85239, None], "pseudo_dice": [0.81239, None], "learning_rate": 0.012345678,
+        "training_dice": (0.85239, None), "pseudo_dice": (0.81239, None), "learning_rate": 0.012345678,
         "progress": 0.25, "skipped": 0,
     }  # fmt: skip
-    return told | changes
+    return EpochRow(**(told | changes))
 
 
 def epoch(log: FoldLog, number: int, **changes) -> None:
-    told = row(number, **changes)
-    log.epoch(told, told["progress"])
+    log.epoch(row(number, **changes))
 
 
-def read_history(folder) -> list[dict]:
+def read_lines(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
@@ -50,6 +50,17 @@ def bare(monkeypatch) -> None:
     monkeypatch.setattr(logger, "draw_progress", lambda *_: None)
 
 
+def test_lines_are_shown_where_they_are_asked_for(tmp_path, capsys, bare):
+    shown: list[str] = []
+    with FoldLog(tmp_path / "fold_2", 2, ["liver", "tumour"], [], show=shown.append) as log:
+        log.say("fold 2  begins")
+        epoch(log, 1)
+    assert shown[0] == "fold 2  begins"
+    assert shown == read_log(tmp_path / "fold_2")
+    assert len(shown) > 1
+    assert capsys.readouterr() == ("", "")
+
+
 def test_history_and_log(tmp_path, capsys, bare):
     with FoldLog(tmp_path / "fold_2", 2, ["liver", "tumour"], []) as log:
         log.step(0.5, 0.01)  # before there is any history
@@ -57,7 +68,7 @@ def test_history_and_log(tmp_path, capsys, bare):
         log.step(-0.2, 0.26)
         epoch(log, 60, pseudo_dice=[0.9, 0.25], training_dice=[0.92, 0.33], progress=0.5, skipped=3)
         log.say("fold 2  the end")
-    rows = read_history(tmp_path / "fold_2")
+    rows = read_lines(tmp_path / "fold_2")
     assert rows[0] == {
         "epoch": 1,
         "step": 25,
@@ -71,7 +82,7 @@ def test_history_and_log(tmp_path, capsys, bare):
         "skipped": 0,
     }
     assert [row["epoch"] for row in rows] == [1, 60]
-    assert log.history == rows
+    assert [row.to_plain() for row in log.history] == rows
     lines = read_log(tmp_path / "fold_2")
     # a quarter took 61 s, the rest takes three times as long; half took 61 min 14 s, so does the rest
     assert lines == [
@@ -91,21 +102,11 @@ def test_an_epoch_without_a_finite_step(tmp_path, bare):
     with FoldLog(tmp_path, 0, ["liver"], []) as log:
         log.step(math.nan, 0.1)
         epoch(log, 1, loss=None, validation_loss=math.nan, training_dice=[math.inf], pseudo_dice=[0.5], skipped=25)
-    (written,) = read_history(tmp_path)
+    (written,) = read_lines(tmp_path)
     assert (written["loss"], written["validation_loss"], written["training_dice"]) == (None, None, [None])
     assert read_log(tmp_path)[0].startswith(
         "fold 0  epoch   1  step    25  loss   -  /   -   pseudo Dice liver 0.500  25 steps skipped"
     )
-
-
-def test_rows_of_older_versions(tmp_path, bare):
-    """They lack the Dice of training patches, the progress, the skipped steps."""
-    old = {key: value for key, value in row(1).items() if key not in ("training_dice", "progress", "skipped")}
-    with FoldLog(tmp_path, 0, ["liver", "tumour"], [old]) as log:
-        log.step(0.1, 0.3)
-        epoch(log, 2)
-    assert read_history(tmp_path)[0] == old
-    assert log.summary()
 
 
 def test_a_resumed_fold_keeps_its_history(tmp_path, bare):
@@ -115,7 +116,7 @@ def test_a_resumed_fold_keeps_its_history(tmp_path, bare):
     with FoldLog(tmp_path, 0, ["liver", "tumour"], before) as log:
         assert log.bar.n == 250  # of 1000
         epoch(log, 2)
-    assert [row["epoch"] for row in read_history(tmp_path)] == [1, 2]
+    assert [row["epoch"] for row in read_lines(tmp_path)] == [1, 2]
     assert len(read_log(tmp_path)) == 2
     assert len(before) == 1  # the checkpoint's own list is not written into
 
@@ -139,15 +140,14 @@ def test_quiet(tmp_path, capsys):
 # Findings
 
 
-def never_learnt(number: int) -> dict:
+def never_learnt(number: int) -> EpochRow:
     """The epochs of a fold of 20 in which the second label has no Dice."""
     return row(number, training_dice=[0.9, 0.0], pseudo_dice=[0.9, 0.0], progress=number / 20)
 
 
 def write(log: FoldLog, numbers) -> None:
     for number in numbers:
-        told = never_learnt(number)
-        log.epoch(told, told["progress"])
+        log.epoch(never_learnt(number))
 
 
 def named(folder) -> list[str]:
@@ -209,7 +209,7 @@ def test_a_label_without_a_training_case_is_told_once(tmp_path, bare):
     told = [line for line in read_log(tmp_path) if "epoch" not in line]
     assert told[0] == "fold 1  cannot learn a label: tumour is in none of the fold's training cases"
     assert len(told) == 2
-    assert all(row["unseen"] == [1] for row in read_history(tmp_path))
+    assert all(row["unseen"] == [1] for row in read_lines(tmp_path))
     model = warning(1, log.findings[0], ("2d", "unet"))
     assert model.startswith("fold 1 of 2d (unet)  cannot learn a label: tumour")
 
@@ -284,9 +284,9 @@ def test_a_picture_that_fails_ends_no_training(tmp_path, time, monkeypatch, bare
             time.now += 60
             epoch(log, number)
         epoch(log, 4)
-    assert len(read_history(tmp_path)) == 4
+    assert len(read_lines(tmp_path)) == 4
     complaints = [line for line in read_log(tmp_path) if "progress.png" in line]
-    assert complaints == ["fold 0  progress.png cannot be written, training goes on: StorageError: the disk is full"]
+    assert complaints == ["fold 0  progress.png cannot be written, training continues: StorageError: the disk is full"]
 
 
 def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
@@ -294,16 +294,17 @@ def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
     with FoldLog(tmp_path, 0, ["liver", "tumour"], []) as log:
         epoch(log, 1)
         epoch(log, 2)
-    assert len(read_history(tmp_path)) == 2
-    assert capsys.readouterr().out.count("log.txt cannot be written, training goes on: OSError: [Errno 28]") == 1
+    assert len(read_lines(tmp_path)) == 2
+    assert capsys.readouterr().out.count("log.txt cannot be written, training continues: OSError: [Errno 28]") == 1
 
 
 def test_a_warning_says_which_fold_to_begin_anew():
-    finding = Finding("collapse", "liver", "liver is lost", "begin anew (--restart) with more epochs")
-    assert warning(1, finding) == "fold 1  collapses: liver is lost\n  -> begin anew (--restart) with more epochs"
+    finding = Finding("collapse", "liver", "liver is lost", "retrain from scratch (--restart) with more epochs")
+    again = "retrain from scratch (--restart) with more epochs"
+    assert warning(1, finding) == f"fold 1  collapses: liver is lost\n  -> {again}"
     assert warning(1, finding, ("3d_lowres", "fcn")) == (
         "fold 1 of 3d_lowres (fcn)  collapses: liver is lost\n"
-        "  -> begin anew (-c 3d_lowres --network fcn -f 1 --restart) with more epochs"
+        "  -> retrain from scratch (-c 3d_lowres --network fcn -f 1 --restart) with more epochs"
     )
 
 
@@ -368,7 +369,7 @@ def test_a_fold_that_goes_back_draws_no_double_curves(tmp_path, undrawn):
         epoch(log, 2, loss=0.25)
         epoch(log, 3, loss=0.35)
     assert curves(tmp_path)["loss/training"] == [(25, 0.1), (50, 0.25), (75, 0.35)]
-    assert [written["loss"] for written in read_history(tmp_path)] == [0.1, 0.25, 0.35]
+    assert [written["loss"] for written in read_lines(tmp_path)] == [0.1, 0.25, 0.35]
 
 
 def test_without_tensorboard_there_are_no_curves(tmp_path, bare):
@@ -386,9 +387,9 @@ def test_a_broken_tensorboard_ends_no_training(tmp_path, undrawn):
             epoch(log, number)
         obstacle.unlink()
         epoch(log, 3)
-    assert len(read_history(tmp_path)) == 3
+    assert len(read_lines(tmp_path)) == 3
     assert [line.split(":")[0] for line in read_log(tmp_path) if "epoch" not in line] == [
-        "fold 0  tensorboard cannot be written, training goes on"
+        "fold 0  tensorboard cannot be written, training continues"
     ]
     assert curves(tmp_path)["loss/training"] == [(75, -0.1235)]
 

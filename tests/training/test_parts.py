@@ -22,30 +22,24 @@ from autoseg.datasets.splits import Split
 from autoseg.errors import OutOfMemory, StateError, UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.build import build_plan_loss, build_plan_network, configuration_mirror_axes, head_probabilities
-from autoseg.models.versions import UNKNOWN
+from autoseg.models.versions import Checkpoint, RuntimeSettings
 from autoseg.nn.blocks import Stage
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.planning.plan import ChannelNormalization, Plan, Training
 from autoseg.planning.planner import make_plan
-from autoseg.records import to_plain
-from autoseg.training.autotune import Choices
 from autoseg.training.resume import remarks_on_contents, require_same_training
-from autoseg.training.setup import Fold, FoldOptions, FoldTask
-from autoseg.training.state import FoldState
-from autoseg.training.within_memory import step_within_memory, training_step
+from autoseg.training.setup import FoldOptions, TrainingSession, TrainingTask
+from autoseg.training.state import TrainState
+from autoseg.training.within_memory import TrainingStep, step_within_memory
 from autoseg.workspace import Workspace
+from checkpoints import checkpoint_of
+from plans import plan_of
 from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 CPU = torch.device("cpu")
 LABELS = label_set(3)
-
-
-def plan_of(spacing=(2.0, 1.0, 1.0), shape=(12, 20, 24), channels=("MR",), labels=LABELS, **training) -> Plan:
-    found = uniform(spacing, shape, 5, labels, channels=channels)
-    made = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
-    return replace(made, training=replace(made.training, **training))
 
 
 # ---- one step
@@ -68,7 +62,7 @@ OFF = torch.amp.GradScaler("cpu", enabled=False)
 
 def step(network, criterion, optimizer, *, image=IMAGE, clip=1e9) -> float:
     batch = {"image": image, "target": TARGET}
-    return training_step(network, criterion, optimizer, OFF, batch, "float32", clip)
+    return TrainingStep(network, criterion, optimizer, OFF, "float32", clip)(batch)
 
 
 def total(logits: list[Tensor], target: Tensor) -> Tensor:
@@ -146,7 +140,7 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(samples, parts):
     for n in (1, parts):
         network = Linear()
         optimizer = torch.optim.SGD(network.parameters(), 0.1)
-        loss = training_step(network, weighted, optimizer, OFF, batch, "float32", 0.2, parts=n)
+        loss = TrainingStep(network, weighted, optimizer, OFF, "float32", 0.2)(batch, parts=n)
         results.append([loss, *network.weight.tolist()])
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
@@ -156,7 +150,7 @@ def test_one_bad_part_spoils_the_step():
     batch = {"image": torch.ones(2, 1, 2, 2), "target": torch.zeros(2, 2, 2)}
     batch["image"][0] = math.nan
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    loss = training_step(network, total, optimizer, OFF, batch, "float32", 1e9, parts=2)
+    loss = TrainingStep(network, total, optimizer, OFF, "float32", 1e9)(batch, parts=2)
     assert math.isnan(loss)
     assert network.weight.tolist() == [1.0, 2.0]
 
@@ -177,9 +171,9 @@ class Memory:
 
 def fold_that_needs_memory(criterion: Memory) -> tuple[SimpleNamespace, list[str]]:
     network, said = Linear(), []
-    choices = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
+    runtime = RuntimeSettings("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
     training = Training(gradient_clip=1e9, optimizer="sgd", momentum=0.0, weight_decay=0.0)
-    state = FoldState.begin(network, training, choices, CPU)
+    state = TrainState.begin(network, training, runtime, CPU)
     task = SimpleNamespace(plan=SimpleNamespace(training=training), number=0, ranks=Ranks(), device=CPU)
     fold = SimpleNamespace(
         task=task, state=state, trained=network, criterion=criterion, say=said.append, bring_next=lambda: None
@@ -255,7 +249,7 @@ class Batches:
 
 def test_a_batch_that_does_not_fit_at_first_stays_due():
     """Batch 0 when it is asked for, batch 2 when it is to come beside a step: none is left out, none comes twice."""
-    fold = object.__new__(Fold)
+    fold = object.__new__(TrainingSession)
     fold.task = SimpleNamespace(device=torch.device("cuda"))
     fold.stream, fold.raw, fold.ahead = Batches(too_large=(0, 2)), None, None
     with pytest.raises(torch.OutOfMemoryError):
@@ -285,7 +279,7 @@ def test_a_scaler_that_finds_no_scale_is_noticed():
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     batch = {"image": IMAGE, "target": TARGET}
-    losses = [training_step(network, root_of_zero, optimizer, scaler, batch, "float32", 1.0) for _ in range(4)]
+    losses = [TrainingStep(network, root_of_zero, optimizer, scaler, "float32", 1.0)(batch) for _ in range(4)]
     assert [math.isfinite(loss) for loss in losses] == [True, True, False, False]
     assert network.weight.tolist() == [1.0, 2.0]
 
@@ -325,9 +319,9 @@ def test_mirror_axes_of_a_patch(axes, in_space, in_plane):
     assert configuration_mirror_axes(plan, plan.configurations["2d"]) == in_plane
 
 
-def task_of(plan: Plan, folder: Path, **cases) -> FoldTask:
+def task_of(plan: Plan, folder: Path, **cases) -> TrainingTask:
     split = Split(0, **({"train": ("a", "b", "c"), "validation": ("d",)} | cases))
-    return FoldTask(Workspace(folder), plan, "3d_fullres", split, torch.device("cpu"), Ranks())
+    return TrainingTask(Workspace(folder), plan, "3d_fullres", split, torch.device("cpu"), Ranks())
 
 
 def test_labels_that_no_training_case_has(tmp_path, monkeypatch):
@@ -345,8 +339,8 @@ def test_where_nothing_is_preprocessed_no_label_counts_as_unseen(tmp_path):
     assert task_of(plan_of(), tmp_path).unseen_labels == []
 
 
-def saved_of(plan: Plan, **more) -> dict:
-    return {"plan": to_plain(plan), "train": ["a", "b", "c"], "validation": ["d"], "init_from": None} | more
+def saved_of(plan: Plan, **more) -> Checkpoint:
+    return checkpoint_of(plan, **more)
 
 
 def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
@@ -375,9 +369,9 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
         with pytest.raises(StateError, match=f"{folder} was trained under another plan: {named}") as caught:
             require_same_training(saved, task_of(replace(plan, **changes), tmp_path), FoldOptions())
         assert "--restart" in caught.value.remedy
-    older = {key: value for key, value in saved["plan"].items() if key != "vram_gb"} | {"orientation": "as_stored"}
+    older = {key: value for key, value in saved.plan.items() if key != "vram_gb"} | {"orientation": "as_stored"}
     with pytest.raises(StateError, match="orientation differ"):
-        require_same_training(saved | {"plan": older}, task_of(plan, tmp_path), FoldOptions())
+        require_same_training(replace(saved, plan=older), task_of(plan, tmp_path), FoldOptions())
 
 
 @pytest.mark.parametrize(
@@ -417,7 +411,7 @@ def test_a_refusal_names_the_command_under_which_a_fold_is_what_it_was(tmp_path)
     assert "put back the plan.json it was begun under" in caught.value.remedy
 
 
-def with_contents(task: FoldTask, **contents: tuple[str, str]) -> FoldTask:
+def with_contents(task: TrainingTask, **contents: tuple[str, str]) -> TrainingTask:
     return replace(task, contents={"a": ("A", "1"), "b": ("B", "2"), "c": ("C", "3"), "d": ("D", "4")} | contents)
 
 
@@ -425,10 +419,9 @@ def test_other_contents_of_training_cases_are_refused_while_a_fold_is_half_train
     """Of a finished fold, and of held-out cases, they are told instead."""
     plan = plan_of()
     task, options = task_of(plan, tmp_path), FoldOptions(settings=("training.seed=1",))
-    contents = {case: list(parts) for case, parts in with_contents(task).contents.items()}
-    half = saved_of(plan, contents=contents, finished=False)
-    done = half | {"finished": True}
-    for saved in (half, done, saved_of(plan, contents={}, finished=False)):
+    half = saved_of(plan, contents=with_contents(task).contents)
+    done = replace(half, finished=True)
+    for saved in (half, done):
         require_same_training(saved, with_contents(task), options)
         assert remarks_on_contents(saved, with_contents(task), options) == []
     relabelled = with_contents(task, b=("B", "two"))
@@ -446,7 +439,6 @@ def test_other_contents_of_training_cases_are_refused_while_a_fold_is_half_train
     assert "of its held-out cases, the label of d has changed: the training resumes" in remark
     (remark,) = remarks_on_contents(done, held_out, options)
     assert f"score it again: autoseg evaluate -c 3d_fullres --network unet -w {tmp_path}" in remark
-    require_same_training(saved_of(plan, contents={}, finished=False), relabelled, options)  # begun by an older version
 
 
 @pytest.mark.parametrize("asked", ["fold_0", "fold_0/last.pt", ".", "../.."])
@@ -469,13 +461,12 @@ def test_a_fold_that_began_from_itself_is_resumed_by_the_same_command(tmp_path, 
         ("one", "one", ""),
         ("one", None, ""),
         (None, None, ""),
-        (UNKNOWN, "other", ""),  # begun by an older version
     ],
 )
 def test_a_fold_does_not_begin_from_a_model_twice(tmp_path, monkeypatch, began, asked, said):
     plan = plan_of()
     monkeypatch.chdir(tmp_path)  # models are compared by their whole path
-    saved = saved_of(plan, init_from=began if began in (None, UNKNOWN) else str(tmp_path.resolve() / began))
+    saved = saved_of(plan, init_from=str(tmp_path.resolve() / began) if began else None)
     refused = pytest.raises(StateError, match=re.escape(said.format(folder=tmp_path.resolve()))) if said else None
     with refused or nullcontext():
         require_same_training(saved, task_of(plan, tmp_path), FoldOptions(init_from=Path(asked) if asked else None))

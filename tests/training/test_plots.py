@@ -10,15 +10,17 @@ import pytest
 from PIL import Image
 
 from autoseg.errors import StorageError
+from autoseg.training.history import EpochRow
 from autoseg.training.plots import draw_progress
 
 
-def row(epoch: int, **changes) -> dict:
+def row(epoch: int, **changes) -> EpochRow:
     told = {
-        "epoch": epoch, "step": 25 * epoch, "loss": 0.5 - 0.1 * epoch, "validation_loss": 0.4 - 0.05 * epoch,
-        "training_dice": [0.9, 0.5], "pseudo_dice": [0.8, None], "learning_rate": 0.01 / epoch,
+        "epoch": epoch, "step": 25 * epoch, "seconds": 9.0, "loss": 0.5 - 0.1 * epoch,
+        "training_dice": (0.9, 0.5), "validation_loss": 0.4 - 0.05 * epoch, "pseudo_dice": (0.8, None),
+        "learning_rate": 0.01 / epoch, "skipped": 0, "progress": 0.5,
     }  # fmt: skip
-    return told | changes
+    return EpochRow(**(told | changes))
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def drawn(panel) -> list[tuple[list, list, str]]:
 
 
 def test_what_is_drawn(tmp_path, figures):
-    history = [row(1), row(2, loss=None), row(4, training_dice=[0.95, 0.6], pseudo_dice=[0.7, 0.1])]
+    history = [row(1), row(2, loss=None), row(4, training_dice=(0.95, 0.6), pseudo_dice=(0.7, 0.1))]
     draw_progress(tmp_path / "new" / "progress.png", history, ["liver", "tumour"], "fold 2")
     with Image.open(tmp_path / "new" / "progress.png") as picture:
         assert picture.format == "PNG"
@@ -66,12 +68,12 @@ def test_what_is_drawn(tmp_path, figures):
     np.testing.assert_allclose(drawn(rate)[0][1], [0.01, 0.005, 0.0025])
 
 
-def test_rows_of_older_versions(tmp_path, figures):
-    history = [{key: value for key, value in row(i).items() if key != "training_dice"} for i in (1, 2)]
+def test_a_fold_that_holds_no_case_out(tmp_path, figures):
+    history = [row(i, validation_loss=None, pseudo_dice=None) for i in (1, 2)]
     draw_progress(tmp_path / "progress.png", history, ["liver", "tumour"], "fold 0")
     training, validation, _, _ = drawn(figures[0].axes[1])
-    assert np.isnan(training[1]).all()
-    assert validation[1] == [0.8, 0.8]
+    assert training[1] == [0.9, 0.9]
+    assert np.isnan(validation[1]).all()
 
 
 def test_a_single_epoch_is_seen(tmp_path, figures):
@@ -85,7 +87,7 @@ def test_a_single_epoch_is_seen(tmp_path, figures):
 @pytest.mark.parametrize("count", [1, 10, 11, 48, 49])
 def test_labels_have_colours_and_names_of_their_own(tmp_path, figures, count):
     names = ["_hidden", "$x^", "$\\frac$", *(f"label {i}" for i in range(count))][:count]
-    told = [row(i, training_dice=count * [0.5], pseudo_dice=count * [0.4]) for i in (1, 2)]
+    told = [row(i, training_dice=count * (0.5,), pseudo_dice=count * (0.4,)) for i in (1, 2)]
     draw_progress(tmp_path / "progress.png", told, names, "fold 0, $\\broken$")
     panel = figures[0].axes[1]
     assert len({line.get_color() for line in panel.lines}) == count
@@ -101,7 +103,8 @@ def test_a_disk_that_refuses(tmp_path):
 
 def test_nothing_global_of_matplotlib_is_touched(tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom autoseg.training.plots import draw_progress\n"
+        "import sys\nfrom pathlib import Path\nfrom autoseg.training.history import EpochRow\n"
+        "from autoseg.training.plots import draw_progress\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"row = {row(1)!r}\ndraw_progress(Path({str(tmp_path / 'a.png')!r}), [row], ['liver', 'tumour'], 'fold 0')\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"

@@ -26,7 +26,7 @@ def planned(tmp_path_factory) -> Workspace:
 
 # Left out: case_sampling and class_sampling, tested in test_sampling.py (here every case has every label, of one size);
 # component_weight, deep_supervision and patience, which have tests of their own; test_time_mirroring, which acts in
-# predict; chain=device, which gives what chain=worker gives (test_patch_stream.py).
+# predict; chain=device, which gives what chain=worker gives (test_batches.py).
 CHANGES = [
     "optimizer=sgd",
     "learning_rate=0.01",

@@ -6,24 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.errors import StateError
-from autoseg.models.checkpoint import load_checkpoint, save_checkpoint
-from autoseg.models.versions import UNKNOWN, upgrade_checkpoint
-from autoseg.nn.optimization import Plateau
+from autoseg.models.checkpoint import save_checkpoint
+from autoseg.models.versions import Position, RuntimeSettings, read_checkpoint
 from autoseg.planning.plan import Training
-from autoseg.training.autotune import Choices
-from autoseg.training.state import FoldState, Position
+from autoseg.training.state import TrainState
+from checkpoints import checkpoint_of
 
 CPU = torch.device("cpu")
-CHOICES = Choices("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
+RUNTIME = RuntimeSettings("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
 
 
-def begin(**training) -> FoldState:
+def begin(**training) -> TrainState:
     torch.manual_seed(0)
-    return FoldState.begin(nn.Linear(3, 2), Training(**training), CHOICES, CPU)
+    return TrainState.begin(nn.Linear(3, 2), Training(**training), RUNTIME, CPU)
 
 
-def step(state: FoldState) -> None:
+def step(state: TrainState) -> None:
     state.set_learning_rate(0.3)
     state.seed_step(fold=0, rank=0)
     state.optimizer.zero_grad()
@@ -39,17 +37,19 @@ def step(state: FoldState) -> None:
 def test_a_position_counts_what_was_done_and_what_was_left_out():
     position = Position(epoch=2, step=10, seconds=5.0)
     position = position.after(0.5, 6.0).after(math.nan, 8.0).after(0.25, 9.0)
-    assert position == Position(2, 13, 9.0, epoch_steps=3, epoch_seconds=4.0, loss_sum=0.75, skipped=1, refused=0)
+    assert position == Position(
+        2, 13, 9.0, epoch_steps=3, epoch_seconds=4.0, loss_sum=0.75, skipped=1, consecutive_nonfinite=0
+    )
     assert position.mean_loss == 0.375  # of the two finite ones
     assert position.next_epoch(9.5) == Position(3, 13, 9.5)
 
 
-def test_refused_steps_in_a_row_are_counted_across_epochs():
+def test_nonfinite_steps_in_a_row_are_counted_across_epochs():
     position = Position().after(math.inf, 1.0).after(math.nan, 2.0)
-    assert position.refused == 2
+    assert position.consecutive_nonfinite == 2
     assert position.mean_loss is None
-    assert position.next_epoch(2.0).after(math.nan, 3.0).refused == 3
-    assert position.after(1.0, 3.0).refused == 0
+    assert position.next_epoch(2.0).after(math.nan, 3.0).consecutive_nonfinite == 3
+    assert position.after(1.0, 3.0).consecutive_nonfinite == 0
 
 
 def test_a_loss_that_is_not_finite_does_not_enter_the_average():
@@ -142,13 +142,13 @@ def test_a_restored_state_goes_on_bit_by_bit(tmp_path):
     for _ in range(3):
         step(half)
     half.watch_plateau(0.7, FLAT, 0.3)
-    half.cooling_since, half.micro_batches, half.retreats, half.learning_rate_factor = 0.9, 2, 1, 0.5
-    save_checkpoint(tmp_path / "last.pt", half.to_plain())
+    half.cooling_since, half.micro_batches, half.rollbacks, half.learning_rate_factor = 0.9, 2, 1, 0.5
+    save_checkpoint(tmp_path / "last.pt", checkpoint_of(None, **half.kept()).to_plain())
     resumed = begin(**options)
     with torch.no_grad():
         resumed.network.weight.fill_(7)
-    resumed.restore(load_checkpoint(tmp_path / "last.pt"))
-    assert (resumed.cooling_since, resumed.micro_batches, resumed.retreats) == (0.9, 2, 1)
+    resumed.restore(read_checkpoint(tmp_path / "last.pt"))
+    assert (resumed.cooling_since, resumed.micro_batches, resumed.rollbacks) == (0.9, 2, 1)
     assert resumed.plateau == half.plateau
     assert resumed.position == half.position
     assert resumed.learning_rate_factor == 0.5
@@ -186,41 +186,3 @@ def test_averaged_weights_are_there_while_they_are_looked_at():
         assert torch.equal(state.network.weight, average)
     assert torch.equal(state.network.weight, own)
     assert torch.equal(state.average.average[0], average)
-
-
-def test_a_checkpoint_of_the_future_is_refused():
-    with pytest.raises(StateError, match="version 5, this autoseg knows 4"):
-        upgrade_checkpoint({"version": 5, "plan": {"version": 4}})
-
-
-def test_a_checkpoint_of_version_2_waits_anew_for_something_better():
-    plateau = {
-        "patience": 3,
-        "tolerance": 0.001,
-        "smoothing": 0.9,
-        "average": 0.5,
-        "best": 0.4,
-        "waited": 2,
-        "found": 0,
-    }
-    new = upgrade_checkpoint({"version": 2, "plan": {"version": 4}, "plateau": plateau})
-    assert new["version"] == 4
-    assert Plateau(**new["plateau"]) == Plateau(3)  # and nothing of other samples is kept
-    assert upgrade_checkpoint({"version": 2, "plan": {"version": 4}, "plateau": None})["plateau"] is None
-
-
-def test_a_checkpoint_of_version_1_is_read():
-    plan = {"version": 4}
-    old = {"version": 1, "plan": plan, "dtype": "bfloat16", "forward_seconds": 0.5, "position": {"epoch": 1}}
-    new = upgrade_checkpoint(old)
-    assert new["version"] == 4
-    assert new["init_from"] == UNKNOWN
-    assert new["choices"] == {
-        "dtype": "bfloat16", "channels_last": False, "compiled": False, "chain": "host", "forward_seconds": 0.5
-    }  # fmt: skip
-    assert "dtype" not in new
-    assert new["position"] == {"epoch": 1}
-    state = begin()
-    weights = {"network": state.network.state_dict(), "optimizer": state.optimizer.state_dict()}
-    state.restore(new | weights | {"average": None, "average_steps": 0})
-    assert state.position == Position(epoch=1)

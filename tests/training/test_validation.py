@@ -12,20 +12,14 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.build import head_probabilities
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
-from autoseg.planning.planner import make_plan
-from autoseg.training.validation import alike, decide, tile_count, validate, watch, watched_samples
+from autoseg.training.validation import choose_batches, decide, evenly_spaced, samples_to_validate, tile_count, validate
+from plans import plan_of
 from stored import faultless_previous_stage, is_cut_from_its_case, one_hot, store_of_coordinates
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from synthetic_fingerprints import label_set
 
 CPU = torch.device("cpu")
 CASES = tuple(f"case{i}" for i in range(4))
 PATCH = (6, 10, 8)
-
-
-def plan_of(labels: LabelSet, channels: tuple[str, ...] = ("MR",)) -> Plan:
-    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, labels, channels=channels)
-    return make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
 
 
 # ---- what is counted
@@ -129,7 +123,7 @@ def test_small_volumes_are_seen_whole(store):
     assert shapes == [(12, 20, 24), (13, 20, 23), (14, 20, 22), (15, 20, 21)]
     cases = CASES[:2]
     assert [tile_count(shape, configuration.patch_size) for shape in shapes[:2]] == [2, 2]
-    batches = list(watch(store, cases, plan, configuration, samples=4))
+    batches = list(choose_batches(store, cases, plan, configuration, samples=4))
     assert [len(b["target"]) for b in batches] == [3, 1]
     images = torch.cat([b["image"] for b in batches])
     targets = torch.cat([b["target"] for b in batches])
@@ -141,14 +135,14 @@ def test_small_volumes_are_seen_whole(store):
 
 def test_no_more_volumes_are_seen_than_asked_for(store):
     plan, configuration = plan_of_patches((16, 20, 24))  # one tile each
-    batches = watch(store, CASES, plan, configuration, samples=2)
+    batches = choose_batches(store, CASES, plan, configuration, samples=2)
     slices = [int((image[0].amax(dim=(1, 2)) > 0).sum()) + 1 for b in batches for image in b["image"]]
     assert slices == [12, 14]  # the first and the third case
 
 
 def test_a_volume_smaller_than_a_tile_stands_in_its_middle(store):
     plan, configuration = plan_of_patches((16, 20, 24))
-    (batch,) = watch(store, CASES[:1], plan, configuration, samples=8)
+    (batch,) = choose_batches(store, CASES[:1], plan, configuration, samples=8)
     image, target = batch["image"][0], batch["target"][0]
     assert image.shape == (3, 16, 20, 24)
     assert (image[0, 2:14, 0, 0] == torch.arange(12)).all()
@@ -163,10 +157,10 @@ def test_large_volumes_are_seen_in_fixed_patches(store):
     plan, configuration = plan_of_patches()
     assert [tile_count(store.info(case).shape, PATCH) for case in CASES] == [12, 18, 18, 18]
     other = replace(plan, training=replace(plan.training, seed=plan.training.seed + 1))
-    samples = watch(store, CASES, plan, configuration, samples=10)
+    samples = choose_batches(store, CASES, plan, configuration, samples=10)
     batches = list(samples)
     assert [len(b["target"]) for b in batches] == [3, 3, 3, 3]
-    for again in (list(samples), list(watch(store, CASES, other, configuration, samples=10))):
+    for again in (list(samples), list(choose_batches(store, CASES, other, configuration, samples=10))):
         assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batches, again, strict=True))
         assert all(torch.equal(a["target"], b["target"]) for a, b in zip(batches, again, strict=True))
     pairs = [pair for b in batches for pair in zip(b["image"], b["target"], strict=True)]
@@ -180,7 +174,7 @@ def test_the_share_of_foreground_is_that_of_the_training(store):
 
     def with_foreground(share: float) -> list[bool]:
         training = replace(plan.training, foreground_fraction=share)
-        batches = watch(store, CASES, replace(plan, training=training), configuration, samples=12)
+        batches = choose_batches(store, CASES, replace(plan, training=training), configuration, samples=12)
         return [bool((target > 0).any()) for b in batches for target in b["target"]]
 
     assert all(with_foreground(1.0))
@@ -193,7 +187,7 @@ def test_a_cascade_is_shown_the_previous_stage_undamaged(store, tmp_path, patch_
     faultless_previous_stage(tmp_path, store, CASES)
     plan, configuration = plan_of_patches(patch_size)
     labels = plan.labels.num_labels
-    for b in watch(store, CASES, plan, configuration, samples=6, previous=tmp_path):
+    for b in choose_batches(store, CASES, plan, configuration, samples=6, previous=tmp_path):
         assert b["image"].shape[1] == 3 + labels
         assert torch.equal(b["image"][:, 3:], one_hot(b["target"], labels))
 
@@ -202,7 +196,7 @@ def test_slices_are_watched_in_two_dimensions(store):
     """Small slices are tiled one by one, large ones seen in patches."""
     for patch_size, samples in (((20, 24), 12), ((10, 8), 7)):
         plan, configuration = plan_of_patches(patch_size)
-        watched = watch(store, CASES[:1], plan, configuration, samples=samples)
+        watched = choose_batches(store, CASES[:1], plan, configuration, samples=samples)
         images = torch.cat([b["image"] for b in watched])
         assert images.shape[1:] == (3, *patch_size)
         assert len({float(image[0].max()) for image in images}) > 3  # slices
@@ -213,10 +207,10 @@ def test_slices_are_watched_in_two_dimensions(store):
 
 
 def test_cases_are_taken_evenly():
-    assert alike(list("abcdefghij"), 3) == ["a", "d", "g"]
-    assert alike(["a", "b"], 5) == ["a", "b"]
+    assert evenly_spaced(list("abcdefghij"), 3) == ["a", "d", "g"]
+    assert evenly_spaced(["a", "b"], 5) == ["a", "b"]
 
 
 def test_a_tenth_of_an_epoch_is_watched_and_never_too_little():
-    assert watched_samples(2, 250) == 50
-    assert watched_samples(2, 50) == 16
+    assert samples_to_validate(2, 250) == 50
+    assert samples_to_validate(2, 50) == 16

@@ -7,7 +7,8 @@ import pytest
 
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError
-from autoseg.inference.predict import PredictOptions, options_for
+from autoseg.inference.options import InferenceOptions
+from autoseg.inference.predict import options_for
 from autoseg.inference.rehearsal import case_to_measure
 from autoseg.messages import duration
 from autoseg.training import budget as budget_clock
@@ -27,8 +28,8 @@ from autoseg.training.validation_budget import (
     patches,
     ways,
 )
-from made_up_machine import plan_of
 from made_up_time import Time
+from plans import plan_of
 
 FULL, SOME, NONE = (
     Inference((0, 1, 2)),
@@ -307,6 +308,6 @@ def test_the_way_is_written_down_and_read_back(tmp_path):
 
 
 def test_what_predicts_follows_the_way():
-    assert options_for(None) == PredictOptions()
-    assert options_for(SOME) == PredictOptions(step=0.5, mirroring=True, tile=1.0, mirror_axes=(2,))
-    assert options_for(NONE) == PredictOptions(step=0.75, mirroring=False, tile=2.0, mirror_axes=())
+    assert options_for(None) == InferenceOptions()
+    assert options_for(SOME) == InferenceOptions(step=0.5, mirroring=True, tile=1.0, mirror_axes=(2,))
+    assert options_for(NONE) == InferenceOptions(step=0.75, mirroring=False, tile=2.0, mirror_axes=())

@@ -239,7 +239,7 @@ def _read(inspection: Inspection, file: str, read: Callable[[Path], Volume]) -> 
 
 
 def _look_at_intensities(inspection: Inspection, file: str, volume: Volume, names: Sequence[str]) -> None:
-    """Report voxels that are no numbers, and channels that show nothing; note what else is compared later."""
+    """Report voxels that are not numbers, and channels that show nothing; note what else is compared later."""
     if bad := non_finite(volume.array) or spoilt(volume.array):
         inspection.report(file, bad, REPLACE_NON_FINITE)
         inspection.hounsfield += tuple(False for _ in names)
@@ -344,7 +344,7 @@ def _hounsfield(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Pro
         if scheme_for(name) == "ct" and unlike:
             shown = some(i.case.id for i in unlike)
             what = f"{name} does not look like Hounsfield units in {len(unlike)} of {len(comparable)} cases: {shown}"
-            remedy = "if it is no CT, name it otherwise (--channels); if it is cropped or clipped CT, nothing"
+            remedy = "if it is not CT, rename the channel (--channels); if it is cropped or clipped CT, ignore this"
             problems.append(Problem(None, unlike[0].case.images[0], what, remedy, "warning"))
         elif scheme_for(name) != "ct" and 2 * len(alike) > len(comparable):
             cases = f"in {len(alike)} of {len(comparable)} cases"

@@ -1,1 +1,1 @@
-"""A corrected copy of a dataset: what is mended, how, and the list of what was changed. The original stays as it is."""
+"""A corrected copy of a dataset: what is repaired, how, and the list of changes. The original is never written."""

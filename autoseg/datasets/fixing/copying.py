@@ -169,7 +169,7 @@ def copy_file(job: Job) -> Copied:
     except OSError as error:
         raise StorageError(
             f"{job.source} cannot be copied to {job.target}: {error.strerror or error}",
-            remedy="see to the disk's space and to your rights there, or choose another folder",
+            remedy="check free space and permissions there, or choose another folder",
         ) from error
     try:
         target, changes = mend_ending(job.target)

@@ -104,5 +104,6 @@ def _remove(path: Path, copy: Path, kept: set[Path]) -> set[Path]:
     try:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
-        raise StorageError(f"{path} cannot be removed: {error.strerror}", remedy="see to your rights there") from error
+        what = f"{path} cannot be removed: {error.strerror}"
+        raise StorageError(what, remedy="check your permissions there") from error
     return gone

@@ -1,1 +1,1 @@
-"""Image files: one module per family, and the table of what is read and written by what (`readers`)."""
+"""Image files: one module per family, and the table of formats that are read and written (`readers`)."""

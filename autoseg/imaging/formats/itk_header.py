@@ -1,4 +1,4 @@
-"""What NRRD and MetaImage headers say of a grid that ITK does not hand on: units, and what is missing or stands twice.
+"""What NRRD and MetaImage headers say of a grid that ITK does not pass on: units, and what is missing or stands twice.
 
     read_stated   header text -> StatedGrid
     with_unit     a file that ITK wrote, with a unit of length in its header

@@ -97,7 +97,7 @@ def read_labels(path: Path | str, colours: Mapping[str, int] = {}) -> Volume:
         Volume of int32, (Z, Y, X) in stored order. Files of floating-point numbers within 1e-3 of integers are rounded.
 
     Raises:
-        DataError: as `read_image`; several channels; values that are no integers; a lossy format (JPEG).
+        DataError: as `read_image`; several channels; values that are not integers; a lossy format (JPEG).
     """
     path = Path(path)
     reader = _reader_for(path)

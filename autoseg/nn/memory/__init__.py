@@ -1,1 +1,1 @@
-"""Memory of a training step: traced, put together, corrected by what was measured."""
+"""Memory of a training step: traced, modelled, and corrected by what was measured."""

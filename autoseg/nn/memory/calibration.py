@@ -35,6 +35,7 @@ from autoseg.nn.networks import build_network
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.precision import candidates, choose, measure
 from autoseg.nn.training_step import clipped_gradients, loss_of, update
+from autoseg.processes import main_kept_out
 
 CACHE_VERSION = 1
 KINDS = ("devices", "rates")  # what the cache holds: terms, and rates of CPUs
@@ -157,7 +158,7 @@ def calibrate(device: torch.device | str, *, say: Callable[[str], object] = prin
 
     Args:
         device: cuda or cpu.
-        say: told what was measured, line by line.
+        say: receives what was measured, line by line.
 
     Raises:
         ValueError: the device is of another kind.
@@ -255,7 +256,9 @@ def _on_cuda(trial: Trial, device: torch.device, dtype: str) -> tuple[int, int, 
 
 def _on_cpu(trial: Trial, device: torch.device, dtype: str) -> tuple[int, int, float]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(steps_in_this_process, trial, dtype, torch.get_num_threads()).result()
+        with main_kept_out():
+            measured = pool.submit(steps_in_this_process, trial, dtype, torch.get_num_threads())
+        return measured.result()
 
 
 def steps_in_this_process(trial: Trial, dtype: str, threads: int) -> tuple[int, int, float]:

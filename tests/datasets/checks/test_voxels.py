@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import files
 import hostile
 from autoseg.datasets.checks.problems import check
 from autoseg.datasets.checks.voxels import padding, spoilt, to_channels
@@ -94,8 +95,8 @@ def plain(root, images, label=None):
     for i, image in enumerate(images):
         mask = np.zeros(image.shape, np.uint8)
         mask[2:5, 2:5, 2:5] = 1
-        hostile.nifti(root / f"images/c{i}.nii.gz", image)
-        hostile.nifti(root / f"labels/c{i}.nii.gz", mask)
+        files.nifti(root / f"images/c{i}.nii.gz", image)
+        files.nifti(root / f"labels/c{i}.nii.gz", mask)
     return root
 
 
@@ -133,7 +134,7 @@ def test_padding_is_a_warning_and_none_for_ct(tmp_path):
 
 def scaled(path, slope, intercept, array=None):
     """NIfTI of integers with a scaling written into its header."""
-    source = hostile.nifti(path.with_name("source.nii"), array)
+    source = files.nifti(path.with_name("source.nii"), array)
     raw = bytearray(source.read_bytes())
     struct.pack_into("<ff", raw, hostile.SLOPE, slope, intercept)
     path.write_bytes(raw)
@@ -149,20 +150,20 @@ def test_scalings_that_leave_one_value(tmp_path):
         read_labels(scaled(tmp_path / "a.nii", 1e-9, 0))  # every label would be rounded to 0
     for slope, intercept in ((0, 5), (np.nan, 0), (2, 0)):
         values = read_image(scaled(tmp_path / "b.nii", slope, intercept)).array
-        assert values.max() == hostile.voxels().max() * (2 if slope == 2 else 1)
+        assert values.max() == files.voxels().max() * (2 if slope == 2 else 1)
 
 
 def test_labels_under_a_scaling(tmp_path):
-    labels = hostile.voxels((4, 5, 6), 3, np.uint16)
+    labels = files.voxels((4, 5, 6), 3, np.uint16)
     assert np.array_equal(read_labels(scaled(tmp_path / "a.nii", 2, 0, labels)).array, 2 * labels.astype(int))
     with pytest.raises(DataError, match=r"found 0\.5 \(with the header's slope 0\.5 and intercept 0\)"):
         read_labels(scaled(tmp_path / "a.nii", 0.5, 0, np.clip(labels, 0, 1)))
-    hostile.nifti(tmp_path / "b.nii.gz", labels.astype(np.float32) * 0.9999)
+    files.nifti(tmp_path / "b.nii.gz", labels.astype(np.float32) * 0.9999)
     assert np.array_equal(read_labels(tmp_path / "b.nii.gz").array, labels)
 
 
 def test_a_file_that_is_packed_twice_is_recognised(tmp_path):
-    raw = hostile.nifti_bytes(RNG.normal(0, 1, (20, 20, 20)).astype(np.float32))
+    raw = files.nifti_bytes(RNG.normal(0, 1, (20, 20, 20)).astype(np.float32))
     (tmp_path / "a b.nii.gz").write_bytes(gzip.compress(gzip.compress(raw)))
     with pytest.raises(DataError, match="packed twice") as caught:
         read_image(tmp_path / "a b.nii.gz")
@@ -237,8 +238,8 @@ def test_a_missing_channel_is_not_made_up():
 
 def test_nifti_of_three_equal_channels_stays_as_it_is(tmp_path):
     """Three series of one scan may be equal by mistake, which `check` reports."""
-    array = np.stack([hostile.voxels()] * 3)
-    nib.save(nib.Nifti1Image(array.T, hostile.AFFINE), tmp_path / "a.nii.gz")
+    array = np.stack([files.voxels()] * 3)
+    nib.save(nib.Nifti1Image(array.T, files.AFFINE), tmp_path / "a.nii.gz")
     case = Case("a", "a", (str(tmp_path / "a.nii.gz"),), None)
     assert len(load_case(case, None, channels=("x",)).image) == 3
     assert LabelSet({"a": 1}).colours == {}

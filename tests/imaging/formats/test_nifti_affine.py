@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+import files
 import hostile
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import read_geometry, read_labels, write_labels
 from autoseg.imaging.geometry import orientation_code
 
-# hostile.AFFINE: voxels of 2 x 3 x 4 mm (x, y, z) growing right, front, up; origin (-7, 11, 13) in RAS
+# files.AFFINE: voxels of 2 x 3 x 4 mm (x, y, z) growing right, front, up; origin (-7, 11, 13) in RAS
 
 
 def header(path, **fields):
@@ -30,13 +31,13 @@ def kinds(geometry):
 
 @pytest.fixture
 def sound(tmp_path):
-    return hostile.nifti(tmp_path / "a.nii")
+    return files.nifti(tmp_path / "a.nii")
 
 
 @pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1), (1, 4), (2, 3)])
 def test_a_header_that_agrees_with_itself_has_no_remark(tmp_path, codes):
-    for matrix in (np.eye(3), hostile.tilted(30), np.diag([-1.0, 1, 1])):
-        path = hostile.nifti(tmp_path / "a.nii", affine=hostile.affine_of(matrix), qform=codes[0], sform=codes[1])
+    for matrix in (np.eye(3), files.tilted(30), np.diag([-1.0, 1, 1])):
+        path = files.nifti(tmp_path / "a.nii", affine=files.affine_of(matrix), qform=codes[0], sform=codes[1])
         grid = read_geometry(path)
         assert kinds(grid) == []
         assert (grid.placed, grid.sized) == (True, True)
@@ -142,7 +143,7 @@ def test_qfac_of_zero_counts_as_one(sound):
 
 
 def test_without_codes_there_is_no_place(tmp_path):
-    path = hostile.nifti(tmp_path / "a.nii", qform=0, sform=0)
+    path = files.nifti(tmp_path / "a.nii", qform=0, sform=0)
     grid = read_geometry(path)
     assert (grid.placed, grid.sized, grid.spacing) == (False, True, (4.0, 3.0, 2.0))
     assert kinds(grid) == ["no place"]
@@ -163,7 +164,7 @@ def test_the_origin_is_quoted_as_it_stands_in_the_header(sound, code, unit):
 @pytest.mark.parametrize("fields", [{"qform_code": 0, "sform_code": 0}, {"srow_x": (2, 0.9, 0, -7)}, {"xyzt_units": 3}])
 def test_a_label_map_is_written_under_the_same_header(sound, fields):
     like = header(sound, **fields)
-    labels = hostile.voxels(high=3, dtype=np.uint8)
+    labels = files.voxels(high=3, dtype=np.uint8)
     write_labels(like.with_name("out.nii.gz"), labels, like)
     out = like.with_name("out.nii.gz")
     assert np.array_equal(read_labels(out).array, labels)

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+import files
 import hostile
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels, write_labels
@@ -26,7 +27,7 @@ def samples(channels: int | None = None, bits: int = 8, shape=(7, 9), seed=0) ->
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_grey_pngs_of_every_depth_keep_their_values(tmp_path, bits):
     stored = samples(bits=bits)
-    path = hostile.png(tmp_path / "a.png", stored, bits=bits)
+    path = files.png(tmp_path / "a.png", stored, bits=bits)
     volume, labels = read_image(path), read_labels(path)
     assert volume.array.dtype == np.float32
     assert np.array_equal(volume.array[0, 0], stored)
@@ -40,7 +41,7 @@ def test_grey_pngs_of_every_depth_keep_their_values(tmp_path, bits):
 @pytest.mark.parametrize("bits", [8, 16])
 def test_colour_pngs_give_three_channels(tmp_path, bits):
     stored = samples(3, bits)
-    path = hostile.png(tmp_path / "a.png", stored, bits=bits, colour_type=RGB)
+    path = files.png(tmp_path / "a.png", stored, bits=bits, colour_type=RGB)
     assert np.array_equal(read_image(path).array[:, 0], np.moveaxis(stored, -1, 0))
     with pytest.raises(DataError, match="this file has 3"):
         read_labels(path)
@@ -50,16 +51,16 @@ def test_colour_pngs_give_three_channels(tmp_path, bits):
 def test_transparency_is_dropped_if_constant_and_refused_if_not(tmp_path, colour_type, channels, bits):
     stored = samples(channels, bits)
     stored[..., -1] = 77
-    path = hostile.png(tmp_path / "a.png", stored, bits=bits, colour_type=colour_type)
+    path = files.png(tmp_path / "a.png", stored, bits=bits, colour_type=colour_type)
     assert np.array_equal(read_image(path).array[:, 0], np.moveaxis(stored[..., :-1], -1, 0))
     stored[3, 4, -1] = 78
     with pytest.raises(DataError, match="transparency"):
-        read_image(hostile.png(tmp_path / "a.png", stored, bits=bits, colour_type=colour_type))
+        read_image(files.png(tmp_path / "a.png", stored, bits=bits, colour_type=colour_type))
 
 
 def test_deep_grey_with_transparency_is_refused(tmp_path):
     with pytest.raises(DataError, match="16-bit"):
-        read_image(hostile.png(tmp_path / "a.png", samples(2, 16), bits=16, colour_type=GREY_ALPHA))
+        read_image(files.png(tmp_path / "a.png", samples(2, 16), bits=16, colour_type=GREY_ALPHA))
 
 
 def test_a_palette_means_colours_in_images_and_indices_in_labels(tmp_path):
@@ -71,10 +72,10 @@ def test_a_palette_means_colours_in_images_and_indices_in_labels(tmp_path):
 
 def test_a_grey_mask_saved_as_colours_is_one_label_map(tmp_path):
     mask = samples(bits=1) * 255
-    path = hostile.png(tmp_path / "a.png", np.stack([mask] * 3, axis=-1), colour_type=RGB)
+    path = files.png(tmp_path / "a.png", np.stack([mask] * 3, axis=-1), colour_type=RGB)
     assert np.array_equal(read_labels(path).array[0], mask)
     with_alpha = np.stack([mask, mask, mask, np.full_like(mask, 255)], axis=-1)
-    assert np.array_equal(read_labels(hostile.png(tmp_path / "b.png", with_alpha, colour_type=RGBA)).array[0], mask)
+    assert np.array_equal(read_labels(files.png(tmp_path / "b.png", with_alpha, colour_type=RGBA)).array[0], mask)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
@@ -104,7 +105,7 @@ def test_jpeg_is_an_image_but_never_a_label_map(tmp_path):
 @pytest.mark.parametrize(("bits", "colour_type"), [(8, GREY), (8, RGB), (16, GREY), (16, RGB), (1, GREY)])
 def test_a_png_cut_or_flipped_anywhere_is_refused_or_harmless(tmp_path, bits, colour_type):
     stored = samples(3 if colour_type == RGB else None, bits)
-    path = hostile.png(tmp_path / "a.png", stored, bits=bits, colour_type=colour_type)
+    path = files.png(tmp_path / "a.png", stored, bits=bits, colour_type=colour_type)
     sound, size = read_image(path), path.stat().st_size
     refused = 0
     for byte in range(1, size, 3):
@@ -123,7 +124,7 @@ def test_a_png_cut_or_flipped_anywhere_is_refused_or_harmless(tmp_path, bits, co
 @pytest.mark.parametrize("palette", [b"", bytes(range(12))])
 def test_every_flipped_bit_of_a_compressible_png_is_refused_or_harmless(tmp_path, bits, palette):
     stored = samples(bits=1)
-    path = hostile.png(tmp_path / "a.png", stored, bits=bits, colour_type=PALETTE if palette else GREY, palette=palette)
+    path = files.png(tmp_path / "a.png", stored, bits=bits, colour_type=PALETTE if palette else GREY, palette=palette)
     for byte in range(8, path.stat().st_size):
         for bit in range(8):
             try:
@@ -148,7 +149,7 @@ def test_a_truncated_file_is_refused(tmp_path, name):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 def test_a_single_page_is_flat(tmp_path, dtype, byteorder):
-    stored = hostile.voxels((7, 9), dtype=dtype)
+    stored = files.voxels((7, 9), dtype=dtype)
     tifffile.imwrite(tmp_path / "a.tif", stored, byteorder=byteorder)
     volume = read_image(tmp_path / "a.tif")
     assert np.array_equal(volume.array[0, 0], stored)
@@ -162,9 +163,9 @@ def test_a_single_page_is_flat(tmp_path, dtype, byteorder):
 def test_pages_are_slices(tmp_path, separate, options):
     big = {"bigtiff": options["bigtiff"]} if "bigtiff" in options and not separate else {}
     rest = {key: value for key, value in options.items() if key != "bigtiff"}
-    path = hostile.stack(tmp_path / "a.tiff", hostile.voxels(), separate=separate, **big, **rest)
+    path = files.stack(tmp_path / "a.tiff", files.voxels(), separate=separate, **big, **rest)
     volume = read_image(path)
-    assert np.array_equal(volume.array[0], hostile.voxels())
+    assert np.array_equal(volume.array[0], files.voxels())
     assert not volume.geometry.flat
     assert volume.geometry.shape == (4, 5, 6)
     assert volume.geometry == read_geometry(path)
@@ -185,9 +186,9 @@ def test_files_of_other_programs_in_usual_compressions(tmp_path, compression, mo
 
 
 def test_pages_in_lzw_are_slices_too(tmp_path):
-    pages = [Image.fromarray(page) for page in hostile.voxels(dtype=np.uint8)]
+    pages = [Image.fromarray(page) for page in files.voxels(dtype=np.uint8)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], compression="tiff_lzw")
-    assert np.array_equal(read_labels(tmp_path / "a.tif").array, hostile.voxels())
+    assert np.array_equal(read_labels(tmp_path / "a.tif").array, files.voxels())
 
 
 def test_colours_transparency_and_palettes(tmp_path):
@@ -243,8 +244,8 @@ def test_jpeg_inside_a_tiff_is_an_image_but_no_label_map(tmp_path):
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_a_cut_stack_is_refused_or_whole_but_never_shorter(tmp_path, separate, compression):
-    array = hostile.voxels((8, 20, 30))
-    path = hostile.stack(tmp_path / "a.tif", array, separate=separate, compression=compression)
+    array = files.voxels((8, 20, 30))
+    path = files.stack(tmp_path / "a.tif", array, separate=separate, compression=compression)
     size, refused = path.stat().st_size, 0
     with tifffile.TiffFile(path) as file:
         starts = [page.offset for page in file.pages][1:]  # a cut right there leaves whole pages
@@ -260,7 +261,7 @@ def test_a_cut_stack_is_refused_or_whole_but_never_shorter(tmp_path, separate, c
 
 
 def test_spacing_of_a_stack_stands_beside_it_or_inside(tmp_path):
-    path = hostile.stack(tmp_path / "case_0000.tif", hostile.voxels())
+    path = files.stack(tmp_path / "case_0000.tif", files.voxels())
     assert read_geometry(path).spacing == (1.0, 1.0, 1.0)
     (tmp_path / "case.json").write_text(json.dumps({"spacing": [5, 0.5, 0.25]}))
     assert read_geometry(path).spacing == (5.0, 0.5, 0.25)
@@ -306,17 +307,17 @@ def test_the_largest_value_of_each_format(tmp_path, target, largest):
 
 
 def test_stacks_are_written_with_their_spacing(tmp_path):
-    like = hostile.nifti(tmp_path / "like.nii.gz")
-    write_labels(tmp_path / "out.tif", hostile.voxels(), like)
+    like = files.nifti(tmp_path / "like.nii.gz")
+    write_labels(tmp_path / "out.tif", files.voxels(), like)
     volume = read_labels(tmp_path / "out.tif")
-    assert np.array_equal(volume.array, hostile.voxels())
+    assert np.array_equal(volume.array, files.voxels())
     assert volume.geometry.spacing == read_geometry(like).spacing
-    assert np.array_equal(tifffile.imread(tmp_path / "out.tif"), hostile.voxels())
+    assert np.array_equal(tifffile.imread(tmp_path / "out.tif"), files.voxels())
     with pytest.raises(UsageError, match="4 slices"):
-        write_labels(tmp_path / "out.png", hostile.voxels(), like)
-    single = hostile.nifti(tmp_path / "single.nii.gz", hostile.voxels((1, 5, 6)))
-    write_labels(tmp_path / "out.png", hostile.voxels((1, 5, 6)), single)
-    assert np.array_equal(read_labels(tmp_path / "out.png").array, hostile.voxels((1, 5, 6)))
+        write_labels(tmp_path / "out.png", files.voxels(), like)
+    single = files.nifti(tmp_path / "single.nii.gz", files.voxels((1, 5, 6)))
+    write_labels(tmp_path / "out.png", files.voxels((1, 5, 6)), single)
+    assert np.array_equal(read_labels(tmp_path / "out.png").array, files.voxels((1, 5, 6)))
 
 
 # ---- real data ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from autoseg.imaging.formats import rewrite
 from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels
 from autoseg.imaging.formats.rewrite import convert, has_place, replace_grid, replace_voxels
 from autoseg.imaging.geometry import corner_distance_voxels
-from hostile import AFFINE, affine_of, content, itk_image, nifti, png, stack, tilted, voxels
+from files import AFFINE, affine_of, content, itk_image, nifti, png, stack, tilted, voxels
 
 OBLIQUE = affine_of(tilted(20))
 

@@ -7,11 +7,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-import hostile
+import files
 from autoseg.errors import DataError
 from autoseg.imaging.formats.readers import read_geometry, read_image, write_labels
 
-STACK = hostile.voxels((3, 5, 7), dtype=np.uint8)
+STACK = files.voxels((3, 5, 7), dtype=np.uint8)
 
 
 def of(path):

@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-import hostile
+import files
 from autoseg.datasets.checks.problems import check
 from autoseg.datasets.dataset import discover
 from autoseg.errors import DataError
@@ -93,7 +93,7 @@ def test_an_orientation_that_stands_in_xmp_alone_is_refused(tmp_path):
 
 
 def test_pages_of_a_stack_are_turned_together_or_refused(tmp_path):
-    array = hostile.voxels()
+    array = files.voxels()
     pages = [Image.fromarray(page.astype(np.uint8)) for page in array]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], compression="tiff_lzw", tiffinfo={274: 8})
     assert np.array_equal(read_image(tmp_path / "a.tif").array[0], np.rot90(array, 1, (1, 2)))
@@ -105,7 +105,7 @@ def test_pages_of_a_stack_are_turned_together_or_refused(tmp_path):
 
 
 def test_the_spacing_of_a_turned_stack_turns_with_it(tmp_path):
-    array = hostile.voxels()
+    array = files.voxels()
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", extratags=[(274, "H", 1, 6, False)])
     (tmp_path / "a.json").write_text('{"spacing": [5, 2, 1]}')
     geometry = read_geometry(tmp_path / "a.tif")

@@ -143,6 +143,7 @@ def test_resident_memory_rises_with_what_is_written():
     del held
 
 
+@pytest.mark.thorough
 def test_calibrating_this_cpu(monkeypatch):
     monkeypatch.setitem(TRIALS, "cpu", (replace(TINY, patch_size=(256, 256)),))
     said: list[str] = []

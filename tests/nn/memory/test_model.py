@@ -193,6 +193,7 @@ def test_what_is_forgotten_is_noticed(forgotten, trial):
 # ---- what must be more, or less
 
 
+@pytest.mark.thorough
 def test_more_of_anything_never_takes_less():
     trial = unet()
     patches = [step_bytes(trial, patch=(edge,) * 3) for edge in (8, 12, 16, 32)]
@@ -234,6 +235,7 @@ def model_of(trial: Trial, **options) -> StepMemory:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("network", "rules"), [("unet", "cpu"), ("residual_unet", "cuda"), ("attention_unet", "cpu")])
 def test_inferred_sizes_agree_with_traces(network, rules):
     trial = replace(unet(20), network=network)

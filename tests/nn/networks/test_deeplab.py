@@ -6,6 +6,7 @@ from torch import nn
 
 from autoseg.nn.blocks import InstanceNorm, ResidualBlock
 from autoseg.nn.networks.deeplab import DeepLab, Pyramid, limit_strides
+from networks import laid_out
 
 
 @pytest.fixture(autouse=True)
@@ -13,17 +14,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-def small(stages, dims=2, strides=None, **options):
-    return DeepLab(
-        in_channels=1,
-        num_heads=2,
-        features=(4, 5, 6, 7, 8, 9, 10)[:stages],
-        strides=strides or [(1,) * dims] + [(2,) * dims] * (stages - 1),
-        kernel_sizes=[(3,) * dims] * stages,
-        blocks=[1] * stages,
-        decoder_blocks=[1] * (stages - 1),
-        **options,
-    )
+def small(stages, dims=2, **options):
+    return DeepLab(**laid_out((4, 5, 6, 7, 8, 9, 10)[:stages], dims, depth=1, **options))
 
 
 # ---- strides and dilation ----

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoseg.nn.networks.fcn import FCN
+from networks import laid_out
 
 
 @pytest.fixture(autouse=True)
@@ -14,16 +15,7 @@ def _seed():
 
 
 def small(stages, **options):
-    return FCN(
-        in_channels=1,
-        num_heads=2,
-        features=(4, 5, 6, 7, 8, 9)[:stages],
-        strides=[(1, 1)] + [(2, 2)] * (stages - 1),
-        kernel_sizes=[(3, 3)] * stages,
-        blocks=[1] * stages,
-        decoder_blocks=[1] * (stages - 1),
-        **options,
-    )
+    return FCN(**laid_out((4, 5, 6, 7, 8, 9)[:stages], depth=1), **options)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import nn
 from autoseg.nn.blocks import ConvBlock, InstanceNorm, ResidualBlock, Stage, set_checkpointing
 from autoseg.nn.losses import DeepSupervision, dice_ce
 from autoseg.nn.networks import NETWORKS, build_network
+from networks import small_network
 
 SINGLE_MAP = {"deeplab", "fcn", "segformer"}  # the architecture has no coarser logits to supervise
 HEADS = 3
@@ -27,19 +28,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-def small(name, dims, *, features=(4, 8, 8), strides=None, kernel_sizes=None, in_channels=1, num_heads=HEADS):
-    """Two blocks per stage; isotropic halving with 3-wide kernels unless said otherwise."""
-    stages = len(features)
-    return build_network(
-        name,
-        in_channels=in_channels,
-        num_heads=num_heads,
-        features=features,
-        strides=strides or [(1,) * dims] + [(2,) * dims] * (stages - 1),
-        kernel_sizes=kernel_sizes or [(3,) * dims] * stages,
-        blocks=[2] * stages,
-        decoder_blocks=[2] * (stages - 1),
-    )
+def small(name, dims, features=(4, 8, 8), **changes):
+    return small_network(name, dims, features, **{"num_heads": HEADS} | changes)
 
 
 def stage_shapes(shape, strides):
@@ -85,18 +75,19 @@ GEOMETRIES = {
 
 
 @every_network
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_logits_of_full_resolution_and_of_the_encoders_stages(name, geometry):
-    shape, strides, kernel_sizes = GEOMETRIES[geometry]
-    features = (4, 8, 8, 8, 8, 8, 8, 8)[: len(strides)]
-    network = small(
-        name, len(shape), features=features, strides=strides, kernel_sizes=kernel_sizes, in_channels=2, num_heads=5
-    )
-    with torch.no_grad():
-        logits = network(torch.randn(1, 2, *shape))
-    maps = 1 if name in SINGLE_MAP else len(strides) - 1
-    assert [tuple(stage.shape) for stage in logits] == [(1, 5, *s) for s in stage_shapes(shape, strides)[:maps]]
-    assert all(torch.isfinite(stage).all() for stage in logits)
+def test_logits_of_full_resolution_and_of_the_encoders_stages(name, subtests):
+    for geometry, (shape, strides, kernel_sizes) in GEOMETRIES.items():
+        with subtests.test(geometry), torch.no_grad():
+            torch.manual_seed(0)
+            features = (4, 8, 8, 8, 8, 8, 8, 8)[: len(strides)]
+            network = small(
+                name, len(shape), features=features, strides=strides, kernel_sizes=kernel_sizes, in_channels=2,
+                num_heads=5,
+            )  # fmt: skip
+            logits = network(torch.randn(1, 2, *shape))
+            maps = 1 if name in SINGLE_MAP else len(strides) - 1
+            assert [tuple(stage.shape) for stage in logits] == [(1, 5, *s) for s in stage_shapes(shape, strides)[:maps]]
+            assert all(torch.isfinite(stage).all() for stage in logits)
 
 
 @every_network

@@ -9,22 +9,11 @@ from torch import nn
 
 from autoseg.nn.blocks import InstanceNorm
 from autoseg.nn.losses import DeepSupervision, dice_ce
-from autoseg.nn.networks import build_network
+from networks import small_network
 
 
-def small_unet(dims=3, in_channels=1, num_heads=2, features=(4, 6, 8), strides=None, kernel_sizes=None):
-    """Two convolutions per stage; isotropic halving with 3-wide kernels unless said otherwise."""
-    stages = len(features)
-    return build_network(
-        "unet",
-        in_channels=in_channels,
-        num_heads=num_heads,
-        features=features,
-        strides=strides or [(1,) * dims] + [(2,) * dims] * (stages - 1),
-        kernel_sizes=kernel_sizes or [(3,) * dims] * stages,
-        blocks=[2] * stages,
-        decoder_blocks=[2] * (stages - 1),
-    )
+def small_unet(dims=3, features=(4, 6, 8), **changes):
+    return small_network("unet", dims, features, **changes)
 
 
 def count_parameters(network):

@@ -7,19 +7,11 @@ import torch
 
 from autoseg.nn.networks.unet import UNet
 from autoseg.nn.networks.unet_plusplus import UNetPlusPlus
+from networks import laid_out
 
 
-def plan(features, dims=2, blocks=2):
-    stages = len(features)
-    return {
-        "in_channels": 1,
-        "num_heads": 3,
-        "features": features,
-        "strides": [(1,) * dims] + [(2,) * dims] * (stages - 1),
-        "kernel_sizes": [(3,) * dims] * stages,
-        "blocks": [blocks] * stages,
-        "decoder_blocks": [blocks] * (stages - 1),
-    }
+def plan(features, dims=2):
+    return laid_out(features, dims, num_heads=3)
 
 
 def test_nodes_of_four_stages():

@@ -1,4 +1,4 @@
-"""The synthetic dataset: equal bytes every time, the anatomy it promises, where in the world it says; the picture."""
+"""The synthetic dataset: equal bytes every time, the anatomy it promises, where in the world it says."""
 
 import csv
 import hashlib
@@ -28,7 +28,6 @@ from autoseg.demo.phantom import (
     write_dataset,
     write_nifti,
 )
-from autoseg.demo.run import COLOURS, _richest_slice, picture
 from autoseg.imaging.geometry import Geometry, Volume
 from phantom import sphere, tiny_dataset
 
@@ -268,58 +267,6 @@ def test_block_becomes_its_mean_and_its_most_frequent_label():
     mean, most = _pool(image, labels)
     assert most.tolist() == [[[3, 1, 0]]]
     assert mean.tolist() == [[[53.0, 4.0, 0.0]]]  # (5 * 80 + 3 * 8) / 8 and 4 * 8 / 8
-
-
-# The picture
-
-
-@pytest.fixture(scope="module")
-def scan() -> tuple[Volume, Volume]:
-    return make_scan(make_anatomy(0), 0, 0)
-
-
-def pixels_near(path: Path, colour: str) -> int:
-    rgb = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return int((np.abs(rgb - wanted).max(axis=-1) < 12).sum())
-
-
-def test_picture_shows_every_label_in_its_colour(scan, tmp_path):
-    image, labels = scan
-    picture(image, labels, labels, tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as opened:
-        assert opened.format == "PNG"
-        assert opened.width > 900
-    empty = replace(labels, array=np.zeros_like(labels.array))
-    picture(image, empty, empty, tmp_path / "b.png")
-    for colour in COLOURS[:3]:  # the legend alone holds some pixels
-        assert pixels_near(tmp_path / "a.png", colour) > pixels_near(tmp_path / "b.png", colour) + 100
-    picture(image, labels, empty, tmp_path / "c.png")
-    assert pixels_near(tmp_path / "c.png", "#FFFFFF") < pixels_near(tmp_path / "a.png", "#FFFFFF") - 100
-
-
-def test_picture_does_not_depend_on_the_stored_orientation(scan, tmp_path):
-    image, labels = scan
-    geometry = image.geometry
-    x = geometry.origin[0] + (geometry.shape[2] - 1) * geometry.spacing[2]
-    mirrored = replace(
-        geometry,
-        origin=(x, *geometry.origin[1:]),
-        direction=(*geometry.direction[:2], (-1.0, 0.0, 0.0)),
-    )
-    flipped = [Volume(volume.array[..., ::-1], mirrored) for volume in (image, labels)]
-    picture(image, labels, labels, tmp_path / "a.png")
-    picture(flipped[0], flipped[1], flipped[1], tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-def test_richest_slice_prefers_many_labels_to_much_of_one():
-    reference = np.zeros((4, 4, 4), np.uint8)
-    reference[1] = 1  # slice 1 is full of label 1
-    reference[2, :2] = 1  # slice 2 has half of it, and all of label 2
-    reference[2, 3, 3] = 2
-    assert _richest_slice(reference, 0, [1, 2]) == 2
-    assert _richest_slice(np.zeros((5, 4, 4)), 0, [1, 2]) == 2, "the middle, where there is nothing"
 
 
 # The tiny datasets of the other tests

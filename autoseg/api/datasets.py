@@ -1,0 +1,165 @@
+"""Datasets from Python: checked, corrected, planned."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from autoseg.api.keywords import (
+    File,
+    Labels,
+    Names,
+    Regions,
+    Say,
+    Settings,
+    as_path,
+    checked,
+    in_workspace,
+    intake_of,
+    options_of,
+    teller,
+)
+
+if TYPE_CHECKING:  # imported when they are made
+    from autoseg.commands.check import DatasetReport
+    from autoseg.commands.fix import FixReport
+    from autoseg.planning.plan import Plan
+
+
+@checked
+def check_dataset(
+    dataset: File,
+    *,
+    channels: Names | None = None,
+    labels: Labels | None = None,
+    regions: Regions | None = None,
+    ignore: int | None = None,
+    patient_regex: str | None = None,
+    workers: int | None = None,
+    say: Say | None = print,
+) -> "DatasetReport":
+    """Say what is understood of a dataset and everything that is wrong with it.
+
+    Args:
+        dataset: folder of images and labels, or a CSV/TSV that lists them.
+        channels: what the channels are: ["T1", "FLAIR"] or "T1,FLAIR".
+        labels: names and values: {"liver": 1, "tumour": 2} or "liver=1,tumour=2".
+        regions: unions of labels that are predicted as one: {"whole": [1, 2]} or "whole=1+2".
+        ignore: label value of voxels that nobody annotated.
+        patient_regex: its first group, found in the case id, names the patient.
+        workers: processes; 0: none but this one; None: as cores and memory allow.
+        say: what shows a line; None: nothing is shown.
+
+    Returns:
+        `dataset` (cases, channels, labels), `problems`, and `usable`: whether it can be planned as it is.
+
+    Raises:
+        AutosegError: there is no such dataset, no layout fits, or an option does not fit it.
+
+    Example:
+        >>> report = autoseg.check_dataset("data")
+        >>> [problem.what for problem in report.errors]
+    """
+    from autoseg.commands.check import check_dataset
+
+    intake = intake_of(channels, labels, regions, ignore, patient_regex)
+    return check_dataset(as_path(dataset), intake, workers=workers, say=teller(say))
+
+
+@checked
+def fix_dataset(
+    dataset: File,
+    out: File,
+    *,
+    mapping: Mapping[int, int] | None = None,
+    non_finite_to: float | None = None,
+    channels: Names | None = None,
+    labels: Labels | None = None,
+    regions: Regions | None = None,
+    ignore: int | None = None,
+    patient_regex: str | None = None,
+    workers: int | None = None,
+    say: Say | None = print,
+) -> "FixReport":
+    """Write a corrected copy of a dataset and list every change; the dataset itself is never written.
+
+    Args:
+        dataset, channels, labels, regions, ignore, patient_regex, workers, say: as for `check_dataset`.
+        out: a new folder for the copy.
+        mapping: value in label files -> the value to write instead: {255: 1}.
+        non_finite_to: the value for NaN and infinity in images; None: such cases are left out.
+
+    Returns:
+        `folder`, `changes`, `problems` of the copy, and `complete`: whether it is sound and holds every case.
+
+    Raises:
+        AutosegError: no layout fits, no sound case remains, `out` is not empty, or there is no room.
+
+    Example:
+        >>> fixed = autoseg.fix_dataset("data", "data_fixed")
+        >>> [change.what_was for change in fixed.changes]
+    """
+    from autoseg.commands.fix import fix_dataset
+
+    intake = intake_of(channels, labels, regions, ignore, patient_regex)
+    return fix_dataset(
+        as_path(dataset), as_path(out), intake, mapping=mapping, non_finite_to=non_finite_to, workers=workers,
+        say=teller(say),
+    )  # fmt: skip
+
+
+@checked
+def plan_dataset(
+    dataset: File,
+    workspace: File,
+    *,
+    preset: Literal["s", "m", "l", "xl"] | None = None,
+    network: str | None = None,
+    vram_gb: float | None = None,
+    time_budget_seconds: float | None = None,
+    rules: Literal["autoseg", "nnunet"] = "autoseg",
+    configurations: Names = (),
+    settings: Settings = (),
+    cpu_rate: Literal["measured", "reference"] | float = "measured",
+    explain: bool = False,
+    skip_bad: bool = False,
+    preprocess: bool = True,
+    seed: int = 1234,
+    channels: Names | None = None,
+    labels: Labels | None = None,
+    regions: Regions | None = None,
+    ignore: int | None = None,
+    patient_regex: str | None = None,
+    workers: int | None = None,
+    say: Say | None = print,
+) -> "Plan":
+    """Measure a dataset, decide everything, and preprocess it into a workspace.
+
+    Args:
+        dataset, channels, labels, regions, ignore, patient_regex, workers, say: as for `check_dataset`.
+        workspace: folder where everything is kept from now on.
+        preset: "s": CPU; "m", "l", "xl": residual encoders for 8, 24, 40 GB; None: plain U-Net for this machine.
+        network: architecture, such as "attention_unet"; None: the preset's.
+        vram_gb: plan for a GPU of this memory; None: for this machine.
+        time_budget_seconds: wall time of a fold; None: the recipe's epochs, sized for an hour.
+        rules: "nnunet": its rules alone.
+        configurations: to preprocess: ["2d", "3d_fullres"]; none named: the recommended one.
+        settings: changes of the finished plan: {"training.learning_rate": 0.001}.
+        cpu_rate: of the CPU planned for: "measured" here, "reference" (the same plan everywhere), or times that.
+        explain: show every decision with its reason.
+        skip_bad: leave faulty cases out instead of refusing the dataset.
+        preprocess: False: decide only.
+        seed: of the folds' partition.
+
+    Returns:
+        The plan: `recommended`, `configurations`, `training`, `decisions`, as in the workspace's plan.json.
+
+    Raises:
+        AutosegError: the dataset has faults (they are shown), or an option does not fit it.
+
+    Example:
+        >>> plan = autoseg.plan_dataset("data", workspace="ws", vram_gb=8, preset="m")
+        >>> plan.configurations[plan.recommended].patch_size
+    """
+    from autoseg.commands.plan import PlanOptions, plan_dataset
+
+    given = locals() | {"intake": intake_of(channels, labels, regions, ignore, patient_regex)}
+    return plan_dataset(as_path(dataset), in_workspace(workspace), options_of(PlanOptions, given), teller(say))

@@ -1,0 +1,98 @@
+"""How a case lies in its image: where it is cropped, from which spacing it is resampled to which, and the way back.
+
+One record holds it, wherever the case goes: preprocessing makes it, the store keeps it beside the arrays, a cascade
+brings its previous stage's segmentation to the grid by it, and prediction brings probabilities back by it. It stands
+here, and not beside preprocessing, because the store stands below preprocessing and keeps it, and because it knows
+nothing but geometry.
+
+    the whole image  --crop-->  the box  --to the target spacing-->  the grid that the network sees
+    (shape_before_crop)         (shape_after_crop)                   (shape)
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from autoseg.imaging.components import as_slices
+from autoseg.imaging.geometry import Axes3, Box, Vector3
+from autoseg.imaging.resample import require_possible, resample_labels, resample_probabilities
+
+
+class ResamplingRules(Protocol):
+    """What of a plan's `Resampling` decides how labels and probabilities are resampled."""
+
+    @property
+    def coarse_axis_order(self) -> int: ...  # spline order along an axis that is resampled separately
+    @property
+    def anisotropy_threshold(self) -> float: ...  # an axis so many times coarser than another is resampled separately
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a case lies in its image, and on which grid it was brought. Spatial tuples in the order of its arrays."""
+
+    spacing: Vector3  # mm, of the image
+    target_spacing: Vector3  # mm, of the grid
+    box: Box  # of the crop, in the image
+    shape_before_crop: Axes3  # of the image
+    shape_after_crop: Axes3  # of the box
+    shape: Axes3  # of the grid
+
+    def crop(self, array: np.ndarray) -> np.ndarray:
+        """The box of an array (..., Z, Y, X) on the image's grid: a view."""
+        return array[(..., *as_slices(self.box))]
+
+    def labels_to_grid(self, indices: np.ndarray, rules: ResamplingRules) -> np.ndarray:
+        """Resample class indices (Z, Y, X) of the box to the grid; same dtype, OUTSIDE is a class like any other."""
+        return resample_labels(
+            indices, self.spacing, self.target_spacing, self.shape,
+            coarse_axis_order=rules.coarse_axis_order, anisotropy_threshold=rules.anisotropy_threshold,
+        )  # fmt: skip
+
+    def to_grid(self, indices: np.ndarray, rules: ResamplingRules) -> np.ndarray:
+        """Bring a segmentation of the whole image to the grid: the same crop and resampling as for a target.
+
+        A segmentation has no OUTSIDE: beyond the body it says background, as it does for a new image.
+
+        Args:
+            indices: (Z, Y, X) class indices 0..n on the image's grid.
+
+        Returns:
+            int16 (Z, Y, X) on the grid.
+        """
+        return self.labels_to_grid(self.crop(indices).astype(np.int16), rules)
+
+    def back(self, probabilities: np.ndarray, rules: ResamplingRules) -> np.ndarray:
+        """Bring probabilities (K, Z, Y, X) on the grid back to the spacing of the image: float32, those of the box."""
+        return resample_probabilities(
+            probabilities, self.target_spacing, self.spacing, self.shape_after_crop,
+            anisotropy_threshold=rules.anisotropy_threshold,
+        )  # fmt: skip
+
+    def uncrop(self, indices: np.ndarray) -> np.ndarray:
+        """Class indices (Z, Y, X) of the box as those of the whole image, which is background beyond it; same dtype."""
+        whole = np.zeros(self.shape_before_crop, dtype=indices.dtype)
+        whole[as_slices(self.box)] = indices
+        return whole
+
+
+def place(shape: Axes3, box: Box, spacing: Vector3, target_spacing: Vector3, name: str) -> Placement:
+    """Place the box of an image of `shape` on the grid of a spacing. Spacings in mm (Z, Y, X).
+
+    Args:
+        name: of the image's file, for messages.
+
+    Raises:
+        DataError: nothing would be left of an axis, or absurdly many voxels would come out (`require_possible`).
+    """
+    (z0, z1), (y0, y1), (x0, x1) = box
+    cropped = (z1 - z0, y1 - y0, x1 - x0)
+    return Placement(
+        spacing=spacing,
+        target_spacing=target_spacing,
+        box=box,
+        shape_before_crop=shape,
+        shape_after_crop=cropped,
+        shape=require_possible(cropped, spacing, target_spacing, name),
+    )

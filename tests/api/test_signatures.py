@@ -1,0 +1,124 @@
+"""One list of options: the Python interface, the records and the command line have the same names and defaults."""
+
+import argparse
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+
+import pytest
+
+import autoseg
+from autoseg.api.keywords import READ, intake_of
+from autoseg.commands import calibrate, evaluate, fix
+from autoseg.commands.folds import TrainOptions
+from autoseg.commands.parser import build_parser
+from autoseg.commands.plan import PlanOptions
+from autoseg.commands.predict import PredictOptions
+from autoseg.datasets.dataset import parse_options
+
+FUNCTIONS = [name for name, module in autoseg.PUBLIC.items() if module.startswith("autoseg.api")]
+RECORDS = {"plan_dataset": PlanOptions, "train_folds": TrainOptions, "predict_images": PredictOptions}
+BELOW = {  # what is called with keywords, and the parameters of it that have another form here
+    "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
+    "cross_validate": (evaluate.cross_validate, set()),
+    "score_test_set": (evaluate.score_test_set, set()),
+    "evaluate_folders": (evaluate.evaluate_folders, set()),
+    "calibrate_device": (calibrate.calibrate_device, set()),
+}
+INTAKE = ("channels", "labels", "regions", "ignore", "patient_regex")
+OF_COMMAND = {
+    "check": ("check_dataset", "fix_dataset"),
+    "plan": ("plan_dataset",),
+    "train": ("train_folds",),
+    "evaluate": ("cross_validate", "score_test_set", "evaluate_folders"),
+    "predict": ("predict_images",),
+    "status": ("status",),
+    "calibrate": ("calibrate_device",),
+}
+KEYWORDS = {  # of an option that is called otherwise when it is typed
+    "fix": "out", "map": "mapping", "nan_to": "non_finite_to", "vram": "vram_gb", "time_budget": "time_budget_seconds",
+    "no_preprocess": "preprocess", "stop_after": "stop_after_seconds", "checkpoint_every": "checkpoint_seconds",
+    "no_mirroring": "mirroring",
+}  # fmt: skip
+TYPED_ONLY = {
+    "check": {"skip_bad"},  # does nothing there
+    "train": {"gpus", "slurm"},  # start other processes of the command line
+    "evaluate": {"test"},  # a function of its own
+}
+CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}}
+
+
+def parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_keywords_are_the_fields_of_the_record(name):
+    """Named, typed and defaulted alike; only what the interface reads in several forms has another type."""
+    record = RECORDS[name]
+    given = parameters(getattr(autoseg, name))
+    positional = {key for key, one in given.items() if one.kind is not inspect.Parameter.KEYWORD_ONLY}
+    others = {"say"} | (set(INTAKE) if name == "plan_dataset" else set())
+    hints = typing.get_type_hints(record)
+    declared = {field.name: field for field in fields(record) if field.name != "intake"}
+    assert set(given) - positional - others == set(declared)
+    for key, field in declared.items():
+        assert given[key].default == field.default != MISSING, key
+        if key not in READ:
+            assert given[key].annotation == hints[key], key
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_keywords_are_those_of_the_function_below(name):
+    function, others = BELOW[name]
+    here, below = parameters(getattr(autoseg, name)), parameters(function)
+    intake = {"dataset", *INTAKE} if "intake" in others else set()
+    assert set(here) - intake == set(below) - others
+    for key in set(below) - others:
+        assert here[key].default == below[key].default, key
+
+
+def test_what_a_dataset_cannot_say_itself_is_one_list():
+    assert tuple(parameters(parse_options)) == tuple(parameters(intake_of)) == INTAKE
+    for name in ("check_dataset", "fix_dataset", "plan_dataset"):
+        assert [key for key in parameters(getattr(autoseg, name)) if key in INTAKE] == list(INTAKE)
+
+
+@pytest.mark.parametrize("command", OF_COMMAND)
+def test_every_option_that_can_be_typed_can_be_called(command):
+    (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    typed = {action.dest for action in commands.choices[command]._actions} - {"help", "plugins"}  # a script has imports
+    called = {key for name in OF_COMMAND[command] for key in parameters(getattr(autoseg, name))} - {"say"}
+    assert TYPED_ONLY.get(command, set()) <= typed, "not an exception any more"
+    typed = {KEYWORDS.get(dest, dest) for dest in typed - TYPED_ONLY.get(command, set())}
+    assert typed == called - CALLED_ONLY.get(command, set())
+
+
+def test_every_command_has_a_function():
+    (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert set(commands.choices) - set(OF_COMMAND) == {"demo", "env"}  # of the installation, not of anybody's data
+    assert sorted(name for names in OF_COMMAND.values() for name in names) == sorted(FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_is_documented(name):
+    function = getattr(autoseg, name)
+    text = inspect.getdoc(function) or ""
+    summary, arguments = text.split("\n\nArgs:\n")
+    assert summary.splitlines()[0].endswith(".")
+    for section in ("Raises:", "Example:\n    >>> "):
+        assert f"\n{section}" in text, section
+    assert ("\nReturns:\n" in text) == (inspect.signature(function).return_annotation not in (None, str))
+    listed = arguments.partition("\n\n")[0]
+    names = [
+        name for line in listed.splitlines() if line[4] != " " for name in line.strip().partition(":")[0].split(", ")
+    ]
+    assert set(names) == set(parameters(function)), "an argument is not explained, or does not exist"
+    assert sum(line.strip().startswith(">>> ") for line in text.splitlines()) == 2
+
+
+def test_editors_see_the_names_that_are_loaded_late():
+    source = inspect.getsource(autoseg)
+    for name, module in autoseg.PUBLIC.items():
+        assert f"    from {module} import {name} as {name}\n" in source
