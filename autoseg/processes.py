@@ -111,7 +111,9 @@ def map_in_processes(
         context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
         if sys.platform != "win32":
             context.set_forkserver_preload(list(PRELOAD))
-        with ProcessPoolExecutor(workers, context, import_plugins, (tuple(LOADED),)) as pool:
+        with ProcessPoolExecutor(
+            workers, mp_context=context, initializer=import_plugins, initargs=(tuple(LOADED),)
+        ) as pool:
             processes = pool._processes  # the pool lets go of them when it is shut down
             try:
                 with main_kept_out():
