@@ -172,13 +172,7 @@ def plan_configuration(
     view = View(name, dims, space, channels, len(asked.fingerprint.cases))
     sizing = ByteSizing(asked, view) if asked.by_memory else Sizing(asked, view)
     fit, sizing = _plan_patch(asked, view, sizing, start)
-    chosen, network = fit.topology, sizing.spec(fit.topology)
-    asked.decide(
-        f"3.4 network ({name})",
-        f"{network.name}, {chosen.stages} stages, {network.features[0]} to {network.features[-1]} features",
-        f"pools {text(network.num_pools)}; bottleneck {text(chosen.bottleneck)}; axes are halved together while "
-        f"their spacings are within a factor of {topology.ISOTROPIC_WITHIN:g}, down to {asked.budget.min_edge} voxels",
-    )
+    chosen, network = fit.topology, _plan_network(asked, name, sizing, fit.topology)
     batch, reason = (asked.batch_size, "given") if asked.batch_size is not None else sizing.batch(chosen)
     asked.decide(f"3.5 batch ({name})", batch, reason)
     batch_dice = _plan_batch_dice(asked, view, chosen)
@@ -307,6 +301,18 @@ def _savings(sizing: Sizing) -> Iterator[tuple[str, Sizing]]:
 def _covered(chosen: Topology, needed: Sequence[float]) -> bool:
     # half a voxel of tolerance: extents in mm are rounded
     return all(edge + 0.5 >= need for edge, need in zip(chosen.patch_size, needed, strict=True))
+
+
+def _plan_network(asked: Request, name: str, sizing: Sizing, chosen: Topology) -> NetworkSpec:
+    """The network of the chosen stages."""
+    network = sizing.spec(chosen)
+    asked.decide(
+        f"3.4 network ({name})",
+        f"{network.name}, {chosen.stages} stages, {network.features[0]} to {network.features[-1]} features",
+        f"pools {text(network.num_pools)}; bottleneck {text(chosen.bottleneck)}; axes are halved together while "
+        f"their spacings are within a factor of {topology.ISOTROPIC_WITHIN:g}, down to {asked.budget.min_edge} voxels",
+    )
+    return network
 
 
 def _plan_batch_dice(asked: Request, view: View, chosen: Topology) -> bool:

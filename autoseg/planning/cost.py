@@ -94,17 +94,19 @@ class TracedMemory:
         self._models: dict[tuple, StepMemory] = {}
 
     def train(self, step: Step) -> Figures:
-        from autoseg.nn.memory.model import StepMemory
+        from autoseg.nn.memory.model import StepKind, StepMemory
 
         training, network = self.training, step.network
         key = (repr(network), step.in_channels, step.checkpointing)
         if key not in self._models:
             self._models[key] = StepMemory(
-                lambda: self._build(step), build_loss(training, self.labels, batch_dice=False, class_weights=None),
-                in_channels=step.in_channels,
-                strides=network.strides, optimizer=training.optimizer, dtype=TRAINED_DTYPE,
-                checkpointing=step.checkpointing, deep_supervision=training.deep_supervision,
-                averaged=bool(training.weight_average), rules=self.rules,
+                lambda: self._build(step),
+                build_loss(training, self.labels, batch_dice=False, class_weights=None),
+                StepKind(
+                    step.in_channels, training.optimizer, TRAINED_DTYPE, step.checkpointing, training.deep_supervision,
+                    averaged=bool(training.weight_average), rules=self.rules,
+                ),
+                strides=network.strides,
             )  # fmt: skip
         cost = self._models[key](step.patch_size, step.batch_size)
         seconds = self.terms.seconds(cost.flops)

@@ -95,24 +95,21 @@ def make_plan(
     budget = _budget(rules, preset, device, vram_gb)
     pace = pace if budget.gigabytes is None else None
     asked = Request(
-        channels=tuple(channels),
-        labels=labels,
-        fingerprint=fingerprint,
-        rules=rules,
-        preset=preset or ("s" if budget is CPU else None),
-        network=_network(network, budget, rules),
-        budget=pace.limits(budget) if pace else budget,
-        memory=cast(Memory, memory),
-        pace=pace,
-        orientation=orientation,
+        channels=tuple(channels), labels=labels, fingerprint=fingerprint, rules=rules,
+        preset=preset or ("s" if budget is CPU else None), network=_network(network, budget, rules),
+        budget=pace.limits(budget) if pace else budget, memory=cast(Memory, memory), pace=pace, orientation=orientation,
         patch_size=None if patch_size is None else tuple(patch_size),
-        spacing=None if spacing is None else tuple(spacing),
-        batch_size=batch_size,
-    )
+        spacing=None if spacing is None else tuple(spacing), batch_size=batch_size,
+    )  # fmt: skip
     validate(asked)
     if memory is None:
         asked = replace(asked, memory=TracedMemory(labels, base_recipe(asked), asked.device, pace=pace))
-    space, choices = plan_space(fingerprint, asked.spacing, asked.ours)
+    return _planned(asked, dataset)
+
+
+def _planned(asked: Request, dataset: str) -> Plan:
+    """Apply the numbered rules in order: space, intensities, configurations, recommendation, training."""
+    space, choices = plan_space(asked.fingerprint, asked.spacing, asked.ours)
     for choice in choices:
         asked.decide(*choice)
     if asked.patch_size is not None and len(asked.patch_size) == 3:
@@ -129,19 +126,19 @@ def make_plan(
         version=VERSION,
         dataset=dataset,
         channels=asked.channels,
-        labels=labels,
-        orientation=orientation,
+        labels=asked.labels,
+        orientation=asked.orientation,
         axis_order=space.axis_order,
         normalization=normalization,
         resampling=resampling,
         configurations=configurations,
         recommended=recommended,
         training=training,
-        rules=rules,
+        rules=asked.rules,
         preset=asked.preset,
         device=asked.device,
-        vram_gb=budget.gigabytes,
-        fingerprint=fingerprint.hash,
+        vram_gb=asked.budget.gigabytes,
+        fingerprint=asked.fingerprint.hash,
         decisions=(*asked.decisions, *asked.changes),
     )
 

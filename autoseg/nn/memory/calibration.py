@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from autoseg.nn.blocks import set_checkpointing
 from autoseg.nn.losses import LOSSES, DeepSupervision
-from autoseg.nn.memory.model import DEFAULT_TERMS, MIB, DeviceTerms, StepCost, trace_step
+from autoseg.nn.memory.model import DEFAULT_TERMS, MIB, DeviceTerms, StepCost, StepKind, trace_step
 from autoseg.nn.networks import build_network
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.precision import candidates, choose, measure
@@ -82,11 +82,8 @@ class Trial:
 
     def trace(self, dtype: str, rules: str) -> StepCost:
         """What the step takes by the memory model."""
-        return trace_step(
-            self.build, self.criterion(), in_channels=self.in_channels, patch_size=self.patch_size,
-            batch_size=self.batch_size, optimizer=self.optimizer, dtype=dtype, checkpointing=self.checkpointing,
-            rules=rules,
-        )  # fmt: skip
+        kind = StepKind(self.in_channels, self.optimizer, dtype, self.checkpointing, rules=rules)
+        return trace_step(self.build, self.criterion(), kind, self.patch_size, self.batch_size)
 
     def batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """A random image (B, C, *patch) and target (B, *patch)."""

@@ -22,7 +22,6 @@ tensors and a device's own terms.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,53 +60,48 @@ class StepCost:
     flops: int  # floating-point operations of convolutions and matrix products, backward pass included
 
 
+@dataclass(frozen=True)
+class StepKind:
+    """What a training step does, whatever its network, patch and batch."""
+
+    in_channels: int  # of the image
+    optimizer: str  # a key of OPTIMIZERS
+    dtype: str = "bfloat16"  # of the convolutions, a key of `precision.DTYPES`
+    checkpointing: bool = False  # stages are computed again in the backward pass
+    deep_supervision: bool = True  # logits of every decoder stage
+    averaged: bool = False  # a moving average of the weights is kept
+    rules: str = "cuda"  # a key of RULES
+
+
 class TracedStep:
     """A network between two training steps, without content: its optimiser remembers steps, its gradients are free.
 
     Args:
         build: makes the network.
         criterion: maps the network's logits and a target (B, *patch) to a loss.
-        in_channels: channels of the image.
-        optimizer: a key of OPTIMIZERS.
-        dtype: of the convolutions, a key of `precision.DTYPES`.
-        checkpointing: stages are computed again in the backward pass.
-        deep_supervision: logits of every decoder stage.
-        averaged: a moving average of the weights is kept.
-        rules: a key of RULES.
+        kind: what a step does.
     """
 
-    def __init__(
-        self,
-        build: Callable[[], nn.Module],
-        criterion: nn.Module,
-        *,
-        in_channels: int,
-        optimizer: str,
-        dtype: str = "bfloat16",
-        checkpointing: bool = False,
-        deep_supervision: bool = True,
-        averaged: bool = False,
-        rules: str = "cuda",
-    ) -> None:
+    def __init__(self, build: Callable[[], nn.Module], criterion: nn.Module, kind: StepKind) -> None:
         self.criterion = criterion
-        self.in_channels = in_channels
-        self.dtype = dtype
+        self.in_channels = kind.in_channels
+        self.dtype = kind.dtype
         self.scaler = torch.amp.GradScaler("cpu", enabled=False)  # one in use keeps a few scalars more
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)  # the criterion's buffers are real
-        self._bytes = LiveBytes(RULES[rules].block)
+        self._bytes = LiveBytes(RULES[kind.rules].block)
         with self._fake, self._bytes:
             self.network = build()
-            self.network.deep_supervision = deep_supervision  # type: ignore[assignment]
-            set_checkpointing(self.network, checkpointing)
-            follow_device(self.network, rules)
-            self.optimizer = OPTIMIZERS[optimizer](self.network.parameters(), 1e-2, 1e-5)
+            self.network.deep_supervision = kind.deep_supervision  # type: ignore[assignment]
+            set_checkpointing(self.network, kind.checkpointing)
+            follow_device(self.network, kind.rules)
+            self.optimizer = OPTIMIZERS[kind.optimizer](self.network.parameters(), 1e-2, 1e-5)
             for group in self.optimizer.param_groups:
-                group["foreach"] = RULES[rules].foreach
+                group["foreach"] = RULES[kind.rules].foreach
             for parameter in self.network.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             self.optimizer.step()  # momentum exists from the first step on
             self.optimizer.zero_grad(set_to_none=True)
-            self.average = WeightAverage(self.network, 0.999) if averaged else None
+            self.average = WeightAverage(self.network, 0.999) if kind.averaged else None
         self.parameters = sum(p.numel() for p in self.network.parameters())
 
     def __call__(self, patch_size: Sequence[int], batch_size: int) -> Timeline:
@@ -129,24 +123,10 @@ class TracedStep:
 
 
 def trace_step(
-    build: Callable[[], nn.Module],
-    criterion: nn.Module,
-    *,
-    in_channels: int,
-    patch_size: Sequence[int],
-    batch_size: int,
-    optimizer: str,
-    dtype: str = "bfloat16",
-    checkpointing: bool = False,
-    deep_supervision: bool = True,
-    averaged: bool = False,
-    rules: str = "cuda",
+    build: Callable[[], nn.Module], criterion: nn.Module, kind: StepKind, patch_size: Sequence[int], batch_size: int
 ) -> StepCost:
-    """What one training step takes, of the many after the first. The arguments are those of `TracedStep`."""
-    step = TracedStep(
-        build, criterion, in_channels=in_channels, optimizer=optimizer, dtype=dtype, checkpointing=checkpointing,
-        deep_supervision=deep_supervision, averaged=averaged, rules=rules,
-    )  # fmt: skip
+    """Trace one training step later than the first, see `TracedStep`, on a batch of that size."""
+    step = TracedStep(build, criterion, kind)
     return step.cost(step(patch_size, batch_size))
 
 
@@ -194,15 +174,15 @@ class StepMemory:
     the strides divide costs nothing; any other patch, and every patch of a network that does not agree, is traced.
 
     Args:
+        build, criterion, kind: as `TracedStep` takes them.
         strides: of the network's stages.
-        options: as `TracedStep` takes them.
     """
 
     def __init__(
-        self, build: Callable[[], nn.Module], criterion: nn.Module, *, strides: Sequence[Sequence[int]], **options: Any
+        self, build: Callable[[], nn.Module], criterion: nn.Module, kind: StepKind, *, strides: Sequence[Sequence[int]]
     ) -> None:
         self.traces = 0
-        self._step = TracedStep(build, criterion, **options)
+        self._step = TracedStep(build, criterion, kind)
         self._unit = np.prod(np.asarray(strides), axis=0)
         self._known: dict[Size, StepCost] = {}
         self._traced: dict[tuple[int, ...], dict[int, Timeline]] = {}  # patch -> batch -> what was seen

@@ -18,6 +18,7 @@ from autoseg.nn.memory.calibration import Trial
 from autoseg.nn.memory.model import (
     DEFAULT_TERMS,
     DeviceTerms,
+    StepKind,
     StepMemory,
     TracedStep,
     inference_bytes,
@@ -45,10 +46,9 @@ def unet(num_heads=3, **options) -> Trial:
 
 
 def step_bytes(trial: Trial, *, patch=None, batch=None, dtype="bfloat16", rules="cpu", **options) -> int:
-    return trace_step(
-        trial.build, trial.criterion(), in_channels=trial.in_channels, patch_size=patch or trial.patch_size,
-        batch_size=batch or trial.batch_size, dtype=dtype, rules=rules, **{"optimizer": "sgd", **options},
-    ).peak  # fmt: skip
+    kind = StepKind(trial.in_channels, **{"optimizer": "sgd", "dtype": dtype, "rules": rules, **options})
+    size = patch or trial.patch_size, batch or trial.batch_size
+    return trace_step(trial.build, trial.criterion(), kind, *size).peak
 
 
 # ---- counted by hand
@@ -70,10 +70,8 @@ def total(logits: list[Tensor], target: Tensor) -> Tensor:
 
 
 def one_convolution(**options) -> model.StepCost:
-    return trace_step(
-        OneConvolution, total, in_channels=2, patch_size=(10, 20), batch_size=4,
-        **{"optimizer": "sgd", "rules": "cpu", "dtype": "float32", **options},
-    )  # fmt: skip
+    kind = StepKind(2, **{"optimizer": "sgd", "rules": "cpu", "dtype": "float32", **options})
+    return trace_step(OneConvolution, total, kind, (10, 20), 4)
 
 
 WEIGHT, IMAGE, TARGET, LOGITS = 6 * 4, 4 * 2 * 200 * 4, 4 * 200 * 1, 4 * 3 * 200 * 4
@@ -135,7 +133,7 @@ def test_views_and_in_place_operations_take_nothing():
 
 def test_after_a_step_only_weights_and_momentum_are_left():
     trial = unet()
-    step = TracedStep(trial.build, trial.criterion(), in_channels=1, optimizer="sgd", rules="cpu")
+    step = TracedStep(trial.build, trial.criterion(), StepKind(1, "sgd", rules="cpu"))
     copy = 4 * step.parameters
     for batch in (1, 3):
         step((16, 16, 16), batch)
@@ -230,9 +228,8 @@ def test_cuda_updates_all_parameters_at_once():
 
 
 def model_of(trial: Trial, **options) -> StepMemory:
-    return StepMemory(
-        trial.build, trial.criterion(), strides=trial.strides, in_channels=1, **{"optimizer": "sgd", **options}
-    )
+    kind = StepKind(1, **{"optimizer": "sgd", **options})
+    return StepMemory(trial.build, trial.criterion(), kind, strides=trial.strides)
 
 
 @pytest.mark.thorough
@@ -298,8 +295,9 @@ class EveryPair(nn.Module):
 
 
 def test_what_is_not_affine_is_traced():
-    model = StepMemory(EveryPair, CRITERION, strides=[(1, 1)], in_channels=1, optimizer="sgd", rules="cpu")
-    direct = partial(trace_step, EveryPair, CRITERION, in_channels=1, optimizer="sgd", rules="cpu")
+    kind = StepKind(1, "sgd", rules="cpu")
+    model = StepMemory(EveryPair, CRITERION, kind, strides=[(1, 1)])
+    direct = partial(trace_step, EveryPair, CRITERION, kind)
     for patch, batch in [((8, 8), 1), ((8, 16), 2), ((32, 16), 1), ((40, 40), 3)]:
         assert model(patch, batch) == direct(patch_size=patch, batch_size=batch)
 
