@@ -28,6 +28,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.thorough
 def test_every_way_is_measured(lines):
     begin = next(i for i, line in enumerate(lines) if line.startswith("| dtype"))
     rows = [cells(line) for line in lines[begin + 2 : begin + 10]]
