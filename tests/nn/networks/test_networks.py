@@ -336,6 +336,7 @@ def two_cases(dims, edge):
     return image, target
 
 
+@pytest.mark.thorough
 @every_network
 @pytest.mark.parametrize(("dims", "edge"), [(2, 24), (3, 12)])
 def test_it_learns_two_cases_by_heart(name, dims, edge):
