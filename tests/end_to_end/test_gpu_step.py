@@ -28,6 +28,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.thorough
 def test_every_way_is_measured(lines):
     begin = next(i for i, line in enumerate(lines) if line.startswith("| dtype"))
     rows = [cells(line) for line in lines[begin + 2 : begin + 10]]
@@ -44,6 +45,7 @@ def test_every_way_is_measured(lines):
     assert sum(line.startswith("chosen: ") for line in lines) == 1
 
 
+@pytest.mark.thorough
 def test_steps_with_and_without_augmentation_are_compared(lines):
     times = {cells(line)[0]: float(cells(line)[1]) for line in lines if line.startswith(("| with", "| the chain"))}
     assert set(times) == {"without", "with", "the chain alone"}

@@ -277,7 +277,7 @@ def signalling(*numbers: int) -> str:
         (signalling(signal.SIGUSR2), 75, 1),
         (signalling(signal.SIGUSR2).replace("signal.signal(15", "(15"), 75, 1),  # it cannot save yet: still starting
         (signalling(signal.SIGTERM), 75, 0),  # cancelled, or requeued by SLURM
-        (f"import os; os.kill(os.getppid(), {int(signal.SIGUSR2)})", None, 0),  # it had just finished
+        (signalling(signal.SIGUSR2).replace("sys.exit(75)", "os._exit(0)"), None, 0),  # it had just finished
     ],
 )
 def test_only_what_can_go_on_is_requeued(tmp_path, monkeypatch, requeued, text, code, requeues):

@@ -6,7 +6,7 @@ from torch import nn
 
 from autoseg.nn.blocks import Stage, set_checkpointing, set_dropout
 from autoseg.nn.networks import NETWORKS
-from networks import small_network
+from small_networks import small_network
 
 every_network = pytest.mark.parametrize("name", NETWORKS)
 both_dims = pytest.mark.parametrize("dims", [2, 3])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from networks import laid_out
+from small_networks import laid_out
 
 
 def build(network, dims=2, features=(8, 16, 24), num_heads=2, **changes):

@@ -6,7 +6,7 @@ from torch import nn
 
 from autoseg.nn.blocks import InstanceNorm, ResidualBlock
 from autoseg.nn.networks.deeplab import DeepLab, Pyramid, limit_strides
-from networks import laid_out
+from small_networks import laid_out
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoseg.nn.networks.fcn import FCN
-from networks import laid_out
+from small_networks import laid_out
 
 
 @pytest.fixture(autouse=True)

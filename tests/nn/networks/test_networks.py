@@ -14,7 +14,7 @@ from torch import nn
 from autoseg.nn.blocks import ConvBlock, InstanceNorm, ResidualBlock, Stage, set_checkpointing
 from autoseg.nn.losses import DeepSupervision, dice_ce
 from autoseg.nn.networks import NETWORKS, build_network
-from networks import small_network
+from small_networks import small_network
 
 SINGLE_MAP = {"deeplab", "fcn", "segformer"}  # the architecture has no coarser logits to supervise
 HEADS = 3
@@ -336,6 +336,7 @@ def two_cases(dims, edge):
     return image, target
 
 
+@pytest.mark.thorough
 @every_network
 @pytest.mark.parametrize(("dims", "edge"), [(2, 24), (3, 12)])
 def test_it_learns_two_cases_by_heart(name, dims, edge):

@@ -138,6 +138,7 @@ def test_bfloat16_comes_close_to_float32(network, dims, patch):
     assert {p.grad.dtype for p in built.parameters() if p.grad is not None} == {torch.float32}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_exported_network_gives_the_same_logits(network):
     built = build(network, 3).eval()
@@ -218,6 +219,7 @@ def two_cases(dims, edge):
     return target[:, None] + 0.5 * torch.randn(2, 1, *[edge] * dims), target
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("dims", "edge"), [(2, 32), (3, 16)])
 def test_it_learns_two_cases_by_heart(network, dims, edge):

@@ -9,7 +9,7 @@ from torch import nn
 
 from autoseg.nn.blocks import InstanceNorm
 from autoseg.nn.losses import DeepSupervision, dice_ce
-from networks import small_network
+from small_networks import small_network
 
 
 def small_unet(dims=3, features=(4, 6, 8), **changes):

@@ -7,7 +7,7 @@ import torch
 
 from autoseg.nn.networks.unet import UNet
 from autoseg.nn.networks.unet_plusplus import UNetPlusPlus
-from networks import laid_out
+from small_networks import laid_out
 
 
 def plan(features, dims=2):

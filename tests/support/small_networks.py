@@ -1,4 +1,4 @@
-"""Small networks of any architecture: `from networks import laid_out, small_network`.
+"""Small networks of any architecture: `from small_networks import laid_out, small_network`.
 
 laid_out       what a network is built from, as keywords
 small_network  one of the table, by its name
