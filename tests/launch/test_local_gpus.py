@@ -249,7 +249,9 @@ def test_a_fold_that_fails_is_reported_while_the_others_go_on(tmp_path):
     assert told[first + 1 : first + 21] == [f"    line {n}" for n in range(10, 30)]
     assert "fold 1  fine" in told[first + 21 :]
     assert any("SIGKILL: probably the system ran out of memory" in line for line in told)
-    with pytest.raises(AutosegError, match=r"fold 0,2 of 2d failed.*\n.*the same command leaves") as raised:
+    with pytest.raises(
+        AutosegError, match=r"fold 0,2 of 2d failed.*\n.*the same command keeps finished folds"
+    ) as raised:
         local_gpus._require_success(ends, TrainOptions(configuration="2d"))
     assert raised.value.exit_code == 6
     local_gpus._require_success(ends[1:2], TrainOptions(configuration="2d"))

@@ -55,12 +55,12 @@ def test_what_slurm_is_told(text, options):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no KEY=VALUE"),
-        ("gpu", "no KEY=VALUE"),
-        ("time=24h,=3", "no KEY=VALUE"),
-        ("time=24", "no time limit"),
-        ("time=0h", "no time limit"),
-        ("time=1h30", "no time limit"),
+        ("", "not KEY=VALUE"),
+        ("gpu", "not KEY=VALUE"),
+        ("time=24h,=3", "not KEY=VALUE"),
+        ("time=24", "not a time limit"),
+        ("time=0h", "not a time limit"),
+        ("time=1h30", "not a time limit"),
         ("gpus=2", "one GPU"),
         ("cpus=0", "cpus=0"),
         ("array=0-3", "array is set by autoseg"),

@@ -110,12 +110,14 @@ def test_the_device_chain_is_made_of_the_plan(store, chain):
     assert made.augmentation == AUGMENTATIONS["nnunet"]
     assert (made.channels, made.patch_size, made.border) == (3, PATCH, 0.0)
     assert (made.mirror_axes, made.masked_channels, made.ignore_index) == ((1, 2), (1, 2), 3)
-    assert made.colour == 0
+    assert not made.patches.rgb
     flat = replace(configuration, patch_size=(10, 8))
     assert stream(store, plan, flat, chain).batches.chain.mirror_axes == (0, 1)
     rgb = replace(plan, normalization=(ChannelNormalization("rgb_to_0_1"),) * 3)
     coloured = replace(rgb, training=replace(rgb.training, augmentation="default"))
-    assert stream(store, coloured, flat, chain).batches.chain.colour == 0.3
+    made = stream(store, coloured, flat, chain).batches.chain
+    assert made.patches.rgb
+    assert made.augmentation.colour == 0.3
 
 
 def test_the_device_chain_of_a_cascade_sees_the_images_alone(store, tmp_path):
