@@ -28,6 +28,7 @@ from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, Usag
 from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.planning.planner import make_plan
 from autoseg.records import save
+from autoseg.training.history import EpochRow, write_history
 from autoseg.workspace import Workspace
 from files import nifti
 from phantom import tiny_dataset
@@ -404,6 +405,14 @@ def test_a_closed_pipe_is_no_error(monkeypatch):
 # ---- status
 
 
+def row_of(epoch: int, dice: tuple[float | None, ...]) -> EpochRow:
+    """A row after 5 steps an epoch."""
+    return EpochRow(
+        epoch=epoch, step=5 * epoch, seconds=1.0, loss=0.5, training_dice=dice, validation_loss=0.5, pseudo_dice=dice,
+        learning_rate=0.01, skipped=0, progress=0.5,
+    )  # fmt: skip
+
+
 def test_status_says_where_a_workspace_stands(tmp_path, capsys):
     assert run("status", "-w", tmp_path / "none") == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"next: autoseg plan DATASET -w {tmp_path / 'none'}"
@@ -413,11 +422,7 @@ def test_status_says_where_a_workspace_stands(tmp_path, capsys):
         folder = workspace.fold("3d_fullres", "unet", fold)
         (folder / "validation").mkdir(parents=True)
         (folder / "validation" / ".b.part").touch()
-        rows = [
-            '{"epoch": 1, "step": 5, "pseudo_dice": [0, 0]}',
-            '{"epoch": 2, "step": 10, "pseudo_dice": [0.5, null]}',
-        ]
-        (folder / "history.jsonl").write_text("\n".join(rows) + "\n")
+        write_history(folder, [row_of(1, (0.0, 0.0)), row_of(2, (0.5, None))])
         if validated:
             (folder / "validation" / "a.nii.gz").touch()
     assert run("status", "-w", root) == 0
@@ -434,7 +439,7 @@ def test_status_says_where_a_workspace_stands(tmp_path, capsys):
     for fold in range(4):
         folder = workspace.fold("3d_fullres", "unet", fold)
         (folder / "validation").mkdir(parents=True, exist_ok=True)
-        (folder / "history.jsonl").write_text('{"epoch": 2, "step": 10, "pseudo_dice": [null, null]}\n')
+        write_history(folder, [row_of(2, (None, None))])
         (folder / "validation" / "a.nii.gz").touch()
     assert status.status(workspace).splitlines()[-1] == f"next: autoseg evaluate -w {root}"
     workspace.crossval("3d_fullres", "unet").write_text("{}")

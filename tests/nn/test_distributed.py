@@ -308,7 +308,7 @@ def test_a_rank_that_is_gone_ends_the_others_with_an_error(tmp_path, work, timeo
     assert left.exitcode == 0
     message = (tmp_path / "error.txt").read_text()
     assert "rank 0 of 2: another rank ended, or did not answer in time" in message
-    assert "the same command goes on" in message
+    assert "the same command resumes" in message
     assert (tmp_path / "waited").exists() == (work is fall_asleep)  # it was not the barrier that lost patience
 
 

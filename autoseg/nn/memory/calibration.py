@@ -35,7 +35,6 @@ from autoseg.nn.networks import build_network
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.precision import candidates, choose, measure
 from autoseg.nn.training_step import clipped_gradients, loss_of, update
-from autoseg.processes import main_kept_out
 
 CACHE_VERSION = 1
 KINDS = ("devices", "rates")  # what the cache holds: terms, and rates of CPUs
@@ -252,6 +251,8 @@ def _on_cuda(trial: Trial, device: torch.device, dtype: str) -> tuple[int, int, 
 
 
 def _on_cpu(trial: Trial, device: torch.device, dtype: str) -> tuple[int, int, float]:
+    from autoseg.processes import main_kept_out  # here: the benchmarks of GPUs need torch and numpy alone
+
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         with main_kept_out():
             measured = pool.submit(steps_in_this_process, trial, dtype, torch.get_num_threads())
