@@ -141,7 +141,7 @@ def test_patients_by_pattern(tmp_path):
     dataset, problems = discover(root, parse_options(patient_regex=r"(p\d)_"))
     assert problems == []
     assert (dataset.patients_known, [case.patient for case in dataset.cases]) == (True, ["p1", "p1", "p2"])
-    for pattern, message in ((r"p\d", "no group"), (r"(p1)", "p2_l"), (r"(p", "no regular expression")):
+    for pattern, message in ((r"p\d", "no group"), (r"(p1)", "p2_l"), (r"(p", "not a regular expression")):
         with pytest.raises(UsageError, match=message):
             discover(root, parse_options(patient_regex=pattern))
 
