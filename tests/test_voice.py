@@ -18,6 +18,10 @@ PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "benchmarks
 REWRITTEN: tuple[str, ...] = (  # folders of the package whose texts follow the rules
     "autoseg/datasets",
     "autoseg/imaging",
+    "autoseg/planning",
+    "autoseg/preprocessing",
+    "autoseg/evaluation",
+    "autoseg/inference",
 )
 
 

@@ -166,7 +166,7 @@ def refuse_other_content(path: Path, ending: str) -> None:
     if ending == ".nii.gz" and kind is not None and kind.endings == (".nii.gz",):
         _refuse_packed_content(path, head)
     if kind is not None and ending not in kind.endings:
-        raise DataError(f"{path} is {kind.name}, but its extension is {ending}", remedy=kind.remedy)
+        raise DataError(f"{path} is {kind.name}; its extension is {ending}", remedy=kind.remedy)
 
 
 def _refuse_packed_content(path: Path, head: bytes) -> None:
@@ -184,7 +184,7 @@ def _refuse_packed_content(path: Path, head: bytes) -> None:
             remedy=f"decompress it once: gunzip < {shlex.quote(path.name)} > unpacked.nii.gz; or, in a copy, "
             f"{suggest('check', ANY_DATASET, '--fix', 'OUT', workspace=None)}",
         )
-    raise DataError(f"{path} is {kind.name}, gzip-compressed, but its extension is .nii.gz", remedy=kind.remedy)
+    raise DataError(f"{path} is {kind.name}, gzip-compressed; its extension is .nii.gz", remedy=kind.remedy)
 
 
 def _identify(head: bytes) -> _Kind | None:
