@@ -90,7 +90,7 @@ def handwritten(source: str) -> list[str]:
 EXCEPTIONS = {
     "planning/planner.py": ["autoseg calibrate"],  # the value of a decision, stored in plan.json: it takes no workspace
     "launch/slurm.py": ["autoseg evaluate"],
-    "planning/table.py": ["?: not known before this machine is measured (autoseg calibrate)"],
+    "planning/table.py": ["?: unknown until this machine is measured (autoseg calibrate)"],
 }
 
 

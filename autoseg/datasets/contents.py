@@ -1,12 +1,12 @@
-"""What stands in a folder of images or labels. Every entry is used, or named with what to do about it.
+"""The entries of a folder of images or labels. Every entry is used, or reported with a remedy.
 
     contents         folder -> its images, its folders, and a problem for everything else
-    stray_folders    what is wrong with folders that lie among image files
+    stray_folders    what is wrong with folders among image files
     why_absent       why a path that is listed is not a file
-    table_beside     patients.csv and the like, in any case of letters
+    table_beside     patients.csv and the like, in upper or lower case
 
-Passed over without a word: hidden entries, and the side files listed in `entries.py`. A problem is an error where the
-entry is, or may be, an image of a case that would vanish; otherwise it is a warning.
+Silently skipped: hidden entries, and the side files listed in `entries.py`. A problem is an error where the entry is,
+or may be, an image whose case would otherwise be missing; otherwise it is a warning.
 """
 
 import json
@@ -39,20 +39,20 @@ VISITED = 20_000  # files below a folder that are looked at, at most
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a dataset: where, what, and what to do."""
+    """One fault of a dataset: the file, what is wrong, and what to do."""
 
     case: str | None  # None: the dataset as a whole
     file: str
     what: str
     remedy: str
     severity: Literal["error", "warning"] = "error"
-    stays: bool = False  # leaving cases out (--skip-bad) does not mend it
-    same_as: str | None = None  # the case that holds the same image
+    stays: bool = False  # leaving cases out (--skip-bad) does not fix it
+    same_as: str | None = None  # the case with the same image
 
 
 @dataclass
 class Contents:
-    """What stands in one folder."""
+    """The entries of one folder."""
 
     images: list[Path] = field(default_factory=list)  # files of a known format, sorted
     folders: list[Path] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Contents:
 
     @property
     def unusable(self) -> set[str]:
-        """Names without ending of files that cannot be used: a case that misses one need not be reported again."""
+        """Stems of files that cannot be used: a case that lacks one need not be reported again."""
         return {problem.case for problem in self.problems if problem.case}
 
 
@@ -68,7 +68,7 @@ def contents(folder: Path, ending: str = "") -> Contents:
     """Sort the entries of a folder; no image is opened.
 
     Args:
-        ending: that the files should have; if some do, the others are problems.
+        ending: extension the files should have; if some have it, the others are problems.
     """
     found = Contents()
     dicom: list[Path] = []
@@ -106,7 +106,7 @@ def contents(folder: Path, ending: str = "") -> Contents:
 
 
 def stray_folders(found: Contents) -> list[Problem]:
-    """One problem for each folder that lies among image files, where nobody looks into it."""
+    """One problem for each folder among image files, which is not searched."""
     problems = []
     for folder in found.folders:
         inside = images_below(folder)
@@ -115,15 +115,15 @@ def stray_folders(found: Contents) -> list[Problem]:
         elif ending := ending_of(folder):
             what = f"is a folder, expected a {ending} file"
             remedy = (
-                "move the image that it holds to its place" if inside else "remove it, or put the image in its place"
+                "replace it with the image that it contains" if inside else "remove it, or replace it with the image"
             )
             problems.append(Problem(stem_of(folder), str(folder), what, remedy))
         elif inside:
             count = f"at least {len(inside)}" if len(inside) == LOOKED_AT else str(len(inside))
-            what = f"a folder among images: what it holds is not used ({count} files, such as {inside[0].name})"
+            what = f"a folder among images: its files are not used ({count} files, such as {inside[0].name})"
             problems.append(Problem(None, str(folder), what, f"move its images to {folder.parent}, or move it away"))
         else:
-            what = "a folder among images: it holds no image"
+            what = "a folder among images: it contains no image"
             problems.append(Problem(folder.name, str(folder), what, "nothing, or move it away", "warning"))
     return problems
 
@@ -186,13 +186,13 @@ def read_json(path: Path) -> Any:
 
 
 def _beside(problem: Problem, names: Mapping[str, str]) -> Problem:
-    """The same of a file that hides no case, because an image of its name lies beside it: what SPM or a viewer left."""
+    """Downgrade the problem of a file that has an image of the same name next to it: left over by SPM or a viewer."""
     twin = names.get(problem.case or "")
     if problem.severity == "warning" or twin is None:
         return problem
     return replace(
         problem,
-        what=f"{problem.what}: not used, {twin} lies beside it",
+        what=f"{problem.what}: not used, {twin} is next to it",
         remedy="nothing, or move it away",
         severity="warning",
     )
@@ -221,7 +221,7 @@ def _dicom_problem(folder: Path, files: list[Path]) -> Problem:
 
 def _other_ending(file: Path, ending: str, fitting: set[str]) -> Problem:
     if stem_of(file) in fitting:
-        what = f"is not used: {stem_of(file)}{ending} lies beside it, and file_ending in dataset.json is {ending}"
+        what = f"is not used: {stem_of(file)}{ending} is next to it, and file_ending in dataset.json is {ending}"
         return Problem(stem_of(file), str(file), what, "nothing, or move it away", "warning")
-    what = f"is not used: its ending is {ending_of(file)}, and file_ending in dataset.json is {ending}"
+    what = f"is not used: its extension is {ending_of(file)}, and file_ending in dataset.json is {ending}"
     return Problem(stem_of(file), str(file), what, f"convert it to {ending}, or correct file_ending")

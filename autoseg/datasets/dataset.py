@@ -1,12 +1,12 @@
 """Any accepted layout to cases with channels, labels and patients; and one case to arrays.
 
-    parse_options   what the command line says about a dataset -> IntakeOptions
-    discover        folder or table -> Dataset, and what does not fit together
-    images_in       what `predict -i` names -> cases without labels, and what cannot be one
+    parse_options   options of the command line about a dataset -> IntakeOptions
+    discover        folder or table -> Dataset, and problems
+    images_in       what `predict -i` names -> cases without labels, and problems
     load_case       one case -> image and target in one axis order
 
-The parts are the modules beside this one: layouts, the pairing of files, patients and tables, reading. `discover` opens
-no image where names say enough: `problems.check` reads every file once, later.
+The parts are the other modules of this folder: layouts, the pairing of files, patients and tables, reading. `discover`
+opens no image where names suffice: `problems.check` reads every file once, later.
 """
 
 import shlex
@@ -49,13 +49,13 @@ __all__ = [
 ]
 
 VERSION = 1
-LIGHT_BYTES = 64 * 2**20  # files of a dataset below this are read sooner by this process than processes start
+LIGHT_BYTES = 64 * 2**20  # files of a dataset below this are read faster by this process alone than by starting others
 MOST_FOUND_LABELS = 200  # more values in label files than this are intensities, not labels
 
 
 @dataclass(frozen=True)
 class IntakeOptions:
-    """What the command line can say where a layout cannot; None leaves it to the dataset."""
+    """Options of the command line that complete a layout; None leaves it to the dataset."""
 
     channels: tuple[str, ...] | None = None
     labels: dict[str, int] | None = None  # name -> value
@@ -78,9 +78,9 @@ class Dataset:
     cases: tuple[Case, ...]  # sorted by id
     test_cases: tuple[Case, ...]  # held out
     patients_known: bool
-    splits: tuple[Split, ...] | None  # folds that the dataset brings along
+    splits: tuple[Split, ...] | None  # folds given with the dataset
     notes: tuple[Annotated[str, anything("any text")], ...]
-    file_names: FileNames | None = None  # how the images of a case are called; None: by no rule
+    file_names: FileNames | None = None  # how the images of a case are named; None: by no rule
 
 
 def parse_options(
@@ -114,13 +114,13 @@ def parse_options(
 
 
 def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Dataset, list[Problem]]:
-    """Find out what a folder or a table holds.
+    """Read the content of a folder or a table.
 
-    No case is left out: those with a missing label or channel are in the dataset too, and named in the problems.
+    No case is left out: those with a missing label or channel are in the dataset too, and reported in the problems.
 
     Raises:
         UsageError: there is no such folder, or an option does not fit the dataset.
-        DataError: no layout fits, a description cannot be read, or there is no case or no label at all.
+        DataError: no layout matches, a description cannot be read, or there is no case or no label at all.
     """
     root = Path(root).expanduser().absolute()
     if not root.exists():
@@ -130,9 +130,9 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     found = next((f for layout in LAYOUTS.values() if (f := layout(root, options.channels)) is not None), None)
     if found is None:
         dicom = dicom_below(root) if root.is_dir() else []
-        holds = f"; it holds DICOM files, such as {dicom[0]}" if dicom else ""
+        holds = f"; it contains DICOM files, such as {dicom[0]}" if dicom else ""
         remedy = f"{dicom_remedy(dicom[0].parent)}; {_LAYOUTS_KNOWN}" if dicom else _LAYOUTS_KNOWN
-        raise DataError(f"{root} has none of the layouts autoseg knows{holds}", remedy=remedy)
+        raise DataError(f"{root} has none of the layouts that autoseg knows{holds}", remedy=remedy)
     folder = root if root.is_dir() else root.parent
     found.problems += repeated_keys(folder)
     if found.layout != "table":
@@ -140,7 +140,7 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     identical_ids(found)
     _unusable_ids(found)
     if not found.cases:
-        raise DataError(f"{root} was read as {found.layout}, but holds no training case", remedy=_no_case(found))
+        raise DataError(f"{root} was read as {found.layout}, but contains no training case", remedy=_no_case(found))
     patients, patients_known = patients_of(found, folder, options.patient_regex)
     cases = [replace(case, patient=patients[case.id]) for case in sorted(found.cases, key=lambda case: case.id)]
     test_cases = [
@@ -167,14 +167,14 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
 
 
 def workers_for(files: Sequence[str], workers: int | None) -> int | None:
-    """Processes to read files with: 0, this one alone, where that is done before others would have started."""
+    """Number of processes to read files with: 0 (this one alone) where that is faster than starting others."""
     if workers is None and sum(Path(file).stat().st_size for file in files if Path(file).is_file()) < LIGHT_BYTES:
         return 0
     return workers
 
 
 _LAYOUTS_KNOWN = (
-    "it needs a dataset.json (nnU-Net or MSD), or images/ beside labels/ (masks/, segmentations/), or one folder per "
+    "it needs a dataset.json (nnU-Net or MSD), or images/ next to labels/ (masks/, segmentations/), or one folder per "
     "case with a file named seg, or a CSV or TSV with columns image and label"
 )
 
@@ -187,7 +187,7 @@ def _pairs(option: str, text: str | None) -> dict[str, str]:
         if not (name and separator and value) or name in pairs:
             example = "liver=1,tumour=2" if option == "--labels" else '"whole=1+2,core=2"'
             raise UsageError(
-                f"{option} {text!r}: {entry!r} is not a new name=value", remedy=f"write {option} {example}"
+                f"{option} {text!r}: {entry!r} is not name=value, or repeats a name", remedy=f"write {option} {example}"
             )
         pairs[name] = value
     return pairs
@@ -204,25 +204,25 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
 
 def _no_case(found: Found) -> str:
     faults = "; ".join(f"{problem.file}: {problem.what} ({problem.remedy})" for problem in found.problems[:3])
-    faults += f"; and {len(found.problems) - 3} more like these" if len(found.problems) > 3 else ""
+    faults += f"; and {len(found.problems) - 3} more problems" if len(found.problems) > 3 else ""
     return faults or "add images and labels in one of the formats autoseg reads"
 
 
 def _unused_tables(found: Found, root: Path) -> None:
-    """Warn of tables of images that another layout leaves unread: they may hold patients and folds."""
+    """Warn about tables of images that the layout does not use: they may contain patients and folds."""
     for file in [file for file in sorted(root.iterdir()) if lists_images(file)]:
         what = f"a table of images that is not used: the folder was read as {found.layout}"
-        remedy = f"to use it, name it instead of the folder: {shlex.quote(str(file))}"
+        remedy = f"to use it, pass it instead of the folder: {shlex.quote(str(file))}"
         found.problems.append(Problem(None, str(file), what, remedy, "warning"))
 
 
 def _unusable_ids(found: Found) -> None:
-    """Take out cases whose id cannot name a file; only tables and lists can bring such ids along."""
+    """Remove cases whose id cannot be part of a file name; only tables and lists can contain such ids."""
     for cases in (found.cases, found.test_cases):
         for case in list(cases):
             if not case.id or case.id.startswith(".") or any(mark in case.id for mark in "/\\\0"):
                 what = f"the id {case.id!r} cannot be used in a file name"
-                found.problems.append(Problem(case.id, next(iter(case.images), ""), what, "give it a plain name"))
+                found.problems.append(Problem(case.id, next(iter(case.images), ""), what, "give it a simple name"))
                 cases.remove(case)
 
 
@@ -233,14 +233,14 @@ def _shared_patients(found: Found, cases: Sequence[Case], test_cases: Sequence[C
         if case.patient in training:
             other = training[case.patient].id
             what = f"patient {case.patient} is in the test set ({case.id}) and in the training set ({other})"
-            remedy = "move all cases of the patient to one side"
+            remedy = "move all cases of the patient into one of the two"
             found.problems.append(Problem(case.id, next(iter(case.images), ""), what, remedy))
 
 
 def _channels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> tuple[str, ...]:
-    """Names of the channels: by option, by the layout, or made up for as many as the first readable case has."""
+    """Names of the channels: by option, by the layout, or generated, as many as the first readable case has."""
     if options.channels and found.channels and len(options.channels) != len(found.channels):
-        what = f"--channels names {len(options.channels)}, but the dataset has {', '.join(found.channels)}"
+        what = f"--channels gives {len(options.channels)} names, but the dataset has {', '.join(found.channels)}"
         raise UsageError(what, remedy="name every channel, in the order of the files")
     if names := options.channels or found.channels:
         return names
@@ -278,7 +278,7 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
         refuse_lost_labels(labels.regions, labels.region_values, as_option=True)
     labels = replace(labels, colours=colours)
     if [*labels.values.values()] == [1] and labels.ignore != 255:
-        labels = replace(labels, aliases={255: 1})  # a mask saved as a picture: `check` reports where it was met
+        labels = replace(labels, aliases={255: 1})  # a mask saved as a picture: `check` reports where it is used
     return labels
 
 
@@ -293,7 +293,7 @@ def _values_to_write(regions: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
         later = {value for inner in list(regions.values())[index + 1 :] for value in inner}
         if not (own := [value for value in union if value not in later]):
             what = f"--regions: all of {name!r} belongs to the regions after it"
-            raise UsageError(what, remedy='begin with the outermost region: "whole=1+2,core=2"')
+            raise UsageError(what, remedy='list the outermost region first: "whole=1+2,core=2"')
         written.append(own[0])
     return tuple(written)
 
@@ -302,7 +302,7 @@ def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colou
     """Names for the values found in the label files of the training cases; every file is read.
 
     Raises:
-        DataError: there is no value but 0, a file cannot be read, or there are too many for these to be labels.
+        DataError: 0 is the only value, a file cannot be read, or there are too many values for labels.
     """
     files = [case.label for case in cases if case.label is not None]
     read = partial(_values_in, colours=colours)
@@ -310,14 +310,14 @@ def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colou
     values = sorted({value for content in contents for value in content if value > 0} - {ignore})
     if not values:
         for file in files:
-            read_labels(Path(file), colours)  # such as a mask in colours: its error says how to name them
-        what = f"no label file in {Path(files[0]).parent} holds any label" if files else "no case has a label file"
+            read_labels(Path(file), colours)  # such as a mask in colours: its error explains how to name them
+        what = f"no label file in {Path(files[0]).parent} contains any label" if files else "no case has a label file"
         raise DataError(
             f"{what}, and none is declared", remedy="check the label files, or name labels: --labels liver=1"
         )
     if len(values) > MOST_FOUND_LABELS:
         span = f"{len(values)} different values, from {values[0]} to {values[-1]}"
-        what = f"the label files hold {span}: intensities, or one number per object?"
+        what = f"the label files contain {span}: are these intensities, or one number per object?"
         raise DataError(
             what,
             remedy="use label maps (masks without blurred edges, one value per kind of object), or name the labels: "
@@ -325,10 +325,10 @@ def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colou
         )
     named = {"foreground": values[0]} if len(values) == 1 else {f"label_{value}": value for value in values}
     shown = ",".join(f"{name}={value}" for name, value in named.items())
-    found.notes.append(f"no label is named: these values were found in the label files: {shown} (--labels names them)")
+    found.notes.append(f"no labels are named; the label files contain these values: {shown} (name them with --labels)")
     if 255 in values and len(values) > 1:
-        what = f"the label files hold 255 besides {', '.join(map(str, values[:-1][:5]))}: it counts as a label"
-        remedy = "if 255 marks what nobody annotated, pass --ignore 255"
+        what = f"the label files contain 255 besides {', '.join(map(str, values[:-1][:5]))}: it counts as a label"
+        remedy = "if 255 marks voxels that are not annotated, pass --ignore 255"
         found.problems.append(Problem(None, str(Path(files[0]).parent), what, remedy, "warning"))
     return named
 

@@ -1,10 +1,10 @@
 """What one entry of a folder of images is, by its name, its kind and its first bytes.
 
-    is_side_file   whether it is passed over without a word
-    absence        what hinders it from being a file: a link that leads nowhere, a device, iCloud
-    foreign        what a file without a known ending is, and what to do about it
-    is_dicom       whether it is DICOM, with an ending or without
-    stem           the case that a name would be of
+    is_side_file   whether it is silently skipped
+    absence        why it is not a file: a broken link, a device, iCloud
+    foreign        what a file without a known extension is, and what to do about it
+    is_dicom       whether it is DICOM, with or without an extension
+    stem           the case that a name would belong to
 
 At most the first bytes of a file are read.
 """
@@ -30,12 +30,12 @@ PAIR_ENDINGS = (".hdr", ".img", ".hdr.gz", ".img.gz")
 FOREIGN = {  # formats of images that autoseg does not read -> what they are
     ".mgz": "a FreeSurfer volume",
     ".mgh": "a FreeSurfer volume",
-    ".nhdr": "an NRRD header whose voxels lie in another file",
-    ".nrrd.gz": "an NRRD image packed once more",
+    ".nhdr": "an NRRD header whose voxels are in another file",
+    ".nrrd.gz": "an NRRD image compressed a second time",
     **dict.fromkeys((".mnc", ".mnc2"), "a MINC image"),
     **dict.fromkeys((".gipl", ".gipl.gz"), "a GIPL image"),
     **dict.fromkeys((".vtk", ".vti"), "a VTK file"),
-    **dict.fromkeys((".npy", ".npz"), "a numpy array, which does not say where its voxels lie"),
+    **dict.fromkeys((".npy", ".npz"), "a numpy array, which has no position in space"),
     **dict.fromkeys((".h5", ".hdf5", ".mat"), "a container of arrays"),
     **dict.fromkeys((".par", ".rec", ".xmlrec"), "a Philips PAR/REC file"),
     **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".czi", ".lif", ".nd2", ".oib", ".oif", ".vsi"), "a slide"),
@@ -66,7 +66,7 @@ def is_side_file(path: Path) -> bool:
 
 
 def absence(path: Path) -> Fault | None:
-    """What hinders an entry that is not a folder from being a file, if anything does."""
+    """Why an entry that is not a folder is not a regular file; None if it is one."""
     name = path.name.lower()
     if name.startswith(".") and name.endswith(".icloud"):
         return Fault(
@@ -86,13 +86,13 @@ def absence(path: Path) -> Fault | None:
         return Fault(f"is a link to a file that does not exist: {target}", "copy the file there, or remove the link")
     except OSError as error:
         loop = path.is_symlink() and "symbolic links" in (error.strerror or "")
-        what = "is a link that leads back to itself" if loop else f"cannot be opened: {error.strerror}"
-        return Fault(what, "put the file in its place" if loop else "check its permissions")
-    return None if stat.S_ISREG(mode) else Fault("is a device or a pipe, not a file", "put a file in its place")
+        what = "is a link to itself" if loop else f"cannot be opened: {error.strerror}"
+        return Fault(what, "replace it with the file" if loop else "check its permissions")
+    return None if stat.S_ISREG(mode) else Fault("is a device or a pipe, not a file", "replace it with a file")
 
 
 def foreign(path: Path) -> Fault:
-    """What a file without a known ending is."""
+    """What a file without a known extension is."""
     name = path.name.lower()
     if name.endswith(PAIR_ENDINGS):
         return _half_of_pair(path)
@@ -103,23 +103,23 @@ def foreign(path: Path) -> Fault:
     inside = _ending_inside(path.name)
     right = path.with_name(inside[1] + inside[2]) if inside else path
     if inside and not inside[3].strip():
-        return Fault("has blanks after its ending", f"rename it: mv {quoted(path)} {quoted(right)}")
+        return Fault("has blanks after its extension", f"rename it: mv {quoted(path)} {quoted(right)}")
     if name.endswith(".dvc") and not right.is_file():
-        return Fault("stands for a file that DVC keeps elsewhere", f"fetch it: dvc pull {quoted(path)}")
+        return Fault("is a placeholder for a file that DVC stores elsewhere", f"fetch it: dvc pull {quoted(path)}")
     if name.endswith(SHORTCUT_ENDINGS):
         return Fault("is a shortcut, not the file itself", "copy the file here", "error" if inside else "warning")
     if inside and right.is_file():
-        return Fault(f"is not used: {right.name} lies beside it", "nothing, or move it away", "warning")
+        return Fault(f"is not used: {right.name} is next to it", "nothing, or move it away", "warning")
     if name.endswith(PARTIAL_ENDINGS):
         return Fault("is an unfinished download", "download it again", "error" if inside else "warning")
     if name.endswith(PACKED_ENDINGS):
-        return Fault("is packed in a way that autoseg does not read", "unpack it", "error" if inside else "warning")
-    if inside:
         return Fault(
-            f"its ending is not one of an image: {inside[2]}{inside[3]}", f"if it is an image, rename it: {right.name}"
+            "is compressed in a way that autoseg does not read", "decompress it", "error" if inside else "warning"
         )
+    if inside:
+        return Fault(f"its extension is unknown: {inside[2]}{inside[3]}", f"if it is an image, rename it: {right.name}")
     if _beginning(path).startswith(IMAGE_BEGINNINGS):
-        return Fault("holds an image, as its first bytes say, but its ending does not say so", f"rename it; {_known()}")
+        return Fault("its first bytes are those of an image, but its extension is not", f"rename it; {_known()}")
     return Fault("is not an image of a known format, and is not used", f"nothing, or convert it; {_known()}", "warning")
 
 
@@ -142,7 +142,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def is_dicom(path: Path) -> bool:
-    """By its ending, its name, or the magic word behind the first 128 bytes of a file without a telling ending."""
+    """By its extension, its name, or the magic word after the first 128 bytes of a file without a clear extension."""
     name = path.name.lower()
     if name == "dicomdir" or name.endswith(DICOM_ENDINGS):
         return True
@@ -153,11 +153,11 @@ def is_dicom(path: Path) -> bool:
 def dicom_remedy(folder: Path) -> str:
     """How to make NIfTI of the DICOM series in a folder."""
     command = f"dcm2niix -z y -f %f_%s -o {quoted(folder)} {quoted(folder)}"
-    return f"convert the series, say with {command}, and move it away"
+    return f"convert the series, for example with {command}, and move it away"
 
 
 def data_files_of(images: list[Path]) -> set[str]:
-    """Names of the files that MetaImage headers name as the place of their voxels."""
+    """Names of the files that hold the voxels of MetaImage headers."""
     names = set()
     for file in images:
         if file.name.lower().endswith(".mhd"):
@@ -172,7 +172,7 @@ def _conversion(path: Path, pair: bool) -> str:
     name = path.name.lower().removesuffix(".gz")
     target = path.with_name(path.name[: name.rindex(".")] + ".nii.gz")
     command = f"nib-convert {quoted(path)} {quoted(target)}"
-    return f"convert it: {command}" + ("; if it is Analyze 7.5, look afterwards whether left is left" if pair else "")
+    return f"convert it: {command}" + ("; if it is Analyze 7.5, check afterwards that left is left" if pair else "")
 
 
 def _beginning(path: Path, count: int = 132) -> bytes:
@@ -184,7 +184,7 @@ def _beginning(path: Path, count: int = 132) -> bytes:
 
 
 def stem(path: Path) -> str:
-    """What a name would be a case of: what stands before the first ending of an image in it."""
+    """The case that a name would belong to: the part before the first image extension in it."""
     name = composed(path.name.removeprefix(".") if path.name.lower().endswith(".icloud") else path.name)
     if inside := _ending_inside(name):
         return inside[1]
@@ -202,6 +202,6 @@ def _known() -> str:
 
 
 def _ending_inside(name: str) -> re.Match[str] | None:
-    """A known ending that is followed by more, as "scan.nii.gz.bak" has it: what is before, the ending, the rest."""
-    endings = "|".join(re.escape(ending) for ending in READERS)
-    return re.fullmatch(f"(.+)({endings})(.+)", name, re.IGNORECASE | re.DOTALL)
+    """A known extension followed by more, as in "scan.nii.gz.bak": the part before, the extension, the rest."""
+    known = "|".join(re.escape(ending) for ending in READERS)
+    return re.fullmatch(f"(.+)({known})(.+)", name, re.IGNORECASE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""The folds that a dataset brings along: honoured as they are, or refused. Never replaced without a word.
+"""The folds given with a dataset: used unchanged, or refused. Never silently replaced.
 
 read_splits       splits_final.json -> folds
 numbered_splits   the fold that validates on each case -> folds
@@ -30,23 +30,21 @@ def read_splits(found: Found, path: Path) -> tuple[Split, ...]:
     """
     folds = read_json(path)
     if not isinstance(folds, list) or not folds:
-        came = "an empty list" if folds == [] else "something else than a list"
+        came = "an empty list" if folds == [] else "something else"
         raise DataError(f"{path} is not a list of folds but {came}: {EXPECTED}", remedy=OWN_FOLDS)
     for number, fold in enumerate(folds):
         if not isinstance(fold, dict) or not all(_is_list_of_ids(fold.get(side)) for side in ("train", "val")):
-            raise DataError(
-                f"{path} is not a list of folds: fold {number} is not understood; {EXPECTED}", remedy=OWN_FOLDS
-            )
+            raise DataError(f"{path} is not a list of folds: fold {number} is malformed; {EXPECTED}", remedy=OWN_FOLDS)
     ids = {case.id for case in found.cases}
     matched = match_ids([str(i) for fold in folds for side in ("train", "val") for i in fold[side]], ids)
     report_spelling(found, matched, path)
-    report_unknown(found, matched.unknown, path, "the folds name a case that does not exist")
+    report_unknown(found, matched.unknown, path, "the folds list a case that does not exist")
     splits = []
     for number, fold in enumerate(folds):
         train, validation = ([matched.cases.get(str(i)) for i in fold[side]] for side in ("train", "val"))
         splits.append(Split(number, *(tuple(sorted({i for i in side if i})) for side in (train, validation))))
     for case_id in sorted(ids - {case_id for split in splits for case_id in (*split.train, *split.validation)}):
-        what = "no fold names this case: it is not used"
+        what = "no fold contains this case: it is not used"
         found.problems.append(Problem(case_id, str(path), what, "add it to the folds, or remove the file", "warning"))
     found.splits_from = str(path)
     return tuple(splits)
@@ -66,14 +64,14 @@ def numbered_splits(found: Found, numbers: Mapping[str, int], source: str) -> No
     ) or (Split(0, tuple(sorted(numbers)), ()),)
     if validating and validating != list(range(len(validating))):
         pairs = ", ".join(f"{fold} is fold {position}" for position, fold in enumerate(validating))
-        found.notes.append(f"folds are counted from 0 here: of {Path(source).name}, {pairs}")
+        found.notes.append(f"folds are renumbered from 0: in {Path(source).name}, {pairs}")
 
 
 def sound_splits(found: Found, patients: Mapping[str, str]) -> tuple[Split, ...] | None:
-    """The folds that the dataset brings along; None where it brings none, or where they are refused.
+    """The folds given with the dataset; None where there are none, or where they are refused.
 
     Refused are folds without training or validation cases, and folds that train and validate on the same case or
-    patient. `--skip-bad` does not pass over that: nobody's folds are replaced by others without being asked.
+    patient. `--skip-bad` does not change that: given folds are replaced only on request.
     """
     faults: list[tuple[str, str]] = []
     own, train_all = _remedies(found.splits_from)
@@ -81,9 +79,9 @@ def sound_splits(found: Found, patients: Mapping[str, str]) -> tuple[Split, ...]
         train, validation = set(split.train), set(split.validation)
         both = sorted({patients[i] for i in train} & {patients[i] for i in validation})
         if not validation:
-            faults.append((f"fold {split.fold} validates on no case, and trains on {len(train)}", train_all))
+            faults.append((f"fold {split.fold} has {len(train)} training cases and no validation case", train_all))
         elif not train:
-            faults.append((f"fold {split.fold} trains on no case: all {len(validation)} are for validation", train_all))
+            faults.append((f"fold {split.fold} has {len(validation)} validation cases and no training case", train_all))
         elif train == validation:
             faults.append((f"fold {split.fold} trains and validates on the same {len(train)} cases", train_all))
         elif twice := sorted(train & validation):
@@ -103,25 +101,25 @@ def sound_splits(found: Found, patients: Mapping[str, str]) -> tuple[Split, ...]
     found.problems += [Problem(None, found.splits_from, what, remedy, stays=True) for what, remedy in faults]
     counts = Counter(case_id for split in found.splits or () for case_id in split.validation)
     if repeated := sorted(case_id for case_id, count in counts.items() if count > 1):
-        what = f"{len(repeated)} cases are validated in several folds: {some(repeated)}"
-        found.problems.append(Problem(None, found.splits_from, what, "fine if this is what you want", "warning"))
+        what = f"{len(repeated)} cases are in the validation set of several folds: {some(repeated)}"
+        found.problems.append(Problem(None, found.splits_from, what, "nothing, if this is intended", "warning"))
     return None if faults else found.splits
 
 
 def _remedies(source: str) -> tuple[str, str]:
-    """What to do about folds that cannot be used: to get folds of one's own, and to train on all cases."""
+    """What to do about folds that cannot be used: to let autoseg make folds, and to train on all cases."""
     table = source.lower().endswith(CSV_ENDINGS)
     given = "the columns fold (the fold that validates on a case) and split" if table else Path(source).name
     them = "them" if table else "it"
     own = f"correct {given}, or remove {them}: autoseg then makes its own folds"
-    return own, f"{own}; to train on all cases, remove {them}, plan again, and run: {suggest('train', '-f', 'full')}"
+    return own, f"{own}; to train on all cases, remove {them}, run plan again, then: {suggest('train', '-f', 'full')}"
 
 
 def report_unknown(found: Found, unknown: Sequence[str], path: Path, what: str, *, stays: bool = False) -> None:
     """Report ids of a table that no case has, unless the case is known and reported, or has no label.
 
     Args:
-        stays: leaving cases out does not mend it.
+        stays: leaving cases out does not fix it.
     """
     known = {problem.case for problem in found.problems if problem.case} | found.unused_ids
     known |= {CHANNEL_SUFFIX.sub(r"\1", name) for name in known}
@@ -139,12 +137,12 @@ def report_unknown(found: Found, unknown: Sequence[str], path: Path, what: str, 
 
 
 def report_spelling(found: Found, matched: Matched, path: Path) -> None:
-    """Report ids that were matched though they differ in upper case or leading zeros."""
+    """Report ids that were matched although they differ in case or leading zeros."""
     if matched.guessed:
         shown = some(f"{written!r} for {case_id!r}" for written, case_id in matched.guessed.items())
-        what = f"{len(matched.guessed)} ids are not spelt as the cases are: {shown}"
+        what = f"{len(matched.guessed)} ids are not spelt like the cases: {shown}"
         found.problems.append(
-            Problem(None, str(path), what, "nothing, if these are the same; spell them alike", "warning")
+            Problem(None, str(path), what, "nothing, if these are the same; otherwise correct them", "warning")
         )
 
 

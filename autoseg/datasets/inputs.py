@@ -1,8 +1,8 @@
-"""Which files belong to one case where no label says so: the images that a model is to segment.
+"""Group the images that a model is to segment into cases, without labels.
 
-    FileNames   how the images of a case are called: decided once, when a dataset is read, and kept with the model
+    FileNames   how the images of a case are named: decided once, when a dataset is read, and stored with the model
     naming_of   cases of a dataset -> FileNames
-    images_in   what `predict -i` names -> cases, and what cannot be one
+    images_in   what `predict -i` names -> cases, and problems
 
 Training and prediction read names by the same rule, so that the images a model was trained on can be segmented by it.
 Nothing is raised for a single case: the sound ones are segmented, and all problems are listed at the end.
@@ -36,7 +36,7 @@ FOUR_DIGITS = re.compile(r"_\d{4}")
 
 @dataclass(frozen=True)
 class FileNames:
-    """How the images of a case are called, one entry per channel."""
+    """How the images of a case are named, one entry per channel."""
 
     kind: Literal["suffix", "folder"]
     channels: Annotated[
@@ -45,11 +45,11 @@ class FileNames:
 
 
 def naming_of(cases: Sequence[Case]) -> FileNames | None:
-    """The rule that the file names of complete cases follow; None where they follow none, as those of a table may."""
+    """The rule that the file names of complete cases follow; None where they follow none, as a table allows."""
     number = Counter(len(case.images) for case in cases if case.images).most_common(1)
     found: set[FileNames | None] = {_naming(case) for case in cases if number and len(case.images) == number[0][0]}
     if found == {FileNames("suffix", ("",)), FileNames("suffix", ("_0000",))}:
-        return FileNames("suffix", ("_0000",))  # those without it are found, too
+        return FileNames("suffix", ("_0000",))  # names without it are found, too
     return found.pop() if len(found) == 1 else None
 
 
@@ -66,15 +66,15 @@ def images_in(
         paths: image files, folders of image files, folders of case folders.
         channels: how many a case has, in files of their own or in one file together.
         names: of the channels.
-        rule: how files were called in training; None where that is not known: `<case>_0000`, `<case>_0001`, ..., and
+        rule: how files were named in training; None where that is not known: `<case>_0000`, `<case>_0001`, ..., and
             in case folders by the names of the channels, otherwise by alphabet.
-        out: where segmentations go: a folder that is not looked into.
+        out: where segmentations go: a folder that is not searched.
 
     Returns:
         (case id, its files in order of channel), sorted by id; and what is not a case, or not a complete one.
 
     Raises:
-        UsageError: the path does not exist, or holds no image.
+        UsageError: the path does not exist, or contains no image.
     """
     files: list[Path] = []
     groups: list[tuple[str, Group]] = []
@@ -103,7 +103,7 @@ def images_in(
 
 @dataclass
 class _Names:
-    """The rule, applied to files and folders; what does not fit goes to `problems`."""
+    """Applies the rule to files and folders; what does not fit is added to `problems`."""
 
     rule: FileNames | None
     channels: int
@@ -123,8 +123,8 @@ class _Names:
             if channel is not None:
                 found.setdefault(case_id, []).append((channel, file))
             elif self._is_another_channel(case_id):
-                what = f"its name does not fit the model, which was trained on images that end in {self._endings()}"
-                remedy = "leave it out, if it shows something else; otherwise rename it"
+                what = f"its name does not fit the model, which was trained on names that end in {self._endings()}"
+                remedy = "leave it out if it shows something else; otherwise rename it"
                 self.problems.append(Problem(case_id, str(file), what, remedy))
             else:
                 found.setdefault(case_id, []).append((0, file))  # of all channels; the reader sees how many it has
@@ -157,12 +157,12 @@ class _Names:
         if self.rule is None or len(others) == 1:
             return [(case_id, [(c, others[name][0]) for c, name in enumerate(sorted(others))])]
         expected = ", ".join(wanted or self.names)
-        what = f"the folder has {some(sorted(others)) or 'no image'}, the model needs {expected}"
+        what = f"the folder contains {some(sorted(others)) or 'no image'}; the model needs {expected}"
         self.problems.append(Problem(case_id, str(folder), what, "name the files after the channels"))
         return []
 
     def _split(self, name: str) -> tuple[str, int | None]:
-        """Case id and channel of a name; channel None: it has no ending that the rule knows."""
+        """Case id and channel of a name; channel None: it has no suffix of the rule."""
         if self.rule is None:
             return name, None
         for channel, text in enumerate(self.rule.channels):
@@ -172,7 +172,7 @@ class _Names:
         return name, None
 
     def fits(self, file: Path) -> bool:
-        """Whether a file's name has one of the rule's endings."""
+        """Whether a file's name has one of the rule's suffixes."""
         return self._split(name_of(file))[1] is not None
 
     def _is_another_channel(self, name: str) -> bool:
@@ -187,7 +187,7 @@ class _Names:
 
 
 def _naming(case: Case) -> FileNames | None:
-    """How the images of one case are called."""
+    """How the images of one case are named."""
     files = [Path(file) for file in case.images]
     folders = {file.parent for file in files}
     if len(folders) == 1 and composed((folder := folders.pop()).name) == case.id and folder.is_dir():
@@ -204,13 +204,14 @@ def _extra(case_id: str, file: Path) -> Problem:
 
 
 def _one_file(path: Path, problems: list[Problem]) -> list[Path]:
-    """A file that was named itself; a link that leads nowhere is a problem like any other (`-i folder/*`)."""
+    """A file given by name; a broken link is a problem like any other (`-i folder/*`)."""
     if path.is_file() and ending_of(path) is None:
-        raise UsageError(f"{path} is not an image of a known format", remedy=f"known endings: {', '.join(READERS)}")
+        remedy = f"known file extensions: {', '.join(READERS)}"
+        raise UsageError(f"{path} is not an image of a known format", remedy=remedy)
     if path.is_file():
         return [path]
     if not os.path.lexists(path):
-        raise UsageError(f"{path} does not exist", remedy="give image files, or a folder that holds them")
+        raise UsageError(f"{path} does not exist", remedy="give image files, or a folder of image files")
     what, remedy = why_absent(path)
     problems.append(Problem(name_of(path), str(path), what, remedy))
     return []
@@ -239,17 +240,17 @@ def _of_folders(reader: _Names, root: Path, inside: Contents) -> list[tuple[str,
     known = set(reader.problems)
     problems += [fault for fault in faults if fault not in known]
     if not groups and not any(fault.severity == "error" for fault in reader.problems):
-        raise UsageError(f"{root} holds no image", remedy=f"known endings: {', '.join(READERS)}")
+        raise UsageError(f"{root} contains no image", remedy=f"known file extensions: {', '.join(READERS)}")
     return groups
 
 
 def _without_image(folder: Path) -> Problem:
-    what = "a folder that holds no image: it is not used"
+    what = "a folder without images: it is not used"
     return Problem(composed(folder.name), str(folder), what, "nothing, or remove it", "warning")
 
 
 def _each_once(groups: Iterable[tuple[str, Group]], problems: list[Problem]) -> list[tuple[str, Group]]:
-    """Groups without those whose segmentations would have the same file name."""
+    """The groups whose segmentations have a file name of their own; reports the others."""
     groups = list(groups)
     counts = Counter(case_id.casefold() for case_id, _ in groups)
     single = []
@@ -257,9 +258,9 @@ def _each_once(groups: Iterable[tuple[str, Group]], problems: list[Problem]) -> 
         channels = [channel for channel, _ in group]
         if counts[case_id.casefold()] > 1 or len(set(channels)) < len(channels):
             for _, file in group:
-                what = f"two images have the id {case_id}: their segmentations would be one file"
+                what = f"two images have the id {case_id}: their segmentations would overwrite each other"
                 problems.append(
-                    Problem(case_id, str(file), what, "rename one of them, or segment them into two folders")
+                    Problem(case_id, str(file), what, "rename one of them, or segment them into separate folders")
                 )
         else:
             single.append((case_id, group))
@@ -275,5 +276,5 @@ def _is_complete(case_id: str, group: Group, reader: _Names, one_file_each: bool
         return True
     missing = ", ".join(name for channel, name in enumerate(names) if channel not in found)
     what = f"{case_id} has {len(group)} image files ({group[0][1].name}, ...) for {len(names)} channels"
-    reader.problems.append(Problem(case_id, str(group[0][1]), what, f"add the file that ends in {missing}"))
+    reader.problems.append(Problem(case_id, str(group[0][1]), what, f"add the file whose name ends in {missing}"))
     return False

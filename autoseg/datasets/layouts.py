@@ -1,12 +1,12 @@
 """The dataset layouts autoseg understands: one function per layout, listed in `LAYOUTS`.
 
-A layout function looks at a folder (or a table) and returns what it says as `Found`, or None if it has another layout.
-It opens no image, and raises nothing for a single case: one run shows every fault of a dataset.
+A layout function reads a folder (or a table) into `Found`, or returns None if it has another layout. It opens no image,
+and raises nothing for a single case: one run shows every fault of a dataset.
 
     nnunet    dataset.json with channel_names, labels, regions; imagesTr, labelsTr; or its `dataset` dict of paths
     msd       dataset.json with a `training` list of {image, label}
     table     a CSV or TSV: image[_k], label, patient, fold, split
-    plain     images/ beside labels/, masks/ or segmentations/, equal stems
+    plain     images/ next to labels/, masks/ or segmentations/, equal stems
     folders   one folder per case, files named after channels, one of them `seg` or the like
 """
 
@@ -105,7 +105,7 @@ def table(root: Path, wanted: Wanted) -> Found | None:
     candidates = [file for file in sorted(root.iterdir()) if lists_images(file)]
     if len(candidates) > 1:
         names = ", ".join(file.name for file in candidates)
-        raise UsageError(f"{root} holds several tables of images: {names}", remedy="name the one to use")
+        raise UsageError(f"{root} contains several tables of images: {names}", remedy="pass the one to use")
     if not candidates:
         return None
     found = cases_of_table(candidates[0], wanted)
@@ -147,8 +147,8 @@ def folders(root: Path, wanted: Wanted) -> Found | None:
     within = [folder for folder in beside if folder not in used and folder.parent not in candidates]
     case_folders(found, sorted({*candidates, *within}), None, wanted)
     for file in contents(root).images:
-        what = "an image beside the case folders: it is not used"
-        found.problems.append(Problem(None, str(file), what, "move it into its case folder, or away", "warning"))
+        what = "an image next to the case folders: it is not used"
+        found.problems.append(Problem(None, str(file), what, "move it into its case folder, or remove it", "warning"))
     return found
 
 
@@ -165,7 +165,7 @@ def labels_of(labels: Any, order: Any, where: Path) -> LabelSet | None:
     """The labels a dataset.json declares: name -> value(s) (nnU-Net; lists make regions), or value -> name (MSD).
 
     Raises:
-        DataError: they make no sense; `where` is named.
+        DataError: they are invalid; the message names `where`.
     """
     if not labels:
         return None
@@ -196,7 +196,8 @@ def channels_of(names: Any, where: Path) -> tuple[str, ...] | None:
     if isinstance(names, dict) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
         names = [names[key] for key in sorted(names, key=int)]
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{where}: the channel names are not understood: {str(names)[:80]}", remedy='write {"0": "CT"}')
+        what = f"{where}: the channel names are neither an object nor a list of names: {str(names)[:80]}"
+        raise DataError(what, remedy='write {"0": "CT"}')
     return tuple(names)
 
 
@@ -205,7 +206,7 @@ def _description(root: Path) -> dict[str, Any] | None:
         return None
     description = read_json(root / "dataset.json")
     if not isinstance(description, dict):
-        raise DataError(f"{root / 'dataset.json'} is not a JSON object", remedy="see the README for its keys")
+        raise DataError(f"{root / 'dataset.json'} is not a JSON object", remedy="see docs/layouts.md for its keys")
     return description
 
 
@@ -213,7 +214,7 @@ def _subfolder(root: Path, names: tuple[str, ...]) -> Path | None:
     """The first of the named folders that exists, upper or lower case.
 
     Raises:
-        DataError: there is a link of that name that leads nowhere.
+        DataError: a broken link has that name.
     """
     existing = {folder.name.lower(): folder for folder in subfolders(root)} if root.is_dir() else {}
     for name in names:
@@ -226,7 +227,7 @@ def _subfolder(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _unused_twins(found: Found, root: Path) -> None:
-    """Say which folders of images or labels are not used because another one comes first."""
+    """Report folders of images or labels that are not used because another one comes first."""
     for names in (IMAGE_FOLDERS, LABEL_FOLDERS):
         used = _subfolder(root, names)
         for other in [folder for folder in subfolders(root) if folder.name.lower() in [n.lower() for n in names]]:
@@ -238,20 +239,20 @@ def _unused_twins(found: Found, root: Path) -> None:
 
 
 def _file_ending(found: Found, given: object, where: Path) -> str:
-    """The ending that dataset.json demands, in lower case with its dot; empty where it demands none that is known."""
+    """The extension that dataset.json requires, in lower case with its dot; empty if it requires no known one."""
     if given is None or given == "":
         return ""
     ending = given.strip().lower() if isinstance(given, str) else ""
     ending = ending if ending.startswith(".") else f".{ending}"
     if ending_of(f"x{ending}") is None:
         what = f"file_ending is {given!r}, which is not a known image format: files of every known format are read"
-        found.problems.append(Problem(None, str(where), what, 'correct it, say "file_ending": ".nii.gz"', "warning"))
+        found.problems.append(Problem(None, str(where), what, 'correct it: "file_ending": ".nii.gz"', "warning"))
         return ""
     return ending
 
 
 def _entries_of(found: Found, entries: object, where: Path) -> list[dict[str, Any]]:
-    """Entries {image, label} of a list in dataset.json; others go to `found.problems`, files left by macOS nowhere."""
+    """Entries {image, label} of a list in dataset.json; others are reported, files left by macOS are ignored."""
     good = []
     for entry in entries if isinstance(entries, list) else []:
         if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
@@ -269,7 +270,7 @@ def _paths_of(entries: object) -> list[str]:
 
 
 def _unlisted(found: Found, root: Path) -> None:
-    """Report what lies in the folders of listed images and labels, and is not listed."""
+    """Report files in the folders of listed images and labels that are not listed."""
     listed = {file for case in found.cases for file in (*case.images, case.label) if file}
     listed |= {problem.file for problem in found.problems}
     for folder in sorted({Path(file).parent for file in listed if Path(file).parent != root}):
@@ -284,15 +285,15 @@ def _unlisted(found: Found, root: Path) -> None:
 
 
 def _test_folders(found: Found, root: Path, ending: str = "") -> None:
-    """Take imagesTs with labelsTs as the held-out test set; without labelsTs it is of no use here."""
+    """Use imagesTs with labelsTs as the held-out test set; without labelsTs it is not used."""
     images, labels = _subfolder(root, ("imagesTs",)), _subfolder(root, ("labelsTs",))
     if images and labels:
         found.test_cases = pair(found, images, labels, ending)
     elif images and (files := image_files(images)):
         found.unused_ids |= {*by_channel(files), *map(stem_of, files)}
-        found.notes.append(f"{images.name}/ has no labelsTs/ beside it and is not used")
+        found.notes.append(f"{images.name}/ has no labelsTs/ next to it and is not used")
     elif labels and image_files(labels):
-        what = "holds labels, but there is no imagesTs/ beside it: it is not used"
+        what = "contains labels, but there is no imagesTs/ next to it: it is not used"
         found.problems.append(Problem(None, str(labels), what, "add imagesTs/, or move it away", "warning"))
 
 

@@ -1,4 +1,4 @@
-"""One case from its files to arrays in one axis order, and what must hold for that.
+"""Read one case from its files into arrays in one axis order, and check them.
 
 `load_case` is what preprocessing and prediction use; `problems.check` reads the same files itself, to report every
 fault instead of the first, and shares the rest.
@@ -28,8 +28,8 @@ from autoseg.imaging.geometry import (
 )  # fmt: skip
 from autoseg.imaging.labels import LabelSet
 
-COUNTED_AT_ONCE = 2**16  # a span of label values that is counted by a table, not by sorting
-REPLACE_NON_FINITE = "replace them (by the value of air, say), or leave the case out"
+COUNTED_AT_ONCE = 2**16  # spans of label values up to this are counted in a table, not by sorting
+REPLACE_NON_FINITE = "replace them (for example by the value of air), or leave the case out"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LoadedCase:
     orientation: tuple[Axes3, Axes3]  # permutation and flips of geometry.orientation_of
     axis_order: Axes3  # permutation that followed
     file: str = ""  # the image whose grid it is: the first that has a place in space, or the first
-    remarks: tuple[tuple[str, Remark], ...] = ()  # file, what is odd about it though it is used
+    remarks: tuple[tuple[str, Remark], ...] = ()  # file, what is odd about it although it is used
 
     def to_stored(self, array: np.ndarray) -> np.ndarray:
         """Bring an array (..., Z, Y, X) in this case's axis order back to that of its files. Returns a view."""
@@ -70,8 +70,8 @@ def load_case(
         axis_order: axis_order[i] is the axis that becomes axis i, after that.
 
     Raises:
-        DataError: a file cannot be read, holds NaN or infinity, values that drown all others or unexpected values, or
-            lies elsewhere than the first.
+        DataError: a file cannot be read, contains NaN, infinity, extreme outliers or unexpected label values, or is at
+            another position than the first.
     """
     images = {file: read_image(Path(file)) for file in case.images}
     if channels:
@@ -108,7 +108,7 @@ def assemble(
     orientation: Literal["canonical", "as_stored"] = "canonical",
     axis_order: Axes3 = (0, 1, 2),
 ) -> LoadedCase:
-    """Put what was read of a case and found sound, in stored axis order, into a LoadedCase; see `load_case`."""
+    """Assemble a LoadedCase from files that were read and checked, in stored axis order; see `load_case`."""
     geometry = volumes[0].geometry
     turn = orientation_of(geometry) if orientation == "canonical" else ((0, 1, 2), (0, 0, 0))
 
@@ -128,15 +128,15 @@ def assemble(
 
 
 def is_picture(file: str) -> bool:
-    """Whether a file's format (PNG, TIFF, JPEG, BMP) does not say where voxels lie."""
+    """Whether a file's format (PNG, TIFF, JPEG, BMP) has no position in space."""
     ending = ending_of(file)
     return ending is not None and READERS[ending].family == "natural"
 
 
 def non_finite(array: np.ndarray) -> str:
-    """Say how many voxels are NaN or infinite; empty if none is."""
+    """Describe how many voxels are NaN or infinite; empty if none is."""
     if array.size == 0 or (np.isfinite(array.min()) and np.isfinite(array.max())):
-        return ""  # minimum and maximum carry NaN along: two passes that allocate nothing
+        return ""  # minimum and maximum propagate NaN: two passes that allocate nothing
     nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
     parts = [f"{count} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count]
     return f"{' and '.join(parts)} voxels ({(nan + infinite) / array.size:.2g} of all)"

@@ -1,6 +1,6 @@
 """Which files belong together: image files sorted into cases, with their channels and their labels.
 
-Nothing is raised for a single case and no image is opened: what does not fit is collected as `Problem`s in `Found`.
+Nothing is raised for a single case and no image is opened: faults are collected as `Problem`s in `Found`.
 Names are compared in Unicode's composed form (NFC), because archives made on macOS decompose accents.
 """
 
@@ -37,7 +37,7 @@ class Case:
 
 @dataclass
 class Found:
-    """What a layout says about a folder. A case's patient is its own id until the patients are known."""
+    """The content of a folder, as read by a layout. A case's patient is its own id until the patients are known."""
 
     layout: str
     name: str
@@ -45,7 +45,7 @@ class Found:
     test_cases: list[Case] = field(default_factory=list)
     channels: tuple[str, ...] | None = None
     labels: LabelSet | None = None
-    patients: dict[str, str] = field(default_factory=dict)  # case id -> patient, where the layout says so
+    patients: dict[str, str] = field(default_factory=dict)  # case id -> patient, where the layout names them
     unused_ids: set[str] = field(default_factory=set)  # of images without labels: tables may name them
     splits: tuple[Split, ...] | None = None  # as given; `given_folds.sound_splits` judges them
     splits_from: str = ""  # the file that gives them
@@ -64,15 +64,15 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def name_of(path: Path) -> str:
-    """File name without its ending, composed: `caf\\u00e9` however it was stored."""
+    """File name without its extension, composed: `caf\\u00e9` however it was stored."""
     return composed(stem_of(path))
 
 
 def by_channel(files: Iterable[Path], label_names: Iterable[str] = ()) -> dict[str, list[tuple[int, Path]]]:
     """Sort image files into cases: case id -> (channel, file) in order of channel.
 
-    A name that some label has too is a case id; otherwise `<case>_<four digits>` is one channel, unless most labels say
-    that the digits belong to the id (slice_0001.png beside a label slice_0001.png).
+    A name shared with a label is a case id; otherwise `<case>_<four digits>` is one channel, unless most labels show
+    that the digits belong to the id (slice_0001.png with a label slice_0001.png).
     """
     known, names = set(label_names), {file: name_of(file) for file in files}
     parts = {file: match.groups() for file, name in names.items() if (match := CHANNEL_SUFFIX.fullmatch(name))}
@@ -184,13 +184,13 @@ def case_folders(found: Found, folders: Sequence[Path], labels: Path | None, wan
 
 
 def _of_folder(folder: Path, there: Contents) -> list[Problem]:
-    """What is wrong in a case folder; one without images or what may be images is not used, and named once."""
+    """What is wrong in a case folder; one without images or possible images is not used, and reported once."""
     problems = [*there.problems, *stray_folders(there)]
     if there.images or any(problem.severity == "error" for problem in problems):
         return problems
     return [
         Problem(
-            composed(folder.name), str(folder), "holds no image, and is not used", "nothing, or remove it", "warning"
+            composed(folder.name), str(folder), "contains no image, and is not used", "nothing, or remove it", "warning"
         )
     ]
 
@@ -231,10 +231,10 @@ def listed_case(
 def choose_channels(names: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[list[str], tuple[str, ...]]:
     """Choose among the channels a layout names: those wanted, in that order; names it does not have rename all.
 
-    Returns the layout's names of the chosen channels, and what they are to be called.
+    Returns the layout's names of the chosen channels, and their final names.
 
     Raises:
-        UsageError: some of the wanted names exist, or their number is another.
+        UsageError: only some of the wanted names exist, or their number differs.
     """
     if wanted is None:
         return list(names), tuple(names)
@@ -250,7 +250,7 @@ def choose_channels(names: Sequence[str], wanted: tuple[str, ...] | None) -> tup
 
 
 def identical_ids(found: Found) -> None:
-    """Report ids that some file systems cannot tell apart; of cases with the very same id keep the first."""
+    """Report ids that some file systems cannot distinguish; keep the first of cases with the same id."""
     first: dict[str, Case] = {}
     for cases in (found.cases, found.test_cases):
         for case in list(cases):
@@ -261,7 +261,7 @@ def identical_ids(found: Found) -> None:
             if other.id == case.id:
                 cases.remove(case)
             else:
-                what = f"the id {other.id!r} differs from {case.id!r} by its case alone: {Path(file).name}"
+                what = f"the id {other.id!r} differs from {case.id!r} only in upper and lower case: {Path(file).name}"
                 found.problems.append(Problem(other.id, others_file, what, _RENAME))
             found.problems.append(
                 Problem(case.id, file, f"the id {case.id!r} is also that of {Path(others_file).name}", _RENAME)
@@ -269,7 +269,7 @@ def identical_ids(found: Found) -> None:
 
 
 _ORPHAN = "add its image, correct its name, or remove it"
-_RENAME = "rename one of them, so that ids differ by more than upper and lower case"
+_RENAME = "rename one of them: ids must differ in more than upper and lower case"
 
 
 def _found(path: Path | None) -> Path | None:

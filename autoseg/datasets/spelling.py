@@ -1,10 +1,10 @@
-"""Names as people and disks spell them: accents, endings, upper case, zeros that a spreadsheet took away.
+"""Names as people and disks spell them: accents, extensions, upper case, zeros that a spreadsheet removed.
 
     composed     text in one Unicode form; every id, patient and name passes through it
     find         a listed path -> the file as the disk spells it
     match_ids    ids as written in a table -> the cases that are meant
 
-Only what cannot mean anything else is taken for the same.
+Spellings are treated as the same only where nothing else can be meant.
 """
 
 import os
@@ -75,5 +75,5 @@ def _grouped(ids: Iterable[str], rule: Callable[[str], str]) -> dict[str, list[s
 
 
 def _without_zeros(name: str) -> str:
-    """Numbers without their leading zeros; other names as they are, so that p01 is not p1 by chance."""
+    """Numbers without their leading zeros; other names unchanged, so that p01 does not match p1 by chance."""
     return name.lstrip("0") or "0" if name.isdecimal() else name

@@ -1,7 +1,7 @@
 """Which cases train and which validate, in each fold: by patient, stratified, and stable when new cases arrive.
 
-All cases of a patient lie in the same fold: two scans of one person look alike, and a network that trained on one is
-not tested by the other. Folds are alike in their number of cases, in which labels occur, and in how large these are:
+All cases of a patient are in the same fold: two scans of one person look alike, so testing on one after training on the
+other proves nothing. Folds are balanced in their number of cases, in which labels occur, and in how large these are:
 the best of many seeded random assignments, each improved by moving and exchanging patients while that helps.
 """
 
@@ -20,7 +20,7 @@ from autoseg.workspace import FULL, FoldName
 VERSION = 1
 CaseId = Annotated[str, file_name()]
 CANDIDATES = 20
-EXCHANGED_AT_ONCE = 128  # patients looked at in one step of the improvement, so that thousands stay quick
+EXCHANGED_AT_ONCE = 128  # patients considered in one step of the improvement, so that thousands stay quick
 STEPS = 400  # of the improvement of one candidate, at most
 SIZE_SCALE = 0.5  # cases; against label terms measured in standard deviations of chance: equal sizes come first
 
@@ -36,7 +36,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """All folds of a data set, and what its owner should know about them."""
+    """All folds of a dataset, and notes about them for the user."""
 
     version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of splits that this autoseg reads")]
     seed: Annotated[int, between(0, 2**32 - 1)]
@@ -61,10 +61,10 @@ def make_splits(
         patients: case id -> patient.
         label_volumes: case id -> volume of each label (any unit, 0 = absent); the same number of labels for every case.
         folds: how many; with fewer patients, as many folds as patients. A single patient gives one fold that validates
-            on its own training cases: it shows that the pipeline runs, nothing about new patients; a note says so.
+            on its own training cases: it shows that the pipeline runs, nothing about new patients; a note explains it.
         seed: the same seed and the same cases give the same folds, in whatever order they come.
-        existing: folds made earlier; `folds` and `seed` are then theirs. Their cases stay where they are, a known
-            patient's new cases join the patient, new patients go where they make the folds most alike. Where `existing`
+        existing: folds made earlier; `folds` and `seed` are then ignored. Their cases stay where they are, a known
+            patient's new cases join the patient, new patients go where they balance the folds best. Where `existing`
             is not a partition (made by hand, say one 80:20 split), new cases only train.
         candidates: random assignments tried.
         test: cases to hold out; their patients' other cases are held out with them.
@@ -77,7 +77,7 @@ def make_splits(
     cases = sorted(case for case in patients if patients[case] not in held_out)
     outside = tuple(sorted((set(test) | set(existing.test if existing else ()) | set(patients)) - set(cases)))
     if not cases:
-        raise DataError("there is no labelled case to make folds of", remedy="add labelled cases to the data set")
+        raise DataError("there is no labelled case to make folds from", remedy="add labelled cases to the dataset")
     if existing is not None and not _only_one_patient(existing):
         return _extend(existing, patients, cases, outside, label_volumes, candidates)
 
@@ -102,7 +102,7 @@ def splits_from_nnunet(
 ) -> Splits:
     """Read nnU-Net's list of {"train": [...], "val": [...]} and check it against the patients.
 
-    A patient on both sides of a fold is reported in the notes, not repaired: somebody may need exactly these folds.
+    A patient on both sides of a fold is reported in the notes, not repaired: the user may need exactly these folds.
 
     Raises:
         DataError: a fold without train or val, a case the data set does not have, a case on both sides of a fold.
@@ -116,7 +116,7 @@ def splits_from_nnunet(
             )
         both = sorted(set(fold["train"]) & set(fold["val"]))
         unknown = sorted((set(fold["train"]) | set(fold["val"])) - set(patients))
-        for wrong, problem in ((both, "in train and val at once"), (unknown, "not in the data set")):
+        for wrong, problem in ((both, "in both train and val"), (unknown, "not in the dataset")):
             if wrong:
                 raise DataError(
                     f"{file}: fold {number} has {len(wrong)} cases that are {problem}: {some(wrong)}",
@@ -162,7 +162,7 @@ def _extend(
     present, notes = set(cases), []
     known = {case for split in existing.splits for case in (*split.train, *split.validation)}
     if gone := sorted(known - present - set(outside)):
-        notes.append(f"{len(gone)} cases of the folds are no longer in the data set: {some(gone)}")
+        notes.append(f"{len(gone)} cases of the folds are no longer in the dataset: {some(gone)}")
     kept = [
         Split(s.fold, *(tuple(case for case in side if case in present) for side in (s.train, s.validation)))
         for s in existing.splits
@@ -194,7 +194,7 @@ def _extend(
 
 
 def _only_one_patient(splits: Splits) -> bool:
-    """Is this the makeshift fold of a single patient? It gives way as soon as there are more."""
+    """Whether this is the provisional fold of a single patient, replaced as soon as there are more."""
     return len(splits.splits) == 1 and splits.splits[0].train == splits.splits[0].validation
 
 
@@ -251,10 +251,10 @@ def _assign(
 def _features(
     members: Mapping[str, Sequence[str]], label_volumes: Mapping[str, Sequence[float]], folds: int
 ) -> np.ndarray:
-    """What the folds should have in equal parts, summed over a patient's cases: (patients, 1 + 3 labels).
+    """The features to balance over the folds, summed over a patient's cases: (patients, 1 + 3 labels).
 
-    Column 0 counts cases. Then, per label: presence, volume, and rank of the volume among those present (which keeps
-    one giant from standing for many of ordinary size). These are centred on their mean over all cases, so that a fold's
+    Column 0 counts cases. Then, per label: presence, volume, and rank of the volume among those present (so that
+    one giant does not count as many of ordinary size). These are centred on their mean over all cases, so that a fold's
     sum is 0 when its mean is that of the data set, however many cases it has; and divided by the spread that chance
     would give it.
     """

@@ -1,4 +1,4 @@
-"""Tables beside a dataset: its list of images, and who the patients are.
+"""Tables of a dataset: its list of images, and its patients.
 
 CSV (commas, semicolons or tabs) and TSV, UTF-8 with or without a byte order mark; column names in any case.
 """
@@ -24,8 +24,9 @@ PATIENT_COLUMNS = ("patient", "patient_id", "participant_id", "subject")
 IMAGE_COLUMN = re.compile(r"image(?:_(.+))?")
 VALIDATION = ("val", "valid", "validation")
 NO_PATIENTS = (
-    "no patient is named: every case counts as a patient of its own. If one person has several cases, say so with a "
-    "patients.csv (case,patient) or with --patient-regex; otherwise the folds share persons and the scores are too high"
+    "no patients are given: every case counts as a patient of its own. If one person has several cases, name the "
+    "patients in patients.csv (case,patient) or with --patient-regex; otherwise folds share patients and scores are "
+    "too high"
 )
 
 
@@ -49,13 +50,13 @@ def read_table(path: Path) -> list[dict[str, str]]:
     names = [name.lower() for name in rows[0]] if rows else []
     for number, row in enumerate(rows[1:], start=2):
         if any(row[len(names) :]):
-            what = f"{path}: row {number} has {len(row)} fields, the first line {len(names)}"
-            raise DataError(what, remedy="put fields that hold a separator in quotes")
+            what = f"{path}: row {number} has {len(row)} fields, the first line has {len(names)}"
+            raise DataError(what, remedy="quote fields that contain a separator")
     return [dict.fromkeys(names, "") | dict(zip(names, row, strict=False)) for row in rows[1:] if any(row)]
 
 
 def _separator(first: Sequence[str]) -> str:
-    """What separates the names in the first line of a table: a comma wherever there is one."""
+    """The separator of the names in the first line of a table: a comma wherever there is one."""
     return next((mark for mark in (",", ";", "\t") for line in first if mark in line), ",")
 
 
@@ -66,7 +67,7 @@ def image_columns(row: dict[str, str]) -> dict[str, str]:
 
 
 def lists_images(path: Path) -> bool:
-    """Whether a file in a folder is a table of images with labels (other tables there are not)."""
+    """Whether a file in a folder is a table of images with labels (other tables are not)."""
     if path.suffix.lower() not in TABLE_ENDINGS or path.name.startswith("."):
         return False
     try:
@@ -112,7 +113,7 @@ def cases_of_table(path: Path, wanted: tuple[str, ...] | None) -> Found:
 
 
 def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str, str], bool]:
-    """Patient of every case, and whether anybody named patients at all; what is doubtful goes to `found`.
+    """Patient of every case, and whether patients are given at all; doubtful cases are reported in `found`.
 
     The first that exists decides: the pattern, the table's column, patients.csv, participants.tsv (BIDS).
 
@@ -149,11 +150,11 @@ def _patient(text: str) -> str:
 
 
 def _alike(found: Found, names: Collection[str], source: str, root: Path) -> None:
-    """Warn of patients whose names differ by upper and lower case alone: most likely they are one."""
+    """Warn about patients whose names differ only in upper and lower case: most likely they are one."""
     first: dict[str, str] = {}
     for name in sorted(names):
         if (other := first.setdefault(name.casefold(), name)) != name:
-            what = f"{source} has patients {other!r} and {name!r}: they count as two"
+            what = f"{source} has patients {other!r} and {name!r}: they count as two patients"
             found.problems.append(Problem(None, str(root), what, "spell them alike, if they are one person", "warning"))
 
 
@@ -201,15 +202,15 @@ def _splits(found: Found, rows: dict[str, dict[str, str]], path: Path) -> None:
             numbers[case_id] = number
         elif case_id in texts:
             what = f"the fold {texts[case_id]!r} is not a whole number"
-            found.problems.append(Problem(case_id, str(path), what, "number folds 0, 1, ...; -1 only trains"))
+            found.problems.append(Problem(case_id, str(path), what, "number folds 0, 1, ...; -1: only train"))
         else:
-            what = "no fold is named, but other cases have one"
+            what = "no fold is given, but other cases have one"
             found.problems.append(
                 Problem(case_id, str(path), what, "fill in the column fold for all cases, or for none")
             )
     if validation:
         what = "the columns fold and split both name validation cases: the column fold is used"
-        found.problems.append(Problem(None, str(path), what, "leave one of the two out", "warning"))
+        found.problems.append(Problem(None, str(path), what, "remove one of the two", "warning"))
     found.cases = [replace(case, fold=_none_if_training(numbers.get(case.id))) for case in found.cases]
     numbered_splits(found, numbers, str(path))
 
@@ -253,15 +254,15 @@ def _patients_by_case(found: Found, path: Path, ids: Sequence[str]) -> dict[str,
         raise DataError(f"{path} has no columns case and patient", remedy="its first line must be: case,patient")
     matched = match_ids([row[case_column] for row in rows if row[case_column]], ids)
     report_spelling(found, matched, path)
-    # beside a case without a patient an unknown id is likely to be that case, misspelt: its patient would be cut in two
+    # if a case has no patient, an unknown id is likely to be that case, misspelt: its patient would be split in two
     doubtful = not set(ids) <= set(matched.cases.values())
-    report_unknown(found, matched.unknown, path, f"{path.name} names a case that does not exist", stays=doubtful)
+    report_unknown(found, matched.unknown, path, f"{path.name} lists a case that does not exist", stays=doubtful)
     patients: dict[str, str] = {}
     for row in rows:
         case_id, patient = matched.cases.get(row[case_column]), _patient(row[patient_column])
         if case_id and patient and patients.setdefault(case_id, patient) != patient:
             what = f"two patients for one case: {patients[case_id]} and {patient}"
-            found.problems.append(Problem(case_id, str(path), what, "keep one of the two lines"))
+            found.problems.append(Problem(case_id, str(path), what, "keep only one of the two lines"))
     return patients
 
 
@@ -269,7 +270,7 @@ def _patients_by_prefix(found: Found, path: Path, ids: Sequence[str]) -> dict[st
     """BIDS: the participant whose id begins the case id (`sub-01_ses-2_T1w`); the longest one where several do."""
     rows = read_table(path)
     if not rows or "participant_id" not in rows[0]:
-        raise DataError(f"{path} has no column participant_id", remedy="BIDS demands it as the first column")
+        raise DataError(f"{path} has no column participant_id", remedy="BIDS requires it as the first column")
     names = [composed(row["participant_id"]) for row in rows if row["participant_id"]]
     participants = sorted(names, key=len, reverse=True)
     patients = {}
@@ -279,6 +280,6 @@ def _patients_by_prefix(found: Found, path: Path, ids: Sequence[str]) -> dict[st
                 patients[case_id] = participant
                 break
     if participants and not patients:
-        what = f"none of the {len(names)} participants begins a case id, such as {participants[0]} and {ids[0]}"
+        what = f"no case id begins with any of the {len(names)} participants, such as {participants[0]} and {ids[0]}"
         found.problems.append(Problem(None, str(path), what, "name the patients in patients.csv", "warning"))
     return patients

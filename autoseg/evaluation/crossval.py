@@ -1,6 +1,6 @@
-"""All folds together: what the model is worth on patients it has not seen.
+"""All folds together: the performance of the model on patients it has not seen.
 
-Every case is scored once, by the network of the fold that did not train on it.
+Every case is evaluated once, with the network of the fold that did not train on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ class FoldScores:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Scores of every case whose fold is trained, per configuration and network."""
+    """Scores of every case whose fold is trained, for one configuration and network."""
 
     version: int
     configuration: str
@@ -69,12 +69,12 @@ class HeldOutScores:
 def score_test_cases(
     configuration: str, network: str, folder: Path, cases: Sequence[Case], labels: LabelSet
 ) -> HeldOutScores:
-    """Score the ensemble's predictions of the test cases, which lie in `folder`."""
+    """Score the ensemble's predictions of the test cases, which are in `folder`."""
     return HeldOutScores(VERSION, configuration, network, score_cases(validation_jobs(folder, cases, labels)))
 
 
 def segmented(folder: Path, case_ids: Sequence[str]) -> bool:
-    """Whether a folder holds a segmentation of every case, under any ending."""
+    """Whether a folder contains a segmentation of every case, with any extension."""
     there = {stem_of(path) for path in folder.glob("*") if path.name[0] != "."} if folder.exists() else set()
     return set(case_ids) <= there
 
@@ -83,7 +83,7 @@ def validation_jobs(folder: Path, cases: Sequence[Case], labels: LabelSet) -> li
     """Pair the predictions a fold made for its validation cases with their references.
 
     Raises:
-        StateError: a prediction is missing: the fold's validation has not been run to the end.
+        StateError: a prediction is missing: the fold's validation is not complete.
     """
     jobs = []
     for case in cases:
@@ -117,7 +117,7 @@ def cross_validate_folds(
 
 
 def describe(result: CrossValidation, labels: LabelSet) -> str:
-    """The tables a researcher wants: over all cases, per fold, and the confusion of labels."""
+    """The tables of a cross-validation: over all cases, per fold, and the confusion of labels."""
     parts = [f"{result.configuration}, {result.network}: {len(result.cases)} cases in {len(result.folds)} folds"]
     if len(result.folds) < result.planned_folds:
         parts[0] += f" (of {result.planned_folds}: the others are not trained)"

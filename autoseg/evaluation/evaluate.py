@@ -1,8 +1,8 @@
-"""Segmentations against their references: per case and label, overlap and boundary metrics, never bare accuracy.
+"""Segmentations against their references: per case and label, overlap and boundary metrics, never plain accuracy.
 
-Overlap comes from one confusion matrix per case; voxels of the ignore label count nowhere. What is undefined (a label
-in neither map, a distance to an empty mask) is `None`, left out of means, and counted: a mean always says over how many
-cases it was taken.
+Overlap is computed from one confusion matrix per case, without voxels of the ignore label. Undefined values (a label in
+neither map, a distance to an empty mask) are `None`, excluded from means, and counted: every mean states its number of
+cases.
 """
 
 import csv
@@ -48,7 +48,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """One comparison to make."""
+    """One pair of files to compare."""
 
     case: str
     reference: Path
@@ -60,7 +60,7 @@ def score_case(job: ScoreJob) -> CaseScore:
     """Compare one segmentation file with its reference file.
 
     Raises:
-        DataError: the grids differ, or a file holds values that are not labels.
+        DataError: the grids differ, or a file contains values that are not labels.
     """
     reference, segmentation = (read_labels(file, job.labels.colours) for file in (job.reference, job.segmentation))
     segmentation, spacing = _on_grid_of(job, reference, segmentation)
@@ -68,20 +68,20 @@ def score_case(job: ScoreJob) -> CaseScore:
     for path, volume in ((job.reference, reference), (job.segmentation, segmentation)):
         if unexpected := job.labels.unexpected(volume.array):
             raise DataError(
-                f"{path} holds values that are not labels: {unexpected} (value: voxels)",
-                remedy=f"the labels are {job.labels.values}; name others with --labels",
+                f"{path} contains values that are not labels: {unexpected} (value: voxels)",
+                remedy=f"the labels are {job.labels.values}; declare others with --labels",
             )
         maps.append(job.labels.to_indices(volume.array))
     ignore = job.labels.ignore_index
     hidden = maps[0] == ignore
     if unsaid := int(((maps[1] == ignore) & ~hidden).sum()):
         raise DataError(
-            f"{job.segmentation} holds the ignore value {job.labels.ignore} on {unsaid} voxels that {job.reference} "
+            f"{job.segmentation} contains the ignore value {job.labels.ignore} on {unsaid} voxels that {job.reference} "
             "annotates",
-            remedy="let it hold a label or 0 there: only references leave voxels out",
+            remedy="write a label or 0 there: only references may contain ignored voxels",
         )
     confusion = confusion_matrix(maps[0], maps[1], job.labels.num_labels + 1, ignore_index=ignore)
-    if ignore is not None:  # nobody knows what is there: neither side may claim it
+    if ignore is not None:  # not annotated: neither side may count it
         maps = [np.where(hidden, 0, m) for m in maps]
     scores: dict[str, dict[str, float | None]] = {}
     for name, indices in job.labels.scored.items():
@@ -93,7 +93,7 @@ def score_case(job: ScoreJob) -> CaseScore:
 
 
 def score_cases(jobs: Sequence[ScoreJob], *, workers: int | None = None) -> tuple[CaseScore, ...]:
-    """Compare many cases, in processes."""
+    """Compare many cases in worker processes."""
     return tuple(map_in_processes(score_case, jobs, title="evaluate", workers=workers))
 
 
@@ -110,9 +110,7 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
         for path in _label_files(folder):
             other = files[folder].setdefault(name_of(path), path)
             if other != path:
-                raise DataError(
-                    f"{folder} holds both {other.name} and {path.name}", remedy="leave one file per case in it"
-                )
+                raise DataError(f"{folder} contains both {other.name} and {path.name}", remedy="keep one file per case")
     _demand_usable(references)
     found = {
         name: files[predictions].get(name) or files[predictions].get(LABEL_SUFFIX.sub("", name))
@@ -123,13 +121,13 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
         raise DataError(
             f"{len(missing)} of {len(files[references])} references have no prediction in {predictions}: "
             + ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else ""),
-            remedy="predict these cases, or move their references away",
+            remedy="predict these cases, or move their references elsewhere",
         )  # fmt: skip
     return [ScoreJob(name, files[references][name], path, labels) for name, path in found.items() if path]
 
 
 def labels_found(folder: Path) -> LabelSet:
-    """The labels standing in a folder's files, named after their values, where nobody named them."""
+    """The labels in a folder's files, named after their values, where no names are given."""
     values: set[int] = set()
     for path in _label_files(folder):
         values |= {int(v) for v in np.unique(read_labels(path).array)}
@@ -158,13 +156,13 @@ def total_confusion(scores: Sequence[CaseScore]) -> np.ndarray:
 
 
 def summary_table(summary: Mapping[str, Mapping[str, Summary]], title: str) -> str:
-    """Labels as rows, metrics as columns, mean ± std over cases; (n) where a metric has not as many cases as Dice."""
+    """Labels as rows, metrics as columns, mean ± std over cases; (n) where a metric has fewer cases than Dice."""
     metrics = list(next(iter(summary.values())))
     rows = [[title, *metrics, "cases"]]
     for label, columns in summary.items():
         defined, undefined = columns["dice"].defined, columns["dice"].undefined
         shown = [_shown(columns[m], defined) for m in metrics]
-        rows.append([label, *shown, f"{defined}" + (f" (+{undefined} without it)" if undefined else "")])
+        rows.append([label, *shown, f"{defined}" + (f" (+{undefined} undefined)" if undefined else "")])
     means = [mean_over_labels(summary, m) for m in metrics]
     rows.append(["mean", *("-" if m is None else f"{m:.4f}" if m < 10 else f"{m:.2f}" for m in means), ""])
     return ruled(rows)
@@ -211,29 +209,29 @@ def _label_files(folder: Path) -> list[Path]:
         raise DataError(f"{folder} is not a folder", remedy="give two folders of label files")
     files = [path for path in sorted(folder.iterdir()) if ending_of(path) and path.name[0] != "."]
     if not files:
-        raise DataError(f"{folder} holds no label file", remedy="give two folders of label files")
+        raise DataError(f"{folder} contains no label file", remedy="give two folders of label files")
     return files
 
 
 def _demand_usable(references: Path) -> None:
-    """Refuse references that would not be scored: the mean would be that of the others, without a word."""
+    """Refuse unreadable references: otherwise the mean would silently be that of the others."""
     there = contents(references)
     if errors := [p for p in (*there.problems, *stray_folders(there)) if p.severity == "error"]:
         first = errors[0]
-        what = f"{len(errors)} references cannot be read, {first.file} is the first: {first.what}"
+        what = f"{len(errors)} references cannot be read; the first is {first.file}: {first.what}"
         raise DataError(what, remedy=f"{first.remedy}; or move it out of {references}")
 
 
 def _on_grid_of(job: ScoreJob, reference: Volume, segmentation: Volume) -> tuple[Volume, Vector3]:
-    """The segmentation in the axis order of the reference, and the spacing (Z, Y, X) of the grid both lie on.
+    """The segmentation in the axis order of the reference, and the spacing (Z, Y, X) of their common grid.
 
     The rules are those for the files of a case (`compare_grids`). Where one file states no voxel size, that of the
-    other holds.
+    other is used.
     """
     match = compare_grids(segmentation.geometry, reference.geometry, job.reference.name)
     if not match.usable:
         raise DataError(
-            f"{job.segmentation} lies on another grid than {job.reference}: {'; '.join(match.differences)}",
+            f"{job.segmentation} is on another grid than {job.reference}: {'; '.join(match.differences)}",
             remedy="compare segmentations with references of the same image, on its own grid",
         )
     turned = Volume(np.ascontiguousarray(match.apply(segmentation.array)), reference.geometry)

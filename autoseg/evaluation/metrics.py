@@ -1,7 +1,7 @@
 """A segmentation against its reference: overlap from one confusion matrix, distances between surfaces.
 
-A metric is one function and one line in METRICS or SURFACE_METRICS. Where a metric is undefined it is NaN, and means
-leave it out; which cases those are is a definition too, so each is written down here:
+A metric is one function and one line in METRICS or SURFACE_METRICS. Undefined values are NaN and
+excluded from means. When a metric is undefined is part of its definition:
 
                   both empty    reference empty    segmentation empty
     dice, iou     NaN           0                  0
@@ -11,7 +11,7 @@ leave it out; which cases those are is a definition too, so each is written down
     nsd           NaN           0                  0
 
 Distances are in mm between centres of surface voxels: voxels of the mask with a face neighbour outside it. Beyond the
-image lies outside; an axis of extent 1 has no neighbours (the surface of a flat mask is its outline).
+image is outside; an axis of extent 1 has no neighbours (the surface of a flat mask is its outline).
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ def confusion_matrix(
     """Count voxels by class in the reference (rows) and in the segmentation (columns): int64 (n, n).
 
     Both are integer arrays of class indices 0..num_classes-1 of equal shape; OUTSIDE counts as background. Voxels where
-    the reference is `ignore_index` (which may be num_classes) take part in nothing.
+    the reference is `ignore_index` (which may be num_classes) are not counted.
 
     Raises:
         ValueError: shapes differ, or an index out of range.
@@ -125,7 +125,7 @@ def surface_distances(
 ) -> SurfaceDistances:
     """Measure the distances between the surfaces of two masks.
 
-    Exact, by a k-d tree of each surface, which asks surface voxels alone: many times faster than a distance map of the
+    Exact, by a k-d tree of each surface, which needs only surface voxels: many times faster than a distance map of the
     bounding box.
 
     Args:
@@ -139,7 +139,7 @@ def surface_distances(
     if reference_mask.shape != segmentation_mask.shape:
         raise ValueError(f"reference {reference_mask.shape} and segmentation {segmentation_mask.shape} differ in shape")
     deep = tuple(extent > 1 for extent in reference_mask.shape)
-    steps = [s if d else 1.0 for s, d in zip(spacing, deep, strict=True)]  # a flat axis may bear any spacing
+    steps = [s if d else 1.0 for s, d in zip(spacing, deep, strict=True)]  # a flat axis may have any spacing
     boxes = [bounding_box(mask) for mask in (reference_mask, segmentation_mask) if mask.any()]
     if not boxes:
         return SurfaceDistances(np.empty(0), np.empty(0), tolerance_mm)

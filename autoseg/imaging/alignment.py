@@ -2,10 +2,10 @@
 
     compare_grids   two geometries -> GridMatch: the kind of their relation, and what differs in words
 
-Seven relations are distinguished, because each calls for another step. A file without a place in space (NIfTI with both
-form codes 0, a picture) is compared by shape and voxel size alone: its origin was made up by whoever reads it. Arrays
-that are stored in another order of axes, at the same place, are reordered exactly. Only what lies elsewhere is refused,
-and then no remedy may be given that would move or mirror what is right.
+Seven relations are distinguished, because each requires another step. A file without a position in space (NIfTI with
+both form codes 0, a picture) is compared by shape and voxel size alone: its origin is a default of the reader. Arrays
+that are stored in another order of axes, at the same position, are reordered exactly. Only files elsewhere are refused,
+and the remedy must never move or mirror a correct file.
 """
 
 import itertools
@@ -29,11 +29,11 @@ Kind = Literal["same", "unplaced", "near", "reordered", "elsewhere", "size", "sh
 
 SPACING_TOLERANCE = 1e-3  # relative: rounding in a header
 CORNER_TOLERANCE = 1e-2  # voxels: the same
-NEAR = 0.1  # voxels by which corners may lie apart in files that are still read as one grid
+NEAR = 0.1  # largest distance of corners, in voxels, of files that are read as one grid
 _PERMUTATIONS: tuple[Axes3, ...] = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 _FLIPS: tuple[Axes3, ...] = tuple(sorted(itertools.product((0, 1), repeat=3), key=sum))  # type: ignore[arg-type]
 _LOOK = (
-    "look at both in a viewer that reads headers: if they lie over each other, resample this one onto that grid; if "
+    "open both in a viewer that reads headers: if they overlap, resample this one onto that grid; if "
     "only their voxels correspond, copy the other header"
 )
 
@@ -43,10 +43,10 @@ class GridMatch:
     """How one grid relates to another, its reference.
 
     same        equal up to rounding in the headers
-    unplaced    one of them says nothing of its place; shape and voxel size are equal
+    unplaced    one of them has no position; shape and voxel size are equal
     near        corners less than a tenth of a voxel apart: read as one grid
-    reordered   the same place, with axes permuted or reversed: `apply` brings an array to the order of the reference
-    elsewhere   another place, or another direction
+    reordered   the same position, with axes permuted or reversed: `apply` brings an array to the order of the reference
+    elsewhere   another position, or another direction
     size        another voxel size
     shape       another number of voxels, in any order of the axes
     """
@@ -68,15 +68,15 @@ class GridMatch:
         return reorient(array, self.permutation, self.flips)
 
     def remark(self) -> Remark | None:
-        """What is worth a word although the files are used; None for `same`."""
+        """What is worth a warning although the files are used; None for `same`."""
         return None if self.kind == "same" else Remark(self.kind, "; ".join(self.differences), self.remedy)
 
 
 def compare_grids(grid: Geometry, reference: Geometry, name: str) -> GridMatch:
     """Compare the grid of a file with that of another of its case.
 
-    Spacing may differ by 1e-3 of itself and corners by 1e-2 voxel, which is rounding in headers; the distance of
-    corners is a test in space, and not one of numbers in a header.
+    Spacing may differ by 1e-3 of itself and corners by 1e-2 voxel, which is rounding in headers; corners are compared
+    in space, not as numbers in a header.
 
     Args:
         name: of the reference's file, for the words.
@@ -90,11 +90,11 @@ def compare_grids(grid: Geometry, reference: Geometry, name: str) -> GridMatch:
             if distance <= CORNER_TOLERANCE and _size_differs(grid, reference) <= SPACING_TOLERANCE:
                 return GridMatch("same", distance_voxels=distance)
             words = (
-                f"its corners lie up to {distance:.2g} voxels from those of {name}: {_numbers(grid, reference, name)}"
+                f"its corners are up to {distance:.2g} voxels from those of {name}: {_numbers(grid, reference, name)}"
             )
             return GridMatch(
                 "near", distance_voxels=distance, differences=(words,),
-                remedy="nothing: less than a tenth of a voxel, they are read as one grid",
+                remedy="nothing: differences below a tenth of a voxel are ignored",
             )  # fmt: skip
     if (found := _reordering(grid, reference)) is not None:
         return found
@@ -116,8 +116,8 @@ def _by_shape_and_size(grid: Geometry, reference: Geometry, name: str) -> GridMa
     if grid.flat or reference.flat or grid.placed == reference.placed:
         return GridMatch("same")
     which = "its own header" if not grid.placed else f"the header of {name}"
-    words = f"{which} does not say where it lies in space, so shape and voxel size decide: voxel by voxel over {name}"
-    remedy = "nothing, if they were drawn over each other; look at one pair to be sure"
+    words = f"{which} has no position in space, but its shape and voxel size match: read voxel by voxel over {name}"
+    remedy = "nothing, if one was drawn on the other; check one pair in a viewer"
     return GridMatch("unplaced", differences=(words,), remedy=remedy)
 
 
@@ -139,8 +139,8 @@ def _reordering(grid: Geometry, reference: Geometry) -> GridMatch | None:
         return None
     codes = f"{orientation_code(grid)} here, {orientation_code(reference)} in the image"
     apart = f", {best.distance_voxels:.2g} voxels apart" if best.distance_voxels > CORNER_TOLERANCE else ""
-    words = f"its axes are stored in another order than those of the image, at the same place ({codes}{apart})"
-    remedy = "nothing: it is reordered exactly on reading; do not change its header, that would mirror it"
+    words = f"its axes are stored in another order than those of the image, at the same position ({codes}{apart})"
+    remedy = "nothing: it is reordered exactly when read; do not change its header, which would mirror it"
     return replace(best, differences=(words,), remedy=remedy)
 
 
@@ -148,13 +148,13 @@ def _other_shape(grid: Geometry, reference: Geometry, name: str) -> GridMatch:
     words = f"shape (z, y, x) {grid.shape} differs from {reference.shape} of {name}"
     remedy = "resample it onto that grid (a label map by nearest neighbour)"
     if sorted(grid.shape) == sorted(reference.shape):
-        words += ": the same numbers in another order, and their headers do not put them at the same place"
+        words += ": the same numbers in another order, and their headers give different positions"
         remedy = "export it again from the program that drew it, with the grid of the image"
     return GridMatch("shape", distance_voxels=float("inf"), differences=(words,), remedy=remedy)
 
 
 def _other_size(words: str) -> GridMatch:
-    remedy = "find out which of the two is right, and write it into the header of the other file; do not resample"
+    remedy = "find out which of the two is correct, and copy it into the header of the other file; do not resample"
     return GridMatch("size", distance_voxels=float("inf"), differences=(words,), remedy=remedy)
 
 
@@ -163,9 +163,7 @@ def _other_place(grid: Geometry, reference: Geometry, name: str, distance: float
         words = f"{_spacing_in_words(grid, reference, name)}, and the origin by the same factor of {factor:.4g}"
         return _other_size(f"{words}: another unit")
     if _distance(_mirrored_x_y(grid), reference) <= NEAR:
-        words = (
-            f"{_origins(grid, reference, name)}: the two agree once x and y change their sign, RAS was written where "
-        )
+        words = f"{_origins(grid, reference, name)}: the two agree when x and y change sign: RAS was written where "
         remedy = "copy the header of the other file; the voxels need no change"
         return GridMatch("elsewhere", distance_voxels=distance, differences=(f"{words}LPS is read",), remedy=remedy)
     found = []
@@ -180,7 +178,7 @@ def _other_place(grid: Geometry, reference: Geometry, name: str, distance: float
     if words and len(found) == 1:
         return _other_size(words)
     if not found:
-        found.append(f"its corners lie {distance:.3g} voxels from those of {name}: {_numbers(grid, reference, name)}")
+        found.append(f"its corners are {distance:.3g} voxels from those of {name}: {_numbers(grid, reference, name)}")
     return GridMatch("elsewhere", distance_voxels=distance, differences=tuple(found), remedy=_LOOK)
 
 
@@ -221,7 +219,7 @@ def _spacing_in_words(grid: Geometry, reference: Geometry, name: str) -> str:
 
 
 def _origins(grid: Geometry, reference: Geometry, name: str) -> str:
-    """Both origins as they stand in the files, which may follow two conventions."""
+    """Both origins as written in the files, which may follow two conventions."""
     if grid.stated_origin and reference.stated_origin:
         return f"origin {grid.stated_origin} differs from {reference.stated_origin} of {name}"
     return f"origin (x, y, z) {in_mm(grid.origin)} differs from {in_mm(reference.origin)} mm (LPS) of {name}"

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from autoseg.imaging.geometry import Box
 
-LIGHTEST, HEAVIEST = 0.05, 20.0  # weights of components: none is forgotten, and a single voxel is not all that matters
+LIGHTEST, HEAVIEST = 0.05, 20.0  # limits of the weights of components: none is forgotten, and no single voxel dominates
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def component_weights(target: np.ndarray, power: float, ignore_index: int | None
 
     Args:
         target: (*s) class indices of 2 or 3 axes, none negative. Background and ignored voxels weigh 1. Components
-            hang together over faces, edges or corners, and end where the array ends.
+            are connected over faces, edges or corners, and end where the array ends.
         power: 0 weighs all voxels alike.
-        ignore_index: class index of voxels that nobody annotated, or None.
+        ignore_index: class index of voxels that are not annotated, or None.
     """
     weights = np.ones(target.shape, dtype=np.float32)
     for label, box in enumerate(ndimage.find_objects(target), start=1):
@@ -72,7 +72,7 @@ def nonzero_mask(array: np.ndarray) -> np.ndarray:
     for channel in array[1:]:
         mask |= channel != 0
     box = as_slices(bounding_box(mask))
-    inside = mask[box]  # zeros outside the box lie on a path straight out
+    inside = mask[box]  # zeros outside the box have a straight path out
     if inside.all() or not inside.any():
         return mask
     zeros, count = ndimage.label(~inside)  # connected over faces

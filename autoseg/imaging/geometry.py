@@ -22,13 +22,13 @@ Vector3 = tuple[float, float, float]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # half-open ((z0, z1), (y0, y1), (x0, x1))
 
 LARGEST_SHEAR = 1e-3  # cosine of the angle between two axes up to which it counts as rounding of the header
-NO_PLACE = "no place"  # kind of the remark about a header that does not say where voxels lie
+NO_PLACE = "no place"  # kind of the remark about a header without a position in space
 _PERMUTATIONS: tuple[Axes3, ...] = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
 @dataclass(frozen=True)
 class Remark:
-    """What is odd about a file that is read nevertheless: the values that stand in it, and the one that is used."""
+    """What is odd about a file that is read nevertheless: the values in it, and the one that is used."""
 
     kind: str  # remarks of one kind are counted together
     what: str
@@ -39,7 +39,7 @@ class Remark:
 class Geometry:
     """Grid of an image: voxel (z, y, x) lies at origin + z*sz*direction[0] + y*sy*direction[1] + x*sx*direction[2].
 
-    Two geometries are equal where their grids are; how a file states its grid does not count.
+    Two geometries are equal if their grids are; how a file states its grid does not matter.
     """
 
     shape: Axes3
@@ -47,9 +47,9 @@ class Geometry:
     origin: Vector3 = (0.0, 0.0, 0.0)  # world (x, y, z) of voxel (0, 0, 0), mm
     direction: tuple[Vector3, Vector3, Vector3] = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
     flat: bool = False  # a 2-D image: shape[0] is 1 and spacing[0] means nothing
-    placed: bool = field(default=True, compare=False)  # False: origin and direction are made up, the file has none
-    sized: bool = field(default=True, compare=False)  # False: so is the spacing, of 1 mm
-    stated_origin: str = field(default="", compare=False, repr=False)  # as it stands in the file, for messages
+    placed: bool = field(default=True, compare=False)  # False: origin and direction are defaults, the file has none
+    sized: bool = field(default=True, compare=False)  # False: the spacing of 1 mm is a default, the file has none
+    stated_origin: str = field(default="", compare=False, repr=False)  # as written in the file, for messages
     remarks: tuple[Remark, ...] = field(default=(), compare=False, repr=False)  # contradictions in the header
 
 
@@ -76,7 +76,7 @@ def geometry_from_steps(shape: Axes3, steps: np.ndarray, origin: np.ndarray, *, 
 
     Args:
         shape: extent (Z, Y, X) in voxels.
-        steps: (3, 3), one row per array axis: the way in mm, in world (x, y, z), from one voxel to the next.
+        steps: (3, 3), one row per array axis: the vector in mm, in world (x, y, z), from one voxel to the next.
         origin: (3,), world (x, y, z) of voxel (0, 0, 0), mm.
         flat: the image is 2-D; shape[0] is 1 and its spacing becomes 1.
         file: name for messages.
@@ -101,7 +101,7 @@ def geometry_from_steps(shape: Axes3, steps: np.ndarray, origin: np.ndarray, *, 
     if spacing.min() <= 0 or not np.isfinite(spacing).all():
         raise DataError(
             f"{file}: voxels must have a size along every axis, but the spacing (z, y, x) is {spacing.tolist()} mm",
-            remedy="write the true spacing into the header, or convert the file again from its source",
+            remedy="write the correct spacing into the header, or convert the file again from its source",
         )
     direction = _orthonormal(steps / spacing[:, None], file)
     z, y, x = spacing.tolist()
@@ -132,7 +132,7 @@ def orientation_of(geometry: Geometry) -> tuple[Axes3, Axes3]:
     best, best_score = _PERMUTATIONS[0], -np.inf
     for permutation in _PERMUTATIONS:
         score = float(np.abs(cosines[list(permutation), [0, 1, 2]]).sum())
-        if score > best_score + 1e-6:  # rounding must not decide between equals: image and label would part ways
+        if score > best_score + 1e-6:  # rounding must not decide: image and label could get different orders
             best, best_score = permutation, score
     flips = tuple(int(cosines[best[i], i] < 0) for i in range(3))
     return best, (flips[0], flips[1], flips[2])
@@ -219,7 +219,7 @@ def _orthonormal(axes: np.ndarray, file: str) -> np.ndarray:
     shear = float(np.abs(cosines).max())
     if shear > LARGEST_SHEAR:
         raise DataError(
-            f"{file}: the image is sheared, its axes are not perpendicular (cosine {shear:.4g} between two of them)",
+            f"{file}: the image is sheared: its axes are not perpendicular (cosine {shear:.4g} between two of them)",
             remedy="resample the image to a rectangular grid, or correct the affine in the header if it is wrong",
         )
     if shear < 1e-12:

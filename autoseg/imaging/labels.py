@@ -1,7 +1,7 @@
-"""The labels of a dataset: which values stand in the files, and what the network predicts for them.
+"""The labels of a dataset: their values in the files, and what the network predicts for them.
 
 A *label* is a named value in a label file. A *region* is a named union of labels with one output head of its own (whole
-tumour = oedema + core). The *ignore label* marks voxels that nobody annotated: they take part in nothing.
+tumour = oedema + core). The *ignore label* marks voxels that are not annotated: neither training nor scores use them.
 
 Files may hold any values, with gaps (0, 1, 4 or 0, 255). Inside, voxels hold *class indices*: 0 is background, then
 1..n in ascending order of value; ignored voxels hold n + 1. `OUTSIDE` (-1) marks background voxels outside the imaged
@@ -38,16 +38,16 @@ class LabelSet:
     ignore: FileValue | None = None  # value in the files
     aliases: dict[FileValue, FileValue] = field(
         default_factory=dict
-    )  # other values met in files -> the value they mean
+    )  # other values found in files -> the value they mean
     colours: dict[Colour, LabelValue] = field(default_factory=dict)  # in files -> the value it means; empty: by value
 
     def __post_init__(self) -> None:
         ordered = dict(sorted(self.values.items(), key=lambda item: item[1]))
         object.__setattr__(self, "values", ordered)
         if not ordered:
-            raise UsageError("no foreground label is named", remedy="name at least one: --labels liver=1")
+            raise UsageError("there is no foreground label", remedy="name at least one: --labels liver=1")
         if 0 in ordered.values() or any(value < 0 for value in ordered.values()):
-            raise UsageError(f"label values must be positive, found {ordered}", remedy="0 is background, always")
+            raise UsageError(f"label values must be positive, found {ordered}", remedy="0 is always background")
         if any(value >= 2**31 for value in ordered.values()):
             raise UsageError(f"label values must be below {2**31}, found {ordered}", remedy="use smaller values")
         if len(set(ordered.values())) != len(ordered):
@@ -56,31 +56,32 @@ class LabelSet:
             raise UsageError(f"the ignore value {self.ignore} is also a label", remedy="choose another value")
         if self.ignore == 0:
             raise UsageError(
-                "the ignore value is 0", remedy="0 is background, always: mark ignored voxels with another"
+                "the ignore value is 0", remedy="0 is always background: mark ignored voxels with another value"
             )
         unknown = {v for union in self.regions.values() for v in union} - set(ordered.values())
         if unknown:
             raise UsageError(
-                f"regions name the values {sorted(unknown)}, which no label has", remedy=f"labels: {ordered}"
+                f"regions contain the values {sorted(unknown)}, which belong to no label", remedy=f"labels: {ordered}"
             )
         if empty := [name for name, union in self.regions.items() if not union]:
-            raise UsageError(f"region {empty[0]!r} unites no labels", remedy=f"labels: {ordered}")
+            raise UsageError(f"region {empty[0]!r} contains no labels", remedy=f"labels: {ordered}")
         if len(self.region_values) != len(self.regions):
             raise UsageError(
                 f"{len(self.regions)} regions but {len(self.region_values)} values to write for them: "
-                "regions_class_order says what each region writes where it is found, later ones over earlier ones",
-                remedy=order_that_works(self.regions) if self.regions else "leave regions_class_order out",
+                "regions_class_order lists the value that each region writes, later ones over earlier ones",
+                remedy=order_that_works(self.regions) if self.regions else "remove regions_class_order",
             )
         if strange := sorted(set(self.region_values) - set(ordered.values()) - {0}):
             raise UsageError(
-                f"regions_class_order writes the values {strange}, which no label has", remedy=f"labels: {ordered}"
+                f"regions_class_order writes the values {strange}, which belong to no label",
+                remedy=f"labels: {ordered}",
             )
         own = {0, *ordered.values(), *(() if self.ignore is None else (self.ignore,))}
         for alias, value in self.aliases.items():
             if alias in own or value not in own:
                 raise UsageError(
                     f"{alias} cannot stand for {value}: the values with a meaning are {sorted(own)}",
-                    remedy="let a value without a meaning stand for one that has a meaning",
+                    remedy="map a value without a meaning to one that has a meaning",
                 )
 
     @property
@@ -104,7 +105,7 @@ class LabelSet:
 
     @property
     def regions_as_indices(self) -> tuple[tuple[int, ...], ...]:
-        """For each region the class indices it unites; empty without regions."""
+        """For each region the class indices it contains; empty without regions."""
         index = {value: i for i, value in enumerate(self.values.values(), start=1)}
         return tuple(tuple(index[v] for v in union) for union in self.regions.values())
 
@@ -135,7 +136,7 @@ class LabelSet:
         return np.array([table[k] for k in keys], dtype=np.int16)[np.searchsorted(keys, file_values)]
 
     def unexpected(self, file_values: np.ndarray) -> dict[int, int]:
-        """Values of an integer label map that mean nothing here, with their voxel counts."""
+        """Undeclared values of an integer label map, with their voxel counts."""
         assert np.issubdtype(file_values.dtype, np.integer), file_values.dtype
         found, counts = np.unique(file_values, return_counts=True)
         table = self._table()

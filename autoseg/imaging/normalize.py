@@ -1,7 +1,7 @@
-"""Intensities of one channel to network input, and which way suits which channel.
+"""Normalise the intensities of one channel for the network, and choose the scheme by the channel's name.
 
 The formulas are nnU-Net v2's. A scheme is one function `(channel, mask, statistics) -> float32` and one line in
-NORMALIZERS; its name is what `plan.json` says, and what a channel can be called to get it. No scheme writes into its
+NORMALIZERS; its name is used in `plan.json`, and selects it when a channel has that name. No scheme writes into its
 input. A constant channel becomes exactly 0.
 """
 
@@ -20,18 +20,18 @@ _RGB_MAX = 255.0
 _AIR_HU = -900.0  # air is -1000 HU; noise and partial volume lift a sampled minimum a little, never by 100
 _LOWEST_HU = -10000.0  # scanners pad with -1024, -2000 or -3024
 _HIGHEST_HU = 32767.0  # 16-bit storage; metal saturates
-_DENSE_HU = 2500.0  # compact bone ends below; only metal and teeth lie above, far less than one voxel in a hundred
+_DENSE_HU = 2500.0  # compact bone ends below; only metal and teeth are denser, far less than one voxel in a hundred
 
 
-Intensity = Annotated[float, between(-3.4e38, 3.4e38)]  # what float32 holds
+Intensity = Annotated[float, between(-3.4e38, 3.4e38)]  # the range of float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForegroundStatistics:
     """Intensities of one channel in the foreground of the whole dataset.
 
-    The one record of them: the fingerprint's (`ChannelStatistics`) and the plan's (`ChannelNormalization`) extend it by
-    what each of them knows besides. The defaults are for a channel whose normalisation needs no statistics.
+    The fingerprint's record (`ChannelStatistics`) and the plan's (`ChannelNormalization`) extend it. The defaults are
+    for a channel whose normalisation needs no statistics.
     """
 
     mean: Intensity = 0.0
@@ -41,7 +41,7 @@ class ForegroundStatistics:
 
     @property
     def foreground(self) -> dict[str, float]:
-        """These values alone, by name: to hand them from one record to another."""
+        """Only these values, by name: to copy them from one record to another."""
         return {name: getattr(self, name) for name in STATISTICS}
 
 
@@ -68,7 +68,7 @@ def normalize(
 
     Raises:
         UsageError: no such scheme.
-        DataError: intensities that the scheme cannot take.
+        DataError: intensities that the scheme does not accept.
     """
     if scheme not in NORMALIZERS:
         raise UsageError(f"there is no normalisation {scheme!r}", remedy=f"choose one of {', '.join(NORMALIZERS)}")
@@ -77,7 +77,7 @@ def normalize(
 
 def _ct(channel: np.ndarray, mask: np.ndarray | None, statistics: ForegroundStatistics) -> np.ndarray:
     """Clip to the foreground's 0.5th..99.5th percentile, subtract its mean, divide by its standard deviation."""
-    if statistics.p00_5 >= statistics.p99_5:  # the window admits one value
+    if statistics.p00_5 >= statistics.p99_5:  # the window contains one value
         return np.zeros(channel.shape, dtype=np.float32)
     clipped = np.clip(channel.astype(np.float32, copy=False), statistics.p00_5, statistics.p99_5)
     clipped -= statistics.mean
@@ -117,14 +117,14 @@ def _rgb_to_0_1(channel: np.ndarray, mask: np.ndarray | None, statistics: Foregr
     lowest, highest = float(channel.min()), float(channel.max())
     if not (lowest >= 0 and highest <= _RGB_MAX):
         raise DataError(
-            f"a colour channel holds values from {lowest:g} to {highest:g}; 0 to 255 was expected",
-            remedy="name the channel after what it is, for example --channels zscore or --channels rescale_to_0_1",
+            f"a colour channel has values from {lowest:g} to {highest:g}, expected 0 to 255",
+            remedy="name the channel after another scheme, for example --channels zscore or --channels rescale_to_0_1",
         )
     return channel.astype(np.float32, copy=False) / np.float32(_RGB_MAX)
 
 
 def _none(channel: np.ndarray, mask: np.ndarray | None, statistics: ForegroundStatistics) -> np.ndarray:
-    """Leave intensities as they are."""
+    """Leave intensities unchanged."""
     return channel.astype(np.float32, copy=True)
 
 
@@ -140,9 +140,9 @@ _BY_THE_IMAGE_ALONE = ("zscore", "rescale_to_0_1", "rgb_to_0_1", "none")
 
 
 def uses_statistics(scheme: str) -> bool:
-    """Whether what a scheme makes depends on the dataset's foreground; assumed of every scheme not known to do without.
+    """Whether a scheme depends on the dataset's foreground; assumed unless the scheme is known not to.
 
-    Where it does, weights that were trained under other statistics are those of another training.
+    If it does, weights trained under other statistics do not match.
     """
     return scheme not in _BY_THE_IMAGE_ALONE
 
@@ -159,7 +159,7 @@ _SCHEME_OF_CHANNEL = {  # names of channels that are not the name of a scheme
 
 
 def scheme_for(channel_name: str) -> str:
-    """The normalisation a channel's name asks for; "zscore" for a name that says nothing (nnU-Net v2's rule).
+    """The normalisation that a channel's name selects; "zscore" for any other name (nnU-Net v2's rule).
 
     The name of a scheme ("CT", "zscore", "rescale_to_0_1", "rgb_to_0_1", "none", or one that was added), "noNorm"; also
     R, G, B, red, green, blue and names that begin with "rgb". Upper and lower case alike.

@@ -1,9 +1,9 @@
-"""How a case lies in its image: where it is cropped, from which spacing it is resampled to which, and the way back.
+"""Where a case is in its image: the crop, the spacings before and after resampling, and the inverse.
 
-One record holds it, wherever the case goes: preprocessing makes it, the store keeps it beside the arrays, a cascade
-brings its previous stage's segmentation to the grid by it, and prediction brings probabilities back by it. It stands
-here, and not beside preprocessing, because the store stands below preprocessing and keeps it, and because it knows
-nothing but geometry.
+One record describes it everywhere: preprocessing creates it, the store keeps it with the arrays, a cascade uses it to
+bring its previous stage's segmentation to the grid, and prediction uses it to bring probabilities back. It is here, and
+not in preprocessing, because the store keeps it and may not import preprocessing, and because it depends only on
+geometry.
 
     the whole image  --crop-->  the box  --to the target spacing-->  the grid that the network sees
     (shape_before_crop)         (shape_after_crop)                   (shape)
@@ -20,17 +20,17 @@ from autoseg.imaging.resample import require_possible, resample_labels, resample
 
 
 class ResamplingRules(Protocol):
-    """What of a plan's `Resampling` decides how labels and probabilities are resampled."""
+    """The fields of a plan's `Resampling` that labels and probabilities are resampled by."""
 
     @property
     def coarse_axis_order(self) -> int: ...  # spline order along an axis that is resampled separately
     @property
-    def anisotropy_threshold(self) -> float: ...  # an axis so many times coarser than another is resampled separately
+    def anisotropy_threshold(self) -> float: ...  # an axis this many times coarser than another is resampled separately
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a case lies in its image, and on which grid it was brought. Spatial tuples in the order of its arrays."""
+    """Where a case is in its image, and the grid it was resampled to. Spatial tuples in the order of its arrays."""
 
     spacing: Vector3  # mm, of the image
     target_spacing: Vector3  # mm, of the grid
@@ -53,7 +53,7 @@ class Placement:
     def to_grid(self, indices: np.ndarray, rules: ResamplingRules) -> np.ndarray:
         """Bring a segmentation of the whole image to the grid: the same crop and resampling as for a target.
 
-        A segmentation has no OUTSIDE: beyond the body it says background, as it does for a new image.
+        A segmentation has no OUTSIDE: beyond the body it is background, as for a new image.
 
         Args:
             indices: (Z, Y, X) class indices 0..n on the image's grid.
@@ -84,7 +84,7 @@ def place(shape: Axes3, box: Box, spacing: Vector3, target_spacing: Vector3, nam
         name: of the image's file, for messages.
 
     Raises:
-        DataError: nothing would be left of an axis, or absurdly many voxels would come out (`require_possible`).
+        DataError: an axis would vanish, or the result would be absurdly large (`require_possible`).
     """
     (z0, z1), (y0, y1), (x0, x1) = box
     cropped = (z1 - z0, y1 - y0, x1 - x0)

@@ -1,8 +1,8 @@
-"""Regions written one over another: which order brings every label back, and which loses some.
+"""Regions written one over another: which order preserves every label, and which loses some.
 
 A region is a union of labels with one head. To write a label map, each region in turn writes its value where it was
-found, over those before it. A network that finds every region where it is then writes, for a voxel of label v, the
-value of the last region that holds v. That voxel must lie in the same regions as before, or what was found is lost.
+found, over those before it. For a voxel of label v, a perfect network then writes the value
+of the last region that contains v. The voxel must be in the same regions as before, or what was found is lost.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from autoseg.errors import UsageError
 
-Regions = Mapping[str, Sequence[int]]  # name -> label values it unites
+Regions = Mapping[str, Sequence[int]]  # name -> label values it contains
 
 
 def refuse_lost_labels(regions: Regions, written: Sequence[int], *, as_option: bool = False) -> None:
@@ -20,7 +20,7 @@ def refuse_lost_labels(regions: Regions, written: Sequence[int], *, as_option: b
         as_option: the regions came with `--regions`, and not in a dataset.json.
 
     Raises:
-        UsageError: it names the label that is lost, and the order that works.
+        UsageError: a label is lost; the message names it, and the order that works.
     """
     for value in sorted({value for union in regions.values() for value in union}):
         inside = [name for name, union in regions.items() if value in union]
@@ -30,13 +30,13 @@ def refuse_lost_labels(regions: Regions, written: Sequence[int], *, as_option: b
         if after != inside:
             raise UsageError(
                 f"the regions cannot be written in this order: where {_and(inside)} {_are(inside)} found (label "
-                f"{value}), {last} writes {result} last, which is {_and(after) if after else 'no region'}",
+                f"{value}), {last} writes {result} last, which belongs to {_and(after) if after else 'no region'}",
                 remedy=order_that_works(regions, as_option=as_option),
             )
 
 
 def order_that_works(regions: Regions, *, as_option: bool = False) -> str:
-    """Say how to order regions, largest first, and which value each writes; or which region is missing."""
+    """Suggest an order of the regions, largest first, and the value each writes; or the region that is missing."""
     order = sorted(regions, key=lambda name: -len(set(regions[name])))
     values = []
     for i, name in enumerate(order):
@@ -52,8 +52,8 @@ def order_that_works(regions: Regions, *, as_option: bool = False) -> str:
         result = values[order.index(last)]
         if inside != {name for name in order if result in regions[name]}:
             return (
-                f"no order works, because the label {value} is in {_and(sorted(inside))} and no region stands for "
-                f"both: add one that holds {value} alone"
+                f"no order works, because the label {value} is in {_and(sorted(inside))} and no region covers "
+                f"both: add one that contains {value} alone"
             )
     if as_option:
         option = ",".join(f"{name}={'+'.join(map(str, union))}" for name, union in ordered.items())
@@ -62,7 +62,7 @@ def order_that_works(regions: Regions, *, as_option: bool = False) -> str:
 
 
 def never_written(regions: Regions, written: Sequence[int]) -> dict[int, int]:
-    """Label values that no segmentation will hold -> the value that stands in their place."""
+    """Label values that no segmentation will contain -> the value written instead."""
     values = sorted({value for union in regions.values() for value in union})
     last = {value: [name for name, union in regions.items() if value in union][-1] for value in values}
     result = {value: written[[*regions].index(name)] for value, name in last.items()}

@@ -1,12 +1,12 @@
 """From one grid in space onto another, whatever their spacing, origin and direction.
 
     fit                   whether two grids hold the same voxels, in which order, and how far apart
-    share_inside          how much of a grid another image shows
+    share_inside          the share of a grid that another image covers
     resample_image_onto   linear, smoothed where it shrinks
     resample_labels_onto  nearest neighbour: every voxel keeps one of the values
 
-`resample.py` changes the spacing of one image within its own extent; here two images lie where their headers say. A
-voxel is a cell: an image shows the half voxel beyond the centres of its outermost voxels, too.
+`resample.py` changes the spacing of one image within its own extent; here two images are placed by their headers. A
+voxel is a cell: an image includes the half voxel beyond the centres of its outermost voxels.
 """
 
 import itertools
@@ -18,9 +18,9 @@ from scipy import ndimage
 from autoseg.imaging.geometry import Axes3, Geometry
 
 SAME_VOXELS, SAME_SPACING = 1e-2, 1e-3  # corners apart, and relative difference of spacings: rounding of headers
-NEAR_VOXELS = 0.1  # corners closer than this are one place, imprecisely written
+NEAR_VOXELS = 0.1  # corners closer than this are the same position, imprecisely written
 SMOOTHED_ABOVE = 1.5  # an axis that shrinks by more is low-pass filtered first, as planning decides (2.2)
-_EDGE = 1e-6  # voxels: rounding of a header does not push an equal grid out of sight
+_EDGE = 1e-6  # voxels: rounding in a header must not push an equal grid out of the field of view
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Fit:
 
     @property
     def same(self) -> bool:
-        """The grids are equal but for the rounding of headers."""
+        """The grids are equal up to rounding in headers."""
         return self.in_order and self.distance_voxels <= SAME_VOXELS and self.spacing_differs <= SAME_SPACING
 
     @property
     def near(self) -> bool:
-        """The grids lie at one place, in whatever order of the axes, to a tenth of a voxel."""
+        """The grids have the same position to a tenth of a voxel, in any order of the axes."""
         return self.distance_voxels <= NEAR_VOXELS and self.spacing_differs <= NEAR_VOXELS
 
 
 def fit(source: Geometry, target: Geometry) -> Fit | None:
-    """Find the order in which the voxels of `source` lie nearest to those of `target`; None if extents do not agree.
+    """Find the order in which the voxels of `source` are nearest to those of `target`; None if extents do not agree.
 
     The axes are matched by their directions, so the order is that of the images in space, not a guess from shapes. A
     spacing that differs by rounding (1e-3) counts as equal, however many voxels it adds up over.
@@ -81,14 +81,14 @@ def fit(source: Geometry, target: Geometry) -> Fit | None:
 
 
 def index_map(target: Geometry, source: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """The (3, 3) matrix and the (3,) offset that take an index (z, y, x) of `target` to the one of `source` there."""
+    """The (3, 3) matrix and the (3,) offset that map an index (z, y, x) of `target` to that of `source`."""
     steps = np.array(target.direction) * np.array(target.spacing)[:, None]  # rows: one per array axis, world (x, y, z)
     back = np.linalg.inv(np.array(source.direction) * np.array(source.spacing)[:, None])
     return (steps @ back).T, (np.array(target.origin) - np.array(source.origin)) @ back
 
 
 def share_inside(target: Geometry, source: Geometry, where: np.ndarray | None = None) -> float:
-    """The share of the voxels of `target` whose centres lie in the field of view of `source`, 0 to 1.
+    """The share of the voxels of `target` whose centres are in the field of view of `source`, 0 to 1.
 
     Args:
         where: (Z, Y, X) bool on the grid of `target`: the voxels to count; None counts all. 1.0 where there is none.
@@ -105,9 +105,9 @@ def share_inside(target: Geometry, source: Geometry, where: np.ndarray | None = 
 def resample_image_onto(array: np.ndarray, source: Geometry, target: Geometry) -> tuple[np.ndarray, tuple[float, ...]]:
     """Resample an image (C, Z, Y, X) from its own grid onto another; float32 (C, *target.shape).
 
-    Linear, so that no value leaves the range of its channel. An axis that shrinks by a factor f > 1.5 is first
-    smoothed by a Gaussian of (f - 1) / 2 of its voxels, as `skimage.transform.resize` does. Outside the field of view
-    stands the smallest finite value of the channel: air.
+    Linear, so that values stay in the range of their channel. An axis that shrinks by a factor f > 1.5 is first
+    smoothed by a Gaussian of (f - 1) / 2 of its voxels, as `skimage.transform.resize` does. Voxels outside the
+    field of view get the smallest finite value of the channel: air.
 
     Returns:
         The image, and the value outside the field of view of each channel.
@@ -157,7 +157,7 @@ def _indices_of(plane: int, matrix: np.ndarray, offset: np.ndarray, shape: Axes3
 
 
 def _inside(plane: int, matrix: np.ndarray, offset: np.ndarray, shape: Axes3, extents: Axes3) -> np.ndarray:
-    """Which voxels (Y, X) of one plane of the target lie in the field of view of the source; bool."""
+    """Which voxels (Y, X) of one plane of the target are in the field of view of the source; bool."""
     inside = np.ones(shape[1:], dtype=bool)
     for index, extent in zip(_indices_of(plane, matrix, offset, shape), extents, strict=True):
         inside &= (index >= -0.5 - _EDGE) & (index <= extent - 0.5 + _EDGE)

@@ -21,7 +21,7 @@ from scipy import ndimage
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.geometry import Axes3, Vector3
 
-LOSES_TOO_MUCH = 8  # voxels along an axis of which one at least must remain
+LOSES_TOO_MUCH = 8  # an axis of this many voxels must keep at least one
 GROWS_TOO_MUCH = 1000  # voxels for each voxel: ten times finer along three axes
 LARGE = 2**28  # voxels up to which any growth is allowed
 _ROWS = 16  # rows of an operator multiplied at once: long enough for BLAS, short enough to profit from the band
@@ -45,15 +45,15 @@ def require_possible(
 ) -> Axes3:
     """Extent in voxels after resampling (see `resampled_shape`), refused where it is absurd.
 
-    That is, where an axis of 8 voxels or more, or every axis, would keep less than half a voxel; or where more than
-    1000 voxels come out for each that goes in, and 2**28 in all (1 GiB per channel): a spacing is wrong, by its unit
-    most likely.
+    That is, where an axis of 8 voxels or more, or every axis, would keep less than half a voxel; or where the result
+    has more than 1000 times as many voxels, and more than 2**28 (1 GiB per channel): a spacing is wrong, most likely
+    its unit.
 
     Args:
         name: of the image's file, for messages.
 
     Raises:
-        DataError: as said.
+        DataError: as above.
     """
     new = resampled_shape(shape, spacing, target_spacing)
     exact = [n * s / t for n, s, t in zip(shape, spacing, target_spacing, strict=True)]
@@ -70,7 +70,7 @@ def require_possible(
         )
     raise DataError(
         f"{name}: {what}",
-        remedy="correct the voxel size in its header: is it in another unit (metres, micrometres, inches)?",
+        remedy="correct the voxel size in its header: it may be in another unit (metres, micrometres, inches)",
     )
 
 
@@ -102,7 +102,7 @@ def resample_image(
     anisotropy_threshold: float,
     antialias_factor: float,
 ) -> np.ndarray:
-    """Resample an image (C, Z, Y, X) to `shape`; float32. An image that has that shape already is returned as it is.
+    """Resample an image (C, Z, Y, X) to `shape`; float32. An image that has that shape already is returned unchanged.
 
     Splines of `order` (0 nearest, 1 linear, 3 cubic), `coarse_axis_order` along a separate axis. An interpolated axis
     whose extent shrinks by a factor f > `antialias_factor` is first smoothed by a Gaussian of (f - 1) / 2 voxels, as
@@ -162,7 +162,7 @@ def resample_labels(
     Each class present is interpolated linearly as a mask of its own (`coarse_axis_order` along a separate axis), and
     the largest score wins, ties (within 1e-5) going to the lowest class. There are therefore no holes between classes.
     Each class costs the time of its bounding box; one score and the best so far are held, a slab at a time. A map that
-    has that shape already is returned as it is. Spacings in mm (Z, Y, X).
+    has that shape already is returned unchanged. Spacings in mm (Z, Y, X).
     """
     if indices.shape == tuple(shape):
         return indices
@@ -260,7 +260,7 @@ def _operators(
         if n_in == n_out:
             weights = np.eye(n_in)
         elif order == 0:
-            weights = np.eye(n_in)[(2 * np.arange(n_out) + 1) * n_in // (2 * n_out)]  # the cell its centre lies in
+            weights = np.eye(n_in)[(2 * np.arange(n_out) + 1) * n_in // (2 * n_out)]  # the cell at its centre
         else:
             weights = np.eye(n_in)
             if factor > antialias_factor:
@@ -311,7 +311,7 @@ def _winning_classes(operators: Sequence[_Operator], indices: np.ndarray) -> np.
         if box is None:
             continue
         rows = tuple(operator.rows(columns) for operator, columns in zip(operators, box, strict=True))
-        if any(r.start == r.stop for r in rows):  # it lies between the voxels that a coarser grid looks at
+        if any(r.start == r.stop for r in rows):  # it is between the voxels that a coarser grid samples
             continue
         parts = [operator.part(r, c) for operator, r, c in zip(operators, rows, box, strict=True)]
         score = _apply_all(parts, indices[box] == lowest + offset)

@@ -1,13 +1,13 @@
-"""Left and right of a body: where its mid-sagittal plane lies, and what stands at the mirrored place of a label.
+"""Left and right of a body: its mid-sagittal plane, and the image at the mirrored place of a label.
 
-    mid_plane     the plane across the last axis on whose two sides an image looks most alike
+    mid_plane     the plane across the last axis whose two sides look most alike
     mirror_sides  labels on one side of it, and how much their mirrored places resemble them
 
 Networks are trained on mirrored patches. For a structure that is labelled on one side while its twin on the other side
-is background (one kidney of two, the affected hip), mirrored patches show the twin and call it the structure. Whether a
-label is of that kind can be measured: it lies on one side; the image around it correlates with the image around its
-mirrored place; and its outline stands out there as it does in its own place. The last tells a twin from an organ that
-is as bright but shaped otherwise (the spleen is mirrored into the liver, in which no outline of a spleen is seen).
+is background (one kidney of two, the affected hip), mirrored patches show the twin and call it the structure. Three
+measurements identify such a label: it is on one side; the image around it correlates with the image around its mirrored
+place; and its outline is visible there as in its own place. The last distinguishes a twin from an organ that is as
+bright but has another shape (the spleen is mirrored into the liver, where no outline of a spleen is visible).
 """
 
 import math
@@ -21,12 +21,12 @@ import numpy as np
 from autoseg.imaging.geometry import Vector3
 
 PLANE_EDGES = (64, 64, 128)  # voxels (Z, Y, X) of the coarse copy in which the plane is sought
-PLANE_RANGE = (0.3, 0.7)  # of the width: bodies lie near the middle of their images
+PLANE_RANGE = (0.3, 0.7)  # of the width: bodies are near the middle of their images
 SYMMETRIC = 0.5  # correlation of the two sides below which there is no plane
-CROSSING = 0.01  # share of a label's voxels that may lie across the plane
+CROSSING = 0.01  # share of a label's voxels that may be across the plane
 CONTEXT = 0.25  # of a label's extent: margin of the patch that is compared
 PATCH_EDGE = 16  # voxels across a label in the coarse copy of that patch
-RANGE = 3.0  # standard deviations of a label's intensities about their mean: what lies beyond counts as equal
+RANGE = 3.0  # standard deviations of a label's intensities about their mean: values beyond count as equal
 SMALLEST_DEVIATION = 0.02  # of the image's range
 MOST_LABELS = 12  # compared in one case
 SHIFTS = (0.3, 0.15, 0.15)  # of a label's extent (Z, Y, X): twins are not exactly opposite, kidneys least of all
@@ -36,7 +36,7 @@ Slices = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class MirrorSide:
-    """A label that lies on one side of the mid-sagittal plane, compared with its mirrored place."""
+    """A label on one side of the mid-sagittal plane, compared with its mirrored place."""
 
     offset_mm: float  # of its centre from the plane, towards the end of the last axis (left, in canonical orientation)
     likeness: float  # correlation of the image around it with the image around its mirrored place, -1 to 1
@@ -56,9 +56,9 @@ class _Patch(NamedTuple):
 def mirror_sides(
     image: np.ndarray, target: np.ndarray, boxes: Sequence[Slices], present: Mapping[str, int], spacing: Vector3
 ) -> dict[str, MirrorSide]:
-    """Compare every label that lies on one side of the mid-sagittal plane with its mirrored place.
+    """Compare every label on one side of the mid-sagittal plane with its mirrored place.
 
-    Of many such labels the MOST_LABELS with the largest boxes are looked at.
+    Of many such labels, only the MOST_LABELS with the largest boxes are compared.
 
     Args:
         image: (C, Z, Y, X) float32; the last axis goes from side to side.
@@ -71,7 +71,7 @@ def mirror_sides(
         Label name -> comparison; labels that cross the plane are left out, and all are where there is no plane.
     """
     width = image.shape[-1]
-    low, high = (share * width for share in PLANE_RANGE)  # the plane will lie between
+    low, high = (share * width for share in PLANE_RANGE)  # the plane will be between them
     candidates = {
         name: i
         for name, i in present.items()
@@ -132,7 +132,7 @@ def _compare(
     step_mm: float,
     names: Mapping[int, str],
 ) -> MirrorSide | None:
-    """Compare one label with its mirrored place; None where that lies outside the image."""
+    """Compare one label with its mirrored place; None where that is outside the image."""
     mask = target[box] == label
     patch = _patch(box, target.shape)
     lows, highs = _range_of(standard[(slice(None), *box)], mask)
@@ -144,7 +144,7 @@ def _compare(
     likeness, mirrored, shift = found
     outline = _coarse((target[window] == label).astype(np.float32)[None], patch.factors)[0]
     shown = [_correlation(outline, channel) for channel in own]
-    best = int(np.argmax(np.abs(shown)))  # the channel that shows the outline most
+    best = int(np.argmax(np.abs(shown)))  # the channel that shows the outline best
     sign = math.copysign(1.0, shown[best])
     values, counts = np.unique(_mirrored_values(target, mask, box, plane, shift), return_counts=True)
     most = int(values[counts.argmax()]) if len(values) else 0
@@ -198,9 +198,9 @@ def _best_shift(
 
 
 def _range_of(window: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest intensity (C, 1, 1, 1) that count beside a label: RANGE deviations about its mean.
+    """Lowest and highest intensity (C, 1, 1, 1) that count around a label: RANGE deviations about its mean.
 
-    Otherwise the air around the body would decide what is alike.
+    Otherwise the air around the body would dominate the comparison.
     """
     inside = window[:, mask]
     mean, deviation = inside.mean(axis=1, dtype=np.float64), inside.std(axis=1, dtype=np.float64)
@@ -221,7 +221,7 @@ def _window(array: np.ndarray, edges: Sequence[tuple[int, int]]) -> np.ndarray:
 def _mirrored_values(
     target: np.ndarray, mask: np.ndarray, box: Slices, plane: float, shift: tuple[int, int, int]
 ) -> np.ndarray:
-    """Class indices at the mirrored places of a label's voxels, as far as these lie inside the image."""
+    """Class indices at the mirrored places of a label's voxels, where these are inside the image."""
     z, y, x = (places + axis.start for places, axis in zip(np.nonzero(mask), box, strict=True))
     there = (z + shift[0], y + shift[1], round(2 * plane) - x + shift[2])
     inside = np.all([(p >= 0) & (p < n) for p, n in zip(there, target.shape, strict=True)], axis=0)
@@ -229,7 +229,7 @@ def _mirrored_values(
 
 
 def _standardised(image: np.ndarray) -> np.ndarray:
-    """Clip each channel to its 1st and 99th percentile and give all the same range; (C, Z, Y, X) float32."""
+    """Clip each channel to its 1st and 99th percentile and scale all to the same range; (C, Z, Y, X) float32."""
     out = np.empty(image.shape, np.float32)
     for target, channel in zip(out, image, strict=True):
         flat = channel.reshape(-1)
@@ -241,7 +241,7 @@ def _standardised(image: np.ndarray) -> np.ndarray:
 
 
 def _coarse(array: np.ndarray, factors: "list[int] | tuple[int, int, int]") -> np.ndarray:
-    """Mean over blocks of the last three axes; what does not fill a block is left out."""
+    """Mean over blocks of the last three axes; incomplete blocks are left out."""
     z, y, x = (max(1, extent // factor) for extent, factor in zip(array.shape[1:], factors, strict=True))
     a, b, c = (min(factor, extent) for factor, extent in zip(factors, array.shape[1:], strict=True))
     blocks = array[:, : z * a, : y * b, : x * c].reshape(len(array), z, a, y, b, x, c)

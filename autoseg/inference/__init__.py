@@ -1,1 +1,1 @@
-"""Images to segmentations with the trained folds, and an estimate of how long that takes."""
+"""Segment images with the trained folds, and estimate how long that takes."""

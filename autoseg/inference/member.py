@@ -1,7 +1,7 @@
-"""One model of an ensemble, ready to run: the image as it sees it, logits there, probabilities on the image's grid.
+"""One model of an ensemble, ready to run: it prepares the image, computes logits, and returns them to the image's grid.
 
-The members of an ensemble see the same image one after the other. Those that see it alike, because they have the same
-spacing, normalisation and resampling, share one preparation of it; so does a cascade with its previous stage.
+The members of an ensemble process the same image one after the other. Those with the same spacing, normalisation and
+resampling share one prepared image; so does a cascade with its previous stage.
 """
 
 from collections.abc import Hashable, Sequence
@@ -24,14 +24,14 @@ from autoseg.preprocessing.prepare import Prepared, prepare, target_spacing
 
 
 class Preparations:
-    """The image at hand, prepared in every way in which a model has asked for it."""
+    """The current image, prepared in every way that a model has requested."""
 
     def __init__(self) -> None:
         self._loaded: LoadedCase | None = None
         self._made: dict[Hashable, Prepared] = {}
 
     def of(self, loaded: LoadedCase, model: Model) -> Prepared:
-        """The image as a model sees it. Another image takes the place of the one at hand."""
+        """The image as a model sees it. Another image replaces the current one."""
         if loaded is not self._loaded:
             self.forget()
             self._loaded = loaded
@@ -43,7 +43,7 @@ class Preparations:
         return self._made[key]
 
     def forget(self) -> None:
-        """Let go of the image at hand, and of the memory it takes."""
+        """Release the current image and its memory."""
         self._loaded = None
         self._made.clear()
 
@@ -52,8 +52,8 @@ class EnsembleMember:
     """One model of an ensemble, and its previous stage, if it is a cascade.
 
     Args:
-        options: tiles and mirroring; what they leave open is as planned, and as suits the device.
-        preparations: shared by the members of an ensemble; None: of its own.
+        options: tiles and mirroring; None in them is as planned, and as suits the device.
+        preparations: shared by the members of an ensemble; None: not shared.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class EnsembleMember:
         self._step = options.step
 
     def prepare(self, loaded: LoadedCase) -> Prepared:
-        """An image as the model sees it, without what its previous stage found."""
+        """An image as the model sees it, without the segmentation of its previous stage."""
         return self.preparations.of(loaded, self.model)
 
     def logits(self, image: np.ndarray) -> Tensor:
@@ -89,7 +89,7 @@ class EnsembleMember:
         )  # fmt: skip
 
     def probabilities(self, loaded: LoadedCase) -> np.ndarray:
-        """Probabilities (K, Z, Y, X) float32 on the grid of the image, in the box that it is cropped to."""
+        """Probabilities (K, Z, Y, X) float32 on the grid of the image, in its cropped box."""
         plan, prepared = self.model.plan, self.prepare(loaded)
         image = prepared.image
         if self.previous:
@@ -102,7 +102,7 @@ class EnsembleMember:
 def decide(members: Sequence[EnsembleMember], loaded: LoadedCase) -> np.ndarray:
     """Class indices (Z, Y, X) of the whole image by the mean of the members' probabilities, in the plan's axis order.
 
-    Every member crops alike: by the image alone.
+    Every member crops to the same box, which depends only on the image.
     """
     total = members[0].probabilities(loaded)
     for member in members[1:]:
@@ -118,6 +118,6 @@ def previous_channels(indices: np.ndarray, placement: Placement, plan: Plan) -> 
 
 
 def _finest_logits(network: nn.Module, model: Model, image: Tensor) -> Tensor:
-    """Logits at full resolution of one network, which answers with those of all stages; float32."""
+    """Logits at full resolution of a network that returns those of all stages; float32."""
     with autocast(model.device, model.dtype):
         return network(image)[0].float()

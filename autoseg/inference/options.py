@@ -1,4 +1,4 @@
-"""How the networks are run over an image: the distance and size of tiles, the flips that are averaged."""
+"""Options of sliding-window inference: distance and size of tiles, flips to average."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ class InferenceOptions:
     """How to run the networks over an image."""
 
     step: float = 0.5  # distance of neighbouring tiles as a share of the tile
-    mirroring: bool | None = None  # average over flips; None: as the plan says
+    mirroring: bool | None = None  # average over flips; None: as planned
     tile_batch: int | None = None  # tiles per forward pass; None: 1 on a CPU, elsewhere as planned
     tile: float | None = None  # longest tile edges as a multiple of the patch's; None: TILE_GROWTH of the device
-    mirror_axes: tuple[int, ...] | None = None  # of those the plan mirrors, (Z, Y, X), the ones to use; None: all
+    mirror_axes: tuple[int, ...] | None = None  # the axes to use of those that the plan mirrors, (Z, Y, X); None: all
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
-            raise UsageError(f"--step {self.step} leaves gaps between tiles", remedy="give a share above 0, at most 1")
+            raise UsageError(f"--step {self.step} leaves gaps between tiles", remedy="give a number > 0 and <= 1")
         if self.tile is not None and not 1 <= self.tile <= MOST_GROWTH:
             raise UsageError(
-                f"--tile {self.tile} is not a multiple that tiles can have of the training patch",
+                f"--tile {self.tile} is not a valid multiple of the training patch",
                 remedy=f"give a number from 1 to {MOST_GROWTH:g}",
             )

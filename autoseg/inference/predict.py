@@ -1,8 +1,9 @@
-"""Images and models to segmentations on the images' own grid.
+"""Segment images with trained models, on the images' own grid.
 
-One case goes: read, canonical orientation, crop and resample as in training, sliding window over all folds, back to the
-spacing and the crop it came with; there the probabilities of all models are averaged, the label of each voxel decided,
-and taken back to the orientation and the header. A cascade first goes this way with its previous stage.
+Each case is read, brought to canonical orientation, cropped and resampled as in training, and segmented by a sliding
+window with all folds. The probabilities of all models are averaged at the original spacing in the cropped box, the
+label of each voxel is decided, and the result is written in the image's orientation with its header. A cascade first
+runs its previous stage in the same way.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.plan import Plan
 from autoseg.training.validation_budget import Inference
 
-LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must come back as it was
+LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must read back unchanged
 
 
 def options_for(way: Inference | None) -> InferenceOptions:
@@ -55,14 +56,14 @@ def predict_cases(
     """Segment cases and write one label file per case, named after it, in the format of its image.
 
     Args:
-        models: they vote together: the mean of their probabilities decides.
-        faults: what is wrong with single images is added to it, and the others are segmented; None: it is raised.
+        models: an ensemble: the mean of their probabilities decides.
+        faults: problems of single images are added to it, and the others are segmented; None: they are raised.
 
     Raises:
-        DataError: an image cannot be read, or has other channels than the model, or is unlike its training
+        DataError: an image cannot be read, has other channels than the model, or differs too much from its training
             data, and `faults` is None.
         StateError: the models were trained on different channels, labels or orientations.
-        UsageError: a segmentation would be written over an image.
+        UsageError: a segmentation would overwrite an image.
     """
     require_common({model.name: model.plan for model in models})
     plan = models[0].plan
@@ -91,30 +92,30 @@ def predict_cases(
 
 
 def _load(case: Case, plan: Plan) -> LoadedCase:
-    """An image as the plan wants it. Raises DataError where it cannot be read, or has other channels than the plan."""
+    """Load an image for a plan. Raises DataError where it cannot be read, or has other channels than the plan."""
     loaded = load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
     if len(loaded.image) != len(plan.channels):
         raise DataError(
-            f"{', '.join(case.images)}: {len(loaded.image)} channels, the model was trained on "
+            f"{', '.join(case.images)}: {len(loaded.image)} channels, but the model was trained on "
             f"{len(plan.channels)}: {', '.join(plan.channels)}",
-            remedy="give images of the kind the model was trained on",
+            remedy="give images with the same channels as the training data",
         )
     return loaded
 
 
 def _fault_of_image(case: Case, error: Exception) -> Problem | None:
-    """What went wrong with one image alone, so that others may be segmented; None for anything else."""
+    """The problem of a single image, after which others can be segmented; None for any other error."""
     if isinstance(error, (DataError, StorageError, OutOfMemory)):  # of reading it
         file = next((file for file in case.images if file in error.what), case.images[0])
         return Problem(case.id, file, error.what.removeprefix(file).lstrip(": "), error.remedy)
     if is_out_of_memory(error):
-        what = f"segmenting it takes more memory than there is: {str(error).splitlines()[0][:120]}"
+        what = f"not enough memory to segment it: {str(error).splitlines()[0][:120]}"
         return Problem(case.id, case.images[0], what, "segment it alone, or on a machine with more memory")
     return None
 
 
 def _unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark]:
-    """What is worth a warning about an image, by the first model's training data. Raises DataError."""
+    """Warning about an image that differs from the first model's training data. Raises DataError."""
     plan = models[0].plan
     slices_alone = all(model.configuration.dims == 2 for model in models)
     return require_like(
@@ -123,7 +124,7 @@ def _unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark
 
 
 def output_ending(case: Case) -> str:
-    """Ending of a case's segmentation: that of its image, or .png where that would lose information."""
+    """Extension of a case's segmentation: that of its image, or .png where that would lose information."""
     ending = ending_of(Path(case.images[0])) or ".nii.gz"
     return ".png" if ending in LOSSY_ENDINGS else ending
 
@@ -132,7 +133,7 @@ def segment(members: Sequence[EnsembleMember], loaded: LoadedCase) -> np.ndarray
     """Segment one loaded case.
 
     Returns:
-        Class indices (Z, Y, X) in the axis order and orientation the image is stored in.
+        Class indices (Z, Y, X) in the axis order and orientation of the stored image.
     """
     try:
         return loaded.to_stored(decide(members, loaded))

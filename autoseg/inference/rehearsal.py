@@ -1,7 +1,7 @@
-"""What segmenting a fold's validation cases takes beside the network, measured on one of them before training.
+"""Time to segment a fold's validation cases without the network, measured on one of them before training.
 
-Reading, cropping, resampling there and back, deciding and writing go over whole volumes: for large images in few tiles
-they take longer than the network. The case is not the largest one, and time goes by the volume.
+Reading, cropping, resampling there and back, deciding and writing process whole volumes: for large images in few tiles
+they take longer than the network. The case is not the largest one, and time is proportional to the volume.
 """
 
 import statistics
@@ -30,7 +30,7 @@ def seconds_beside_network(
     """Seconds to read, resample, decide and write all these cases, extrapolated from one.
 
     Args:
-        name: of the configuration, whose preprocessed copies are there: they tell how large the cases are.
+        name: of the configuration, whose preprocessed copies exist: they give the size of the cases.
     """
     if not cases:
         return 0.0
@@ -43,7 +43,7 @@ def seconds_beside_network(
 
 
 def case_to_measure(volumes: Sequence[float]) -> int:
-    """Number of the case that stands for all: the smallest of those that have half the median volume or more."""
+    """Index of the representative case: the smallest of those with at least half the median volume."""
     middle = statistics.median(volumes)
     return min((n for n, volume in enumerate(volumes) if 2 * volume >= middle), key=lambda n: volumes[n])
 
@@ -56,7 +56,7 @@ class _WithoutNetwork(EnsembleMember):
 
 
 def _segment_without_network(plan: Plan, name: str, case: Case, device: torch.device) -> None:
-    """Do for one case what `predict_cases` does, with logits of 0, and throw the result away."""
+    """Run `predict_cases` for one case with logits of 0, and discard the result."""
     loaded = load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
     model = Model(plan, name, folds=(), networks=(), dtype="float32", forward_seconds=0.0, device=device)
     segmentation = segment([_WithoutNetwork(model)], loaded)

@@ -1,8 +1,8 @@
-"""What a training step may cost, and the recipe that suits it: every number a plan's size depends on, in one place.
+"""Limits on the cost of a training step, with its recipe: all numbers that determine the size of a plan.
 
 An element is one number of a feature map: the convolution outputs of one forward pass, summed over the network
-(`topology.feature_map_elements`) and over the batch. It stands for time on a CPU, and for memory in nnU-Net v2's rules.
-autoseg's own rules for a GPU count bytes instead (`planning/cost.py`), and take from here all but the elements.
+(`topology.feature_map_elements`) and over the batch. It is a proxy for time on a CPU, and for memory in nnU-Net v2's
+rules. autoseg's own rules for a GPU count bytes instead (`planning/cost.py`), and use all limits here but the elements.
 """
 
 from dataclasses import dataclass, replace
@@ -12,18 +12,18 @@ from autoseg.planning.plan import Training
 
 Preset = Literal["s", "m", "l", "xl"]
 
-HEADROOM = 0.95  # of the device's memory: what a plan may be predicted to use
+HEADROOM = 0.95  # of the device's memory: the share a plan is predicted to use at most
 
 
 @dataclass(frozen=True)
 class Budget:
     """Limits of a plan. Dicts are keyed by the dimensions of a configuration, 2 or 3."""
 
-    network: str  # unless another is asked for
+    network: str  # unless another is requested
     base_features: int
     max_features: dict[int, int]
-    elements: dict[int, float]  # of one training step: what the batch grows to
-    patch_elements: dict[int, float]  # of one sample: what the patch is shrunk to
+    elements: dict[int, float]  # of one training step: the batch grows up to this
+    patch_elements: dict[int, float]  # of one sample: the patch is shrunk down to this
     max_batch: dict[int, int | None]
     coverage: float  # a batch holds at most this share of the dataset's voxels
     training: Training
@@ -35,7 +35,7 @@ class Budget:
     min_edge: int = 4  # voxels at the bottleneck
 
     def scaled(self, gigabytes: float) -> "Budget":
-        """The same budget for a GPU with so much memory."""
+        """The same budget for a GPU with this much memory."""
         assert self.gigabytes is not None
         factor = gigabytes / self.gigabytes
         return replace(
@@ -47,7 +47,7 @@ class Budget:
 
 
 # nnU-Net v2's plain planner: a sample of 560e6 elements, of which two make a step; 85e6 and a batch of 12 for slices,
-# whose patch shrinks only where not even two fit.
+# whose patch shrinks only if not even two fit.
 GPU = Budget(
     network="unet",
     base_features=32,
@@ -59,7 +59,7 @@ GPU = Budget(
     gigabytes=8.0,
     training=Training(
         epochs=1000,
-        patience=50,  # slow curves stand still for a while: after 15 epochs they have up to 0.03 Dice still to gain
+        patience=50,  # slow curves stagnate for a while: after 15 epochs they still have up to 0.03 Dice to gain
         iterations_per_epoch=250,
         optimizer="sgd",
         learning_rate=0.01,
@@ -118,7 +118,7 @@ PRESETS: dict[str, Budget] = {
 def limited_batch(
     budget: Budget, dims: int, affordable: int, patch_voxels: int, dataset_voxels: float
 ) -> tuple[int, str]:
-    """How many samples a step takes of those that are affordable, and which limits hold it back (nnU-Net v2's rule).
+    """How many of the affordable samples a step uses, and which limits reduce that (nnU-Net v2's rule).
 
     Voxels count one channel.
     """

@@ -1,8 +1,8 @@
-"""The network and the loss that a plan describes, built: the one place that unpacks them for `nn`.
+"""Build the network and the loss that a plan describes: the one place that unpacks them for `nn`.
 
-Training and prediction build them to run them (by `models.build`), the planner to trace what a step of them costs
-(`cost`). So it stands here, below both; and it imports torch when something is built, because plans are also read by
-commands that build nothing. `nn` takes flat arguments and never sees a plan.
+Training and prediction build them to run them (by `models.build`), the planner to trace the cost of a step (`cost`). So
+this module is below both, and imports torch only when something is built, because other commands also read plans. `nn`
+takes flat arguments and never sees a plan.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def build_loss(
 
     Args:
         heads: the labels as the network predicts them (`Training.heads`).
-        class_weights: of each head in the cross-entropy; None for none, which a step costs as much with.
+        class_weights: of each head in the cross-entropy; None for none, which costs as much per step.
     """
     from autoseg.nn import losses
 

@@ -1,7 +1,7 @@
 """Section 3 of the planning rules: patch, network and batch of one configuration.
 
-A `Sizing` says what a plan may cost: in elements, as nnU-Net v2 counts and as suits a CPU's time, or in bytes of
-a GPU's memory.
+A `Sizing` limits the cost of a plan: in elements, as in nnU-Net v2 and for the time of a CPU, or in bytes of a GPU's
+memory.
 """
 
 import math
@@ -23,7 +23,7 @@ from autoseg.planning.space import Space
 from autoseg.planning.topology import Fit, Topology
 
 GIGA = 1e9
-USUAL_BYTES, USUAL_BYTES_PER_ELEMENT = 1.7e9, 6.0  # of a step: where a search begins
+USUAL_BYTES, USUAL_BYTES_PER_ELEMENT = 1.7e9, 6.0  # of a step: where a search starts
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class View:
     name: str
     dims: int
     space: Space
-    channels: int  # that its network sees
+    channels: int  # seen by its network
     cases: int
 
     @property
@@ -46,13 +46,13 @@ class View:
 
     @property
     def voxels(self) -> float:
-        """Of all images together, about."""
+        """Approximate number of voxels of all images together."""
         return math.prod(self.space.median_shape.tolist()) * self.cases
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """What patches and batches cost, in elements."""
+    """Cost of patches and batches in elements."""
 
     asked: Request
     view: View
@@ -78,11 +78,11 @@ class Sizing:
 
     @property
     def limit(self) -> float:
-        """What a patch may cost."""
+        """Maximum cost of a patch."""
         return self.asked.budget.patch_elements[self.view.dims]
 
     def cost(self, chosen: Topology) -> float:
-        """What a patch costs."""
+        """Cost of a patch."""
         return self.elements(chosen)
 
     def fit(self, patches: Iterator[Topology]) -> Fit:
@@ -90,25 +90,25 @@ class Sizing:
         return topology.fit_patch(patches, self.cost, self.limit)
 
     def batch(self, chosen: Topology) -> tuple[int, str]:
-        """Samples a step takes, and why."""
+        """Samples per step, and the reason."""
         budget, dims = self.asked.budget, self.view.dims
         affordable = round(budget.elements[dims] / self.elements(chosen))
         batch, held = limited_batch(budget, dims, affordable, math.prod(chosen.patch_size), self.view.voxels)
-        return batch, f"{budget.elements[dims]:.3g} elements a step pay for {affordable}{held}"
+        return batch, f"{budget.elements[dims]:.3g} elements per step allow {affordable}{held}"
 
     def patch_reason(self, fit: Fit) -> str:
-        return f"{fit.cost:.4g} elements a sample, at most {self.limit:.4g}"
+        return f"{fit.cost:.4g} elements per sample, at most {self.limit:.4g}"
 
 
 @dataclass(frozen=True)
 class ByteSizing(Sizing):
-    """What patches and batches cost, in bytes of the device's memory."""
+    """Cost of patches and batches in bytes of the device's memory."""
 
     checkpointing: bool = False
 
     @property
     def limit(self) -> float:
-        """Bytes a step may take."""
+        """Maximum bytes of a step."""
         assert self.asked.budget.gigabytes is not None
         return self.asked.budget.gigabytes * GIGA * HEADROOM
 
@@ -135,7 +135,7 @@ class ByteSizing(Sizing):
         held_at, held = limited_batch(
             budget, self.view.dims, affordable, math.prod(chosen.patch_size), self.view.voxels
         )
-        return held_at, f"{self.limit / GIGA:.3g} GB hold {affordable}{held}"
+        return held_at, f"{self.limit / GIGA:.3g} GB allow {affordable}{held}"
 
     def _affordable(self, chosen: Topology) -> int:
         """The largest batch that fits."""
@@ -146,7 +146,7 @@ class ByteSizing(Sizing):
 
     def patch_reason(self, fit: Fit) -> str:
         used, limit = fit.cost / GIGA, self.limit / GIGA
-        return f"a step of {self.least_batch} takes {used:.3g} GB, at most {limit:.3g}"
+        return f"a step of {self.least_batch} samples takes {used:.3g} GB, at most {limit:.3g}"
 
 
 def plan_configuration(
@@ -163,10 +163,10 @@ def plan_configuration(
     Args:
         space: the dataset on the grid of this configuration.
         cascade_from: the configuration whose segmentation is a further input.
-        start: begin with this patch, rather than with the largest one.
+        start: start with this patch instead of the largest one.
 
     Raises:
-        UsageError: not even the smallest patch fits the memory asked for.
+        UsageError: not even the smallest patch fits the requested memory.
     """
     channels = len(asked.channels) + (asked.labels.num_labels if cascade_from else 0)
     view = View(name, dims, space, channels, len(asked.fingerprint.cases))
@@ -216,7 +216,7 @@ def _stored_shapes(space: Space, dims: int) -> np.ndarray:
 
 
 def _plan_patch(asked: Request, view: View, sizing: Sizing, start: Sequence[int] | None) -> tuple[Fit, Sizing]:
-    """Rules 3.1 to 3.3: the largest affordable patch, shaped to cover what it must show."""
+    """Rules 3.1 to 3.3: the largest affordable patch, shaped to cover what it should."""
     first, reason, given = _first_patch(asked, view, start)
     asked.decide(f"3.1 first patch ({view.name})", first, reason)
 
@@ -230,7 +230,7 @@ def _plan_patch(asked: Request, view: View, sizing: Sizing, start: Sequence[int]
     if given:
         chosen = next(patches(nothing))
         fit = Fit(chosen, 0.0, True, 0)
-        asked.decide(f"3.3 patch ({view.name})", chosen.patch_size, "given, rounded up to what it is divided by")
+        asked.decide(f"3.3 patch ({view.name})", chosen.patch_size, "given, rounded up to the divisor of the network")
         return fit, sizing
     fit = sizing.fit(patches(nothing))
     remark = ""
@@ -240,43 +240,43 @@ def _plan_patch(asked: Request, view: View, sizing: Sizing, start: Sequence[int]
     if isinstance(sizing, ByteSizing) and not fit.fits and not sizing.checkpointing:
         sizing = replace(sizing, checkpointing=True)
         fit, remark = sizing.fit(patches(nothing)), ", with activation checkpointing"
-    reason = f"{fit.steps} steps of shrinking{remark}; {sizing.patch_reason(fit)}"
+    reason = f"{fit.steps} shrinking steps{remark}; {sizing.patch_reason(fit)}"
     if not fit.fits:
         if asked.by_memory:
             raise _too_little_memory(asked, view, fit)
-        reason += "; more is not possible: this exceeds the budget"
+        reason += "; it cannot shrink further: this exceeds the budget"
     asked.decide(f"3.3 patch ({view.name})", fit.topology.patch_size, reason)
     return fit, sizing
 
 
 def _first_patch(asked: Request, view: View, start: Sequence[int] | None) -> tuple[Sequence[float], str, bool]:
-    """Rule 3.1: value, reason, and whether it was given and is to be kept."""
+    """Rule 3.1: value, reason, and whether it was given and must be kept."""
     if asked.patch_size is not None and len(asked.patch_size) == view.dims:
         return asked.patch_size, "given", True
     if start is not None:
         return start, "the patch of the configuration it continues", False
     first: Sequence[float] = topology.initial_patch(view.spacing, view.median_shape)
-    reason = f"equal edges in mm, {topology.START_VOXELS[view.dims]:.3g} voxels, within the median shape"
+    reason = f"equal edges in mm, {topology.START_VOXELS[view.dims]:.3g} voxels, no larger than the median shape"
     if asked.ours and asked.budget.trim_patch:
         first = topology.trimmed(view.spacing, first, asked.budget.min_edge)
-        reason += ", rounded down: padding costs time"
+        reason += ", rounded down because padding costs time"
     return first, reason, False
 
 
 def _cover(
     asked: Request, view: View, sizing: Sizing, fit: Fit, patches, needed: Sequence[float]
 ) -> tuple[Fit, Sizing, str]:
-    """Rule 3.2: try for a patch that covers what is needed (voxels): by its shape, then by keeping less in memory.
+    """Rule 3.2: try to find a patch that covers the need (voxels): first by its shape, then by keeping less in memory.
 
-    A need that cannot be met shapes nothing: a patch drawn out for one axis in vain is worse than a compact one.
+    A need that cannot be met has no effect: a patch elongated along one axis in vain is worse than a compact one.
     """
     step = f"3.2 patch wanted ({view.name})"
     what = (
         f"{sparsity.CONTEXT:g} times the {sparsity.TYPICAL_QUANTILE:.0%} quantile of the extents of each label's "
-        "components, within the median shape"
+        "components, no larger than the median shape"
     )
     if not any(needed):
-        asked.decide(step, "nothing", "no component is known")
+        asked.decide(step, "nothing", "no components were measured")
         return fit, sizing, ""
     wanted = f"at least {text([round(edge) for edge in needed])}"
     if fit.fits and _covered(fit.topology, needed):
@@ -286,7 +286,7 @@ def _cover(
         covering = [chosen for chosen in patches(needed) if _covered(chosen, needed)]
         if covering and saving.cost(covering[-1]) <= saving.limit:
             asked.decide(step, wanted, f"{what}: covered {means}")
-            return saving.fit(iter(covering)), saving, f", covering what 3.2 needs {means}"
+            return saving.fit(iter(covering)), saving, f", covering the extent of 3.2 {means}"
     asked.decide(step, wanted, f"{what}: not covered")
     return fit, sizing, ""
 
@@ -295,7 +295,7 @@ def _savings(sizing: Sizing) -> Iterator[tuple[str, Sizing]]:
     """Ways to afford a patch that covers more, the cheapest first."""
     yield "by shrinking the other axes", sizing
     if isinstance(sizing, ByteSizing):
-        yield "by activation checkpointing, which costs a third more time", replace(sizing, checkpointing=True)
+        yield "by activation checkpointing, which takes a third more time", replace(sizing, checkpointing=True)
 
 
 def _covered(chosen: Topology, needed: Sequence[float]) -> bool:
@@ -327,15 +327,15 @@ def _plan_batch_dice(asked: Request, view: View, chosen: Topology) -> bool:
 
 
 def _explain_memory(asked: Request, sizing: ByteSizing, fit: Fit, batch: int, start: Sequence[int] | None) -> None:
-    """Rule 3.8: what is predicted, and that nothing larger fits."""
+    """Rule 3.8: the predicted memory, and that no larger plan fits."""
     name = sizing.view.name
     used, more = (sizing.bytes_of(fit.topology, count) / GIGA for count in (batch, batch + 1))
-    held = "" if more * GIGA > sizing.limit else ", which would fit but is held back (3.5)"
+    held = "" if more * GIGA > sizing.limit else ", which would fit but is limited by 3.5"
     if fit.larger is None and start is not None:
         larger = "the patch is that of the configuration it continues"
     elif fit.larger is None:
-        larger = "a larger patch would exceed the images"
-        asked.change(name, "no GPU", f"gives it a larger patch: it holds whole images, and takes {used:.3g} GB")
+        larger = "a larger patch would be larger than the images"
+        asked.change(name, "no GPU", f"would enlarge the patch: it covers whole images, and takes {used:.3g} GB")
     else:
         size, needs = text(fit.larger.patch_size), fit.larger_cost / GIGA
         larger = f"patch {size} {needs:.3g} GB"
@@ -356,7 +356,7 @@ def _explain_pace(asked: Request, name: str, cost: Cost) -> None:
     asked.decide(
         f"3.12 steps ({name})",
         f"about {steps_in(pace.seconds, seconds)} in {typed_duration(pace.seconds)}",
-        f"{seconds:.3g} s a step, predicted from its {cost.flops / GIGA:.3g} G operations; {ENOUGH_STEPS} are enough",
+        f"{seconds:.3g} s per step, predicted from {cost.flops / GIGA:.3g} G operations; {ENOUGH_STEPS} are enough",
     )
 
 
@@ -369,13 +369,13 @@ def _compare_with_nnunet(asked: Request, view: View, chosen: Topology, batch: in
     other, _ = theirs.batch(fit.topology)
     value = f"patch {text(fit.topology.patch_size)}, batch {other}, {fit.topology.stages} stages"
     if (fit.topology.patch_size, other) == (chosen.patch_size, batch):
-        reason = "nnU-Net v2's rules give the same"
+        reason = "nnU-Net v2's rules give the same plan"
     elif asked.device == "cpu":
-        reason = f"nnU-Net v2's rules for {budget.gigabytes:g} GB; on a CPU time is scarce, and many small steps win"
+        reason = f"nnU-Net v2's rules for {budget.gigabytes:g} GB; a CPU has little time, and many small steps win"
     else:
         step = Step(theirs.spec(fit.topology), view.channels, fit.topology.patch_size, other)
         used = asked.memory.train(step).device_bytes / GIGA
-        reason = f"nnU-Net v2's rules count elements, not bytes: by the trace its plan takes {used:.3g} GB"
+        reason = f"nnU-Net v2's rules count elements, not bytes: traced, its plan takes {used:.3g} GB"
         if budget.network != asked.network:
             reason += f", with {budget.network}"
     asked.decide(f"3.9 nnU-Net ({view.name})", value, reason)
@@ -383,7 +383,7 @@ def _compare_with_nnunet(asked: Request, view: View, chosen: Topology, batch: in
 
 def _too_little_memory(asked: Request, view: View, fit: Fit) -> UsageError:
     return UsageError(
-        f"{view.name}: {asked.budget.gigabytes:g} GB of GPU memory are too little for {asked.network}: its smallest "
+        f"{view.name}: {asked.budget.gigabytes:g} GB of GPU memory are not enough for {asked.network}: its smallest "
         f"patch, {text(fit.topology.patch_size)}, takes {fit.cost / GIGA:.3g} GB",
         remedy=f"plan for more (--vram {math.ceil(fit.cost / GIGA / HEADROOM)}), or for the CPU (--preset s)",
     )

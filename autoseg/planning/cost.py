@@ -1,8 +1,8 @@
-"""What a configuration needs: the device's memory in training and prediction, main memory, disk and time.
+"""Predicted cost of a configuration: the device's memory in training and prediction, main memory, disk and time.
 
-The planner asks a `Memory` how many bytes a training step takes. The one it uses is `TracedMemory`: real steps of the
-real network, run on tensors without content (`autoseg.nn.memory.model`), with the terms a trace cannot see (context,
-workspace, fragmentation) as they were measured on this device, or conservative ones where none was.
+The planner gets the bytes of a training step from a `Memory`. By default that is `TracedMemory`: real steps of the
+real network, run on tensors without content (`autoseg.nn.memory.model`), plus the terms that a trace cannot see
+(context, workspace, fragmentation), measured on this device or conservative.
 """
 
 import math
@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # torch is imported when the first step is traced
 
     from autoseg.nn.memory.model import DeviceTerms, StepMemory
 
-HOST_PROCESS_BYTES = 600 * 2**20  # the training process with its libraries, before it holds any data
-HOST_WORKER_BYTES = 120 * 2**20  # of its own, of one process that prepares batches
+HOST_PROCESS_BYTES = 600 * 2**20  # the training process with its libraries, before it loads any data
+HOST_WORKER_BYTES = 120 * 2**20  # private memory of one process that prepares batches
 BATCHES_IN_WAITING = 4  # per worker
 WORKERS = {"gpu": 12, "cpu": 1}
 TILE_BATCHES = {"gpu": (4, 2, 1), "cpu": (1,)}  # from the fastest to the smallest
@@ -31,7 +31,7 @@ TRAINED_DTYPE = "bfloat16"  # or float16, which takes as much
 
 @dataclass(frozen=True)
 class Step:
-    """A training step, as far as its size goes."""
+    """The properties of a training step that determine its size."""
 
     network: NetworkSpec
     in_channels: int
@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a step was found to need."""
+    """Measured or predicted cost of a step."""
 
     device_bytes: int
     parameters: int
@@ -51,9 +51,9 @@ class Figures:
 
 
 class Memory(Protocol):
-    """Tells what steps need; asked for one step at a time, it may remember."""
+    """Predicts the cost of steps, one at a time; it may cache results."""
 
-    source: str  # what its figures rest on, in words
+    source: str  # the source of its figures, in words
     measured: bool  # whether they were measured on the device
 
     def train(self, step: Step) -> Figures:
@@ -70,7 +70,7 @@ class TracedMemory:
         labels: as the network predicts them.
         training: the recipe: its loss, optimiser, deep supervision and weight average.
         device: gpu or cpu.
-        terms: of the device; None: those measured on the device at hand, or else the conservative ones.
+        terms: of the device; None: those measured on this device, otherwise conservative ones.
         pace: of the CPU; None: a step's seconds are those of the terms, if they were measured.
     """
 
@@ -143,10 +143,10 @@ def cost_of(
     channels: int,
     pace: Pace | None = None,
 ) -> Cost:
-    """Everything a configuration is predicted to need.
+    """Predict the complete cost of a configuration.
 
     Args:
-        limit: bytes of the device that prediction should keep to.
+        limit: bytes of the device that prediction should not exceed.
         shape: (Z, Y, X) of the median image, after resampling.
         shapes: of all images, after resampling.
         channels: of the images.

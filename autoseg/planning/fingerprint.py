@@ -1,4 +1,4 @@
-"""What a dataset is like, measured once per case while its arrays are in memory.
+"""Properties of a dataset, measured once per case while its arrays are in memory.
 
     measure_case   in a worker process: one loaded case -> CaseMeasurement (its record and a sample of intensities)
     summarise      in the parent: the measurements -> Fingerprint
@@ -6,8 +6,8 @@
 Spatial tuples are (Z, Y, X) of the loaded arrays (canonical orientation, before any axis order of a plan).
 
 *Foreground* is every voxel of a label; background and ignored voxels are not. A *component* is a connected set of
-voxels of one label. Memory is bounded whatever the dataset: the intensities pooled over all cases are at most
-`POOLED_SAMPLES` per channel, every case giving the same number, and each label keeps an even selection of components.
+voxels of one label. Memory is bounded for any dataset: at most `POOLED_SAMPLES` intensities per channel are
+pooled over all cases, the same number from each, and each label keeps an evenly spaced selection of components.
 """
 
 import hashlib
@@ -40,9 +40,7 @@ Number = Annotated[float, anything("any finite number")]
 POOLED_SAMPLES = 10_000_000  # intensities per channel over the whole dataset: 40 MB as float32
 CASE_SAMPLES = 200_000  # at most, per case: the 0.5th percentile is then within 0.02 percentage points
 COMPONENTS_KEPT = 64  # per label and case
-COMPONENTS_KEPT_PER_CASE = (
-    1024  # over all labels, so that a hundred labels do not make the record a hundred times longer
-)
+COMPONENTS_KEPT_PER_CASE = 1024  # over all labels, so that the record stays small with a hundred labels
 SEED = 1234
 
 Slices = tuple[slice, slice, slice]
@@ -101,16 +99,16 @@ class Fingerprint:
 
     @property
     def hash(self) -> str:
-        """Digest of all that was measured; it changes when a voxel of any case does."""
+        """Digest of all measurements; it changes when a voxel of any case does."""
         plain = to_plain(self)
         for case in plain["cases"]:
-            del case["mirror_sides"]  # they follow from the voxels, and fingerprints made before have none
+            del case["mirror_sides"]  # they follow from the voxels, and older fingerprints have none
         return hashlib.blake2b(json.dumps(plain, sort_keys=True, allow_nan=False).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class CaseMeasurement:
-    """What a worker process hands back: small and picklable."""
+    """What a worker process returns: small and picklable."""
 
     case: CaseFingerprint
     intensities: np.ndarray  # (C, samples) float32
@@ -118,7 +116,7 @@ class CaseMeasurement:
 
 
 class Loaded(Protocol):
-    """What is measured of a loaded case. Only this is asked for, so that planning imports no reader of images."""
+    """The part of a loaded case that is measured, so that planning need not import readers of images."""
 
     @property
     def id(self) -> str: ...
@@ -131,7 +129,7 @@ class Loaded(Protocol):
 
 
 def samples_per_case(num_cases: int) -> int:
-    """Intensities to draw per case and channel, so that the pool keeps to POOLED_SAMPLES."""
+    """Intensities to draw per case and channel, so that the pool does not exceed POOLED_SAMPLES."""
     return max(1, min(CASE_SAMPLES, POOLED_SAMPLES // max(1, num_cases)))
 
 
@@ -190,7 +188,7 @@ def summarise(measurements: Mapping[str, CaseMeasurement], *, channels: Sequence
         notes.append(f"{len(ordered) - len(pooled)} of {len(ordered)} cases have no foreground")
     lost = [case.id for case in cases if case.foreground_outside_crop]
     if lost:
-        notes.append(f"labelled voxels lie where the image is zero, and are cropped away, in: {some(lost)}")
+        notes.append(f"labelled voxels where the image is zero are cropped away in: {some(lost)}")
     notes += [f"cases with equal image and label: {some(ids)}" for ids in _equal(cases)]
     intensities = np.concatenate(pooled, axis=1)
     return Fingerprint(

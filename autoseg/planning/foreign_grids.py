@@ -1,12 +1,12 @@
-"""The grids a plan was made for, and images that are unlike all of them.
+"""The grids a plan was made for, and images that differ from all of them.
 
-    training_grids   fingerprint -> TrainingGrids, kept in the plan
-    require_like     an image to predict against them: refused, or what is worth a warning
+    training_grids   fingerprint -> TrainingGrids, stored in the plan
+    require_like     compare an image to predict with them: refuse it, or return a warning
 
-An image is refused where nothing useful can come out: voxels more than `FAR` times larger or smaller, on the geometric
+An image is refused where the result cannot be useful: voxels more than `FAR` times larger or smaller, on the geometric
 mean of the axes, than in any training case (or `IMPOSSIBLE` times along one axis); a flat image for a model of volumes;
 an image that states no voxel size for a model whose training data did. From `WORTH_A_WORD` along one axis on, it is a
-warning. The factors are relative to the range of the training data, so a varied set allows more.
+warning. The factors are relative to the range of the training data, so a varied dataset allows more.
 """
 
 import math
@@ -36,17 +36,17 @@ def training_grids(fingerprint: Fingerprint) -> TrainingGrids:
 def require_like(
     file: str, grid: Geometry, spacing: Vector3, seen: TrainingGrids | None, axis_order: Axes3, *, slices_alone: bool
 ) -> list[Remark]:
-    """Refuse an image that is unlike all training cases; return what is worth a warning.
+    """Refuse an image that differs too much from all training cases; return what is worth a warning.
 
     Args:
         file: name for messages.
         grid: as stored.
         spacing: mm, in the plan's axis order.
         seen: of the training cases; None: not known, nothing is compared.
-        slices_alone: only 2-D configurations are used, for which the distance of slices does not matter.
+        slices_alone: only 2-D configurations are used, for which the distance between slices does not matter.
 
     Raises:
-        DataError: as the module says.
+        DataError: see the module's docstring.
     """
     if seen is None:
         return []
@@ -66,8 +66,8 @@ def require_like(
         if unit_voxels:
             return []
         raise DataError(
-            f"{file}: does not state the size of its voxels, but the model was trained on voxels of {trained}",
-            remedy="write it into the file (a TIFF image can have it beside it, in a file of its name ending in .json: "
+            f"{file}: does not state its voxel size, but the model was trained on voxels of {trained}",
+            remedy="write it into the file (or, for a TIFF image, into a .json file of the same name: "
             '{"spacing": [z, y, x]} in mm)',
         )
     factors = {a: max(spacing[a] / high[a], 1.0) * min(spacing[a] / low[a], 1.0) for a in used}
@@ -78,13 +78,13 @@ def require_like(
     worst = max(logs, key=abs)
     found = f"voxels of {' x '.join(f'{spacing[a]:.4g}' for a in used)} mm, the model was trained on {trained}"
     if abs(mean) >= math.log(FAR) or abs(worst) >= math.log(IMPOSSIBLE):
-        remedy = "correct the voxel size in its header, if its unit is wrong; otherwise train on images like it"
+        remedy = "correct the voxel size in its header if its unit is wrong; otherwise train on similar images"
         if unit_voxels:
             remedy += " (training images that state no voxel size count as 1 mm)"
         raise DataError(f"{file}: {found}: {_times(mean if abs(mean) >= math.log(FAR) else worst)}", remedy=remedy)
     if abs(worst) > math.log(WORTH_A_WORD):
-        what = f"{found}: {_times(worst)} along one axis, expect a poorer segmentation"
-        return [Remark("unlike training", what, "check the voxel size in its header, and look at the result")]
+        what = f"{found}: {_times(worst)} along one axis; expect a poorer segmentation"
+        return [Remark("unlike training", what, "check the voxel size in its header, and the result")]
     return []
 
 

@@ -1,13 +1,13 @@
-"""What mirroring would undo: left and right by name, one side of two by measurement, an order that never changes.
+"""Labels that mirroring would confuse: left and right by name, one side of two by measurement, a constant order.
 
-    left_right_pair   two labels that are the left and the right of one thing, by their names
-    one_sided         a label on one side alone whose twin on the other side is background, or another label
+    left_right_pair   two labels that are the left and the right one of a pair, by their names
+    one_sided         a label on only one side whose twin on the other side is background, or another label
     fixed_order       two labels that never change their order along an axis
 
-`one_sided` asks more than that a label lies on one side. Liver, spleen and heart do, and mirroring them does no harm:
-what stands at their mirrored place looks different, so a mirrored liver is one more liver to learn from. Harm is done
+`one_sided` requires more than a label on one side. Liver, spleen and heart are on one side, and mirroring them is
+harmless: their mirrored place looks different, so a mirrored liver is one more training example. Mirroring is harmful
 where the mirrored place shows a twin: then the same picture is the structure in one patch and background in the next
-(one of two equal balls in ten made-up bodies, 150 steps: Dice 0.64 with mirroring left to right, 0.84 without).
+(one of two equal balls in ten synthetic bodies, 150 steps: Dice 0.64 with mirroring left to right, 0.84 without).
 """
 
 import re
@@ -21,17 +21,17 @@ from autoseg.imaging.geometry import Vector3
 from autoseg.imaging.symmetry import MirrorSide
 
 MIN_PAIRED_CASES = 5  # that show two labels, before their order counts as known
-SAME_ORDER = 0.95  # share of these cases in which one label lies before the other
-MIN_SIDED_CASES = 4  # that show a label: by chance all of four lie on one side in one of eight labels
-SAME_SIDE = 0.95  # share of these cases in which it lies on that side alone
+SAME_ORDER = 0.95  # share of these cases in which one label is before the other
+MIN_SIDED_CASES = 4  # that show a label: by chance, one of eight labels is on the same side in all of four cases
+SAME_SIDE = 0.95  # share of these cases in which it is only on that side
 ALIKE = 0.5  # median correlation of the image around it with that around its mirrored place
 VISIBLE = 0.2  # median correlation of its outline with the image: a label that cannot be seen has no visible twin
-OUTLINED = 0.6  # of that: how much the outline has to stand out at the mirrored place
+OUTLINED = 0.6  # of that: how visible the outline must be at the mirrored place
 SIDES = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"}
 
 
 def left_right_pair(names: Iterable[str]) -> tuple[str, str] | None:
-    """Find two names that differ in their side alone, such as kidney_left and kidney_right, or None.
+    """Find two names that differ only in their side, such as kidney_left and kidney_right, or None.
 
     Understood are words set off by anything but letters and digits, or by capitals (`LeftLung`): left and right, L and
     R, lh and rh, lt and rt; and `left` or `right` glued to either end of a word (`leftlung`). Case does not matter.
@@ -48,10 +48,10 @@ def left_right_pair(names: Iterable[str]) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class OneSided:
-    """A label on one side alone whose mirrored place looks like it."""
+    """A label on only one side whose mirrored place looks like it."""
 
     label: str
-    sided: int  # cases in which it lies on that side alone
+    sided: int  # cases in which it is only on that side
     cases: int  # cases that show it
     likeness: float  # median correlation with the mirrored place
     other: str | None  # the label there; None: background
@@ -64,7 +64,7 @@ def one_sided(cases: Sequence[Mapping[str, MirrorSide]], shown: Mapping[str, int
         cases: per case, label name -> comparison, of the labels on one side (`imaging.symmetry.mirror_sides`).
         shown: label name -> number of cases that show it.
     """
-    usual: dict[str, float] = {}  # label -> the side on which it nearly always lies, as a sign
+    usual: dict[str, float] = {}  # label -> the side on which it nearly always is, as a sign
     for name, number in shown.items():
         signs = [float(np.sign(case[name].offset_mm)) for case in cases if name in case]
         for sign in (1.0, -1.0):
@@ -86,7 +86,7 @@ def one_sided(cases: Sequence[Mapping[str, MirrorSide]], shown: Mapping[str, int
 
 
 def fixed_order(centroids: Sequence[Mapping[str, Vector3]], axis: int) -> tuple[str, str] | None:
-    """Find two labels of which one always lies before the other along an axis, or None.
+    """Find two labels of which one is always before the other along an axis, or None.
 
     Args:
         centroids: per case, label name -> centre in mm along (Z, Y, X).

@@ -1,7 +1,7 @@
-"""Options of a loss or a network in a plan: the keywords of its function, held against its signature.
+"""Options of a loss or a network in a plan: keywords of its function, checked against its signature.
 
-A plan names a function of a table and keeps its options in a dict. Which there are, their defaults and what they may be
-stands in the signature alone:
+A plan names a function of a table and keeps its options in a dict. Their names, defaults and allowed values are defined
+only by the signature:
 
     def dice_focal(*, focal_gamma: Annotated[float, at_least(0, 100)] = 2.0, **given): ...
 
@@ -23,14 +23,14 @@ WITHOUT_NAME = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword of a function: what it may be, and what it is where nobody says it, or REQUIRED."""
+    """One keyword of a function: its allowed values, and its default, or REQUIRED."""
 
     annotation: Any
     default: Any
 
 
 def options_of(function: Callable[..., Any], given: Collection[str]) -> dict[str, Option]:
-    """The keywords of a function (or a class) but those that everyone of its table is `given`, in their order."""
+    """The keywords of a function (or a class), in order, without those `given` to every function of its table."""
     hints = typing.get_type_hints(_called(function), include_extras=True)
     return {
         name: Option(hints.get(name, Any), parameter.default)
@@ -42,11 +42,11 @@ def options_of(function: Callable[..., Any], given: Collection[str]) -> dict[str
 def check_options(
     options: Mapping[str, Any], function: Callable[..., Any], given: Collection[str], *, name: str, where: str
 ) -> None:
-    """Hold the options of the function called `name` against its signature.
+    """Check the options of the function called `name` against its signature.
 
     Raises:
-        FieldError: a keyword it does not have, a value that does not fit, or one missing that has no default; the
-            message begins with `where`.
+        FieldError: an unknown keyword, an invalid value, or a missing keyword without a default; the message begins
+            with `where`.
     """
     known = options_of(function, given)
     for key, value in options.items():
@@ -60,11 +60,11 @@ def check_options(
 
 
 def with_defaults(options: Mapping[str, Any], function: Callable[..., Any], given: Collection[str]) -> dict[str, Any]:
-    """All options of a function: those that are set, and the defaults of the others."""
+    """All options of a function: those set, and the defaults of the others."""
     known = options_of(function, given)
     return {key: option.default for key, option in known.items() if option.default is not REQUIRED} | dict(options)
 
 
 def _called(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What the annotations stand at: of a class, its `__init__`."""
+    """The function with the annotations: of a class, its `__init__`."""
     return function.__init__ if isinstance(function, type) else function  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""What `autoseg plan` says unless it is asked to explain: at most LINES lines, of at most WIDTH columns where possible.
+"""The output of `autoseg plan` without --explain: at most LINES lines, of at most WIDTH columns where possible.
 
-What was understood, the plan at a glance, the decisions that a person should look at, what would change them, where the
-plan is, and what to type next. `request.describe` and `table.summary` show the rest.
+The dataset, the plan at a glance, the decisions to review, what would change them, where the plan is, and the next
+command. `request.describe` and `table.summary` show the rest.
 """
 
 import textwrap
@@ -16,15 +16,15 @@ from autoseg.planning.table import glance
 LINES = 25
 WIDTH = 120
 NOTE_LINES = 2  # of one note; `autoseg check` shows it whole
-LAST_LINES = 2  # that follow: what is stored, what to type next
+LAST_LINES = 2  # that follow: what is stored, the next command
 
 
 def overview(plan: Plan, understood: Sequence[str], notes: Sequence[str], folds: str, last: Sequence[str]) -> str:
-    """Lay out a plan.
+    """Format a plan.
 
     Args:
         understood: of the dataset: its name and counts, channels, labels.
-        notes: what a person should know of the dataset and its folds.
+        notes: about the dataset and its folds.
         folds: how the cases are split.
         last: lines to end with.
     """
@@ -37,7 +37,7 @@ def overview(plan: Plan, understood: Sequence[str], notes: Sequence[str], folds:
 
 
 def key_decisions(plan: Plan, folds: str) -> list[str]:
-    """What a person should look at before training: one line each, of the recommended configuration."""
+    """The decisions to review before training: one line each, of the recommended configuration."""
     chosen = plan.configurations[plan.recommended]
     network, training = chosen.network, plan.training
     normalization = dict.fromkeys(
@@ -52,7 +52,7 @@ def key_decisions(plan: Plan, folds: str) -> list[str]:
         "spacing": f"{text(chosen.spacing)} mm: {_reason(plan, '1.1')}",
         "normalisation": schemes,
         "patch": f"{text(chosen.patch_size)} of a median image of {text(chosen.median_shape)}, "
-        f"{chosen.batch_size} a step",
+        f"{chosen.batch_size} per step",
         "network": f"{network.name}, {len(network.strides)} stages, {network.features[0]} to {network.features[-1]} "
         f"features{weights}",
         "mirroring": f"{_axes(training.mirror_axes)}: {_reason(plan, '5.7') or 'nnU-Net mirrors all'}",
@@ -63,18 +63,18 @@ def key_decisions(plan: Plan, folds: str) -> list[str]:
 
 
 def length(plan: Plan) -> str:
-    """How long a fold of the recommended configuration is trained, in steps and in time."""
+    """Length of a fold of the recommended configuration, in steps and in time."""
     training, cost = plan.training, plan.configurations[plan.recommended].cost
     seconds = cost.seconds_per_step if cost else None
     if training.time_budget_seconds is not None:
         steps = "" if seconds is None else f": about {steps_in(training.time_budget_seconds, seconds)} steps"
-        return f"{typed_duration(training.time_budget_seconds)} a fold{steps}"
+        return f"{typed_duration(training.time_budget_seconds)} per fold{steps}"
     total = training.total_steps
     assert total is not None
     asked = f"{training.epochs} epochs of {training.iterations_per_epoch}" if training.epochs else f"{total} steps"
     if seconds is None:
-        return f"{asked} a fold; how long that takes is not known"
-    took = f"{asked} a fold: about {typed_duration(total * seconds)} here"
+        return f"{asked} per fold; the time is not known"
+    took = f"{asked} per fold: about {typed_duration(total * seconds)} here"
     return f"{took}; a fold of 1h (train --time-budget 1h) makes about {steps_in(3600, seconds)} steps"
 
 
@@ -92,7 +92,7 @@ def short(line: str, width: int = WIDTH) -> str:
 
 
 def _notes(notes: Sequence[str], room: int) -> list[str]:
-    """Notes in so many lines; of what does not fit, it is said where to find it."""
+    """Notes in at most `room` lines; the last line counts those that do not fit."""
     lines: list[str] = []
     for number, note in enumerate(notes):
         wrapped = textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="      ", break_on_hyphens=False)
@@ -100,7 +100,7 @@ def _notes(notes: Sequence[str], room: int) -> list[str]:
             wrapped = [*wrapped[: NOTE_LINES - 1], short(wrapped[NOTE_LINES - 1] + " " * WIDTH)]
         later = len(notes) - number - 1
         if len(lines) + len(wrapped) + (later > 0) > room:
-            return [*lines, f"note: {later + 1} more: --explain shows all"]
+            return [*lines, f"note: {later + 1} more (--explain shows all)"]
         lines += wrapped
     return lines
 

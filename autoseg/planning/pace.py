@@ -1,11 +1,12 @@
-"""How fast a CPU trains, and how large a step may be there so that a fold still makes enough of them in its time.
+"""Training speed of a CPU, and the step size at which a fold still makes enough steps in its time.
 
 A rate is floating-point operations per second of whole training steps, one for 2-D networks and one for 3-D ones, as
 `autoseg.nn.rate` measures it. It is rounded to steps of a factor of ROUNDED_TO, so that the noise of a measurement does
 not change a plan, and stored with each configuration's cost.
 
-The limits of `budget.CPU` were found on REFERENCE, and are the upper bound: no measurement says that larger steps learn
-more. A CPU on which a fold would not make ENOUGH_STEPS within them gets smaller steps, but never below SMALLEST_STEP.
+The limits of `budget.CPU` were found on REFERENCE, and are the upper bound: no measurement shows that larger steps
+train better. A CPU on which a fold would not make ENOUGH_STEPS within them gets smaller steps, but never below
+SMALLEST_STEP.
 """
 
 import math
@@ -19,10 +20,10 @@ from autoseg.planning.plan import Plan
 # (benchmarks/README.md, sections 8 and 15).
 REFERENCE: dict[int, float] = {2: 185e9, 3: 245e9}
 ROUNDED_TO = 1.5
-# Of fifteen folds of hippocampus, thirteen had come to their plateau by then (benchmarks/README.md, section 1).
+# Of fifteen folds of hippocampus, thirteen had reached their plateau by then (benchmarks/README.md, section 1).
 ENOUGH_STEPS = 6000
-STEPS_SHARE = 0.9  # of a fold's time, that its steps get; the rest is start-up, validation and checkpoints
-DEFAULT_SECONDS = 3600.0  # of a fold, where nothing is said
+STEPS_SHARE = 0.9  # share of a fold's time for its steps; the rest is start-up, validation and checkpoints
+DEFAULT_SECONDS = 3600.0  # of a fold, by default
 STEP_OVERHEAD = 0.01  # seconds of a step, whatever its size: calls of its some 500 operations
 # Operations per element of the CPU recipe's U-Nets; they range from 1430 to 1780 in 2-D, from 2230 to 4180 in 3-D.
 FLOPS_PER_ELEMENT = {2: 1625.0, 3: 3100.0}
@@ -41,15 +42,15 @@ class Pace:
 
     @property
     def seconds_per_step(self) -> float:
-        """What a step may take so that a fold makes enough of them."""
+        """Maximum time of a step such that a fold makes enough of them."""
         return STEPS_SHARE * self.seconds / ENOUGH_STEPS
 
     def step_seconds(self, dims: int, flops: float) -> float:
-        """Predicted wall time of a training step of so many operations."""
+        """Predicted wall time of a training step with this many operations."""
         return STEP_OVERHEAD + flops / self.flops_per_second[dims]
 
     def limits(self, budget: Budget) -> Budget:
-        """A CPU's budget, held to steps of which a fold makes enough."""
+        """A CPU's budget, limited to steps of which a fold makes enough."""
         shares = {dims: self._elements(budget, dims) / budget.elements[dims] for dims in budget.elements}
         return replace(
             budget,
@@ -63,7 +64,7 @@ class Pace:
 
 
 def rounded(rate: float, dims: int) -> float:
-    """A rate as plans count on it: the nearest of REFERENCE times a power of ROUNDED_TO."""
+    """A rate as used in plans: the nearest of REFERENCE times a power of ROUNDED_TO."""
     power = round(math.log(rate / REFERENCE[dims], ROUNDED_TO))
     return float(f"{REFERENCE[dims] * ROUNDED_TO**power:.3g}")
 
@@ -71,7 +72,7 @@ def rounded(rate: float, dims: int) -> float:
 def pace(
     rates: Mapping[int, float] | None = None, seconds: float | None = None, source: str = "the reference machine"
 ) -> Pace:
-    """The pace of a CPU of these measured rates; without any, of the reference machine."""
+    """The pace of a CPU with these measured rates; without any, of the reference machine."""
     known = REFERENCE if rates is None else {dims: rounded(rates[dims], dims) for dims in REFERENCE}
     return Pace(dict(known), seconds or DEFAULT_SECONDS, source)
 
@@ -83,11 +84,11 @@ def pace_of(plan: Plan) -> Pace | None:
     if plan.device != "cpu" or not rates:
         return None
     slowdown = min(rate / REFERENCE[dims] for dims, rate in rates.items())
-    for dims, rate in REFERENCE.items():  # a plan of slices alone says nothing of volumes, and needs no more
+    for dims, rate in REFERENCE.items():  # a plan of only slices has no rate for volumes, and needs none
         rates.setdefault(dims, rate * slowdown)
     return Pace(rates, plan.training.time_budget_seconds or DEFAULT_SECONDS, "the machine it was planned on")
 
 
 def steps_in(seconds: float, seconds_per_step: float) -> int:
-    """Steps that a fold of so many seconds makes, to two digits."""
+    """Steps that a fold of this many seconds makes, to two digits."""
     return int(float(f"{STEPS_SHARE * seconds / seconds_per_step:.2g}"))

@@ -1,6 +1,6 @@
-"""What was decided: the plan, as records a person reads and edits in `plan.json`.
+"""The plan, as records that people read and edit in `plan.json`.
 
-Spatial tuples are in array order. `Plan.axis_order` says how stored axes are permuted before anything else: the
+Spatial tuples are in array order. `Plan.axis_order` permutes the stored axes before anything else: the
 coarsest (or the singleton) axis first. Spacings, patches and shapes below are in that permuted order; those of a 2-D
 configuration have two entries, (Y, X).
 """
@@ -66,7 +66,7 @@ from autoseg.rules import (
 )
 
 VERSION = 1
-LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, of which one is given
+LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, exactly one of which is given
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class NetworkSpec:
 
     @property
     def num_pools(self) -> tuple[int, ...]:
-        """How often each axis is halved."""
+        """How many times each axis is halved."""
         return tuple(sum(stride[axis] > 1 for stride in self.strides) for axis in range(len(self.strides[0])))
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """The normalisation of one channel by its name; a record of its own so that it stands first in `plan.json`."""
+    """The normalisation of one channel by its name; a record of its own so that it comes first in `plan.json`."""
 
     scheme: Annotated[str, one_of(NORMALIZERS)]
     inside_mask: bool = False  # statistics and result inside the nonzero mask only; 0 outside
@@ -130,7 +130,7 @@ class Resampling:
 
     image_order: Order = 3  # spline order in the resolved axes
     coarse_axis_order: Order = 0  # along an axis resampled separately
-    anisotropy_threshold: Ratio = 3.0  # axes so much coarser are resampled separately
+    anisotropy_threshold: Ratio = 3.0  # axes this much coarser are resampled separately
     antialias_factor: Ratio = 1.5  # axes that shrink by more are low-pass filtered first
 
     def __post_init__(self) -> None:
@@ -139,13 +139,13 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a configuration is predicted to need, by the memory model and the device it was planned for."""
+    """Predicted cost of a configuration, by the memory model and the device it was planned for."""
 
-    parameters: Count  # learnt values of the network
+    parameters: Count  # trainable values of the network
     train_bytes: Count  # of the device's memory: the peak of one training step
     predict_bytes: Count  # of the device's memory: segmenting an image of the median shape
-    tile_batch: Samples  # tiles that are segmented at a time, as many as the device holds
-    host_bytes: Count  # of main memory: processes and batches in waiting; cases are held besides where there is room
+    tile_batch: Samples  # tiles per forward pass, as many as fit the device
+    host_bytes: Count  # of main memory: processes and queued batches; cases are cached in addition where there is room
     disk_bytes: Count  # of the preprocessed copy
     flops: Count  # floating-point operations of one training step
     seconds_per_step: Seconds | None  # None: this device was never measured
@@ -157,7 +157,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to see the data: spacing, patch and network that fit together."""
+    """Spacing, patch and network that belong together."""
 
     data: ConfigurationName  # the configuration whose preprocessed copy it reads; equal needs share one
     spacing: tuple[Millimetres, ...]
@@ -169,7 +169,7 @@ class Configuration:
     receptive_field: tuple[Voxels, ...]  # voxels seen by one output voxel
     elements: Count  # feature maps of one sample's forward pass, in_entries by nnU-Net's rule: its proxy of memory
     cascade_from: ConfigurationName | None = None  # the configuration whose segmentation is a further input
-    checkpointing: bool = False  # feature maps are computed again in the backward pass, instead of kept
+    checkpointing: bool = False  # feature maps are recomputed in the backward pass instead of kept
     cost: Cost | None = None  # None: not known
 
     def __post_init__(self) -> None:
@@ -208,15 +208,15 @@ class Training:
     gradient_clip: Annotated[float, above(0, 1e9)] = 12.0
     loss: Annotated[str, one_of(losses)] = "dice_ce"
     loss_options: Options = field(default_factory=dict)  # keywords of the loss's function
-    class_weights: tuple[Weight, ...] | None = None  # of the cross-entropy, one per head; None weighs all alike
+    class_weights: tuple[Weight, ...] | None = None  # of the cross-entropy, one per head; None weighs all equally
     # of small connected components in the cross-entropy: (mean size / size) to this power
     component_weight: Annotated[float, between(0, 2)] = 0.0
-    dropout: Decay = 0.0  # share of a stage's feature maps that are left out at random
+    dropout: Decay = 0.0  # share of a stage's feature maps that are dropped at random
     deep_supervision: bool = True
     foreground_fraction: Share = 0.33  # share of a batch's patches centred on foreground
     # how often each case is drawn; presence: cases of rare labels more often
     case_sampling: Annotated[str, one_of(SAMPLERS["case"])] = "uniform"
-    # which label a foreground patch is aimed at
+    # which label a foreground patch is centred on
     class_sampling: Annotated[str, one_of(SAMPLERS["class"])] = "uniform"
     augmentation: Annotated[str, one_of(AUGMENTATIONS)] = "default"
     chain: Literal["auto", "host", "worker", "device"] = "auto"  # what augments, and where; auto: measured at start-up
@@ -276,14 +276,14 @@ class TrainingGrids:
         ):  # fmt: skip
             if not all(0 < a <= b for a, b in zip(low, high, strict=True)):
                 raise StateError(
-                    f"{name}_min is {low}, {name}_max {high}: expected numbers above 0, none above its maximum",
+                    f"{name}_min is {low}, {name}_max is {high}: expected numbers above 0, none above its maximum",
                     remedy=f"plan the dataset again: {suggest('plan', ANY_DATASET)}",
                 )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything needed to preprocess, train and predict in the same way again."""
+    """Everything needed to repeat preprocessing, training and prediction."""
 
     version: Annotated[int, exactly(VERSION, f"{VERSION}, the version of plans that this autoseg reads and writes")]
     dataset: Text
@@ -294,7 +294,7 @@ class Plan:
     normalization: tuple[ChannelNormalization, ...]  # one per channel
     resampling: Resampling
     configurations: Annotated[dict[ConfigurationName, Configuration], entries(1)]
-    recommended: ConfigurationName  # the configuration used when none is named
+    recommended: ConfigurationName  # the configuration used by default
     training: Training
     rules: Literal["autoseg", "nnunet"]
     preset: Literal["s", "m", "l", "xl"] | None
@@ -302,7 +302,7 @@ class Plan:
     vram_gb: Annotated[float, above(0, MAX_GIGABYTES)] | None
     fingerprint: Text  # content hash of the fingerprint it was made from
     decisions: tuple[Decision, ...]
-    file_names: FileNames | None = None  # how the images of a case are called, for those to segment too
+    file_names: FileNames | None = None  # how the images of a case are named, also those to segment
     grids: TrainingGrids | None = None  # None: not known
 
     REMEDY_FOR_OTHER_VERSIONS: ClassVar[str] = f"plan again: {suggest('plan', ANY_DATASET)}"
@@ -321,7 +321,7 @@ class Plan:
         self._check_loss()
 
     def _check_references(self, place: str, name: str, configuration: Configuration, known: str) -> None:
-        """What a configuration says of others."""
+        """Check a configuration's references to others."""
         copied, before = configuration.data, configuration.cascade_from
         if copied not in self.configurations:
             raise FieldError(f"{place}.data: expected {known}, found {copied!r}")
@@ -333,13 +333,13 @@ class Plan:
             raise FieldError(f"{place}.cascade_from: expected one that is not a cascade itself, found {before!r}")
 
     def _check_loss(self) -> None:
-        """What labels and loss say of each other."""
+        """Check that labels and loss fit together."""
         training, heads = self.training, self.heads
         if heads.has_regions and training.loss == "dice_ce":
             raise FieldError(
                 "training.loss: expected dice_bce or another loss for labels that form regions, found dice_ce, which "
                 "predicts one label per voxel",
-                remedy="leave training.loss at dice_bce, or plan without regions",
+                remedy="set training.loss to dice_bce, or plan without regions",
             )
         if training.class_weights is not None and len(training.class_weights) != heads.num_heads:
             raise FieldError(
@@ -349,8 +349,8 @@ class Plan:
             )
         if training.loss == "tversky" and training.component_weight:
             raise FieldError(
-                "training.component_weight: expected 0, because it weighs the cross-entropy, which tversky does not "
-                f"have, found {training.component_weight:g}",
+                "training.component_weight: expected 0, because tversky has no cross-entropy to weight, "
+                f"found {training.component_weight:g}",
                 remedy="--set training.component_weight=0, or another loss",
             )
 
@@ -373,7 +373,7 @@ class Plan:
         return name, self.configurations[name]
 
     def with_settings(self, settings: Sequence[str]) -> "Plan":
-        """The plan with `a.b=value` settings (see `records.override`). A length takes the place of any other."""
+        """The plan with `a.b=value` settings (see `records.override`). A length replaces any other."""
         lengths = [f"training.{name}" for name in LENGTHS]
         given = [setting for setting in settings if setting.partition("=")[0] in lengths]
         others = [f"{name}=null" for name in lengths] if given else []

@@ -1,4 +1,4 @@
-"""Types of the numbers and texts in a plan, each with its rule (`rules`). Ranges of single fields stand in `plan`."""
+"""Types of the numbers and texts in a plan, each with its rule (`rules`). Ranges of single fields are in `plan`."""
 
 from typing import Annotated, Any
 
@@ -30,5 +30,5 @@ Text = Annotated[str, anything("any text")]
 Keyword = Annotated[str, anything("a keyword of the function")]
 ConfigurationName = Annotated[str, file_name()]  # its preprocessed copy is a folder of this name
 
-# Keywords of what a plan names by a key of a table; checked against its signature (`options`)
+# Keywords of a function that a plan names by its key in a table; checked against its signature (`options`)
 Options = dict[Keyword, Any]

@@ -10,9 +10,9 @@
                        5.8 patience
     6  what would change the plan
 
-`rules="nnunet"` follows nnU-Net v2 alone: its plain planner, or with a preset its residual-encoder planners.
-`rules="autoseg"` adds what sizes and counts of components say (`planning/sparsity.py`), keeps left and right apart,
-counts bytes where nnU-Net counts elements, and plans for a CPU where no GPU is asked for.
+`rules="nnunet"` follows only nnU-Net v2: its plain planner, or with a preset its residual-encoder planners.
+`rules="autoseg"` adds rules for sizes and counts of components (`planning/sparsity.py`), keeps left and right apart,
+counts bytes where nnU-Net counts elements, and plans for a CPU where no GPU is requested.
 `planning/space.py` makes the choices of section 1, `planning/configurations.py` those of section 3 and
 `planning/recipe.py` those of section 5; `budget.py` and `architectures.py` hold the numbers, `topology.py` the
 arithmetic of patches, `cost.py` the memory model's answers.
@@ -44,10 +44,10 @@ from autoseg.planning.topology import initial_patch, shrinking
 __all__ = ["Rules", "describe", "make_plan", "with_network"]
 
 MASKED_BELOW = 0.75  # of the image: z-scores are taken inside the body where its box is smaller (nnU-Net v2)
-FEW_SLICES = 4  # so few thick slices are a set of slices rather than a volume
-NO_LOW_PASS = 1e9  # an anti-alias factor that nothing reaches
-PATCH_SHARE = 0.25  # of the median image's voxels: a patch that shows less calls for a lower resolution (nnU-Net v2)
-LOWRES_STEP = 1.03  # by which the lower resolution is sought (nnU-Net v2)
+FEW_SLICES = 4  # at most this many thick slices are a set of slices rather than a volume
+NO_LOW_PASS = 1e9  # an anti-alias factor that is never reached
+PATCH_SHARE = 0.25  # of the median image's voxels: a patch that covers less needs a lower resolution (nnU-Net v2)
+LOWRES_STEP = 1.03  # factor of the search for the lower resolution (nnU-Net v2)
 LOWRES_SAVES = 2.0  # times fewer voxels, or a lower resolution is not worth training (nnU-Net v2)
 
 
@@ -76,14 +76,14 @@ def make_plan(
         channels: names of the channels, in order.
         preset: s for a CPU; m, l and xl for residual encoders on GPUs of 8, 24 and 40 GB.
         network: a key of `NETWORKS`; None: the preset's, or the plain U-Net.
-        vram_gb: plan for a GPU with so much memory, whatever `device` says; a GPU without it is taken to have 8, or
-            what the preset is made for.
+        vram_gb: plan for a GPU with this much memory, whatever the `device`; the default for a GPU is 8, or that of
+            the preset.
         patch_size: voxels; overrides the patch of the 3-D configurations (Z, Y, X), or of 2d (its two axes).
         spacing: mm (Z, Y, X); overrides the target spacing.
         batch_size: overrides the batch size of all configurations.
-        memory: tells what training steps need; None: traces them.
+        memory: predicts the cost of training steps; None: traces them.
         pace: of the CPU, and the time of a fold, that steps are sized for; None: not known, and steps are as large as
-            measurements say is of use. A plan for a GPU does without.
+            measurements justify. Not used in a plan for a GPU.
 
     Overrides are in the axis order of the images; the plan permutes them.
 
@@ -144,10 +144,10 @@ def _planned(asked: Request, dataset: str) -> Plan:
 
 
 def with_network(plan: Plan, fingerprint: Fingerprint, network: str, memory: Memory | None = None) -> Plan:
-    """The same plan with another network: patches, batches and the optimiser it needs are chosen again.
+    """The same plan with another network: patches, batches and the optimiser are chosen again.
 
-    What the images are brought to stays as it is, so that models of both read the same preprocessed copies and can be
-    put together. `decisions` are those about the network.
+    Preprocessing stays the same, so that models of both read the same preprocessed copies and can form an ensemble.
+    `decisions` are those about the network.
 
     Raises:
         UsageError: there is no such network, or the plan's GPU is too small for it.
@@ -185,7 +185,7 @@ def with_network(plan: Plan, fingerprint: Fingerprint, network: str, memory: Mem
 
 
 def _full_spacing(plan: Plan) -> Sequence[float]:
-    """Target spacing (3,) in the plan's axis order; that across slices is unknown to a plan of slices alone."""
+    """Target spacing (3,) in the plan's axis order; that across slices is unknown in a plan of only slices."""
     if "3d_fullres" in plan.configurations:
         return plan.configurations["3d_fullres"].spacing
     return (1.0, *plan.configurations["2d"].spacing)
@@ -199,7 +199,7 @@ def _budget(rules: Rules, preset: Preset | None, device: Literal["cpu", "gpu"], 
     if preset == "s":
         if vram_gb is not None or rules == "nnunet":
             raise UsageError(
-                "preset s is autoseg's recipe for a CPU: it goes with neither --vram nor nnU-Net's rules",
+                "preset s is autoseg's recipe for a CPU: it excludes --vram and nnU-Net's rules",
                 remedy="choose m, l or xl",
             )
         return CPU
@@ -216,7 +216,7 @@ def _network(name: str | None, budget: Budget, rules: Rules) -> str:
     if rules == "nnunet" and name != budget.network:
         raise UsageError(
             f"nnU-Net's rules do not plan {name} here",
-            remedy="they plan unet, and with --preset m, l or xl residual_unet; leave out --rules nnunet for others",
+            remedy="they plan unet, or residual_unet with --preset m, l or xl; omit --rules nnunet for others",
         )
     return name
 
@@ -227,7 +227,7 @@ def _plan_names(asked: Request, space: Space) -> dict[str, int]:
     if space.median_shape[0] > 1:
         asked.decide("1.4 configurations", "2d, 3d_fullres", f"{shape}; lower resolutions follow from the patch (3.11)")
         return {"2d": 2, "3d_fullres": 3}
-    asked.decide("1.4 configurations", "2d", f"{shape}: single slices, with nothing to see across them")
+    asked.decide("1.4 configurations", "2d", f"{shape}: single slices have no third dimension")
     return {"2d": 2}
 
 
@@ -242,7 +242,7 @@ def _plan_normalization(asked: Request) -> tuple[ChannelNormalization, ...]:
         inside = scheme == "zscore" and kept < MASKED_BELOW
         reason = f"by the channel's name; foreground {known.mean:.4g} ± {known.std:.4g}"
         if scheme == "zscore":
-            reason += f"; the body's box is {kept:.0%} of the image, below {MASKED_BELOW:.0%} the body is masked"
+            reason += f"; the body's box is {kept:.0%} of the image (below {MASKED_BELOW:.0%}, a mask is used)"
         asked.decide(f"2.1 normalisation ({name})", f"{scheme}, inside the mask" if inside else scheme, reason)
         planned.append(ChannelNormalization(scheme, inside, **known.foreground))
     for note in asked.fingerprint.notes:
@@ -264,7 +264,7 @@ def _plan_resampling(asked: Request) -> Resampling:
 
 
 def _plan_step_limits(asked: Request) -> None:
-    """Rule 3.0: what a CPU's step may cost."""
+    """Rule 3.0: maximum cost of a CPU's step."""
     pace = asked.pace
     if pace is None:
         return
@@ -275,12 +275,12 @@ def _plan_step_limits(asked: Request) -> None:
     if held:
         reason += f"would make fewer than {ENOUGH_STEPS} steps of the usual size: smaller in {' and '.join(held)}"
     else:
-        reason += f"makes {ENOUGH_STEPS} steps of the usual size, and nothing says that larger ones learn more"
+        reason += f"makes {ENOUGH_STEPS} steps of the usual size; no measurement favours larger ones"
     asked.decide("3.0 step", ", ".join(limits.values()), reason)
 
 
 def _plan_configurations(asked: Request, space: Space, names: dict[str, int]) -> dict[str, Configuration]:
-    """Those of full resolution, and 3d_lowres and the cascade where a patch shows little of an image."""
+    """Those of full resolution, and 3d_lowres and the cascade where a patch covers little of an image."""
     configurations = {name: plan_configuration(asked, space, name, dims) for name, dims in names.items()}
     if "3d_fullres" not in configurations:
         return configurations
@@ -289,7 +289,7 @@ def _plan_configurations(asked: Request, space: Space, names: dict[str, int]) ->
     coarse = _plan_lowres(asked, space, fullres)
     if coarse is None:
         return configurations
-    # nnU-Net v2's rule: where a patch shows little of an image, a label may be absent from most
+    # nnU-Net v2's rule: where a patch covers little of an image, a label may be absent from most
     fullres = replace(fullres, batch_dice=True)
     lowres = plan_configuration(asked, coarse, "3d_lowres", 3)
     cascade = _plan_cascade(asked, space, fullres)
@@ -306,15 +306,15 @@ def _share_copies(asked: Request, space: Space, configurations: dict[str, Config
 
 
 def _plan_lowres(asked: Request, space: Space, fullres: Configuration) -> Space | None:
-    """Rule 3.11: the finest lower resolution at which a patch shows PATCH_SHARE of an image; None where none is due.
+    """Rule 3.11: the finest lower resolution at which a patch covers PATCH_SHARE of an image; None if none is needed.
 
     nnU-Net v2's search: all axes grow by LOWRES_STEP, but first those finer than half the coarsest. Where bytes limit
-    the patch, the elements of the patch that fitted at full resolution stand for them during the search.
+    the patch, the elements of the patch that fitted at full resolution replace them during the search.
     """
     share = math.prod(fullres.patch_size) / float(np.prod(space.median_shape))
-    shown = f"a patch of 3d_fullres shows {share:.0%} of the median image"
+    shown = f"a patch of 3d_fullres covers {share:.0%} of the median image"
     if share >= PATCH_SHARE:
-        asked.decide("3.11 lowres", "not needed", f"{shown}; from {PATCH_SHARE:.0%} on it is enough")
+        asked.decide("3.11 lowres", "not needed", f"{shown}; {PATCH_SHARE:.0%} is enough")
         return None
     budget = asked.budget
     if asked.by_memory:
@@ -333,16 +333,16 @@ def _plan_lowres(asked: Request, space: Space, fullres: Configuration) -> Space 
         fit = Sizing(replace(asked, budget=budget), view).fit(patches)
         share = math.prod(fit.topology.patch_size) / float(np.prod(coarse.median_shape))
     saved = float(np.prod(space.median_shape) / np.prod(coarse.median_shape))
-    reason = f"{shown}; at this spacing {share:.0%}, of {saved:.3g} times fewer voxels"
+    reason = f"{shown}; at this spacing {share:.0%}, with {saved:.3g} times fewer voxels"
     if saved < LOWRES_SAVES:
-        asked.decide("3.11 lowres", "dropped", f"{reason}: fewer than {LOWRES_SAVES:g} times are not worth a training")
+        asked.decide("3.11 lowres", "dropped", f"{reason}: less than {LOWRES_SAVES:g} times fewer does not pay")
         return None
     asked.decide("3.11 lowres", tuple(coarse.spacing), f"{reason}; 3d_cascade refines its segmentation")
     return coarse
 
 
 def _plan_cascade(asked: Request, space: Space, fullres: Configuration) -> Configuration:
-    """3d_fullres, with the segmentation of 3d_lowres as further channels, which may cost it some of its patch."""
+    """3d_fullres, with the segmentation of 3d_lowres as further channels, which may reduce its patch."""
     start = fullres.patch_size if asked.by_memory else None
     planned = plan_configuration(asked, space, "3d_cascade", 3, cascade_from="3d_lowres", start=start)
     return replace(planned, data=fullres.data, batch_dice=True)
@@ -352,7 +352,7 @@ def _plan_cascade(asked: Request, space: Space, fullres: Configuration) -> Confi
 
 
 def _recommend(asked: Request, space: Space) -> str:
-    """3-D wherever there is depth; slices where they are so thick, and so few, that neighbours say little."""
+    """3-D wherever there is depth; 2-D where slices are so thick and few that neighbours carry little information."""
     slices, thick = float(space.median_shape[0]), space.anisotropy
     if slices <= 1:
         name, reason = "2d", "single slices"
@@ -372,9 +372,9 @@ def _say_what_would_change(asked: Request, configurations: dict[str, Configurati
         asked.change("device", "--vram GB, or --preset m, l, xl", "plan for a GPU: larger patches, larger networks")
     known = all(c.cost is not None and c.cost.seconds_per_step is not None for c in configurations.values())
     if not (known and asked.memory.measured):
-        reason = "measures this machine, and turns memory on the safe side into memory known"
+        reason = "measures this machine, and replaces conservative memory estimates"
         asked.change("device", "autoseg calibrate", reason)
     if "3d_lowres" in configurations:
         asked.change(
-            "cascade", "-c 3d_cascade", "trains 3d_lowres first, where 3d_fullres confuses places that look alike"
+            "cascade", "-c 3d_cascade", "trains 3d_lowres first: for structures that 3d_fullres confuses locally"
         )

@@ -15,7 +15,7 @@ ADAMW_WEIGHT_DECAY = 1e-2
 
 
 def base_recipe(asked: Request) -> Training:
-    """The budget's recipe, with the optimiser the network needs and the loss the labels need."""
+    """The budget's recipe, with the optimiser for the network and the loss for the labels."""
     recipe = asked.budget.training
     rate = asked.layout.learning_rate
     if rate is not None and recipe.optimizer == "sgd":
@@ -41,7 +41,7 @@ def plan_training(asked: Request, space: Space, chosen: Configuration) -> Traini
     found = asked.fingerprint
     if chosen.dims == 3:
         patch, shapes, spacings = chosen.patch_size, space.shapes, np.broadcast_to(space.spacing, space.shapes.shape)
-    else:  # a slice of the case as it is: resampled in the plane alone
+    else:  # a slice of the case: resampled only in the plane
         patch = (1, *chosen.patch_size)
         shapes = np.column_stack((space.case_shapes[:, 0], space.shapes[:, 1:]))
         spacings = np.column_stack((space.case_spacings[:, 0], np.broadcast_to(space.spacing[1:], (len(shapes), 2))))
@@ -55,7 +55,7 @@ def plan_training(asked: Request, space: Space, chosen: Configuration) -> Traini
     classes, why = sparsity.class_sampling(found)
     asked.decide("5.6 classes", classes, why)
     axes = _plan_mirroring(asked, space)
-    why = "epochs without better validation loss or Dice, after which the training cools down and ends"
+    why = "epochs without a better validation loss or Dice before the training cools down and ends"
     asked.decide("5.8 patience", recipe.patience, why)
     return replace(
         recipe,
@@ -68,10 +68,10 @@ def plan_training(asked: Request, space: Space, chosen: Configuration) -> Traini
 
 
 def _plan_mirroring(asked: Request, space: Space) -> tuple[int, ...]:
-    """Axes to mirror, in the plan's order; not left to right where labels tell the sides apart, by name or by place.
+    """Axes to mirror, in the plan's order; not left to right where labels depend on the side, by name or by place.
 
     Nor, where the budget is short of steps, along an axis on which labels keep their order: the network need not learn
-    an anatomy that never comes. A 2-D configuration uses those above 0, less one: its planes are the plan's axes 1, 2.
+    an anatomy that never occurs. A 2-D configuration uses those above 0, less one: its planes are the plan's axes 1, 2.
     """
     pair = left_right_pair([*asked.labels.values, *asked.labels.regions])
     cases = asked.fingerprint.cases
@@ -82,22 +82,22 @@ def _plan_mirroring(asked: Request, space: Space) -> tuple[int, ...]:
         axes = tuple(i for i in axes if space.axis_order[i] != LEFT_RIGHT_AXIS)
         there = f"the label {alone.other}" if alone.other else "background"
         reason = (
-            f"{alone.label} lies on the same side in {alone.sided} of {alone.cases} cases, and its mirrored place "
-            f"looks alike (correlation {alone.likeness:.2f}) and is {there}: mirroring would teach both"
+            f"{alone.label} is on the same side in {alone.sided} of {alone.cases} cases, and its mirrored place "
+            f"looks similar (correlation {alone.likeness:.2f}) and is {there}: mirroring would teach a contradiction"
         )
     elif pair is None:
-        reason = "no two labels are the left and the right of one thing"
+        reason = "no two labels are a left-right pair"
     elif asked.orientation == "canonical":
         axes = tuple(i for i in axes if space.axis_order[i] != LEFT_RIGHT_AXIS)
         reason = f"mirroring left to right would swap {pair[0]} and {pair[1]}"
     else:
         axes = ()
-        reason = f"{pair[0]} and {pair[1]} are distinguished, and without orientation no axis is known not to swap them"
+        reason = f"{pair[0]} and {pair[1]} are a pair; without orientation, mirroring along any axis may swap them"
     if not asked.budget.mirror_fixed_order:
         centroids = [case.centroids_mm for case in asked.fingerprint.cases]
         ordered = {i: order for i in axes if (order := fixed_order(centroids, space.axis_order[i]))}
         axes = tuple(i for i in axes if i not in ordered)
-        reason += "".join(f"; along axis {i} {one} always lies before {other}" for i, (one, other) in ordered.items())
+        reason += "".join(f"; along axis {i}, {one} is always before {other}" for i, (one, other) in ordered.items())
     sideways = space.axis_order.index(LEFT_RIGHT_AXIS)
     known = f"left to right is axis {sideways}" if asked.orientation == "canonical" else "no axis is left to right"
     reason += f" (training.mirror_axes; {known})"

@@ -1,4 +1,4 @@
-"""What a plan is asked for, checked, and the list of what was decided, laid out to be read."""
+"""The request for a plan, checked, and the list of decisions as a table."""
 
 import math
 import textwrap
@@ -26,7 +26,7 @@ Orientation = Literal["canonical", "as_stored"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is made from and for; `decisions`, and what would change them, grow while it is made.
+    """The inputs of a plan; `decisions`, and what would change them, are added while it is made.
 
     Overrides are None where the rules decide: `patch_size` voxels (2 or 3 entries), `spacing` mm (3 entries).
     """
@@ -49,24 +49,24 @@ class Request:
 
     @property
     def ours(self) -> bool:
-        """Whether the rules that nnU-Net does not have apply."""
+        """Whether autoseg's own rules apply, which nnU-Net does not have."""
         return self.rules == "autoseg"
 
     @property
     def layout(self) -> "Layout":
-        """What the planner must know of the network."""
+        """The planner's facts about the network."""
         from autoseg.nn.networks import layout_of
 
         return layout_of(self.network)
 
     @property
     def device(self) -> Literal["cpu", "gpu"]:
-        """What is planned for."""
+        """The device that is planned for."""
         return "cpu" if self.budget.gigabytes is None else "gpu"
 
     @property
     def by_memory(self) -> bool:
-        """Whether bytes are what limits a plan; otherwise it is feature-map elements."""
+        """Whether bytes limit a plan; otherwise feature-map elements do."""
         return self.ours and self.device == "gpu"
 
     @property
@@ -79,12 +79,12 @@ class Request:
         self.decisions.append(Decision(step, text(value), reason))
 
     def change(self, what: str, value: object, reason: str) -> None:
-        """Record what would lead to another decision. These come last in a plan, as section 6."""
+        """Record what would change a decision. These come last in a plan, as section 6."""
         self.changes.append(Decision(f"6.{len(self.changes) + 1} {what}", text(value), reason))
 
 
 def validate(asked: Request) -> None:
-    """Refuse what no plan can be made from.
+    """Refuse a request for which no plan can be made.
 
     Raises:
         UsageError: an override of the wrong length, or not positive.
@@ -92,10 +92,10 @@ def validate(asked: Request) -> None:
     """
     found, patch, spacing = asked.fingerprint, asked.patch_size, asked.spacing
     if not found.cases:
-        raise StateError("the fingerprint holds no case", remedy="plan the dataset again")
+        raise StateError("the fingerprint contains no case", remedy="plan the dataset again")
     if asked.channels != found.channels or tuple(asked.labels.values) != found.labels:
         raise StateError(
-            f"the fingerprint was made for channels {found.channels} and labels {found.labels}, not for "
+            f"the fingerprint is for channels {found.channels} and labels {found.labels}, not for "
             f"{asked.channels} and {tuple(asked.labels.values)}",
             remedy="plan the dataset again",
         )
@@ -108,7 +108,7 @@ def validate(asked: Request) -> None:
 
 
 def describe(plan: Plan, width: int = 150) -> str:
-    """Lay out all decisions of a plan as an aligned table: numbered step, value, reason."""
+    """Format all decisions of a plan as an aligned table: numbered step, value, reason."""
     first = max((len(decision.step) for decision in plan.decisions), default=0)
     second = min(36, max((len(decision.value) for decision in plan.decisions), default=0))
     third = max(30, width - first - second - 4)
@@ -122,7 +122,7 @@ def describe(plan: Plan, width: int = 150) -> str:
 
 
 def text(value: object) -> str:
-    """A value as decisions show it: sequences with crosses, numbers to four digits."""
+    """Format a value for decisions: sequences with crosses, numbers to four digits."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return " × ".join(map(text, value))
     if isinstance(value, (float, np.floating)):

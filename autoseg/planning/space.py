@@ -11,8 +11,8 @@ import numpy as np
 from autoseg.planning import sparsity
 from autoseg.planning.fingerprint import Fingerprint
 
-ANISOTROPY = 3.0  # an axis more than this much coarser than the others is treated on its own (nnU-Net v2)
-SAME_SPACING = 1e-3  # relative: closer spacings differ by rounding in file headers alone
+ANISOTROPY = 3.0  # an axis more than this many times coarser than the others is treated separately (nnU-Net v2)
+SAME_SPACING = 1e-3  # relative: closer spacings differ only by rounding in file headers
 
 Choice = tuple[str, object, str]  # step, value, reason
 
@@ -31,7 +31,7 @@ class Space:
 
     @property
     def anisotropy(self) -> float:
-        """Thickness of a slice, in edges of its voxels."""
+        """Thickness of a slice relative to the width of its voxels."""
         return float(self.spacing[0] / self.spacing[1:].max())
 
     def at(self, spacing: Sequence[float]) -> "Space":
@@ -61,7 +61,7 @@ def plan_space(fingerprint: Fingerprint, override: Sequence[float] | None, ours:
     target, reason = target_spacing(spacings, shapes)
     if override is not None:
         target, reason = np.array(override, dtype=np.float64), "given"
-    # single slices are never resampled across: their thickness, often made up, decides nothing
+    # single slices are never resampled across: their thickness, often a default, is not used
     single = np.median(shapes, axis=0) <= 1
     target[single] = np.median(spacings[:, single], axis=0)
     table = sparsity.component_table(fingerprint)
@@ -104,7 +104,7 @@ def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[np.ndarray
 def axis_order(spacing: np.ndarray, median_shape: np.ndarray, tolerance: float) -> tuple[tuple[int, int, int], str]:
     """Put the coarsest axis first, or before it one of a single voxel; the others keep their order.
 
-    nnU-Net v2 looks at the spacing alone, and never ends where a single voxel is left in the plane.
+    nnU-Net v2 uses only the spacing, and never ends where a single voxel is left in the plane.
     """
     singles = np.flatnonzero(median_shape <= 1)
     coarsest = np.flatnonzero(spacing >= spacing.max() * (1 - tolerance))

@@ -1,4 +1,4 @@
-"""Planning rules for sparse labels: what the sizes, counts and presence of connected components say about a plan.
+"""Planning rules for sparse labels, from the sizes, counts and presence of connected components.
 
 Functions take arrays in the plan's axis order and return a value with the reason for it; `planner.py` numbers them. A
 component's extent is the edge lengths of its bounding box. None of these rules is nnU-Net's.
@@ -20,24 +20,24 @@ import numpy as np
 from autoseg.imaging.labels import LabelSet
 from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
 
-# nnU-Net centres a third of the patches; three or more of four teach a network that foreground is everywhere.
+# nnU-Net centres a third of the patches; with three of four or more, a network expects foreground everywhere.
 FOREGROUND_FRACTION = (0.33, 0.67)
 PATCHES_WITH_FOREGROUND = 2 / 3  # wanted among all patches
-RARE_LABEL = 0.5  # a label in fewer of the cases is seen less than every other draw: draw its cases more often
-FREQUENCY_RATIO = 10.0  # beyond it the rarest label gets under 10 % of the voxels that the commonest gets
+RARE_LABEL = 0.5  # a label in fewer of the cases is drawn less than every second time: draw its cases more often
+FREQUENCY_RATIO = 10.0  # beyond it the rarest label gets under 10 % of the voxels of the most common one
 CONTEXT = 2.0  # a patch should be this many times longer than the component it shows
 TYPICAL_QUANTILE = 0.75  # of the extents of a label's components: larger than most, yet no outlier
 VANISHING_SHARE = 0.05  # of a label's components: losing one in twenty costs more than the label noise does
 FINE_PERCENTILE = 10  # of the cases' spacings: finer would invent detail for nine cases in ten
 GROWTH_LIMIT = 2.0  # of the median voxel count when spacing is refined: the patch sees half as much
-LITTLE = 5e-3  # share of a patch: below it the Dice of one patch is mostly noise, and the label is slow to be learnt
+LITTLE = 5e-3  # share of a patch: below it the Dice of one patch is mostly noise, and the label trains slowly
 ABSENT_SHARE = 0.25  # of the cases: Dice per sample is then often that of an absent label
 MAX_CLASS_WEIGHT = 10.0  # before normalisation: larger weights make false positives cheap
 
 
 @dataclass(frozen=True)
 class ComponentTable:
-    """Components of all cases as columns; `weight` says how many real ones a described one stands for."""
+    """Components of all cases as columns; `weight` is the number of real ones that a described one represents."""
 
     labels: tuple[str, ...]
     case: np.ndarray  # (n,) index into the fingerprint's cases
@@ -75,7 +75,7 @@ def weighted_quantile(values: np.ndarray, weights: np.ndarray, quantile: float) 
 
 
 def meeting_chance(shape: np.ndarray, patch: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """Chance that a patch meets a box, both placed uniformly and independently inside an image; arrays (..., axes).
+    """Probability that a patch meets a box, both placed uniformly and independently in an image; arrays (..., axes).
 
     Along one axis of free lengths a = shape - patch and b = shape - extent the lower corners are uniform in [0, a] and
     [0, b]. Each of the two ways to miss has the area (shape - patch - extent)^2 / 2 of the rectangle a * b.
@@ -87,7 +87,7 @@ def meeting_chance(shape: np.ndarray, patch: np.ndarray, extent: np.ndarray) -> 
 
 
 def foreground_chance(table: ComponentTable, shapes: np.ndarray, spacings: np.ndarray, patch: Sequence[int]) -> float:
-    """Chance that a uniformly placed patch meets any component: the median over cases.
+    """Probability that a uniformly placed patch meets any component: the median over cases.
 
     `shapes` and `spacings` (cases, 3) are those after resampling, in voxels and mm; `patch` (3,) in voxels.
     """
@@ -107,7 +107,7 @@ def foreground_fraction(chance: float) -> tuple[float, str]:
     fraction = round(min(high, max(low, wanted)), 2)
     seen = fraction + (1 - fraction) * chance
     return fraction, (
-        f"a uniformly placed patch meets foreground with chance {chance:.2g} (median over cases, from the boxes of the "
+        f"a uniformly placed patch meets foreground with probability {chance:.2g} (median over cases, by the boxes of "
         f"components): {seen:.0%} of all patches show some; wanted {PATCHES_WITH_FOREGROUND:.0%}, by {low} to {high}"
     )
 
@@ -125,14 +125,14 @@ def case_sampling(fingerprint: Fingerprint) -> tuple[Literal["uniform", "presenc
     rare = {name: share for name, share in presence(fingerprint).items() if 0 < share < RARE_LABEL}
     if rare:
         return "presence", f"in fewer than {RARE_LABEL:.0%} of the cases: {_shares(rare)}"
-    return "uniform", f"every label that occurs at all does so in at least {RARE_LABEL:.0%} of the cases"
+    return "uniform", f"every label that occurs is in at least {RARE_LABEL:.0%} of the cases"
 
 
 def class_sampling(fingerprint: Fingerprint) -> tuple[Literal["uniform", "inverse_frequency"], str]:
     """Centre patches on rare labels more often where voxel counts differ by more than FREQUENCY_RATIO."""
     voxels = {name: count for name, count in _voxels(fingerprint).items() if count > 0}
     if len(voxels) < 2:
-        return "uniform", "there are not two labels to choose between"
+        return "uniform", "there are fewer than two labels to choose from"
     most, least = max(voxels, key=lambda n: voxels[n]), min(voxels, key=lambda n: voxels[n])
     ratio = voxels[most] / voxels[least]
     reason = f"{most} has {ratio:.3g} times the voxels of {least}; the limit is {FREQUENCY_RATIO:.0f}"
@@ -153,8 +153,8 @@ def wanted_extent(table: ComponentTable) -> np.ndarray:
 def vanishing(table: ComponentTable, case_spacings: np.ndarray, target: np.ndarray) -> dict[str, tuple[float, float]]:
     """Per label that occurs: how many components a target spacing (mm) loses, and how many there are.
 
-    Lost is a component of less than half a voxel in volume, or shorter than half a voxel along an axis that becomes
-    coarser than it is stored. `case_spacings` is (cases, 3).
+    A component is lost if its volume is less than half a voxel, or if it is shorter than half a voxel along an axis
+    that becomes coarser than it is stored. `case_spacings` is (cases, 3).
     """
     lost = _guilty_axes(table, case_spacings, target).any(axis=1)
     return {
@@ -168,7 +168,7 @@ def guard_spacing(table: ComponentTable, case_spacings: np.ndarray, target: np.n
     """Refine a target spacing (3,) at which more than VANISHING_SHARE of some label's components would vanish.
 
     The axes at fault are refined towards the FINE_PERCENTILE of the cases, the worst first, while the voxel count grows
-    by no more than GROWTH_LIMIT, and only if that saves some.
+    by no more than GROWTH_LIMIT, and only if that preserves some.
     """
     before = vanishing(table, case_spacings, target)
     if all(lost <= VANISHING_SHARE * total for lost, total in before.values()):
@@ -187,7 +187,7 @@ def guard_spacing(table: ComponentTable, case_spacings: np.ndarray, target: np.n
         )
     return refined, (
         f"refined towards the {FINE_PERCENTILE}th percentile of the cases ({GROWTH_LIMIT / left:.2f} times the voxels, "
-        f"at most {GROWTH_LIMIT:g}): components that vanish fall from {_losses(before)} to {_losses(after)}"
+        f"at most {GROWTH_LIMIT:g}): components that vanish: {_losses(before)} before, {_losses(after)} after"
     )
 
 
@@ -211,11 +211,11 @@ def class_weights(
     """Weigh the cross-entropy by the root of inverse frequency where even foreground-centred patches hold little.
 
     Background weighs 1, the others up to MAX_CLASS_WEIGHT; all are divided by their mean. One weight per head: labels
-    after background, or regions. A label that never occurs weighs as much as background.
+    after background, or regions. A label that never occurs is weighted like background.
     """
     little = {name: share for name, share in filled.items() if share < LITTLE}
     if not little:
-        return None, f"a patch centred on a label is filled by it to at least {LITTLE:g}, whichever label it is"
+        return None, f"every label fills at least {LITTLE:g} of a patch centred on it"
     voxels = list(_voxels(fingerprint).values())
     total = sum(math.prod(case.shape_after_crop) - case.ignored_voxels for case in fingerprint.cases)
     heads = labels.regions_as_indices if labels.has_regions else tuple((i,) for i in range(1, labels.num_labels + 1))
@@ -226,7 +226,7 @@ def class_weights(
         weights.append(min(MAX_CLASS_WEIGHT, max(1.0, math.sqrt(background / count))) if count else 1.0)
     mean = sum(weights) / len(weights)
     return tuple(round(w / mean, 4) for w in weights), (
-        f"share of a patch centred on it that a label's component fills, under {LITTLE:g}: {_shares(little)}; weights "
+        f"labels that fill less than {LITTLE:g} of a patch centred on them: {_shares(little)}; weights "
         f"are the root of inverse frequency, at most {MAX_CLASS_WEIGHT:g} times background's, mean 1"
     )
 

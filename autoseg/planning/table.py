@@ -1,4 +1,4 @@
-"""A plan at a glance: what each configuration is, what it is predicted to need, and what would change the choice."""
+"""A plan at a glance: each configuration, its predicted cost, and what would change the choice."""
 
 from autoseg.messages import aligned
 from autoseg.planning.pace import steps_in
@@ -15,18 +15,18 @@ def summary(plan: Plan) -> str:
     lines = aligned([_header(plan), *rows])
     changes = [f"- {d.step.split()[1]}: {d.value} {d.reason}" for d in plan.decisions if d.step.startswith("6.")]
     return "\n".join(
-        [*lines, f"* {plan.recommended} is used unless -c names another", "what would change it:", *changes]
+        [*lines, f"* {plan.recommended} is the default; choose another with -c", "what would change it:", *changes]
     )
 
 
 def glance(plan: Plan) -> list[str]:
-    """The table of `summary` with what matters most, in lines of about 120 columns, and what its marks mean."""
+    """The most important columns of `summary`, in lines of about 120 columns, and the meaning of its marks."""
     header, rows = _header(plan), [_row(plan, name, one) for name, one in plan.configurations.items()]
     columns = [header.index(name) for name in header if name not in LEFT_OUT]
     header = [name.removesuffix(": train") for name in header]
     lines = aligned([[row[column] for column in columns] for row in (header, *rows)])
     if any("?" in row for row in rows):
-        lines.append("?: not known before this machine is measured (autoseg calibrate)")
+        lines.append("?: unknown until this machine is measured (autoseg calibrate)")
     return lines
 
 
@@ -72,7 +72,7 @@ def gigabytes(count: float) -> str:
 
 
 def _steps(plan: Plan, seconds: float | None) -> str:
-    """Steps of one fold: of the schedule, or as many as the time budget allows."""
+    """Steps of one fold: of the schedule, or as many as fit the time budget."""
     training = plan.training
     if training.time_budget_seconds is None:
         return str(training.total_steps)

@@ -1,7 +1,7 @@
 """The tables that names in a plan are checked against, and the options of what is named.
 
-Each is imported when it is first asked for, because it needs torch, which takes seconds to load. It is asked again for
-every name, so that what was registered from outside the package counts.
+Each is imported on first use, because it needs torch, which takes seconds to load. It is looked up again for every
+name, so that functions registered from outside the package are found.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ def check_loss_options(name: str, options: Mapping[str, Any], where: str) -> Non
 
 
 def all_loss_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the loss called `name`, with its defaults for those that are not set; as given where it is unknown."""
+    """Options of the loss called `name`, with its defaults for those that are not set; unchanged if it is unknown."""
     from autoseg.nn.losses import GIVEN, LOSSES
 
     return with_defaults(options, LOSSES[name], GIVEN) if name in LOSSES else dict(options)

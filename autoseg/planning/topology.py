@@ -1,16 +1,16 @@
 """From a voxel spacing and a patch to the stages of a network: pure numbers, no data, no torch.
 
     initial_patch        the largest patch worth trying: a cube (square) in millimetres, cut to the median shape
-    trimmed              the same patch, rounded down to what its axes are divided by
-    topology             strides and kernels for a patch, and the patch padded to what they divide
+    trimmed              the same patch, rounded down to multiples of its divisor
+    topology             strides and kernels for a patch, and the patch padded to multiples of its divisor
     feature_map_elements the proxy of memory and time: convolution outputs of one forward pass of one sample
     receptive_field      voxels of the image that one output voxel of a convolutional U-Net sees
     voxels_seen          the same, of any network
     shrinking            ever smaller patches
     fit_patch            the first of them that costs no more than a limit
-    search_patch         the same, looking at few
+    search_patch         the same, with few evaluations
 
-The rules are nnU-Net v2's. They are guarded where nnU-Net loops forever: axes of one voxel, limits nothing can meet.
+The rules are nnU-Net v2's, guarded where nnU-Net loops forever: axes of one voxel, limits that no patch meets.
 """
 
 import math
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from autoseg.nn.networks.layout import Layout
 
 ISOTROPIC_WITHIN = 2.0  # axes whose spacings differ by less than this factor are halved, and convolved, together
-TRIM_KEEPS = 0.8  # of an edge: what must remain where it is rounded down
+TRIM_KEEPS = 0.8  # of an edge: the share that must remain when it is rounded down
 START_VOXELS = {3: 256**3, 2: 2048**2}  # volume of the patch that shrinking starts from
-GUESSES = 6  # looks that follow a guess, before a search halves
+GUESSES = 6  # evaluations by the guess before the search halves
 SMALLEST_PATCH_EDGE = 12  # in-plane, where the image is too small to be halved even once: 12 -> 6 along one axis alone
 
 Spatial = tuple[int, ...]
@@ -32,7 +32,7 @@ Spatial = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Topology:
-    """How a U-Net goes down for one patch: one entry per stage, the last is the bottleneck."""
+    """The stages of a U-Net for one patch: one entry per stage, the last is the bottleneck."""
 
     patch_size: Spatial  # padded up to multiples of `divisor`
     strides: tuple[Spatial, ...]
@@ -57,7 +57,7 @@ class Fit:
     cost: float
     fits: bool  # False: not even the smallest sensible patch meets the limit
     steps: int  # how many times the patch was shrunk
-    larger: Topology | None = None  # the patch one step larger, which costs too much; None: there was none to try
+    larger: Topology | None = None  # the patch one step larger, which costs too much; None if there was none
     larger_cost: float = 0.0
 
 
@@ -74,7 +74,7 @@ def initial_patch(spacing: Sequence[float], median_shape: Sequence[float]) -> tu
 
 
 def trimmed(spacing: Sequence[float], patch: Sequence[float], min_edge: int = 4) -> tuple[float, ...]:
-    """Round the edges of a patch down to multiples of what they are divided by, instead of padding them up.
+    """Round the edges of a patch down to multiples of their divisors, instead of padding them up.
 
     A patch about as large as the images is otherwise up to half padding. An axis that would lose more than
     1 - TRIM_KEEPS of its voxels is left to be padded. The halvings stay those of the untrimmed patch or fewer.
@@ -91,7 +91,7 @@ def topology(spacing: Sequence[float], patch: Sequence[float], min_edge: int = 4
 
     Axes are halved together while their current spacings lie within a factor of 2, so thick slices wait until the plane
     has caught up; no axis is halved below `min_edge`. A kernel edge is 1 along such a waiting axis and 3 otherwise; the
-    bottleneck's kernels are 3. Each patch edge is then rounded up to a multiple of what it is divided by.
+    bottleneck's kernels are 3. Each patch edge is then rounded up to a multiple of its divisor.
     """
     dims = len(spacing)
     current, edges = [float(s) for s in spacing], [float(e) for e in patch]
@@ -208,7 +208,7 @@ def shrinking(
     With `compact` it is the axis that is longest in mm: a small patch of an image of few thick slices stays a block
     of them, where nnU-Net's rule leaves a thin plane.
     Axes that would fall below `needed` voxels are spared while another can shrink; all zeros spares none.
-    Ends always: no patch is visited twice, and no edge falls below `min_edge`.
+    It always ends: no patch is visited twice, and no edge falls below `min_edge`.
     """
     chosen = smallest_topology(spacing, patch, min_edge)
     visited: set[Spatial] = set()
@@ -230,7 +230,7 @@ def shrinking(
 
 
 def fit_patch(patches: Iterable[Topology], cost: Callable[[Topology], float], limit: float) -> Fit:
-    """Take the first of ever smaller patches whose cost keeps to `limit`."""
+    """Return the first of ever smaller patches whose cost does not exceed `limit`."""
     path: list[Topology] = []
     costs: list[float] = []
     for chosen in patches:
@@ -247,13 +247,14 @@ def search_patch(
 ) -> Fit:
     """`fit_patch` for a cost that is expensive to compute and falls along the patches: few are tried.
 
-    `guess` is about proportional to the cost, and cheap. Each look corrects its scale; where that does not help soon,
-    the search halves. The patch taken was looked at, and the one before it, which costs too much.
+    `guess` is about proportional to the cost, and cheap. Each evaluation corrects its scale; where that does not
+    converge soon, the search halves. The returned patch was evaluated, and so was the one before it, which costs too
+    much.
     """
     path = list(patches)
     guesses = [guess(chosen) for chosen in path]
     known: dict[int, float] = {}
-    low, high, scale = 0, len(path), 1.0  # the first that fits lies in [low, high]
+    low, high, scale = 0, len(path), 1.0  # the first that fits is in [low, high]
     while low < high:
         here = next((i for i, value in enumerate(guesses) if value * scale <= limit), len(path) - 1)
         here = min(max(here, low), high - 1) if len(known) < GUESSES else (low + high) // 2
@@ -273,7 +274,7 @@ def _fit(path: Sequence[Topology], step: int, fits: bool, costs: Mapping[int, fl
 
 
 def _covers(smaller: Topology | None, current: Topology, needed: Sequence[float]) -> bool:
-    """Whether no axis falls below what is needed, or further below it."""
+    """Whether no axis falls below the need, or further below it."""
     assert smaller is not None
     return all(
         new >= min(old, need) for new, old, need in zip(smaller.patch_size, current.patch_size, needed, strict=True)
@@ -286,7 +287,7 @@ def _shrunk(spacing: Sequence[float], chosen: Topology, axis: int, min_edge: int
     patch[axis] -= chosen.divisor[axis]
     if patch[axis] < min_edge:
         return None
-    # the smaller patch may be divided less often: shrink by what it is divided by, so that padding does not undo it
+    # the smaller patch may be divided less often: shrink by its divisor, so that padding does not undo it
     step = topology(spacing, patch, min_edge).divisor[axis]
     patch[axis] = chosen.patch_size[axis] - step
     smaller = topology(spacing, patch, min_edge)

@@ -1,1 +1,1 @@
-"""Cases as they are read to cases as the network sees them."""
+"""From cases as read to cases as the network sees them."""

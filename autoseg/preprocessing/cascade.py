@@ -1,9 +1,9 @@
-"""From one stage to the next: segmentations on the grid of the cases that a cascade is trained on.
+"""Segmentations of the previous stage on the grid of the cases that a cascade is trained on.
 
-A cascade sees the image at full resolution, and beside it what a coarser configuration found in the whole image. In
-training that must be no better than it will be later: for each case, the segmentation by the fold that did not train
-on it (nnU-Net's cascade). `prepare_previous` brings these files to the grid of the store; `open_previous` makes sure,
-before a training begins, that all are there and fit the files they come from.
+A cascade sees the image at full resolution together with the segmentation of the whole image by a coarser
+configuration. In training that must be no better than in prediction: each case uses the segmentation by the fold that
+did not train on it (nnU-Net's cascade). `prepare_previous` resamples these files to the grid of the store;
+`open_previous` verifies before training that all exist and match the files they come from.
 
     preprocessed/<cascade>-<network>/<case>.npy   (Z, Y, X) class indices without OUTSIDE, on the grid of the store
                                      <case>.json  PreviousInfo, written last: a case without it does not exist
@@ -29,12 +29,12 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PreviousInfo:
-    """What the segmentation of a case follows from."""
+    """What the segmentation of a case was made from."""
 
     version: int
     source: str  # the label file, relative to the workspace
     sha256: str  # of its bytes
-    key: str  # of the stored case, whose grid it was brought to
+    key: str  # of the stored case, whose grid it was resampled to
 
 
 def prepare_previous(
@@ -46,9 +46,9 @@ def prepare_previous(
     *,
     workers: int | None = None,
 ) -> list[str]:
-    """Bring the previous stage's segmentation of every case to the grid of the store that a cascade reads.
+    """Resample the previous stage's segmentation of every case to the grid of the store that a cascade reads.
 
-    What is there already, from the same file and on the same grid, is left alone.
+    Segmentations that exist, from the same file and on the same grid, are kept.
 
     Args:
         name: of the cascade's configuration, whose data are preprocessed.
@@ -58,14 +58,14 @@ def prepare_previous(
         Ids of the cases that had an older segmentation, which was replaced.
 
     Raises:
-        StateError: a case has no segmentation, because no fold holds it out.
+        StateError: a case has no segmentation because no fold holds it out.
     """
     configuration = plan.configurations[name]
     if without := [case.id for case in cases if case.id not in sources]:
         raise StateError(
             f"{name} needs a segmentation of {without[0]} by a fold of {configuration.cascade_from} that did not train "
             "on it, but no fold holds it out",
-            remedy="use splits in which every case is held out once (splits.json)",
+            remedy="use splits that hold out every case once (splits.json)",
         )
     folder = workspace.previous_stage(name, configuration.network.name)
     store = CaseStore(workspace.preprocessed(configuration.data))
@@ -101,7 +101,7 @@ def open_previous(
         network = configuration.network.name
         raise StateError(
             problem,
-            remedy="it is made again by: "
+            remedy="to make it again: "
             + suggest("train", workspace=workspace.root, configuration=name, network=network),
         )
     return folder
@@ -115,7 +115,7 @@ def previous_digest(folder: Path, case_id: str) -> str:
 
 def _prepare_case(job: tuple[Case, Path, PreviousInfo, CaseInfo, Path, Plan, str]) -> None:
     case, root, wanted, info, folder, plan, name = job
-    # The file has the grid of the case's image: it stands in for it, so that the image need not be read.
+    # The file has the grid of the case's image and is read in its place, so that the image need not be read.
     source = Case(case.id, case.patient, (str(root / wanted.source),), str(root / wanted.source))
     loaded = load_case(
         source, plan.labels, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order
@@ -136,13 +136,13 @@ def _prepare_case(job: tuple[Case, Path, PreviousInfo, CaseInfo, Path, Plan, str
 
 
 def _info(workspace: Workspace, source: Path, info: CaseInfo) -> PreviousInfo:
-    """What a segmentation made now would follow from."""
+    """What a segmentation would be made from now."""
     digest = sha256(source) if source.exists() else ""
     return PreviousInfo(VERSION, source.relative_to(workspace.root).as_posix(), digest, info.key)
 
 
 def _known(folder: Path, case_id: str) -> PreviousInfo | None:
-    """What the segmentation that is there was made from, or None where there is none."""
+    """What the existing segmentation was made from, or None where there is none."""
     if not (folder / f"{case_id}.npy").exists():
         return None
     try:

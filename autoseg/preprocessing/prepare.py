@@ -1,7 +1,7 @@
-"""One case as it was read to the case as the network sees it: crop, normalise, resample. Arrays alone, no files.
+"""From one case as read to the case as the network sees it: crop, normalise, resample. Only arrays, no files.
 
-The same `prepare` serves training and prediction, so both see the same image. The order is nnU-Net v2's: crop to the
-nonzero region, normalise, resample. The way back is that of its `Placement`.
+Training and prediction use the same `prepare`, so both see the same image. The order is nnU-Net v2's: crop to the
+nonzero region, normalise, resample. Its `Placement` holds the inverse.
 """
 
 import math
@@ -22,7 +22,7 @@ from autoseg.processes import free_memory
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case as the network sees it, and how it lies in its image. Spatial tuples are in permuted order."""
+    """A case as the network sees it, and its place in the image. Spatial tuples are in permuted order."""
 
     image: np.ndarray  # (C, Z, Y, X) float32, normalised, at the configuration's spacing
     target: np.ndarray | None  # (Z, Y, X) int16 class indices, OUTSIDE where the body ends
@@ -46,9 +46,9 @@ def prepare(
         name: of its file, for messages.
 
     Raises:
-        DataError: at the configuration's spacing, nothing would be left of an axis, or absurdly many voxels come out;
-            or intensities do not suit the plan's normalisation.
-        OutOfMemory: what comes out exceeds the free memory.
+        DataError: at the configuration's spacing, an axis would vanish or the image would be absurdly large; or the
+            intensities do not fit the plan's normalisation.
+        OutOfMemory: the result exceeds the free memory.
     """
     inside = nonzero_mask(image)
     z, y, x = image.shape[1:]
@@ -68,7 +68,7 @@ def prepare(
 
 
 def target_spacing(configuration: Configuration, spacing: Vector3) -> Vector3:
-    """Spacing a case is resampled to: a 2-D configuration keeps the case's own distance between slices."""
+    """Spacing a case is resampled to: a 2-D configuration keeps the case's distance between slices."""
     if configuration.dims == 2:
         return (spacing[0], *configuration.spacing)  # type: ignore[return-value]
     return configuration.spacing  # type: ignore[return-value]
@@ -84,11 +84,11 @@ def _normalized(cropped: np.ndarray, inside: np.ndarray, plan: Plan) -> np.ndarr
 
 
 def _require_memory(shape: Axes3, arrays: int, name: str) -> None:
-    """Refuse what cannot be held: so many float32 arrays of a shape. A lower bound of what resampling takes."""
+    """Refuse arrays that do not fit into memory: `count` float32 arrays, a lower bound of what resampling takes."""
     needed, free = 4 * arrays * math.prod(shape), free_memory()
     if needed > free:
         raise OutOfMemory(
-            f"{name}: at the plan's spacing it has {shape} voxels, which take {needed / 1e9:.3g} GB or more, "
+            f"{name}: at the plan's spacing it has {shape} voxels, which need at least {needed / 1e9:.3g} GB; "
             f"{free / 1e9:.3g} GB are free",
-            remedy="use a machine with more memory, or a configuration of lower resolution",
+            remedy="use a machine with more memory, or a configuration with a lower resolution",
         )

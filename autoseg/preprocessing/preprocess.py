@@ -1,6 +1,6 @@
-"""All cases of a dataset into the store of one configuration, each as `prepare` makes it.
+"""Preprocess all cases of a dataset with `prepare` into the store of one configuration.
 
-Cases are committed one by one, and a restart does only what is missing.
+Cases are committed one by one, and a restart processes only those that are missing.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ from autoseg.workspace import Workspace, lock
 def preprocess(
     dataset: Dataset, plan: Plan, configuration_name: str, workspace: Workspace, *, workers: int | None = None
 ) -> CaseStore:
-    """Bring every training case of the dataset into the store of one configuration.
+    """Preprocess every training case of the dataset into the store of one configuration.
 
-    Cases that are stored already, from the same files and under the same settings, are left alone. Of several processes
-    that want the same store, one does the work, and the others wait.
+    Cases that are stored already, from the same files and with the same settings, are kept. Of several processes that
+    need the same store, one does the work, and the others wait.
 
     Raises:
-        DataError: a case cannot be read or holds non-finite values.
+        DataError: a case cannot be read or contains non-finite values.
         StateError: there is no such configuration, or it cannot read the copy it shares with another.
         StorageError: the disk is full.
     """
     name, configuration = plan.configuration(configuration_name)
-    data, copied = plan.configuration(configuration.data)  # whose copy it reads: mostly its own
+    data, copied = plan.configuration(configuration.data)  # whose copy it reads: usually its own
     if configuration.spacing[-2:] != copied.spacing[-2:]:
         raise StateError(
             f"{name} reads the preprocessed copy of {data}, but its slices have another spacing",
@@ -75,9 +75,9 @@ def _store_case(job: tuple[Case, str, Plan, Configuration, Path]) -> None:
 
 
 def content_of(loaded: LoadedCase) -> tuple[str, str]:
-    """Digests of a case's image and of its label as they were read: equal for equal voxels, wherever they are stored.
+    """Digests of a case's image and label as read: equal for equal voxels, wherever they are stored.
 
-    Of what is compressed or named in another way, or has another origin, the digests are the same.
+    They do not depend on compression, file names or the origin.
     """
     assert loaded.target is not None
     grid = json.dumps([loaded.image.shape, [f"{edge:.5g}" for edge in loaded.spacing]]).encode()
@@ -91,7 +91,7 @@ def content_of(loaded: LoadedCase) -> tuple[str, str]:
 def _settings_hash(plan: Plan, configuration: Configuration) -> str:
     labels = to_plain(plan.labels)
     if not labels["colours"]:
-        del labels["colours"]  # copies made before there were any stay valid
+        del labels["colours"]  # copies made before digests existed stay valid
     settings = [plan.orientation, plan.axis_order, plan.normalization, plan.resampling]
     plain = [labels, *(to_plain(s) for s in settings), configuration.dims, configuration.spacing]
     text = json.dumps(plain, sort_keys=True)
@@ -108,7 +108,7 @@ def _key(case: Case, settings: str) -> str:
         except OSError as error:
             raise DataError(
                 f"{path} of case {case.id} cannot be found: {error.strerror or error}",
-                remedy="bring the dataset back to where it was planned, or plan it again: "
+                remedy="move the dataset back to where it was planned, or plan it again: "
                 + suggest("plan", ANY_DATASET),
             ) from None
     files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]

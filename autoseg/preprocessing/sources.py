@@ -1,8 +1,8 @@
-"""The files of a dataset as they were when it was planned, and what has become of them since.
+"""The files of a dataset when it was planned, and how they have changed since.
 
-`plan` checks every file; what changes afterwards was never checked, and the plan was not made from it. So `plan` keeps
-size, time and sha256 of every image and label in `sources.json`. `train` and `evaluate` look at sizes and times, which
-takes no time, and read again only files whose size or time differ: a copy has other times and the same bytes.
+`plan` checks every file; a later change was never checked, and the plan was not made from it. So `plan` stores size,
+time and sha256 of every image and label in `sources.json`. `train` and `evaluate` compare sizes and times, which is
+fast, and read only files whose size or time differ: a copy has other times and the same bytes.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ NAMED = 3  # files of a message
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file, as it was."""
+    """One file when the dataset was planned."""
 
     size: int  # bytes
     mtime_ns: int
@@ -37,7 +37,7 @@ class Sources:
     version: int
     root: str  # of the dataset
     files: dict[str, SourceFile]  # by path, as the cases name them
-    planned_with: tuple[str, ...] = ()  # further options of `autoseg plan`, to plan it in the same way again
+    planned_with: tuple[str, ...] = ()  # further options of `autoseg plan`, to repeat the plan
 
 
 def measure(dataset: Dataset, planned_with: Sequence[str] = (), *, workers: int | None = None) -> Sources:
@@ -48,7 +48,7 @@ def measure(dataset: Dataset, planned_with: Sequence[str] = (), *, workers: int 
 
 
 def plan_again(workspace: Workspace, root: str | None = None) -> str:
-    """The command that plans a workspace's dataset again in the same way; `root`: its new place."""
+    """The command that repeats the plan of a workspace's dataset; `root`: its new path."""
     known = load(Sources, workspace.sources) if workspace.sources.exists() else None
     where = root or (known.root if known else "DATASET")
     return suggest("plan", Path(where), *(known.planned_with if known else ()), workspace=workspace.root)
@@ -63,19 +63,19 @@ def require_in_place(workspace: Workspace, dataset: Dataset, cases: Sequence[Cas
     if not Path(dataset.root).exists():
         raise StateError(
             f"the dataset is not where it was planned: {dataset.root} does not exist",
-            remedy="if it was moved or renamed, plan it in its new place (finished folds stay valid): "
+            remedy="if it was moved or renamed, plan it with its new path (finished folds stay valid): "
             + plan_again(workspace, "NEWPLACE"),
         )
     raise StateError(
-        f"{_some(missing)} no longer there",
-        remedy=f"put back what is missing, or plan again: {plan_again(workspace)}",
+        f"{_some(missing)} missing",
+        remedy=f"restore the missing files, or plan again: {plan_again(workspace)}",
     )
 
 
 def changed_since(workspace: Workspace, cases: Sequence[Case]) -> list[str]:
-    """Files of these cases whose bytes are others than when they were planned; none where that was not kept.
+    """Files of these cases whose bytes have changed since they were planned; none where that was not recorded.
 
-    New times of files with the same bytes are kept, so that they are read again only once.
+    New times of files with the same bytes are stored, so that they are read again only once.
     """
     if not workspace.sources.exists():
         return []
@@ -93,7 +93,7 @@ def changed_since(workspace: Workspace, cases: Sequence[Case]) -> list[str]:
         else:
             changed.append(path)
     if renewed:
-        with suppress(StorageError):  # who may only read reads again next time
+        with suppress(StorageError):  # without write permission, they are read again next time
             save(workspace.sources, replace(known, files=known.files | renewed))
     return sorted(changed)
 
@@ -102,15 +102,15 @@ def require_unchanged(workspace: Workspace, dataset: Dataset, cases: Sequence[Ca
     """Refuse to train on files that were never checked: those that changed since they were planned.
 
     Raises:
-        StateError: names them, or says where the dataset is missed.
+        StateError: names them, or the path where the dataset is missing.
     """
     require_in_place(workspace, dataset, cases)
     if changed := changed_since(workspace, cases):
         raise StateError(
             f"{_some(changed)} no longer as planned: the new content was never checked, and the plan was made from the "
             "old one",
-            remedy=f"plan again: {plan_again(workspace)} (it names the folds that this leaves valid), or put back the "
-            "files as they were",
+            remedy=f"plan again: {plan_again(workspace)} (it lists the folds that stay valid), or restore the "
+            "original files",
         )
 
 

@@ -41,27 +41,27 @@ ANNEX = "../.git/annex/objects/Xx/Yy/SHA256E-s9--x.nii.gz/SHA256E-s9--x.nii.gz"
 ENTRIES = {  # what makes the entry d.* of a folder -> its name, words of the message, words of the remedy, severity
     "annex": ("d.nii.gz", "git-annex link", "datalad get", "error"),
     "dangling": ("d.nii.gz", "a link to a file that does not exist: /nowhere/d.nii.gz", "copy", "error"),
-    "loop": ("d.nii.gz", "leads back to itself", "put the file", "error"),
-    "pipe": ("d.nii.gz", "a device or a pipe", "put a file", "error"),
+    "loop": ("d.nii.gz", "is a link to itself", "replace it with the file", "error"),
+    "pipe": ("d.nii.gz", "a device or a pipe", "replace it with a file", "error"),
     "icloud": (".d.nii.gz.icloud", "iCloud", "download", "error"),
     "pair": ("d.hdr", "with d.img, a .hdr/.img pair", "nib-convert", "error"),
     "half": ("d.img.gz", "half of a .hdr/.img pair", "copy d.hdr here", "error"),
     "freesurfer": ("d.mgz", "FreeSurfer", "nib-convert", "error"),
     "minc": ("d.mnc", "MINC", "convert", "error"),
-    "blank": ("d.nii.gz ", "blanks after its ending", "mv '", "error"),
+    "blank": ("d.nii.gz ", "blanks after its extension", "mv '", "error"),
     "part": ("d.nii.gz.part", "unfinished download", "again", "error"),
     "chrome": ("d.nii.gz.crdownload", "unfinished download", "again", "error"),
-    "bz2": ("d.nii.bz2", "packed", "unpack", "error"),
+    "bz2": ("d.nii.bz2", "compressed", "decompress", "error"),
     "old": ("d.nii.gz.old", ".nii.gz.old", "rename it: d.nii.gz", "error"),
     "hidden by Windows": ("d.nii.gz.txt", ".nii.gz.txt", "rename it: d.nii.gz", "error"),
-    "no ending": ("d", "holds an image", "rename", "error"),
+    "no ending": ("d", "first bytes are those of an image", "rename", "error"),
     "dvc": ("d.nii.gz.dvc", "DVC", "dvc pull", "error"),
     "shortcut": ("d.nii.gz.lnk", "shortcut", "copy the file", "error"),
-    "backup": ("a.nii.gz~", "a.nii.gz lies beside it", "nothing", "warning"),
+    "backup": ("a.nii.gz~", "a.nii.gz is next to it", "nothing", "warning"),
     "document": ("d.docx", "not an image of a known format", "convert", "warning"),
     "folder like a file": ("d.nii.gz", "is a folder, expected a .nii.gz file", "remove", "error"),
-    "folder of images": ("more", "what it holds is not used (1 files, such as d.nii.gz)", "move its images", "error"),
-    "empty folder": ("more", "holds no image", "nothing", "warning"),
+    "folder of images": ("more", "its files are not used (1 files, such as d.nii.gz)", "move its images", "error"),
+    "empty folder": ("more", "contains no image", "nothing", "warning"),
 }
 
 
@@ -117,7 +117,7 @@ def test_what_a_program_left_beside_an_image_hides_no_case(tmp_path):
     assert [(Path(p.file).name, p.severity) for p in problems] == [
         ("a.mat", "warning"), ("b.gif", "warning"), ("b.hdr", "warning"), ("b.img", "warning")
     ]  # fmt: skip
-    assert all(p.what.endswith(f"not used, {Path(p.file).stem}.nii.gz lies beside it") for p in problems)
+    assert all(p.what.endswith(f"not used, {Path(p.file).stem}.nii.gz is next to it") for p in problems)
 
 
 @pytest.mark.parametrize("ending", [".mgz", ".hdr"])

@@ -51,7 +51,7 @@ def test_regions_by_option_write_the_value_that_is_theirs_alone(tmp_path):
     assert dataset.labels.region_values == (2, 1, 4)
     with pytest.raises(UsageError, match="'core' belongs to the regions after it"):
         discover(root, parse_options(regions="core=1+4,whole=1+2+4"))
-    with pytest.raises(UsageError, match="no label has"):
+    with pytest.raises(UsageError, match="belong to no label"):
         discover(root, parse_options(regions="whole=1+9"))
 
 
@@ -117,7 +117,7 @@ def test_images_in_case_folders(tmp_path):
 def test_images_that_cannot_be_predicted(tmp_path):
     files = touch(tmp_path, "x/a.nii", "y/a.nii", "z/notes.txt")
     for paths, message in (
-        ([tmp_path / "gone"], "does not exist"), (files[2:], "known format"), ([tmp_path / "z"], "holds no image"),
+        ([tmp_path / "gone"], "does not exist"), (files[2:], "known format"), ([tmp_path / "z"], "contains no image"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             images_in(paths, 1)

@@ -12,4 +12,4 @@ def test_a_format_that_was_added_is_known_inside_names_and_in_advice(tmp_path, m
     monkeypatch.setitem(READERS, ".voxels", READERS[".nii"])
     assert stem(Path("case.voxels.bak")) == "case"
     assert foreign(tmp_path / "unknown.xyz").remedy.endswith(".jpeg, .voxels")
-    assert foreign(tmp_path / "case.voxels.bak").what == "its ending is not one of an image: .voxels.bak"
+    assert foreign(tmp_path / "case.voxels.bak").what == "its extension is unknown: .voxels.bak"

@@ -26,11 +26,11 @@ def fold(train, val) -> dict[str, list]:
 
 
 REFUSED = {  # the folds -> words of the message, whether training on all cases is offered
-    "val empty": ([fold(IDS, [])], "fold 0 validates on no case, and trains on 4", True),
+    "val empty": ([fold(IDS, [])], "fold 0 has 4 training cases and no validation case", True),
     "val is train": ([fold(IDS, IDS)], "fold 0 trains and validates on the same 4 cases", True),
-    "train empty": ([fold("abc", "d"), fold([], IDS)], "fold 1 trains on no case", True),
+    "train empty": ([fold("abc", "d"), fold([], IDS)], "fold 1 has 4 validation cases and no training case", True),
     "one case on both sides": ([fold("abc", "cd")], "trains and validates on the same case: c", False),
-    "nobody known": ([fold("xy", "z"), fold("abc", "d")], "fold 0 validates on no case", True),
+    "nobody known": ([fold("xy", "z"), fold("abc", "d")], "fold 0 has 0 training cases and no validation case", True),
 }
 
 
@@ -45,7 +45,7 @@ def test_folds_that_cannot_be_trained_are_refused(tmp_path, kind):
     assert "remove it: autoseg then makes its own folds" in refusal[0].remedy
     assert ("autoseg train -f full" in refusal[0].remedy) == train_all
     assert dataset.splits is None
-    with pytest.raises(DataError, match=r"splits_final\.json.*leaving cases out does not mend it"):
+    with pytest.raises(DataError, match=r"splits_final\.json.*leaving cases out does not fix it"):
         without_bad_cases(dataset, problems)  # --skip-bad makes no folds of its own instead
 
 
@@ -65,7 +65,9 @@ def test_sound_folds_are_honoured(tmp_path):
     root = dataset_with(tmp_path, [fold("abc", "d"), fold("ab", "cd")], "Splits_Final.JSON")
     dataset, problems = discover(root)
     assert dataset.splits == (Split(0, ("a", "b", "c"), ("d",)), Split(1, ("a", "b"), ("c", "d")))
-    assert [(p.severity, p.what) for p in problems] == [("warning", "1 cases are validated in several folds: d")]
+    assert [(p.severity, p.what) for p in problems] == [
+        ("warning", "1 cases are in the validation set of several folds: d")
+    ]
 
 
 def test_ids_of_folds_as_people_write_them(tmp_path):
@@ -76,7 +78,7 @@ def test_ids_of_folds_as_people_write_them(tmp_path):
     dataset, problems = discover(dataset_with(tmp_path, folds, ids=ids))
     assert dataset.splits == (Split(0, ("001", "002", nfc), ("Case", "x.y")),)
     assert [(p.severity, p.what) for p in problems] == [
-        ("warning", "2 ids are not spelt as the cases are: '1' for '001', 'imagesTr/case_0000.nii.gz' for 'Case'")
+        ("warning", "2 ids are not spelt like the cases: '1' for '001', 'imagesTr/case_0000.nii.gz' for 'Case'")
     ]
 
 
@@ -86,8 +88,8 @@ def test_an_id_that_matches_no_case_is_an_error(tmp_path):
     tiny.nifti(root / "labelsTs/t.nii.gz", tiny.label(1, 2))
     dataset, problems = discover(root)
     assert [(p.case, p.severity, p.what) for p in problems] == [
-        ("gone", "error", "the folds name a case that does not exist"),
-        ("t", "error", "the folds name a case that does not exist (it is a test case)"),
+        ("gone", "error", "the folds list a case that does not exist"),
+        ("t", "error", "the folds list a case that does not exist (it is a test case)"),
     ]
     assert without_bad_cases(dataset, problems[:1]).splits == (Split(0, ("a", "b"), ("c", "d")),)
     many = dataset_with(tmp_path / "many", [fold(["a", "b", *map(str, range(900, 909))], ["c", "d"])])
@@ -112,13 +114,10 @@ def test_folds_that_lose_a_side_with_bad_cases(tmp_path):
     dataset, problems = discover(root)
     left = without_bad_cases(dataset, problems)
     assert left.splits == (Split(1, ("a", "b"), ("c",)),)
-    assert (
-        "fold 0 of those given has lost all its training or all its validation cases: 1 folds are left"
-        in left.notes[-1]
-    )
+    assert "given fold 0 has lost all its training or all its validation cases: 1 folds remain" in left.notes[-1]
     (root / "labelsTr/c.nii.gz").unlink()
     dataset, problems = discover(root)
-    with pytest.raises(DataError, match="fold 0, 1 of those given"):
+    with pytest.raises(DataError, match="given fold 0, 1"):
         without_bad_cases(dataset, problems)
 
 
@@ -143,9 +142,9 @@ def table(root: Path, header: str, *values: str) -> Path:
 @pytest.mark.parametrize(
     ("header", "values", "what"),
     [
-        ("fold", "0000", "fold 0 trains on no case: all 4 are for validation"),
-        ("fold", ("-1",) * 4, "fold 0 validates on no case, and trains on 4"),
-        ("split", ("val",) * 4, "fold 0 trains on no case: all 4 are for validation"),
+        ("fold", "0000", "fold 0 has 4 validation cases and no training case"),
+        ("fold", ("-1",) * 4, "fold 0 has 4 training cases and no validation case"),
+        ("split", ("val",) * 4, "fold 0 has 4 validation cases and no training case"),
     ],
 )
 def test_a_table_whose_folds_cannot_be_trained(tmp_path, header, values, what):
@@ -246,14 +245,14 @@ def test_accents_and_zeros_in_patients_csv(tmp_path):
     found, problems = patients_of(tmp_path, f"case,patient\n{nfc}_a,{nfd}\n{nfd}_b,{nfc}\n7,p\na1,p\n", ids=ids)
     assert found == {f"{nfc}_a": nfc, f"{nfc}_b": nfc, "007": "p", "A1": "p"}
     assert [(p.severity, p.what) for p in problems] == [
-        ("warning", "2 ids are not spelt as the cases are: '7' for '007', 'a1' for 'A1'")
+        ("warning", "2 ids are not spelt like the cases: '7' for '007', 'a1' for 'A1'")
     ]
 
 
 def test_a_patient_of_no_case_is_an_error(tmp_path):
     _, problems = patients_of(tmp_path, "case,patient\na,p\nb,p\nc,q\nd,q\nb_,p\n")
     assert [(p.case, p.severity, p.what) for p in problems] == [
-        ("b_", "error", "patients.csv names a case that does not exist")
+        ("b_", "error", "patients.csv lists a case that does not exist")
     ]
     images = tmp_path / "imagesTs"
     tiny.nifti(images / "b__0000.nii.gz", tiny.image(50))  # an image without a label is a case, too
@@ -277,7 +276,7 @@ def test_patients_that_differ_by_blanks_or_letters(tmp_path):
     found, problems = patients_of(tmp_path, "case,patient\na,Ann  B\nb, Ann B\nc,ann b\nd,q\n")
     assert (found["a"], found["b"], found["c"]) == ("Ann B", "Ann B", "ann b")
     assert [(p.severity, p.what) for p in problems] == [
-        ("warning", "patients.csv has patients 'Ann B' and 'ann b': they count as two")
+        ("warning", "patients.csv has patients 'Ann B' and 'ann b': they count as two patients")
     ]
 
 
@@ -295,7 +294,7 @@ def test_a_patients_csv_that_is_not_there(tmp_path):
 
 def test_participants_that_begin_no_case(tmp_path):
     _, problems = patients_of(tmp_path, "participant_id\tage\nsub-01\t3\nsub-02\t4\n", "participants.tsv")
-    assert [(p.severity, "none of the 2 participants" in p.what) for p in problems] == [("warning", True)]
+    assert [(p.severity, "any of the 2 participants" in p.what) for p in problems] == [("warning", True)]
 
 
 def test_paths_with_accents_in_tables_and_lists(tmp_path):

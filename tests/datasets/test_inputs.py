@@ -96,7 +96,7 @@ def test_a_case_without_one_of_its_channels_is_named_with_its_ending(tmp_path):
     touch(tmp_path, "a_0001.nii", "a_0002.nii", "b_0001.nii", "c.nii")
     cases, faults = images_in([tmp_path], 2, (), FileNames("suffix", ("_0001", "_0002")))
     assert ids(cases) == ["a", "c"]  # c.nii may hold both channels; its reader will see
-    assert [(f.case, f.remedy) for f in faults] == [("b", "add the file that ends in _0002")]
+    assert [(f.case, f.remedy) for f in faults] == [("b", "add the file whose name ends in _0002")]
 
 
 def test_whole_names_stay_whole(tmp_path):
@@ -118,7 +118,7 @@ def test_case_folders_for_a_model_trained_on_flat_files(tmp_path):
     cases, faults = images_in([tmp_path], 2, ("T1", "CT"), FileNames("suffix", ("_0000", "_0001")))
     assert ids(cases) == ["p", "q", "x", "y"]  # s holds several cases
     assert [(f.case, f.severity) for f in faults] == [("q", "warning"), ("r", "error")]
-    assert "the folder has t1, t2, the model needs T1, CT" in faults[1].what
+    assert "the folder contains t1, t2; the model needs T1, CT" in faults[1].what
 
 
 def test_channels_are_never_guessed_where_the_rule_is_known(tmp_path):

@@ -246,7 +246,7 @@ def test_255_among_other_values_is_doubted(tmp_path):
 def test_labels_without_any_label_and_intensities_as_labels_are_refused(tmp_path):
     tiny.nifti(tmp_path / "images/a.nii", tiny.image(1))
     tiny.nifti(tmp_path / "labels/a.nii", tiny.label())
-    with pytest.raises(DataError, match="holds any label"):
+    with pytest.raises(DataError, match="contains any label"):
         discover(tmp_path)
     tiny.nifti(tmp_path / "labels/a.nii", np.arange(300, dtype=np.int16).reshape(3, 10, 10))
     with pytest.raises(DataError, match="299 different values"):

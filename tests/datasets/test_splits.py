@@ -213,7 +213,7 @@ def test_cases_that_are_gone_leave_their_fold_and_a_note():
     kept = {c: p for c, p in patients.items() if c not in lost}
     after = make_splits(kept, volumes, seed=0, existing=before)
     assert [len(s.validation) for s in after.splits] == [1, 2, 0, 2, 2]
-    assert "3 cases of the folds are no longer in the data set" in after.notes[0]
+    assert "3 cases of the folds are no longer in the dataset" in after.notes[0]
     assert after.notes[1].startswith("WARNING: fold 2 has lost all its validation cases")
 
 
@@ -274,8 +274,8 @@ def test_folds_of_nnunet_take_new_cases_and_keep_their_leaks_reported():
     [
         ({"train": ["a"], "validation": ["b"]}, "fold 0 needs two lists"),
         ({"train": ["a"], "val": []}, "fold 0 needs two lists"),
-        ({"train": ["a", "b"], "val": ["b"]}, "in train and val at once: b"),
-        ({"train": ["a", "q"], "val": ["b"]}, "not in the data set: q"),
+        ({"train": ["a", "b"], "val": ["b"]}, "in both train and val: b"),
+        ({"train": ["a", "q"], "val": ["b"]}, "not in the dataset: q"),
     ],
 )
 def test_broken_folds_of_nnunet_are_refused(fold, message):

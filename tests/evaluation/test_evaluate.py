@@ -113,7 +113,9 @@ def test_ignored_voxels_count_nowhere(tmp_path):
 def test_a_segmentation_cannot_ignore(tmp_path):
     """The ignore value is for references; a segmentation that holds it where voxels are annotated is refused."""
     labels = LabelSet({"organ": 1}, ignore=255)
-    with pytest.raises(DataError, match=r"segmentation\.nii holds the ignore value 255 on 1 voxels .*reference\.nii"):
+    with pytest.raises(
+        DataError, match=r"segmentation\.nii contains the ignore value 255 on 1 voxels .*reference\.nii"
+    ):
         score(tmp_path, labels, volume([1, 1, 0, 255]), volume([1, 0, 255, 0]))
     result = score(tmp_path, labels, volume([1, 1, 0, 255]), volume([1, 0, 0, 255]))  # where the reference does, too
     assert result.confusion == ((1, 0), (1, 1))
@@ -250,7 +252,7 @@ def test_missing_predictions_are_named(tmp_path):
 def test_folders_that_are_none_or_empty(tmp_path):
     nifti(tmp_path / "full" / "case.nii", volume([0, 1]), AFFINE)
     (tmp_path / "empty").mkdir()
-    for wrong, what in (("nowhere", "is not a folder"), ("empty", "holds no label file")):
+    for wrong, what in (("nowhere", "is not a folder"), ("empty", "contains no label file")):
         for pair in ((wrong, "full"), ("full", wrong)):
             with pytest.raises(DataError, match=rf"{wrong} {what}"):
                 pair_folders(*(tmp_path / name for name in pair), ONE)
@@ -310,8 +312,8 @@ def test_the_table_says_over_how_many_cases_a_mean_is_taken():
     assert lesion.startswith("lesion   0.2500 ± 0.250")
     assert "0.5000 ± 0.000 (1)" in lesion  # precision, of one case where Dice has two
     assert "12.00 ± 0.00 (1)" in lesion
-    assert lesion.endswith("2 (+1 without it)")
-    assert rare.split() == ["rare", "-", "-", "-", "-", "-", "0", "(+3", "without", "it)"]
+    assert lesion.endswith("2 (+1 undefined)")
+    assert rare.split() == ["rare", "-", "-", "-", "-", "-", "0", "(+3", "undefined)"]
     assert mean.split() == ["mean", "0.4583", "0.3611", "0.4583", "0.5833", "10.00"]
 
 
@@ -350,7 +352,7 @@ def test_references_that_cannot_be_read_are_not_left_out_of_the_mean(tmp_path):
     (tmp_path / "predictions/b.nii.gz.part").write_bytes(b"left behind")
     assert len(pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)) == 1
     (tmp_path / "references/b.mgz").write_bytes(b"something")
-    with pytest.raises(DataError, match=r"1 references cannot be read, .*b\.mgz is the first: is a FreeSurfer volume"):
+    with pytest.raises(DataError, match=r"1 references cannot be read; the first is .*b\.mgz: is a FreeSurfer volume"):
         pair_folders(tmp_path / "predictions", tmp_path / "references", ONE)
 
 

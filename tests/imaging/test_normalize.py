@@ -104,7 +104,7 @@ def test_rgb_by_hand():
 
 @pytest.mark.parametrize("values", [(-1, 5), (0, 256), (0, np.nan)])
 def test_rgb_refuses_what_is_not_8_bit(values):
-    with pytest.raises(DataError, match="0 to 255 was expected"):
+    with pytest.raises(DataError, match="expected 0 to 255"):
         normalize(volume(*values), "rgb_to_0_1")
 
 

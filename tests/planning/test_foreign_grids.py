@@ -69,7 +69,7 @@ def test_flat_images_are_no_volumes():
 
 
 def test_an_image_without_a_size():
-    with pytest.raises(DataError, match="does not state the size of its voxels, but the model was trained on"):
+    with pytest.raises(DataError, match="does not state its voxel size, but the model was trained on"):
         look((1.0, 1.0, 1.0), sized=False)
     ones = TrainingGrids((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (20, 200, 200), (90, 512, 512))
     assert look((1.0, 1.0, 1.0), ones, sized=False) == []

@@ -156,8 +156,8 @@ def test_the_plan_leaves_left_and_right_out_and_says_why():
     plan = plan_with(sides)
     assert plan.training.mirror_axes == (0, 1)
     assert reason(plan) == (
-        "label1 lies on the same side in 5 of 5 cases, and its mirrored place looks alike (correlation 0.80) and is "
-        "background: mirroring would teach both (training.mirror_axes; left to right is axis 2)"
+        "label1 is on the same side in 5 of 5 cases, and its mirrored place looks similar (correlation 0.80) and is "
+        "background: mirroring would teach a contradiction (training.mirror_axes; left to right is axis 2)"
     )
     assert plan_with(sided(*[None] * 5)).training.mirror_axes == (0, 1, 2)
     assert "training.mirror_axes; left to right is axis 2" in reason(plan_with(sided(*[None] * 5)))

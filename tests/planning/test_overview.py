@@ -59,7 +59,7 @@ def test_it_fits_into_25_lines_with_what_follows(found, options, notes):
 def test_notes_that_find_no_room_are_counted():
     lines = said(plan(LARGE, LABELS, vram_gb=8), [NOTE] * 6)
     shown = sum(line == f"note: {NOTE.strip()}" for line in lines)
-    (left,) = [line for line in lines if "more: --explain shows all" in line]
+    (left,) = [line for line in lines if "more (--explain shows all)" in line]
     assert int(re.findall(r"\d+", left)[0]) + shown == 6
 
 
@@ -77,7 +77,7 @@ def test_the_recommended_configuration_is_what_is_described():
     assert " × ".join(map(str, chosen.patch_size)) in rows["patch"]
     assert f"{len(chosen.network.strides)} stages" in rows["network"]
     assert "zscore of MR" in rows["normalisation"]
-    assert "no two labels are the left and the right" in rows["mirroring"]
+    assert "no two labels are a left-right pair" in rows["mirroring"]
     assert rows["folds"].endswith("5 by patient")
 
 
@@ -86,16 +86,16 @@ def test_the_length_by_hand():
     made = timed(plan(SMALL, LABELS))
     assert (
         length(made)
-        == "60 epochs of 50 a fold: about 15m here; a fold of 1h (train --time-budget 1h) makes about 11000 steps"
+        == "60 epochs of 50 per fold: about 15m here; a fold of 1h (train --time-budget 1h) makes about 11000 steps"
     )
-    assert length(timed(made, epochs=None, steps=6000)).startswith("6000 steps a fold: about 30m here")
-    assert length(timed(made, epochs=None, time_budget_seconds=7200.0)) == "2h a fold: about 22000 steps"
-    assert length(timed(made, None)) == "60 epochs of 50 a fold; how long that takes is not known"
-    assert length(timed(made, None, epochs=None, time_budget_seconds=7200.0)) == "2h a fold"
+    assert length(timed(made, epochs=None, steps=6000)).startswith("6000 steps per fold: about 30m here")
+    assert length(timed(made, epochs=None, time_budget_seconds=7200.0)) == "2h per fold: about 22000 steps"
+    assert length(timed(made, None)) == "60 epochs of 50 per fold; the time is not known"
+    assert length(timed(made, None, epochs=None, time_budget_seconds=7200.0)) == "2h per fold"
 
 
 def test_what_is_unknown_is_marked_and_the_mark_explained():
-    legend = "?: not known before this machine is measured (autoseg calibrate)"
+    legend = "?: unknown until this machine is measured (autoseg calibrate)"
     assert glance(plan(SMALL, LABELS, vram_gb=8))[-1] == legend
     assert legend not in glance(timed(plan(SMALL, LABELS)))
 
@@ -133,4 +133,4 @@ def test_a_time_budget_is_the_length_and_sizes_the_steps(dataset, tmp_path, caps
     workspace = Workspace(tmp_path / "w")
     run("plan", dataset, "-w", workspace.root, "--workers", 0, "--no-preprocess", "--time-budget", "30m")
     assert load(Plan, workspace.plan).training.time_budget_seconds == 1800
-    assert "30m a fold: about" in capsys.readouterr().out
+    assert "30m per fold: about" in capsys.readouterr().out

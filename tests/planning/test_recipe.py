@@ -68,5 +68,5 @@ def test_axes_on_which_labels_keep_their_order_are_not_mirrored_on_a_cpu():
     made = plan(found, labels)
     assert made.axis_order == (2, 0, 1)
     assert made.training.mirror_axes == (0, 1)  # the stored axis 1 is the plan's axis 2
-    assert "anterior always lies before posterior" in decided(made, "5.7")[1]
+    assert "anterior is always before posterior" in decided(made, "5.7")[1]
     assert plan(found, labels, vram_gb=8).training.mirror_axes == (0, 1, 2)

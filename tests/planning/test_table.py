@@ -68,7 +68,7 @@ def test_a_time_budget_is_the_time_it_takes():
 @pytest.mark.parametrize(
     ("shape", "options", "said"),
     [
-        ((64, 64, 64), {"vram_gb": 8}, "3d_fullres: no GPU gives it a larger patch: it holds whole images"),
+        ((64, 64, 64), {"vram_gb": 8}, "3d_fullres: no GPU would enlarge the patch: it covers whole images"),
         ((500, 500, 500), {"vram_gb": 8}, "allows the next larger patch"),
         ((500, 500, 500), {"vram_gb": 8}, "-c 3d_cascade"),
         ((64, 64, 64), {}, "--preset m, l, xl"),

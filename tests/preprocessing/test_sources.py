@@ -50,7 +50,7 @@ def test_a_corrected_label_is_named_with_the_command_that_plans_again(planned):
     with pytest.raises(StateError, match=r"b\.nii\.gz is no longer as planned") as caught:
         require_unchanged(workspace, dataset, dataset.cases)
     assert caught.value.exit_code == 4
-    typed = shlex.split(caught.value.remedy.removeprefix("plan again: ").partition(" (it names")[0])
+    typed = shlex.split(caught.value.remedy.removeprefix("plan again: ").partition(" (it lists")[0])
     options = build_parser().parse_args(typed[1:])
     assert (options.dataset, options.workspace) == (Path(dataset.root), workspace.root)
     assert options.labels == "one=1,two=2"
@@ -78,7 +78,7 @@ def test_a_moved_dataset_is_to_be_planned_in_its_new_place(planned, tmp_path):
 def test_a_file_that_is_gone_is_named(planned):
     dataset, workspace = planned
     label_of(dataset, 2).unlink()
-    with pytest.raises(StateError, match=r"c\.nii\.gz is no longer there"):
+    with pytest.raises(StateError, match=r"c\.nii\.gz is missing"):
         require_unchanged(workspace, dataset, dataset.cases)
 
 

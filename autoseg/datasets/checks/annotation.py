@@ -1,8 +1,8 @@
-"""Labels of a data set that cannot be learnt as they are: rare, absent, empty, ignored, or coloured by other palettes.
+"""Labels that cannot be trained on as they are: rare, absent, empty, ignored, or coloured by differing palettes.
 
-empty_label        a label map that shows no label: nothing there, or nobody looked
-blurred_mask       a mask that was a JPEG once
-compare_labels     labels that no case shows, or too few patients for the folds
+empty_label        a label map without any label: nothing to annotate, or not annotated
+blurred_mask       a mask that was once stored as JPEG
+compare_labels     labels that no case contains, or that fewer patients have than there are folds
 colours_of_labels  labels given by colour
 agree_on_colours   palettes of all label files: alike, translated by colour, or refused
 """
@@ -24,30 +24,30 @@ from autoseg.messages import NAMED, some
 FOLDS = 5
 LARGEST_8_BIT = 255
 BLUR = 40  # grey values by which lossy compression changes a mask of 0 and 255
-TRACES = 8  # values beside the two of a mask
+TRACES = 8  # further values near the two of a mask
 MASKED = 0.8  # share of the voxels that keep one of the two
-_MERGED = "nothing, if the regions alone matter; otherwise make it a region of its own"
+_MERGED = "nothing, if only the regions matter; otherwise make it a region of its own"
 
 
 def empty_label(counts: Mapping[int, int], labels: LabelSet) -> tuple[str, str]:
-    """What is to be said of a label map (value -> voxels) without any label, and what to do; ("", "") if it has one."""
+    """Problem and remedy for a label map (value -> voxels) without any label; ("", "") if it has one."""
     if counts.keys() - {0, labels.ignore}:
         return "", ""
     if labels.ignore in counts and 0 not in counts:
         return (
-            f"ignored throughout: every voxel is {labels.ignore}, not annotated, so nothing is learnt from this case",
-            "annotate a part of it, or leave the case out",
+            f"ignored throughout: every voxel is {labels.ignore} (not annotated), so this case trains nothing",
+            "annotate part of it, or leave the case out",
         )
     ignored = sum(count for value, count in counts.items() if value == labels.ignore)
-    partly = f" beside {ignored} ignored voxels" if ignored else ""
-    return f"empty label: it holds background alone{partly}", "fine if nothing is there to see"
+    partly = f" and {ignored} ignored voxels" if ignored else ""
+    return f"empty label: the file contains only background{partly}", "nothing, if the image shows no such structure"
 
 
 def blurred_mask(counts: Mapping[int, int]) -> str:
-    """Say that a label map (value -> voxels) is a mask of two values with traces of lossy compression or smoothing.
+    """Describe a label map (value -> voxels) that is a two-valued mask with traces of lossy compression or smoothing.
 
-    Such a mask holds values beside 0 and beside its largest one, and none between: what JPEG leaves along edges. (What
-    smoothing leaves fills the middle, too, and is too many values for labels.) Empty where it is none.
+    Such a mask has values near 0 and near its maximum, and none between: JPEG leaves these along edges. (Smoothing
+    fills the middle, too, which gives too many values for labels.) Returns "" for any other label map.
     """
     largest = max(counts)
     near = [value for value in counts if 0 < value <= BLUR or largest - BLUR <= value < largest]
@@ -56,19 +56,19 @@ def blurred_mask(counts: Mapping[int, int]) -> str:
     if min(counts) < 0 or largest <= 4 * BLUR or not void or len(near) < TRACES or ends < MASKED * sum(counts.values()):
         return ""
     return (
-        f"its values lie around 0 and around {largest} ({len(counts)} values): a mask that was stored with lossy "
-        "compression (JPEG), even if this file is none"
+        f"its values cluster around 0 and {largest} ({len(counts)} values): the mask was once stored with lossy "
+        "compression (JPEG), even if this file was not"
     )
 
 
 def compare_labels(
     cases: Sequence[tuple[Case, Sequence[int]]], labels: LabelSet, root: str, folds: int = FOLDS
 ) -> list[Problem]:
-    """Report labels that no training case shows (errors), and those of fewer patients than folds (warnings).
+    """Report labels that no training case contains (errors), and those of fewer patients than folds (warnings).
 
     Args:
         cases: each training case whose label could be read, and the values in it.
-        root: of the data set, named where no single file is to blame.
+        root: of the dataset, named in problems that concern no single file.
     """
     if not cases:
         return []
@@ -77,13 +77,13 @@ def compare_labels(
         for value in {labels.aliases.get(value, value) for value in values} & patients.keys():
             patients[value].setdefault(case.patient, str(case.label))
     if not any(patients.values()):
-        what = f"none of the {len(cases)} label files holds any label: there is nothing to learn"
+        what = f"none of the {len(cases)} label files contains any label: there is nothing to train on"
         return [Problem(None, root, what, "check the labels; declare those that exist: --labels name=value,...")]
     largest = max(value for _, values in cases for value in values)
     absent = {name: value for name, value in labels.values.items() if not patients[value]}
     rare = {name: patients[value] for name, value in labels.values.items() if 0 < len(patients[value]) < folds}
     merged = [
-        Problem(None, root, f"segmentations will hold {other} where {name} is found, never {value}", _MERGED, "warning")
+        Problem(None, root, f"segmentations contain {other} where {name} is found, never {value}", _MERGED, "warning")
         for name, value in labels.values.items()
         if (other := never_written(labels.regions, labels.region_values).get(value)) is not None
     ]
@@ -102,19 +102,19 @@ def colours_of_labels(pairs: Mapping[str, str]) -> dict[str, int]:
     colours = {text.lower(): value for value, text in enumerate(pairs.values(), start=1)}
     if len(colours) < len(pairs) or not all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours):
         raise UsageError(
-            f"--labels {','.join(f'{name}={text}' for name, text in pairs.items())}: not one colour for each label",
+            f"--labels {','.join(f'{name}={text}' for name, text in pairs.items())}: give every label its own colour",
             remedy="write --labels liver=#ff0000,tumour=#00ff00, or a value for each of them",
         )
     return colours
 
 
 def agree_on_colours(files: Sequence[str]) -> tuple[dict[str, int], list[Problem]]:
-    """Compare the palettes of label files, which tell how each index is shown.
+    """Compare the palettes of label files, which give the colour of each index.
 
     Returns:
-        (`LabelSet.colours`, problems): nothing where every index has one colour, and every colour one index, in all
-        files. Where files number the same colours differently, what most files say, with a warning; where that does
-        not decide, an error.
+        (`LabelSet.colours`, problems): both empty where every index has one colour, and every colour one index, in all
+        files. Where files number the same colours differently, the numbering of most files, with a warning; where
+        there is no majority, an error.
     """
     palettes = {file: found for file in files if (found := _palette(file))}
     votes: dict[str, Counter[int]] = defaultdict(Counter)
@@ -136,9 +136,9 @@ def agree_on_colours(files: Sequence[str]) -> tuple[dict[str, int], list[Problem
         shown = ", ".join(f"{colour} is {index}" for colour, index in sorted(decided.items(), key=lambda item: item[1]))
         remedy = f"nothing, if the colours are right: labels are read by colour ({shown})"
         return decided, [Problem(None, strange[0], what, remedy, "warning")]
-    what = f"the palettes of the label files do not agree, so an index means no class: {differ}"
+    what = f"the palettes of the label files disagree, so an index does not identify a class: {differ}"
     listed = ",".join(f"label_{i}={colour}" for i, colour in enumerate([*votes][1 : NAMED_COLOURS + 1], start=1))
-    remedy = f"say which colour is which label: --labels {listed} (black is background), or save grey values 0, 1, 2"
+    remedy = f"name the label of each colour: --labels {listed} (black is background), or save grey values 0, 1, 2"
     return {}, [Problem(None, other[0], what, remedy)]
 
 
@@ -149,11 +149,11 @@ def _palette(file: str) -> dict[int, str]:
     try:
         return raster.palette(Path(file))
     except (DataError, OSError):
-        return {}  # `check` names it
+        return {}  # `check` reports it
 
 
 def _light_background(palettes: Mapping[str, dict[int, str]], colours_of: Mapping[int, set[str]]) -> list[Problem]:
-    """Warn where black is a label and another colour is the background: drawn as a mask, it is the other way round."""
+    """Warn where black is a label and another colour is the background: masks are usually the reverse."""
     black = next((index for index, colours in colours_of.items() if index and colours == {raster.BLACK}), None)
     if black is None or 0 not in colours_of:
         return []
@@ -181,7 +181,7 @@ def _two_that_differ(palettes: Mapping[str, dict[int, str]]) -> tuple[tuple[str,
 def _absent(absent: Mapping[str, int], largest: int, number: int, root: str) -> list[Problem]:
     remedy = "check the labels; declare those that exist: --labels name=value,..."
     if absent and largest <= LARGEST_8_BIT < min(absent.values()):
-        remedy = "were the labels saved with 8 bits? Values above 255 do not fit, and come back as others: save 16 bits"
+        remedy = "were the labels saved with 8 bits? Values above 255 wrap around to others: save them with 16 bits"
     if len(absent) <= NAMED:
         return [
             Problem(None, root, f"label {name} ({value}) is in none of the {number} label files", remedy)
@@ -205,15 +205,15 @@ def _rare(rare: Mapping[str, Mapping[str, str]], folds: int) -> list[Problem]:
         if single:
             what = (
                 f"{'label' if one else 'labels'} of a single patient: {shown}; the fold that holds the patient out "
-                f"cannot learn {it}, and the other folds cannot be scored on {it}"
+                f"cannot learn {it}, and the other folds cannot be evaluated on {it}"
             )
-            remedy = "annotate more patients, unite it with a like label, or expect no score for it"
+            remedy = "annotate more patients, merge it with a similar label, or expect no score for it"
         else:
             what = (
                 f"{'label' if one else 'labels'} of fewer patients than the {folds} folds: {shown}; some folds have "
-                f"none to validate on"
+                f"none in their validation cases"
             )
-            remedy = "annotate more patients, or read the score of each case rather than that of each fold"
+            remedy = "annotate more patients, or use the scores per case, not those per fold"
         file = next(iter(next(iter(chosen.values())).values()))
         problems.append(Problem(None, file, what, remedy, "warning"))
     return problems

@@ -35,7 +35,7 @@ def find_duplicates(dataset: Dataset, digests: Sequence[tuple[str, Mapping[str, 
             other, original = first.setdefault(digest, (case_id, file))
             if other == case_id and original != file:
                 what = f"the same image as channel {Path(original).name}"
-                problems.append(Problem(case_id, file, what, "replace it by the right channel", "warning"))
+                problems.append(Problem(case_id, file, what, "replace it with the right channel", "warning"))
             elif other != case_id and (other, case_id) not in pairs:
                 pairs.add((other, case_id))
                 problems.append(_pair(cases[other], cases[case_id], file, original, testing))
@@ -64,10 +64,10 @@ def _pair(other: Case, case: Case, file: str, original: str, testing: set[str]) 
         what = f"{same}, a training case: the test score would be that of an image the model was trained on"
         return Problem(case.id, file, what, "remove one of the two cases", same_as=other.id)
     difference = _label_difference(other, case)
-    joined = "" if other.patient == case.patient else f"; patients {other.patient} and {case.patient} count as one"
-    remedy = "nothing: no fold sees both, though the image counts twice; better remove one of the two cases"
+    joined = "" if other.patient == case.patient else f"; {other.patient} and {case.patient} count as one patient"
+    remedy = "remove one of the two cases, or the image counts twice; both stay on the same side of every fold"
     if difference:
-        remedy = "remove the case whose label is worse; until then no fold sees both"
+        remedy = "remove the case whose label is worse; until then both stay on the same side of every fold"
     return Problem(case.id, file, same + joined + difference, remedy, "warning", same_as=other.id)
 
 
@@ -95,6 +95,6 @@ def _across_folds(dataset: Dataset, pairs: Sequence[tuple[str, str]]) -> list[Pr
             for a, b in (pair, pair[::-1]):
                 if a in train and b in validation:
                     what = f"fold {split.fold} trains on {a} and validates on {b}, which hold the same image"
-                    remedy = "put both on one side, remove one of them, or remove the folds: autoseg makes sound ones"
+                    remedy = "put both on one side, remove one of them, or remove the folds: autoseg then makes its own"
                     problems.append(Problem(None, dataset.root, what, remedy, stays=True))
     return problems

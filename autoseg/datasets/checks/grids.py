@@ -1,10 +1,10 @@
-"""What must hold for the grids of a case and of a data set.
+"""Checks of the grids of a case and of a dataset.
 
     align          the files of a case on one grid, with what is odd about them and the problems of those that are not
     header_notes   what is odd about headers that are read nevertheless, counted over the data set
     odd_grids      cases whose voxel size and extent no unit of length reconciles with the others
-    mixed_sizes    files that say how large their voxels are, among files that do not
-    partly_placed  the same for their place in space
+    mixed_sizes    files that state their voxel size, among files that do not
+    partly_placed  the same for their position in space
 
 `load_case` and `problems.check` share the first; the others compare the cases of a set. A unit that is wrong (metres or
 micrometres written as millimetres, inches, centimetres) changes voxel size *and* extent by one factor; honest mixtures
@@ -26,7 +26,7 @@ from autoseg.imaging.geometry import NO_PLACE, Geometry, Remark, Volume, orienta
 
 IMPOSSIBLE = 50.0  # voxel size and extent of all axes, or of one, are off by more than this: an error
 ODD = 6.0  # the same for all axes together: a warning (10 is centimetres as millimetres, 25.4 inches)
-LARGEST_EXTENT_MM = 10_000.0  # no scanner sees more
+LARGEST_EXTENT_MM = 10_000.0  # no scanner covers more
 NAMED = 3  # cases named one by one in a message about many
 UNITS = ((1e6, "nanometres"), (1e3, "metres or micrometres"), (25.4, "inches"), (10.0, "centimetres"))
 
@@ -38,7 +38,7 @@ class Aligned:
     reference: str = ""  # the file whose grid it is
     volumes: dict[str, Volume] = field(default_factory=dict)  # by file; those with a problem are not in it
     problems: list[Problem] = field(default_factory=list)
-    remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd though it is used
+    remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd about it although it is used
 
 
 def align(case_id: str, images: Mapping[str, Volume], label: tuple[str, Volume] | None) -> Aligned:
@@ -65,7 +65,7 @@ def align(case_id: str, images: Mapping[str, Volume], label: tuple[str, Volume] 
         aligned.volumes[file] = Volume(np.ascontiguousarray(match.apply(volume.array)), grid)
         if (remark := match.remark()) is not None:
             aligned.remarks.append((file, remark))
-    if any(remark.kind == "unplaced" for _, remark in aligned.remarks):  # which says it all
+    if any(remark.kind == "unplaced" for _, remark in aligned.remarks):  # which covers the others
         aligned.remarks = [noted for noted in aligned.remarks if noted[1].kind != NO_PLACE]
     return aligned
 
@@ -112,7 +112,7 @@ def odd_grids(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
 
 
 def mixed_sizes(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
-    """Images that say how large their pixels are, among others that do not: those of the rarer kind."""
+    """Images that state their pixel size, among others that do not: those of the rarer kind."""
     return [
         problem
         for flat in (True, False)
@@ -121,17 +121,17 @@ def mixed_sizes(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
 
 
 def partly_placed(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
-    """Volumes of which nothing says where left is, among others of which it is known; one warning for all."""
+    """Volumes without an orientation (left and right unknown), among others that have one; one warning for all."""
     placed = [case_id for case_id, (_, grid) in grids.items() if not grid.flat and grid.placed]
     unplaced = [case_id for case_id, (_, grid) in grids.items() if not grid.flat and not grid.placed]
     if not placed or not unplaced:
         return []
     names = ", ".join(unplaced[:NAMED]) + (", ..." if len(unplaced) > NAMED else "")
     what = (
-        f"{len(unplaced)} of {len(placed) + len(unplaced)} cases do not say where they lie in space ({names}), the "
-        "others do: they may be mirrored or turned against them"
+        f"{len(unplaced)} of {len(placed) + len(unplaced)} cases have no position in space ({names}), the "
+        "others do: they may be mirrored or rotated relative to them"
     )
-    remedy = "look at some of both kinds side by side; write a true affine into the headers that have none"
+    remedy = "compare some of both kinds in a viewer; write the correct affine into the headers that have none"
     return [Problem(None, grids[unplaced[0]][0], what, remedy, "warning")]
 
 
@@ -147,7 +147,7 @@ def _mixed_sizes(grids: Mapping[str, tuple[str, Geometry]]) -> list[Problem]:
     if rare is unsized:
         said = f"does not state its voxel size, but {len(common)} others do ({stated})"
     remedy = (
-        "state it for all, or for none: in the tags, or beside a TIFF image in a file of its name ending in .json: "
+        "state it for all, or for none: in the tags or, for a TIFF image, in a .json file of the same name: "
         '{"spacing": [z, y, x]} in mm'
     )
     return [Problem(case_id, grids[case_id][0], said, remedy) for case_id in rare]
@@ -208,23 +208,23 @@ def _odd(
     )
     ratio = max(factor, 1 / factor)
     unit = next((name for size, name in UNITS if size / 1.6 <= ratio <= size * 1.6), "")
-    guess = f"; it looks like {unit} taken for millimetres, or the reverse" if unit else ""
+    guess = f"; it looks like {unit} read as millimetres, or the reverse" if unit else ""
     remedy = f"correct the voxel size in the header of image and label{guess}; or leave the case out"
     if severity == "warning":
-        remedy = f"look whether it is true, otherwise {remedy}"
+        remedy = f"check whether it is correct; if not, {remedy}"
         return Problem(case_id, file, what, remedy, "warning")
     return Problem(case_id, file, what, remedy)
 
 
 def _huge(known: Mapping[str, tuple[str, Geometry]]) -> dict[str, Problem]:
-    """A set that agrees on an extent that no scanner has."""
+    """A dataset whose images share an extent that no scanner covers."""
     middle = sorted(known, key=lambda case_id: max(_extents(known[case_id][1])))[len(known) // 2]
     file, grid = known[middle]
     if max(_extents(grid)) <= LARGEST_EXTENT_MM:
         return {}
-    what = f"an image of {_extent(grid)}, as most of the set: no scanner sees so much"
+    what = f"an image of {_extent(grid)}, like most of the dataset: no scanner covers that much"
     remedy = (
-        "training heeds ratios alone and is not harmed, but distances in mm are wrong: correct the unit in all headers"
+        "training uses only ratios and is unaffected, but distances in mm are wrong: correct the unit in all headers"
     )
     return {middle: Problem(None, file, what, remedy, "warning")}
 
@@ -248,6 +248,6 @@ def _number(value: float) -> str:
 
 
 def _name_beside(file: str, other: str) -> str:
-    """The name of a file, with its folder where the other file is called the same."""
+    """The name of a file, with its folder where the other file has the same name."""
     path = Path(file)
     return path.name if path.name != Path(other).name else f"{path.parent.name}/{path.name}"

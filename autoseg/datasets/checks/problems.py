@@ -1,11 +1,11 @@
-"""Every fault of a dataset, found in one pass over its files and shown in one table.
+"""Every fault of a dataset, found by reading each file once, and shown in one table.
 
     check                read every file once -> problems, and what `measure` made of each sound case
     problem_table        problems as text
     without_bad_cases    the dataset without the cases that have errors (`--skip-bad`)
 
 An *error* is what would make training or its scores wrong; planning refuses it. A *warning* is worth a look. The arrays
-of a case are in memory once: whoever needs them for something else (the fingerprint) hands in `measure`.
+of a case are read into memory once: whatever else needs them (the fingerprint) is passed as `measure`.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ from autoseg.processes import map_in_processes
 
 __all__ = ["Problem", "check", "problem_table", "without_bad_cases"]
 
-TURN_IT = "draw labels on what viewers show; or remove the orientation tags of all pictures"
+TURN_IT = "draw labels on the picture as viewers show it, or remove the orientation tags of all pictures"
 Measured = TypeVar("Measured")
 HOUNSFIELD_SAMPLE = 100_000  # voxels looked at per channel
 
@@ -64,13 +64,13 @@ class Inspection:
     training: bool
     problems: list[Problem] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)  # image file -> hash of its voxels
-    orientation: str = ""  # empty: flat, unreadable, or not said
+    orientation: str = ""  # empty: flat, unreadable, or not stated
     flat: bool | None = None
     grid: Geometry | None = None  # of the images
-    remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd about it though it is used
+    remarks: list[tuple[str, Remark]] = field(default_factory=list)  # file, what is odd about it although it is used
     hounsfield: tuple[bool, ...] = ()  # per channel
     values: tuple[int, ...] | None = None  # in the label file
-    pictures: dict[str, PictureFacts] = field(default_factory=dict)  # image file -> what is to be noted of it
+    pictures: dict[str, PictureFacts] = field(default_factory=dict)  # image file -> what is notable about it
     is_measured: bool = False
     measured: Any = None
 
@@ -192,15 +192,15 @@ def problem_table(problems: Sequence[Problem]) -> str:
 
 
 def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
-    """Leave out every case that has an error; notes say which, and what becomes of the folds that were given.
+    """Leave out every case that has an error; notes name them, and what happens to the given folds.
 
     Raises:
-        DataError: no training case remains, no fold remains of those given, or something is wrong that does not go away
-            with a case.
+        DataError: no training case remains, no fold remains of those given, or an error remains that leaving cases
+            out does not fix.
     """
     problems = list(problems)
     if lasting := [problem for problem in problems if problem.severity == "error" and problem.stays]:
-        what = f"{lasting[0].file}: {lasting[0].what}; leaving cases out does not mend it"
+        what = f"{lasting[0].file}: {lasting[0].what}; leaving cases out does not fix it"
         raise DataError(what, remedy=lasting[0].remedy)
     bad = {problem.case for problem in problems if problem.severity == "error"}
     cases = tuple(case for case in dataset.cases if case.id not in bad)
@@ -208,7 +208,7 @@ def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
     left_out = sorted({case.id for case in (*dataset.cases, *dataset.test_cases)} & bad)
     if not cases:
         command = suggest("check", Path(dataset.root), workspace=None)
-        raise DataError("every training case has an error", remedy=f"correct them; this lists all: {command}")
+        raise DataError("every training case has an error", remedy=f"correct them; to list all: {command}")
     splits = [
         replace(
             split,
@@ -221,10 +221,10 @@ def without_bad_cases(dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
     notes = (*dataset.notes, f"left out for their errors: {', '.join(left_out)}") if left_out else dataset.notes
     if len(kept) < len(splits):
         lost = ", ".join(str(split.fold) for split in splits if split not in kept)
-        what = f"fold {lost} of those given has lost all its training or all its validation cases"
+        what = f"given fold {lost} has lost all its training or all its validation cases"
         if not kept:
             raise DataError(what, remedy="repair the cases, or remove the folds: autoseg then makes its own")
-        notes = (*notes, f"WARNING: {what}: {len(kept)} folds are left, counted from 0")
+        notes = (*notes, f"WARNING: {what}: {len(kept)} folds remain, renumbered from 0")
     splits = kept
     return replace(dataset, cases=cases, test_cases=test_cases, splits=tuple(splits) or None, notes=notes)
 
@@ -250,9 +250,9 @@ def _look_at_intensities(inspection: Inspection, file: str, volume: Volume, name
         if low == high:
             constant.append(name)
             what = f"constant image: channel {name} is {low:g} everywhere"
-            inspection.report(file, what, "look at it: it tells the network nothing", "warning")
+            inspection.report(file, what, "check it: a constant image carries no information", "warning")
         elif scheme_for(name) != "ct" and (what := padding(channel)):
-            inspection.report(file, what, "write 0 there, or a value at the lower end of the rest", "warning")
+            inspection.report(file, what, "write 0 there, or a value near the minimum of the rest", "warning")
         flat = channel.reshape(-1)
         sample = np.append(flat[:: -(-flat.size // HOUNSFIELD_SAMPLE)], (low, high))
         inspection.hounsfield += (looks_like_hounsfield(sample),)
@@ -272,8 +272,9 @@ def _look_at_label(inspection: Inspection, file: str, label: Volume, labels: Lab
         inspection.report(file, f"unexpected label values: {shown}", remedy)
     for alias, meaning in labels.aliases.items():
         if alias in counts and meaning in counts:
-            what = f"the label holds both {meaning} ({counts[meaning]} voxels) and {alias} ({counts[alias]} voxels)"
-            inspection.report(file, what, f"if {alias} means not annotated, pass --ignore {alias}; otherwise write one")
+            what = f"the label contains both {meaning} ({counts[meaning]} voxels) and {alias} ({counts[alias]} voxels)"
+            remedy = f"if {alias} means not annotated, pass --ignore {alias}; otherwise write {meaning} for both"
+            inspection.report(file, what, remedy)
     if blurred := blurred_mask(counts):
         inspection.report(file, blurred, "export it again from the program that drew it, as .png")
     what, remedy = empty_label(counts, labels)
@@ -282,7 +283,7 @@ def _look_at_label(inspection: Inspection, file: str, label: Volume, labels: Lab
 
 
 def _grids(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
-    """What grids say of themselves, and against the rest of the set."""
+    """Problems of the grids, alone and compared with the rest of the dataset."""
     known = {i.case.id: (i.case.images[0], i.grid) for i in inspections if i.grid is not None}
     notes = [(i.case.id, file, remark) for i in inspections for file, remark in i.remarks]
     return [*grids.odd_grids(known), *grids.mixed_sizes(known), *grids.partly_placed(known), *grids.header_notes(notes)]
@@ -300,7 +301,7 @@ def _mixed_dimensions(dataset: Dataset, inspections: Sequence[Inspection]) -> li
         return []
     rare, kind, others = (flat, "a flat (2-D) image", deep) if len(flat) <= len(deep) else (deep, "a 3-D image", flat)
     what = f"{kind}, but {len(others)} cases of the dataset are not, such as {others[0].case.id}"
-    return [Problem(i.case.id, i.case.images[0], what, "make two datasets of them") for i in rare]
+    return [Problem(i.case.id, i.case.images[0], what, "split them into two datasets") for i in rare]
 
 
 def _mixed_orientations(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
@@ -311,14 +312,14 @@ def _mixed_orientations(dataset: Dataset, inspections: Sequence[Inspection]) -> 
     rare = counts.most_common()[-1][0]
     example = next(i.case.images[0] for i in inspections if i.orientation == rare)
     what = f"the axes of the images are stored in {len(counts)} orders (cases: {shown}), here {rare}"
-    return [Problem(None, example, what, "nothing: all are brought to one order; look whether left is left", "warning")]
+    return [Problem(None, example, what, "nothing: all are brought to one order; check that left is left", "warning")]
 
 
 def _aliases(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
     problems = []
     for alias, meaning in dataset.labels.aliases.items():
         if used := [i for i in inspections if i.values and alias in i.values]:
-            what = f"{alias} stands where {meaning} is declared, in {len(used)} of {len(inspections)} label files"
+            what = f"{alias} is used where {meaning} is declared, in {len(used)} of {len(inspections)} label files"
             remedy = f"nothing: {alias} is read as {meaning}; if it means not annotated, pass --ignore {alias}"
             problems.append(Problem(None, str(used[0].case.label), what, remedy, "warning"))
     return problems
@@ -335,7 +336,7 @@ def _pictures(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Probl
 
 
 def _hounsfield(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
-    """Channels whose values look like Hounsfield units though they are not called CT, or the reverse."""
+    """Channels whose values look like Hounsfield units although they are not named CT, or the reverse."""
     comparable = [i for i in inspections if len(i.hounsfield) == len(dataset.channels)]
     problems = []
     for index, name in enumerate(dataset.channels):
@@ -348,9 +349,9 @@ def _hounsfield(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Pro
             problems.append(Problem(None, unlike[0].case.images[0], what, remedy, "warning"))
         elif scheme_for(name) != "ct" and 2 * len(alike) > len(comparable):
             cases = f"in {len(alike)} of {len(comparable)} cases"
-            what = f"channel {name} looks like Hounsfield units {cases}, but is not called CT"
+            what = f"channel {name} looks like Hounsfield units {cases}, but is not named CT"
             names = ",".join("CT" if n == name else n for n in dataset.channels)
-            remedy = f"if it is CT, pass --channels {names}: CT is normalised in its own way"
+            remedy = f"if it is CT, pass --channels {names}: CT has its own normalisation"
             problems.append(Problem(None, alike[0].case.images[0], what, remedy, "warning"))
     return problems
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from autoseg.messages import aligned
 
-LEFT_OUT = "left out"  # the method of a change that takes a file or a case out of the copy
-PASSED_OVER = "passed over"  # of what is not part of a data set: nothing is lost
-NOT_MENDED = "not mended"  # why a repair that could have helped was not made; what `check` says of it stays true
+LEFT_OUT = "left out"  # the method of a change that removes a file or a case from the copy
+PASSED_OVER = "skipped"  # files that are not part of a dataset: nothing is lost
+NOT_MENDED = "not repaired"  # why an applicable repair was not made; `check` still reports the fault
 COLUMNS = ("case", "file", "what was", "what is now", "method")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One difference between a data set and its corrected copy."""
+    """One difference between a dataset and its corrected copy."""
 
-    case: str  # empty: the data set as a whole
+    case: str  # empty: the dataset as a whole
     file: str  # in the copy
     what_was: str
     what_is: str
@@ -25,7 +25,7 @@ class Change:
 
 
 def change_table(changes: Sequence[Change]) -> str:
-    """Lay changes out as a table, one line each."""
+    """Format changes as a table, one line each."""
     return "\n".join(aligned([COLUMNS, *(_row(change) for change in changes)]))
 
 

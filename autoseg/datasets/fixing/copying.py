@@ -1,13 +1,13 @@
-"""A data set copied, file by file, never linked; and what each file is, set right on the way.
+"""Copy a dataset file by file, never by link, and correct the extension and compression of each file.
 
-    plan_copy     folder or table -> the files to copy, what cannot be copied, the bytes that takes
-    copy_file     one file, with its ending and its packing set right; runs in a worker
+    plan_copy     folder or table -> the files to copy, what cannot be copied, the bytes needed
+    copy_file     one file, with its extension and compression corrected; runs in a worker
     begin, refuse_unfinished    the mark of a copy whose writing was interrupted
     Placed        where each file of the original went: paths of lists -> paths within the copy
 
-The copy has the layout and the names of the original. Links are followed, and what they lead to is copied. Files that a
-list names outside of the folder come to lie in `elsewhere/`. Hidden files and folders (`.git`, `._x`, `__MACOSX`) stay
-behind, and so do workspaces of autoseg.
+The copy has the layout and the names of the original. Links are followed: their targets are copied. Listed files from
+outside the folder are copied into `elsewhere/`. Hidden files and folders (`.git`, `._x`, `__MACOSX`) and workspaces of
+autoseg are not copied.
 """
 
 import gzip
@@ -37,7 +37,7 @@ MOST_LAYERS = 8  # of gzip
 _CHUNK = 1 << 20
 
 
-MARK = ".autoseg-fix.json"  # stands in a copy while it is being written, and names the original
+MARK = ".autoseg-fix.json"  # present in a copy while it is being written; names the original
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Copied:
     """A file that was copied."""
 
     job: Job
-    target: Path | None  # where it stands now: under another ending, perhaps; None: it could not be read
+    target: Path | None  # where it is now, perhaps with another extension; None: it could not be read
     changes: tuple[Change, ...] = ()
 
 
@@ -69,7 +69,7 @@ class CopyPlan:
         return sum(job.source.stat().st_size for job in self.jobs)
 
     def leave(self, place: Path, why: str, method: str = "") -> None:
-        """Note what is not copied; an image that is not is a loss, unless another method is named."""
+        """Record what is not copied; a missing image is a loss, unless another method is named."""
         method = method or (LEFT_OUT if ending_of(place) else PASSED_OVER)
         case = re.sub(r"_\d{4}$", "", stem_of(place)) if method == LEFT_OUT else ""
         self.left_out.append(Change(case, str(place), why, "not in the copy", method))
@@ -77,7 +77,7 @@ class CopyPlan:
 
 @dataclass
 class Placed:
-    """Where the files of a data set went."""
+    """Where the files of a dataset were copied to."""
 
     folder: Path  # of the original, absolute
     copy: Path
@@ -96,11 +96,11 @@ class Placed:
 
 
 def refuse_unfinished(root: Path) -> None:
-    """Refuse to take a copy for a data set whose writing was interrupted. Raises StateError."""
+    """Refuse a copy whose writing was interrupted. Raises StateError."""
     if (Path(root) / MARK).is_file():
         source = source_of(Path(root))
         command = suggest("check", Path(source), "--fix", Path(root), workspace=None)
-        raise StateError(f"{root} is a copy of {source} whose writing was interrupted", remedy=f"repeat it: {command}")
+        raise StateError(f"{root} is a copy of {source} whose writing was interrupted", remedy=f"run again: {command}")
 
 
 def source_of(copy: Path) -> str:
@@ -112,7 +112,7 @@ def source_of(copy: Path) -> str:
 
 
 def begin(root: Path, out: Path, keep: str) -> None:
-    """Put the mark into the folder of a copy, and take out what an interrupted run left there, except one name.
+    """Put the mark into the folder of a copy, and remove what an interrupted run left there, except one name.
 
     Raises:
         StorageError: the folder cannot be emptied or written.
@@ -128,7 +128,7 @@ def begin(root: Path, out: Path, keep: str) -> None:
 
 
 def plan_copy(root: Path, out: Path) -> CopyPlan:
-    """List what is to be copied of a folder (all of it) or of a table (the table, and the files it names).
+    """List what to copy of a folder (all of it) or of a table (the table, and the files it names).
 
     Raises:
         DataError: a list cannot be read.
@@ -151,7 +151,7 @@ def plan_copy(root: Path, out: Path) -> CopyPlan:
 
 
 def copy_file(job: Job) -> Copied:
-    """Copy one file, with its times; then unpack, pack, convert or rename it if it is not what its name says.
+    """Copy one file, with its times; then decompress, compress, convert or rename it where its name does not match.
 
     Raises:
         StorageError: the copy cannot be written.
@@ -176,17 +176,17 @@ def copy_file(job: Job) -> Copied:
     except AutosegError as error:
         if isinstance(error, StorageError):
             raise
-        return Copied(job, job.target)  # damaged: `check` names it
+        return Copied(job, job.target)  # damaged: `check` reports it
     return Copied(job, target, changes)
 
 
 def mend_ending(path: Path) -> tuple[Path, tuple[Change, ...]]:
-    """Make a file what its name says, by its first bytes: packed or unpacked as `.gz` promises, of its own format.
+    """Make a file match its name, judged by its first bytes: compressed only if it ends in `.gz`, in its own format.
 
-    NIfTI, NRRD and MetaImage keep their name, so that lists stay true; a picture gets the ending of what it is.
+    NIfTI, NRRD and MetaImage keep their name, so that lists remain valid; a picture gets the extension of its format.
 
     Returns:
-        Where the file stands now, and what was changed.
+        Where the file is now, and what was changed.
     """
     ending = ending_of(path)
     if ending is None:
@@ -195,28 +195,28 @@ def mend_ending(path: Path) -> tuple[Path, tuple[Change, ...]]:
     inner, own = endings_of_content(head), ".nii" if ending == ".nii.gz" else ending
     wanted = 1 if ending == ".nii.gz" else 0
     if not inner or ".nii.gz" in inner:
-        return path, ()  # nothing known, or packed without an end
+        return path, ()  # an unknown format, or compressed endlessly
     if own in inner:
         if layers == wanted:
             return path, ()
         if not _repack(path, layers, wanted):
             return path, ()
-        was = {0: "not packed"}.get(layers, f"packed {counted(layers, 'time')}")
-        now = "packed once by gzip" if wanted else "unpacked"
-        method = "double compression undone" if layers > 1 else "packing set right"
-        return path, (Change("", str(path), f"{was}; its ending says {ending}", now, method),)
-    what = f"content of a {inner[0]} file; its ending says {ending}"
+        was = {0: "not compressed"}.get(layers, f"compressed {counted(layers, 'time')}")
+        now = "compressed once by gzip" if wanted else "decompressed"
+        method = "double compression undone" if layers > 1 else "compression corrected"
+        return path, (Change("", str(path), f"{was}; its extension is {ending}", now, method),)
+    what = f"content of a {inner[0]} file; its extension is {ending}"
     if layers and not _repack(path, layers, 0):
         return path, ()
     if family_of(path) != "natural" and READERS[inner[0]].family != "natural":
         convert(path, inner[0])
-        return path, (Change("", str(path), what, f"converted to {ending}, values as they were", "ending set right"),)
+        return path, (Change("", str(path), what, f"converted to {ending}, values unchanged", "extension corrected"),)
     renamed = path.with_name(stem_of(path) + inner[0])
     if renamed.exists():
         return path, ()
     path.rename(renamed)
     return renamed, (
-        Change("", str(renamed), f"{path.name}: {what}", f"renamed to {renamed.name}", "ending set right"),
+        Change("", str(renamed), f"{path.name}: {what}", f"renamed to {renamed.name}", "extension corrected"),
     )
 
 
@@ -248,7 +248,7 @@ def _add_folder(plan: CopyPlan, folder: Path, target: Path, ancestors: tuple[Pat
 
 
 def with_companions(path: Path) -> Iterator[Path]:
-    """A listed file, and what belongs to it: detached voxels, a note of its spacing, the channels of a listed stem."""
+    """A listed file and those that belong to it: detached voxels, a file with its spacing, the channels of its stem."""
     ending = ending_of(path) or path.suffix
     stem = stem_of(path)
     if not path.is_file():
@@ -268,7 +268,7 @@ def with_companions(path: Path) -> Iterator[Path]:
 
 
 def _look_inside(path: Path) -> tuple[int, bytes]:
-    """How often a file is packed by gzip, and the first bytes of what is inside; fewer where it is damaged."""
+    """How many times a file is compressed by gzip, and the first bytes inside; fewer where it is damaged."""
     with open(path, "rb") as file:
         stream: IO[bytes] = file
         for layers in range(MOST_LAYERS):
@@ -284,7 +284,7 @@ def _look_inside(path: Path) -> tuple[int, bytes]:
 
 
 def _repack(path: Path, layers: int, wanted: int) -> bool:
-    """Take the outer layers of gzip off, or put one on; False leaves a damaged file, whose checksum fails, as it is."""
+    """Remove the outer layers of gzip, or add one; returns False, and leaves the file unchanged, if it is damaged."""
     staging = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(path, "rb") as file, open(staging, "wb") as target:
@@ -299,7 +299,7 @@ def _repack(path: Path, layers: int, wanted: int) -> bool:
         staging.replace(path)
         return True
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        return False  # `check` names it
+        return False  # `check` reports it
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}", remedy="free some disk space"

@@ -1,4 +1,4 @@
-"""Cases and files taken out of the corrected copy of a data set because their faults cannot be mended.
+"""Remove cases and files whose faults cannot be repaired from the corrected copy of a dataset.
 
 leave_out   the copy without every case that has an error, and without files of no case that have one
 """
@@ -22,13 +22,13 @@ LISTS = (".json", ".csv", ".tsv")
 
 
 def leave_out(copy: Path, dataset: Dataset, problems: Sequence[Problem]) -> list[Change]:
-    """Take every case with an error out of a copy, and every file of no case that an error names.
+    """Remove every case with an error from a copy, and every file outside of cases that an error names.
 
-    A file that a sound case uses stays, and so do lists and the folders of the layout; an error that names nothing else
-    (a label that is in no file) is not answered.
+    Files that a sound case uses, lists, and the folders of the layout are kept; an error that names nothing else (a
+    label that is in no file) remains.
 
     Returns:
-        One change per error that is gone with its case or file, and one per entry of a list; nothing: nothing to do.
+        One change per error that is gone with its case or file, and one per entry of a list; empty: nothing to do.
 
     Raises:
         StorageError: a file cannot be removed.
@@ -49,7 +49,7 @@ def leave_out(copy: Path, dataset: Dataset, problems: Sequence[Problem]) -> list
             ids |= {problem.case} if problem.case else set()
             changes.append(Change(problem.case or "", problem.file, problem.what, "not in the copy", LEFT_OUT))
     for name, entry in drop_cases(copy, ids, gone) if changes else ():
-        changes.append(Change("", str(copy / name), f"names {entry}", "names it no more", "list corrected"))
+        changes.append(Change("", str(copy / name), f"names {entry}", "no longer listed", "list corrected"))
     return changes
 
 
@@ -58,7 +58,7 @@ def _files(case: Case) -> list[str]:
 
 
 def _belongings(case: Case, copy: Path, kept: set[Path]) -> list[Path]:
-    """The files of a case, those beside them that bear its id (surplus channels), and its own folder if it has one."""
+    """The files of a case, neighbouring files with its id (surplus channels), and its own folder if it has one."""
     files = [path for file in _files(case) for path in with_companions(Path(file))]
     own = re.compile(re.escape(case.id) + r"(_\d{4})?")
     found = []

@@ -1,7 +1,7 @@
-"""The lists of a data set (dataset.json, tables, folds, patients), corrected in a copy.
+"""The lists of a dataset (dataset.json, tables, folds, patients), corrected in a copy.
 
-read_lenient     a JSON file that is almost one -> its content, what is wrong, what is doubtful
-mend_json        write what was wrong correctly, where only one reading is possible
+read_lenient     an almost valid JSON file -> its content, what is wrong, what is ambiguous
+mend_json        correct what is wrong, where only one reading is possible
 listed_files     the files that dataset.json or a table names
 relocate         paths that lead out of the copy, or to a file that was renamed -> paths within the copy
 drop_cases       cases that were left out -> no list names them
@@ -34,7 +34,7 @@ _MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-
 
 
 class _Object(dict):
-    """An object of JSON. The last of repeated keys counts, as everywhere in Python; the others are written, too."""
+    """An object of JSON. The last of repeated keys counts, as everywhere in Python; the others are kept, too."""
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -47,21 +47,21 @@ class _Object(dict):
 
 @dataclass
 class Lenient:
-    """What a JSON file says, read with patience."""
+    """Content of a JSON file, read leniently."""
 
     content: Any
     faults: list[tuple[str, str]] = field(default_factory=list)  # what was, what is now
-    doubtful: list[str] = field(default_factory=list)  # what has two readings
+    doubtful: list[str] = field(default_factory=list)  # what is ambiguous
 
 
 def read_lenient(path: Path) -> Lenient:
-    """Read a JSON file that may begin with a byte order mark, hold commas before a bracket, or repeat keys.
+    """Read a JSON file that may begin with a byte order mark, have commas before a bracket, or repeat keys.
 
-    Keys that are repeated with one value, or in a description that nobody reads, are taken out of the content, which is
-    what is to be written instead. Those with two values stay in it.
+    Keys that are repeated with one value, or in a description that autoseg does not read, are removed from the content,
+    which is to be written instead. Those with two values stay in it.
 
     Raises:
-        DataError: it is not JSON even so.
+        DataError: it is not JSON, even with these corrected.
     """
     raw = path.read_bytes()
     mark = next((mark for mark in _MARKS if raw.startswith(mark)), b"")
@@ -86,15 +86,15 @@ def read_lenient(path: Path) -> Lenient:
                 found.faults.append((f"the key {key!r} twice", "once" if equal else f"once: {str(each[key])[:40]!r}"))
             else:
                 values = f"{str(value)[:40]!r} and {str(each[key])[:40]!r}"
-                found.doubtful.append(f"the key {key!r} stands there twice, as {values}; the last one counts")
+                found.doubtful.append(f"the key {key!r} is repeated, with the values {values}; the last one counts")
     return found
 
 
 def mend_json(path: Path) -> Lenient:
-    """Write a JSON file correctly as far as only one reading is possible; what has two stays as it was.
+    """Correct a JSON file where only one reading is possible; ambiguous entries stay unchanged.
 
     Raises:
-        DataError: it is not JSON, with all of that corrected.
+        DataError: it is not JSON, even with these corrected.
     """
     found = read_lenient(path)
     if found.faults:
@@ -103,13 +103,13 @@ def mend_json(path: Path) -> Lenient:
 
 
 def repeated_keys(folder: Path) -> list[Problem]:
-    """What `check` says of keys that a dataset.json or splits_final.json repeats: JSON readers take the last one."""
+    """Problems for keys that a dataset.json or splits_final.json repeats: JSON readers use the last one."""
     problems = []
     for path in (path for name in JSON_FILES if (path := named(folder, name)) is not None):
         try:
             found = read_lenient(path)
         except (DataError, OSError):
-            continue  # named where it is read
+            continue  # reported where it is read
         remedy = "keep one of the two"
         problems += [Problem(None, str(path), what, remedy, stays=True) for what in found.doubtful]
         twice = [was for was, _ in found.faults if was.startswith("the key")]
@@ -118,7 +118,7 @@ def repeated_keys(folder: Path) -> list[Problem]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON as people read it."""
+    """Write indented JSON."""
     write_text(path, json.dumps(content, indent=4, ensure_ascii=False) + "\n")
 
 
@@ -144,7 +144,7 @@ def tables_in(root: Path) -> list[Path]:
 
 
 def relocate(copy: Path, translate: Callable[[str], str]) -> list[tuple[str, str, str]]:
-    """Put other paths into dataset.json and the tables of a copy; returns (list, what was, what is) of each."""
+    """Replace paths in dataset.json and the tables of a copy; returns (list, old, new) of each."""
     changed: list[tuple[str, str, str]] = []
 
     def new(name: str, text: str) -> str:
@@ -170,11 +170,11 @@ def relocate(copy: Path, translate: Callable[[str], str]) -> list[tuple[str, str
 
 
 def drop_cases(copy: Path, ids: set[str], removed: set[Path]) -> list[tuple[str, str]]:
-    """Take cases out of every list of a copy; returns (list, what it named) of each.
+    """Remove cases from every list of a copy; returns (list, what it named) of each.
 
     Args:
         ids: of the cases.
-        removed: their files, by which the entries of lists without ids are found.
+        removed: their files, which identify the entries of lists without ids.
     """
     dropped: list[tuple[str, str]] = []
     if (path := copy / DESCRIPTION).is_file():
@@ -204,7 +204,7 @@ def named(folder: Path, name: str) -> Path | None:
 
 
 def means(written: object, ids: set[str]) -> bool:
-    """Whether an entry of a list means one of these cases: by its id, by a file of it, in whatever form of Unicode."""
+    """Whether an entry of a list means one of these cases: by its id or a file of it, in any form of Unicode."""
     text = unicodedata.normalize("NFC", str(written))
     stem = stem_of(text.replace("\\", "/").rpartition("/")[2])
     known = {unicodedata.normalize("NFC", case_id) for case_id in ids}
@@ -212,7 +212,7 @@ def means(written: object, ids: set[str]) -> bool:
 
 
 def set_num_training(copy: Path, cases: int) -> int | None:
-    """Correct `numTraining` of dataset.json; returns what stood there, or None if nothing was wrong."""
+    """Correct `numTraining` of dataset.json; returns the old value, or None if it was correct."""
     path = copy / DESCRIPTION
     content = read_lenient(path).content if path.is_file() else {}
     declared = content.get("numTraining") if isinstance(content, dict) else None
@@ -253,7 +253,7 @@ def _parsed(text: str) -> tuple[list[_Object], Any]:
 
 
 def _without_surplus_commas(text: str) -> tuple[str, int]:
-    """Text without the commas that stand, outside of strings, before a closing bracket; and how many they were."""
+    """Text without the commas before a closing bracket (outside of strings), and how many were removed."""
     removed = 0
 
     def keep(match: re.Match[str]) -> str:
@@ -329,7 +329,7 @@ def _drop_rows(table: Path, ids: set[str]) -> list[str]:
 
 
 def _raw(table: Path) -> tuple[list[str], list[list[str]], str]:
-    """Column names in lower case; rows as they stand there, the first line among them, not blank ones; separator."""
+    """Column names in lower case; rows unchanged, with the first line, without blank ones; separator."""
     with open(table, encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         file.seek(0)

@@ -3,10 +3,10 @@
     mend_cases   cases -> what was changed; runs in a worker
     REPAIRS      one function per repair, in the order in which they are tried
 
-A repair takes a case, changes its files where the fault is of its kind and can be mended without a guess, and says what
-it did. Where two answers are possible (a label of the image's shape at another place: which of the two headers is
-wrong?) nothing is done, and a `not mended` record says why. Geometry comes first, because values are compared on one
-grid; the label before the channels, because it may have been drawn on one of them.
+A repair takes a case, changes its files where they have its kind of fault and the correction is unambiguous, and
+returns what it did. Where two answers are possible (a label of the image's shape at another place: which of the two
+headers is wrong?) nothing is done, and a `not repaired` record gives the reason. Geometry comes first, because values
+are compared on one grid; the label before the channels, because it may have been drawn on one of them.
 
 Each repair reads headers first and voxels only where it has something to do, one file at a time.
 """
@@ -44,7 +44,7 @@ LEAST_KEPT_LABEL = 0.99  # share of the labelled voxels that must lie within the
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is only done on request."""
+    """Repairs that are only made on request."""
 
     mapping: dict[int, int] = field(default_factory=dict)  # value in label files -> value to write
     non_finite_to: float | None = None  # what NaN and infinity become
@@ -53,7 +53,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Grids:
-    """The files of a case that lie in space, and where: volumes whose header can be read and says so."""
+    """The files of a case with a position in space: volumes whose readable header states it."""
 
     case: Case
     first: str
@@ -63,7 +63,7 @@ class Grids:
 
     @property
     def others(self) -> dict[str, Geometry]:
-        """Other channels and label that do not lie on the first channel's grid."""
+        """Other channels and the label that are not on the first channel's grid."""
         label = {str(self.case.label): self.label} if self.label is not None else {}
         both = {**self.channels, **label}
         return {file: g for file, g in both.items() if (found := fit(g, self.origin)) is None or not found.same}
@@ -73,7 +73,7 @@ def mend_cases(cases: Sequence[Case], wishes: Wishes) -> list[Change]:
     """Try every repair on cases that share files, or on one; runs in a worker.
 
     Raises:
-        StorageError: the disk refused. OutOfMemory: a case does not fit.
+        StorageError: a file cannot be written. OutOfMemory: a case does not fit.
     """
     changes: list[Change] = []
     seen: set[str] = set()
@@ -84,7 +84,7 @@ def mend_cases(cases: Sequence[Case], wishes: Wishes) -> list[Change]:
             try:
                 changes += repair(case, wishes, fresh)
             except DataError:
-                continue  # a file that cannot be read: `check` names it
+                continue  # a file that cannot be read: `check` reports it
             except UsageError as error:
                 changes.append(Change(case.id, files[0], error.what, error.remedy, NOT_MENDED))
         seen.update(files)
@@ -92,7 +92,7 @@ def mend_cases(cases: Sequence[Case], wishes: Wishes) -> list[Change]:
 
 
 def copy_place(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """Headers that do not say where voxels lie (form codes 0): the place of a file of equal shape and voxel size."""
+    """Headers without a position (form codes 0): copy it from a file of equal shape and voxel size."""
     grids = {file: g for file in (*case.images, case.label) if file and (g := _grid(file)) is not None}
     placed = [file for file in grids if has_place(Path(file))]
     changes = []
@@ -100,15 +100,15 @@ def copy_place(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
         donor = next((other for other in placed if _equal_cells(grids[file], grids[other])), None)
         if donor is not None:
             replace_grid(Path(file), Path(donor))
-            was = "the header says no place (both form codes are 0)"
+            was = "the header has no position (both form codes are 0)"
             name, origin = f"{Path(donor).parent.name}/{Path(donor).name}", in_mm(grids[donor].origin)
-            now = f"the place of {name}: origin (x, y, z) {origin} mm"
+            now = f"position of {name}: origin (x, y, z) {origin} mm"
             changes.append(Change(case.id, file, was, now, "header copied"))
     return changes
 
 
 def reorder(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """Voxels in another axis order at the same place: reordered, every value bit for bit."""
+    """Voxels in another axis order at the same position: reorder them, every value bit for bit."""
     if (grids := _grids(case)) is None:
         return []
     changes = []
@@ -121,31 +121,31 @@ def reorder(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
         replace_voxels(Path(file), replace(stored, values=values, geometry=grids.origin), Path(grids.first))
         turned = [f"axis {axis}{' reversed' * flip}" for axis, flip in zip(found.permutation, found.flips, strict=True)]
         was = f"shape (z, y, x) {geometry.shape}, axes in another order than those of {Path(grids.first).name}"
-        now = f"shape {grids.origin.shape}: (z, y, x) are its {', '.join(turned)}; every value as it was"
+        now = f"shape {grids.origin.shape}: (z, y, x) are its {', '.join(turned)}; values unchanged"
         changes.append(Change(case.id, file, was, now, "axes reordered"))
     return changes
 
 
 def snap(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """Differences of origin, spacing or direction below a tenth of a voxel: the header of the first channel.
+    """Differences of origin, spacing or direction below a tenth of a voxel: copy the header of the first channel.
 
-    The same where the signs of x and y alone differ (RAS was written where LPS is read, or the reverse), or the unit of
-    length: spacing and origin by one factor. Then the voxels correspond.
+    Also where only the signs of x and y differ (RAS was written where LPS is read, or the reverse), or only the unit of
+    length (spacing and origin differ by one factor). Then the voxels correspond.
     """
     if (grids := _grids(case)) is None:
         return []
     changes = []
     for file, geometry in grids.others.items():
         found, mirrored = fit(geometry, grids.origin), fit(_x_and_y_reversed(geometry), grids.origin)
-        now, was = f"the place of {Path(grids.first).name}", _compared(geometry, grids.origin)
+        now, was = f"position of {Path(grids.first).name}", _compared(geometry, grids.origin)
         if found is not None and found.in_order and found.near:
-            now += f": at most {found.distance_voxels:.2g} voxel away; voxels as they were"
+            now += f": at most {found.distance_voxels:.2g} voxel away; voxels unchanged"
         elif not geometry.flat and mirrored is not None and mirrored.in_order and mirrored.near:
-            was += ": x and y with the other sign (RAS for LPS)"
-            now += "; voxels as they were"
+            was += ": x and y with the opposite sign (RAS for LPS)"
+            now += "; voxels unchanged"
         elif _in_another_unit(geometry, grids.origin):
             was += ": another unit of length"
-            now += "; voxels as they were"
+            now += "; voxels unchanged"
         else:
             continue
         replace_grid(Path(file), Path(grids.first))
@@ -154,27 +154,25 @@ def snap(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
 
 
 def move_label(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """A label map on another grid: nearest neighbour in space, if it shows what the first channel shows."""
+    """A label map on another grid: resample it (nearest neighbour) if it covers what the first channel shows."""
     grids, file = _grids(case), case.label
     if grids is None or grids.label is None or file is None or file not in grids.others:
         return []
     was = _compared(grids.label, grids.origin)
     drawn_on = [c for c, g in grids.channels.items() if (f := fit(grids.label, g)) and f.near]
     if not drawn_on and sorted(grids.label.shape) == sorted(grids.origin.shape):
-        why = "it has the extent of the image at another place: one of the two headers is wrong, and no file says which"
+        why = "it has the extent of the image at another position: one header is wrong, and it is unknown which"
         return [Change(case.id, file, was, why, NOT_MENDED)]
     read_image(grids.first)  # a damaged header may claim any extent: nothing is computed on it
     stored = _stored(file, True)
     if len(stored.values) != 1:
-        return []  # `check` names it
+        return []  # `check` reports it
     labels = stored.to_labels(Path(file))
     source = _smallest(labels) if stored.scaled else stored.values[0]
     labelled = labels != 0
     covered, kept = share_inside(grids.origin, grids.label), share_inside(grids.label, grids.origin, labelled)
     if covered < LEAST_COVERED_LABEL or kept < LEAST_KEPT_LABEL:
-        why = (
-            f"they hardly overlap: {covered:.0%} of the image lie within it, {kept:.0%} of its labels within the image"
-        )
+        why = f"they hardly overlap: {covered:.0%} of the image is inside it, {kept:.0%} of its labels in the image"
         return [Change(case.id, file, was, why, NOT_MENDED)]
     before = _volumes(labels, grids.label)
     moved = StoredVoxels(resample_labels_onto(source, grids.label, grids.origin)[None], grids.origin)
@@ -185,13 +183,13 @@ def move_label(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
     replace_voxels(Path(file), moved, Path(grids.first))
     volumes = ", ".join(f"{v}: {before[v]:.4g} -> {after[v]:.4g} ml ({after[v] / before[v] - 1:+.1%})" for v in before)
     drawn = f"drawn on {Path(drawn_on[0]).name}; " if drawn_on else ""
-    outside = f"; {1 - covered:.1%} of the image were outside it: background" if covered < 1 else ""
+    outside = f"; {1 - covered:.1%} of the image was outside it and became background" if covered < 1 else ""
     now = f"{drawn}on the first channel's grid; volume of label {volumes or 'none'}{outside}"
     return [Change(case.id, file, was, now, "label resampled (nearest)")]
 
 
 def move_channels(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """Channels on another grid than the first one: resampled in space, linearly, smoothed where they shrink."""
+    """Channels on another grid than the first one: resample them linearly, smoothed where they shrink."""
     if (grids := _grids(case)) is None:
         return []
     changes: list[Change] = []
@@ -202,7 +200,7 @@ def move_channels(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Cha
         image, was = read_image(file), _compared(geometry, grids.origin)
         covered = share_inside(grids.origin, geometry)
         if covered < LEAST_COVERED_CHANNEL:
-            why = f"they hardly overlap: it shows {covered:.0%} of what the first channel shows"
+            why = f"they hardly overlap: it covers {covered:.0%} of the first channel"
             changes.append(Change(case.id, file, was, why, NOT_MENDED))
             continue
         array, outside = resample_image_onto(image.array, geometry, grids.origin)
@@ -210,14 +208,14 @@ def move_channels(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Cha
         widths = ", ".join(f"{sigma:.2g}" for sigma in smoothing(geometry, grids.origin))
         smoothed = f", smoothed by ({widths}) of its voxels" if any(smoothing(geometry, grids.origin)) else ""
         values = ", ".join(f"{value:.6g}" for value in outside)
-        filled = f"; {1 - covered:.1%} of the grid were outside its view: {values}, its minimum" if covered < 1 else ""
+        filled = f"; {1 - covered:.1%} of the grid was outside it: {values}, its minimum" if covered < 1 else ""
         now = f"on the first channel's grid, float32{smoothed}{filled}"
         changes.append(Change(case.id, file, was, now, "channel resampled (linear)"))
     return changes
 
 
 def replace_non_finite(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """NaN and infinity in images: the value that was asked for."""
+    """NaN and infinity in images: replace them by the requested value."""
     changes: list[Change] = []
     for file in dict.fromkeys(case.images) if wishes.non_finite_to is not None else ():
         if file not in fresh or ending_of(file) is None:
@@ -238,7 +236,7 @@ def replace_non_finite(case: Case, wishes: Wishes, fresh: frozenset[str]) -> lis
 
 
 def round_label(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """Labels such as 0.9999, within 1e-3 of integers: integers."""
+    """Labels such as 0.9999, within 1e-3 of integers: round them."""
     file = case.label
     if file is None or file not in fresh:
         return []
@@ -246,7 +244,7 @@ def round_label(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Chang
     if stored.values.dtype.kind != "f" and not stored.scaled:
         return []
     real = stored.values * np.float64(stored.slope) + np.float64(stored.intercept)
-    labels = stored.to_labels(Path(file))  # refuses what lies farther away
+    labels = stored.to_labels(Path(file))  # refuses values farther away
     farthest = float(np.abs(real[0] - labels).max())
     if farthest == 0:
         return []
@@ -257,10 +255,10 @@ def round_label(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Chang
 
 
 def map_values(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change]:
-    """Label values that were to be mapped, all at once: 1=2,2=1 swaps them.
+    """Map label values on request, all together: 1=2,2=1 swaps them.
 
-    Where pictures show labels by colour and number the colours in several ways, all of them are written as values: what
-    a colour means is agreed upon between files, and must not change with one of them.
+    Where pictures show labels by colour and number the colours in several ways, all of them are written as values: the
+    meaning of a colour is agreed between files, and must not change with one of them.
     """
     file = case.label
     if file is None or file not in fresh or not (wishes.mapping or wishes.colours):
@@ -279,7 +277,7 @@ def map_values(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
     now = ", ".join(f"{old} is {new}" for old, new in asked.items())
     if coloured:
         meant = ", ".join(f"{colour} is {value}" for colour, value in wishes.colours.items())
-        was = "; ".join(filter(None, ("labels by colour, which files number in several ways", was)))
+        was = "; ".join(filter(None, ("labels by colour, which the files number differently", was)))
         now = "; ".join(filter(None, (f"values instead of colours ({meant})", now)))
         return [Change(case.id, file, was, now, "colours to values")]
     return [Change(case.id, file, was, now, "values mapped on request")]
@@ -299,7 +297,7 @@ REPAIRS: dict[str, Repair] = {
 
 
 def _grid(file: str) -> Geometry | None:
-    """Where a file lies; None for pictures, and for what cannot be read."""
+    """The grid of a file; None for pictures, and for files that cannot be read."""
     if family_of(Path(file)) not in ("nifti", "itk"):
         return None
     try:
@@ -309,7 +307,7 @@ def _grid(file: str) -> Geometry | None:
 
 
 def _grids(case: Case) -> Grids | None:
-    """Where the files lie that say it; None where the first channel does not: nothing can be compared with it."""
+    """The grids of files that have one; None where the first channel has none to compare with."""
 
     def place(file: str) -> Geometry | None:
         grid = _grid(file)
@@ -325,7 +323,7 @@ def _grids(case: Case) -> Grids | None:
 def _stored(file: str, label: bool) -> StoredVoxels:
     reader = READERS[str(ending_of(file))]
     if label and reader.labels is None:
-        raise DataError(f"{file}: labels cannot be stored in this format", remedy="export them in another")
+        raise DataError(f"{file}: this format cannot store labels", remedy="export them in another format")
     return reader.labels(Path(file)) if label and reader.labels else reader.image(Path(file))
 
 

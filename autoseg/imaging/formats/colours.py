@@ -1,8 +1,8 @@
-"""Colours in label maps: what stands in a palette, and label values by colour.
+"""Colours in label maps: palettes, and label values by colour.
 
-A palette says how an index is shown. Programs number the colours as they please, often by how frequent they are in that
-one picture, so an index means a class only where the palettes of all files agree. Where they do not, or where a mask is
-stored in red, green and blue, the colour itself says the class: `{"#ff0000": 1}`.
+A palette gives the colour of each index. Programs number the colours arbitrarily, often by their frequency in that one
+picture, so an index identifies a class only where the palettes of all files agree. Where they do not, or where a mask
+is stored in red, green and blue, the colour itself identifies the class: `{"#ff0000": 1}`.
 
 A colour is written `#rrggbb`. Black is background where it is not listed.
 """
@@ -48,14 +48,15 @@ def values_of_colours(channels: np.ndarray, colours: Mapping[str, int], path: Pa
         shown = described({_unpacked(int(found[i])): int(counts[i]) for i in order})
         listed = ", ".join(f"{name} is {value}" for name, value in known.items())
         raise DataError(
-            f"{path}: colours that no label has: {shown}", remedy=f"correct the file, or name them; listed: {listed}"
+            f"{path}: colours that belong to no label: {shown}",
+            remedy=f"correct the file, or list them; listed: {listed}",
         )
     values = np.array([known[_unpacked(int(key))] for key in keys], dtype=np.int32)
     return values[places][None]
 
 
 def refuse_colours(channels: np.ndarray, path: Path) -> None:
-    """Raise a DataError that says which colours a label map (3, Z, Y, X) is stored in, and how to name them."""
+    """Raise a DataError that lists the colours a label map (3, Z, Y, X) is stored in, and explains how to name them."""
     if channels.dtype != np.uint8:
         raise DataError(
             f"{path}: a label map has one value per voxel, this file has 3 channels of {channels.dtype}",
@@ -71,7 +72,7 @@ def refuse_colours(channels: np.ndarray, path: Path) -> None:
     labels = ",".join(f"label_{i}={name}" for i, name in enumerate((c for c in found if c != BLACK), start=1))
     raise DataError(
         f"{what}: {described(found)}",
-        remedy=f"say which colour is which label: --labels {labels} (black is background), or save values 0, 1, 2, ...",
+        remedy=f"name the label of each colour: --labels {labels} (black is background), or save values 0, 1, 2, ...",
     )
 
 

@@ -4,9 +4,9 @@
     load            header and voxels
     write           a label map on the grid of another such file
 
-ITK speaks in (x, y, z) order; names in that order end in `_xyz` and stay in this file. The format's reader is named
-outright, so that `SCAN.MHA` opens like `scan.mha`. ITK refuses files that are cut short, but only prints a warning when
-compressed data do not unpack, and it ignores NRRD's checksum; so compressed data are verified here first.
+ITK uses (x, y, z) order; names in that order end in `_xyz` and stay in this file. The format's reader is chosen
+explicitly, so that `SCAN.MHA` opens like `scan.mha`. ITK refuses truncated files, but only prints a warning when
+compressed data cannot be decompressed, and it ignores NRRD's checksum; so compressed data are verified here first.
 """
 
 import math
@@ -53,7 +53,7 @@ def load(path: Path) -> StoredVoxels:
     _verify_content(path, math.prod(reader.GetSize()) * components)
     try:
         array = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:  # of a file cut short, ITK says "no such file or directory"
+    except RuntimeError as error:  # ITK reports "no such file or directory" for a truncated file
         raise DataError(f"{path} is truncated or damaged: voxels are missing", remedy=COPY_AGAIN) from error
     if reader.GetDimension() == 4:
         return StoredVoxels(array, geometry)
@@ -93,7 +93,7 @@ def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None)
             with_unit(single, unit, axes)
     except RuntimeError as error:
         single.unlink(missing_ok=True)
-        raise StorageError(f"{path} cannot be written: {_reason(error)}", remedy="is the disk full?") from error
+        raise StorageError(f"{path} cannot be written: {_reason(error)}", remedy="check the free disk space") from error
     single.replace(path)
 
 
@@ -135,7 +135,7 @@ def _geometry(reader: sitk.ImageFileReader, path: Path) -> Geometry:
 
 
 class _Content(NamedTuple):
-    """Where the voxels of a file stand."""
+    """Where the voxels of a file are."""
 
     file: Path
     offset: int
@@ -143,14 +143,14 @@ class _Content(NamedTuple):
 
 
 def _verify_content(path: Path, values: int) -> None:
-    """Refuse a header that claims more than its file can hold, and compressed data that do not unpack cleanly."""
+    """Refuse a header that claims more than its file can hold, and compressed data that cannot be decompressed."""
     content = _content_of_nrrd(path) if path.suffix.lower() == ".nrrd" else _content_of_meta_image(path)
     if content is None or not content.file.is_file():
         return  # an unusual header, or a list of files; ITK judges it alone
     size = content.file.stat().st_size
     if values > size * (_DEFLATE_LIMIT if content.compressed else 1):
         raise DataError(
-            f"{path} is truncated or its header is wrong: {values} values are promised, "
+            f"{path} is truncated or its header is wrong: it declares {values} values, but "
             f"{content.file.name} has {size} bytes",
             remedy=COPY_AGAIN,
         )
@@ -199,7 +199,7 @@ def _verify_compressed(path: Path, offset: int) -> None:
             while not unpack.eof and unpack.decompress(b"", 4 * _CHUNK):
                 pass
     except zlib.error as error:
-        raise DataError(f"{path} is damaged, it does not unpack ({error})", remedy=COPY_AGAIN) from error
+        raise DataError(f"{path} is damaged and cannot be decompressed ({error})", remedy=COPY_AGAIN) from error
     if not unpack.eof:
         raise DataError(f"{path} is truncated: the end of its compressed data is missing", remedy=COPY_AGAIN)
 

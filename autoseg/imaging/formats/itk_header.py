@@ -1,10 +1,10 @@
-"""What NRRD and MetaImage headers say of a grid that ITK does not pass on: units, and what is missing or stands twice.
+"""Facts about the grid in NRRD and MetaImage headers that ITK does not report: units, missing and repeated fields.
 
     read_stated   header text -> StatedGrid
     with_unit     a file that ITK wrote, with a unit of length in its header
 
 ITK reads numbers as millimetres whatever unit the header names, gives an origin to files that have none, and takes 1
-for a spacing that is not a number. Its choice among values that stand twice is kept here, and named.
+for a spacing that is not a number. Its choice among repeated values is kept here, and reported.
 """
 
 import re
@@ -24,17 +24,17 @@ UNITS_WRITTEN = ("um", "cm")  # those that both formats know, besides millimetre
 
 @dataclass(frozen=True)
 class StatedGrid:
-    """What the text of a header says."""
+    """The grid as the text of a header states it."""
 
     mm_per_unit: float = 1.0
     placed: bool = True  # it has an origin or directions
     sized: bool = True  # it has a spacing
-    origin: str = ""  # as it stands there, with its convention
+    origin: str = ""  # as written there, with its convention
     remarks: tuple[Remark, ...] = ()
 
 
 def read_stated(path: Path, axes: int) -> StatedGrid:
-    """Read the header of a NRRD or MetaImage file that ITK has read before.
+    """Read the header of an NRRD or MetaImage file that ITK has read before.
 
     Args:
         axes: of the image in space, 2 or 3.
@@ -73,7 +73,7 @@ def _nrrd(text: bytes, path: Path, axes: int) -> StatedGrid:
     if not placed and spacings and sum(_is_finite(number) for number in spacings) < axes:
         raise DataError(
             f"{path}: voxels must have a size along every axis, but its header says: spacings: {' '.join(spacings)}",
-            remedy="write the true spacing into the header, or convert the file again from its source",
+            remedy="write the correct spacing into the header, or convert the file again from its source",
         )
     origin = (
         f"{fields['space origin']} {_unit_of(units)} ({fields.get('space', 'no space')})"
@@ -104,7 +104,7 @@ def _meta_image(text: bytes, axes: int) -> StatedGrid:
             ):
                 what = f"{kind} in one header: {first} = {fields[first]}, {name} = {fields[name]}; the first is used"
                 remarks.append(
-                    Remark(kind, what, "find out which is true, and correct the header of all files of the case")
+                    Remark(kind, what, "find out which is correct, and correct the header of all files of the case")
                 )
     placed = bool(origins or turns)
     if not placed and axes > 2:
@@ -115,8 +115,8 @@ def _meta_image(text: bytes, axes: int) -> StatedGrid:
 
 
 def _no_place(missing: str) -> Remark:
-    what = f"no place in space: the header has no {missing}; axes are taken to run to the left, to the back and up"
-    return Remark(NO_PLACE, what, "if images and labels lie over each other in your viewer, nothing")
+    what = f"no position in space: the header has no {missing}; axes are assumed to run left, posterior and superior"
+    return Remark(NO_PLACE, what, "nothing, if images and labels overlap in your viewer")
 
 
 def _unit_of(units: list[str]) -> str:

@@ -1,13 +1,13 @@
-"""NIfTI files, through nibabel's headers and one strict pass over the bytes.
+"""NIfTI files, through nibabel's headers and one strict read of the bytes.
 
     read_geometry   header -> Geometry
-    load            header and voxels; every byte promised must be there, and the checksum of .nii.gz must hold
+    load            header and voxels; no declared byte may be missing, and the checksum of .nii.gz must match
     write           a label map under the geometry fields of another NIfTI file, bit for bit
 
-Header values are believed only after a check: a header may claim any size. Which of its affines is used, and what is
-said where they contradict each other, is in nifti_affine.py. NIfTI's world (x to the Right, y to the Anterior) becomes
-LPS, and its units become millimetres. Bytes are read here and not by nibabel because nibabel
-stops at the last voxel and never sees the checksum that follows.
+Header values are trusted only after a check: a header may claim any size. nifti_affine.py chooses among its affines,
+and reports contradictions between them. NIfTI's world (x to the Right, y to the Anterior) becomes LPS, and its units
+become millimetres. Bytes are read here and not by nibabel because nibabel stops at the last voxel and never sees the
+checksum that follows.
 """
 
 import gzip
@@ -27,10 +27,10 @@ from autoseg.imaging.geometry import Geometry
 
 Header = nib.Nifti1Header  # Nifti2Header derives from it
 
-_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by the size that stands in the first four bytes
+_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by the size given in the first four bytes
 _DEFLATE_LIMIT = 1032  # no deflate stream expands further
 _CHUNK = 1 << 20
-# The fields a written label map takes over, bit for bit. Nothing else: descriptions and extensions may name patients.
+# The fields copied to a written label map, bit for bit. Nothing else: descriptions and extensions may name patients.
 GEOMETRY_FIELDS = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
@@ -131,7 +131,7 @@ def _read_header(stream: "_Stream", path: Path) -> Header:
     sizes = {"<": int.from_bytes(start[:4], "little"), ">": int.from_bytes(start[:4], "big")}
     endianness = next((order for order, size in sizes.items() if size in _HEADERS), None)
     if endianness is None:
-        raise DataError(f"{path} holds no NIfTI header", remedy=COPY_AGAIN)
+        raise DataError(f"{path} contains no NIfTI header", remedy=COPY_AGAIN)
     size = sizes[endianness]
     rest = bytearray(size - len(start))
     if stream.readinto(memoryview(rest)) < len(rest):
@@ -139,7 +139,7 @@ def _read_header(stream: "_Stream", path: Path) -> Header:
     header = _HEADERS[size](bytes(start + rest), endianness=endianness, check=False)
     magic = bytes(header["magic"].item())[:3]
     if magic not in (b"n+1", b"n+2"):
-        kind = "one half of a .hdr/.img pair" if magic[:2] == b"ni" else "not NIfTI (an Analyze header?)"
+        kind = "one half of a .hdr/.img pair" if magic[:2] == b"ni" else "not NIfTI (perhaps an Analyze header)"
         raise DataError(f"{path} is {kind}: its magic is {magic!r}", remedy="convert it to a single .nii.gz file")
     return header
 
@@ -180,7 +180,7 @@ def _scaling(header: Header, path: Path) -> tuple[float, float]:
     if math.isinf(written[0]) or (math.isfinite(written[0]) and written[0] and not math.isfinite(written[1])):
         raise DataError(
             f"{path}: the header's scaling is not finite (scl_slope {written[0]:g}, scl_inter {written[1]:g})",
-            remedy="write scl_slope 1 and scl_inter 0 if the voxels are stored as they are",
+            remedy="write scl_slope 1 and scl_inter 0 if the stored voxels need no scaling",
         )
     with decoding(path):
         slope, intercept = header.get_slope_inter()
@@ -203,7 +203,7 @@ def _geometry(header: Header, path: Path) -> Geometry:
 
 def _truncated(path: Path, expected: int, got: str) -> DataError:
     return DataError(
-        f"{path} is truncated or its header is wrong: {expected} bytes are promised, {got} are there", remedy=COPY_AGAIN
+        f"{path} is truncated or its header is wrong: it declares {expected} bytes, but has {got}", remedy=COPY_AGAIN
     )
 
 
@@ -211,7 +211,7 @@ def _truncated(path: Path, expected: int, got: str) -> DataError:
 
 
 class _Stream(Protocol):
-    """Bytes in reading order, unpacked; used as a context that closes the file."""
+    """Decompressed bytes in reading order; used as a context that closes the file."""
 
     position: int  # bytes delivered or skipped so far
     largest_content: int  # more bytes than this cannot come
@@ -221,13 +221,13 @@ class _Stream(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def readinto(self, target: memoryview) -> int:
-        """Fill the target; return how many bytes came, fewer than asked only at the end of the file."""
+        """Fill the target; return how many bytes were read, fewer than requested only at the end of the file."""
         ...
 
     def skip(self, count: int) -> None: ...
 
     def finish(self) -> None:
-        """Read what is left and check what the container promises about the whole. Raises DataError."""
+        """Read the rest and verify the container's length and checksum. Raises DataError."""
         ...
 
 
@@ -262,13 +262,13 @@ class _PlainStream:
 
 
 class _GzipStream:
-    """Unpacks once, straight into the target. zlib itself checks the length and CRC at the end of each member."""
+    """Decompresses once, straight into the target. zlib itself checks the length and CRC at the end of each member."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = open(path, "rb")  # noqa: SIM115 (closed by __exit__)
         self._member = zlib.decompressobj(wbits=31)
-        self._packed = b""  # read from the file, not yet unpacked
+        self._packed = b""  # read from the file, not yet decompressed
         self.position = 0
         self.largest_content = os.fstat(self._file.fileno()).st_size * _DEFLATE_LIMIT
 
@@ -298,7 +298,7 @@ class _GzipStream:
             raise DataError(f"{self._path} is truncated: the end of its gzip data is missing", remedy=COPY_AGAIN)
 
     def _next(self, limit: int) -> bytes:
-        """Unpack at most `limit` bytes; nothing at the end of the data, or where the file breaks off."""
+        """Decompress at most `limit` bytes; none at the end of the data, or where the file is truncated."""
         while True:
             if self._member.eof and not self._next_member():
                 return b""
@@ -307,13 +307,14 @@ class _GzipStream:
             try:
                 piece = self._member.decompress(self._packed, min(limit, 4 * _CHUNK))
             except zlib.error as error:
-                raise DataError(f"{self._path} is damaged, it does not unpack ({error})", remedy=COPY_AGAIN) from error
+                what = f"{self._path} is damaged and cannot be decompressed ({error})"
+                raise DataError(what, remedy=COPY_AGAIN) from error
             self._packed = self._member.unconsumed_tail
             if piece or broken_off:
                 return piece
 
     def _next_member(self) -> bool:
-        """Go on to the next gzip member, if one follows; other bytes after the end (padding) do no harm."""
+        """Continue with the next gzip member, if one follows; other bytes after the end (padding) do no harm."""
         following = self._member.unused_data
         if len(following) < 3:
             following += self._file.read(_CHUNK)

@@ -1,12 +1,12 @@
-"""Where a NIfTI header says its voxels lie: it can say so three times over, and the three need not agree.
+"""Where the voxels of a NIfTI file are in space: the header can state it in three ways, which need not agree.
 
     nifti_geometry   header -> Geometry, with what is odd about the header as remarks
 
 The *sform* is an affine, the *qform* a rotation with the voxel sizes of *pixdim*; each has a code, and 0 means that it
-is not there. The rule, for images and labels alike: the sform where its code is set and it is a grid; otherwise the
-qform where its code is set and it is one; with both codes 0, the voxel sizes alone, and the file has no place. So does
-ITK 5.4 with a sheared sform. A sform and a qform that mirror each other are refused: one of them has left
-and right the wrong way round, and nothing in the file says which.
+is absent. The rule, for images and labels alike: the sform where its code is set and it is a grid; otherwise the
+qform where its code is set and it is one; with both codes 0, only the voxel sizes are used, and the file has no
+position. ITK 5.4 treats a sheared sform alike. A sform and a qform that mirror each other are refused: one of them
+swaps left and right, and the file does not show which.
 """
 
 import math
@@ -30,7 +30,7 @@ MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # NIfTI's codes of metre, millimetre an
 SIZE_TOLERANCE = 1e-3  # relative: the same voxel size, written twice
 PLACE_TOLERANCE = 0.1  # voxels: the same place, written twice
 QUATERNION_EXCESS = 1e-2  # of the squared length of (b, c, d) over 1 that counts as rounding
-HALF_TURN = 3 * float(np.finfo(np.float32).eps)  # 1 - length below this is a turn by 180 degrees (nibabel's bound)
+HALF_TURN = 3 * float(np.finfo(np.float32).eps)  # 1 - length below this is a rotation by 180 degrees (nibabel's bound)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _form(name: str, code: int, affine: np.ndarray, shape: Axes3, scale: float, 
         in_lps = np.diag([-scale, -scale, scale, 1.0]) @ affine
     steps = in_lps[:3, 2::-1].T.copy()
     if flat:
-        steps[0] = 0  # the third column of a 2-D image means nothing; the normal takes its place
+        steps[0] = 0  # the third column of a 2-D image means nothing; the normal replaces it
     try:
         geometry = geometry_from_steps(shape, steps, in_lps[:3, 3], flat=flat, file=file)
     except DataError as error:
@@ -135,34 +135,34 @@ def _against_qform(sform: _Form, qform: _Form | None, file: str) -> list[Remark]
         return []
     if qform.geometry is None:
         what = f"the qform is not a grid ({qform.fault}); the sform is used: {_sizes(sform.geometry)}"
-        return [Remark("unsound qform", what, "nothing, if that is the true voxel size; else correct the header")]
+        return [Remark("unsound qform", what, "nothing, if that voxel size is correct; otherwise correct the header")]
     s, q = sform.geometry, qform.geometry
     if not s.flat and np.linalg.det(s.direction) * np.linalg.det(q.direction) < 0:
         raise DataError(
             f"{file}: sform and qform mirror each other: by the sform the axes run {orientation_code(s)}, by the qform "
-            f"{orientation_code(q)}; one of them has left and right the wrong way round",
-            remedy="find out which one is right (look for a marker, or the liver), and set the other's code to 0 in "
+            f"{orientation_code(q)}; one of them swaps left and right",
+            remedy="find out which one is correct (look for a marker, or the liver), and set the other's code to 0 in "
             "all files of the case: nibabel's image.set_qform(None, 0) or image.set_sform(None, 0)",
         )
     first = 1 if s.flat else 0
     if any(abs(a - b) > SIZE_TOLERANCE * b for a, b in [*zip(s.spacing, q.spacing, strict=True)][first:]):
         what = f"two voxel sizes in one header: {_sizes(s)} by the sform, {_sizes(q)} by the qform; the sform is used"
-        return [Remark("sform and qform", what, "find out which is true, and correct it in all files of the case")]
+        return [Remark("sform and qform", what, "find out which is right, and correct all files of the case")]
     if orientation_code(s) != orientation_code(q):
         codes = f"{orientation_code(s)} by the sform, {orientation_code(q)} by the qform"
         what = f"two orientations in one header: the axes run {codes}; the sform is used"
-        return [
-            Remark("sform and qform turned", what, "look whether left is left, and correct the header if it is not")
-        ]
+        return [Remark("sform and qform turned", what, "check that left is left, and correct the header if it is not")]
     if sform.code == qform.code and corner_distance_voxels(s, q) > PLACE_TOLERANCE:
         apart = f"up to {corner_distance_voxels(s, q):.3g} voxels apart"
-        what = f"sform and qform claim one space (code {sform.code}) and lie {apart}; the sform is used"
-        return [Remark("sform and qform apart", what, "nothing, if images and labels agree; else correct the header")]
+        what = f"sform and qform claim the same space (code {sform.code}), but are {apart}; the sform is used"
+        return [
+            Remark("sform and qform apart", what, "nothing, if images and labels overlap; otherwise correct the header")
+        ]
     return []
 
 
 def _against_pixdim(header: nib.Nifti1Header, geometry: Geometry, scale: float) -> list[Remark]:
-    """What is odd about the voxel sizes beside the sform that is used; a qform has been compared already."""
+    """Contradictions between the voxel sizes and the sform that is used; a qform has been compared already."""
     used = 2 if geometry.flat else 3
     sizes = header["pixdim"][1 : used + 1].astype(np.float64)
     truth = np.array(geometry.spacing)[::-1][:used] / scale
@@ -175,7 +175,7 @@ def _against_pixdim(header: nib.Nifti1Header, geometry: Geometry, scale: float) 
         what += "; the sform is used"
     else:
         return []
-    return [Remark("sform and pixdim", what, "find out which is true, and correct it in all files of the case")]
+    return [Remark("sform and pixdim", what, "find out which is right, and correct all files of the case")]
 
 
 def _unplaced(header: nib.Nifti1Header, shape: Axes3, scale: float, flat: bool, file: str) -> Geometry:
@@ -184,7 +184,7 @@ def _unplaced(header: nib.Nifti1Header, shape: Axes3, scale: float, flat: bool, 
     if not (np.isfinite(sizes[: 2 if flat else 3]).all() and (sizes[: 2 if flat else 3] > 0).all()):
         raise DataError(
             f"{file}: neither form code is set, and pixdim gives the voxel sizes {_numbers(sizes / scale)}",
-            remedy="write the true spacing into the header, or convert the file again from its source",
+            remedy="write the correct spacing into the header, or convert the file again from its source",
         )
     steps = np.diag([sizes[0], -sizes[1], sizes[2]])[::-1].copy()  # x to the left, y to the front, z up: in LPS
     if flat:
@@ -192,10 +192,10 @@ def _unplaced(header: nib.Nifti1Header, shape: Axes3, scale: float, flat: bool, 
     centre = -(np.array(shape, dtype=np.float64) - 1) / 2 @ steps
     geometry = geometry_from_steps(shape, steps, centre, flat=flat, file=file)
     remedy = (
-        "if images and labels lie over each other in your viewer, nothing; write an affine into the headers if other "
-        "cases of the set, or images to predict, have one"
+        "nothing, if images and labels overlap in your viewer; write an affine into the headers if other "
+        "cases of the dataset, or images to predict, have one"
     )
-    what = "no place in space: both form codes are 0; axes are taken to run to the left, to the front and up"
+    what = "no position in space: both form codes are 0; axes are assumed to run left, anterior and superior"
     remarks = () if flat else (Remark(NO_PLACE, what, remedy),)
     return replace(geometry, placed=False, remarks=remarks)
 
@@ -203,7 +203,7 @@ def _unplaced(header: nib.Nifti1Header, shape: Axes3, scale: float, flat: bool, 
 def _no_grid(sform: _Form | None, qform: _Form | None, file: str) -> DataError:
     faults = "; ".join(f"the {form.name}: {form.fault}" for form in (sform, qform) if form is not None)
     return DataError(
-        f"{file}: its header gives no grid ({faults})",
+        f"{file}: its header defines no valid grid ({faults})",
         remedy="write a valid affine into the header, or convert the file again from its source; resample a sheared "
         "image to a rectangular grid",
     )

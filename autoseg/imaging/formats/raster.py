@@ -1,17 +1,17 @@
-"""Images without a place in the body: PNG, BMP and JPEG through Pillow, TIFF through tifffile.
+"""Images without a position in space: PNG, BMP and JPEG through Pillow, TIFF through tifffile.
 
     read_geometry        header -> Geometry, of 1 mm where no size is stated; several TIFF pages are slices
     load, load_labels    voxels: colours become channels in images, palette indices are values in label maps
     write                a label map, lossless
 
-No value may change on the way. So 16-bit colour PNGs go through SimpleITK (Pillow keeps 8 bits), values of 1, 2 and
-4-bit files are not stretched to 0..255, an alpha channel is dropped only if it says nothing, and a chain of TIFF pages
-that leads out of the file is an error and not the end of the stack.
+Values never change. So 16-bit colour PNGs are read by SimpleITK (Pillow keeps 8 bits), values of 1, 2 and 4-bit files
+are not stretched to 0..255, an alpha channel is dropped only if it is constant, and a chain of TIFF pages that points
+outside the file is an error and not the end of the stack.
 
-What a file says about its pixels is followed as viewers follow it: the orientation tag (`upright.py`), TIFFs in which 0
-is white, CMYK JPEGs converted to red, green, blue. Gamma and colour profiles are ignored: they change how a screen
-shows a value, not the value. What cannot be followed is refused by name: several frames, a part of a stack that lies
-in other files and is missing, printing inks and other kinds of colour in TIFF (`tiff_pages.py`).
+Tags about pixels are followed as in viewers: the orientation tag (`upright.py`), TIFFs in which 0 is white, CMYK JPEGs
+converted to red, green, blue. Gamma and colour profiles are ignored: they change how a screen shows a value, not the
+value. Unsupported kinds are refused by name: several frames, a stack whose parts in other files are missing, printing
+inks and other kinds of colour in TIFF (`tiff_pages.py`).
 """
 
 import math
@@ -64,10 +64,10 @@ def load_labels(path: Path, colours: Mapping[str, int] = {}) -> StoredVoxels:
     """Read a label map, (1, Z, Y, X) upright; palettes give indices, equal colours one value.
 
     Args:
-        colours: `#rrggbb` -> value. With any, palettes and colours are read by it; grey values stay as they are.
+        colours: `#rrggbb` -> value. With any, palettes and colours are read by it; grey values stay unchanged.
 
     Raises:
-        DataError: the file cannot be read, or holds colours that are not listed.
+        DataError: the file cannot be read, or contains colours that are not listed.
     """
     stored = _load(path, "colours" if colours else "indices")
     channels = stored.values
@@ -177,7 +177,7 @@ def _read_planes(path: Path, purpose: Purpose) -> tuple[np.ndarray, int]:
     with decoding(path):
         if bits is not None:
             with Image.open(path) as image:
-                image.verify()  # the checksum of every chunk, which decoding does not look at
+                image.verify()  # the checksum of every chunk, which decoding ignores
         with Image.open(path) as image:
             _refuse_frames(image, path)
             turn = orientation_of_picture(image, path)
@@ -202,7 +202,7 @@ def _refuse_frames(image: Image.Image, path: Path) -> None:
     if frames > 1 and image.format != "MPO":
         raise DataError(
             f"{path} is an animation of {frames} frames, expected one picture",
-            remedy="save each frame that is a case as a file of its own, or the frames as slices of a TIFF",
+            remedy="save each frame as a file of its own, or all frames as slices of a TIFF",
         )
 
 
@@ -230,14 +230,14 @@ def _read_deep_colour(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Tiff:
-    """What one TIFF file holds, with the axes sorted by meaning."""
+    """Content of one TIFF file, with the axes sorted by meaning."""
 
-    shape: tuple[int, int, int, int]  # (C, Z, Y, X), C before palette and alpha are dealt with
+    shape: tuple[int, int, int, int]  # (C, Z, Y, X), C before palette and alpha are handled
     order: tuple[int, ...]  # of the file's axes, to sort them so
     paged: bool  # a stack, even if of one slice
     alpha: bool  # the last channel is opacity
     palette: np.ndarray | None  # (3, colours) uint16
-    size: StatedSize  # of its voxels, as they are stored
+    size: StatedSize  # of its voxels, as stored
     orientation: int = 1  # of all pages
     white: int | None = None  # the stored value that is black where 0 is white
 
@@ -264,7 +264,7 @@ def _load_tiff(path: Path, purpose: Purpose) -> StoredVoxels:
 
 
 def _tiff_geometry(tiff: _Tiff, path: Path) -> Geometry:
-    """The grid of a TIFF image as it is shown: turned, its pixels with it."""
+    """The grid of a TIFF image as shown: rotated, with the edges of its pixels."""
     height, width = upright_extent(*tiff.shape[2:], tiff.orientation)
     size = tiff.size
     if size.spacing is not None:
@@ -279,8 +279,8 @@ def _inspect_tiff(path: Path) -> _Tiff:
         refuse_missing_parts(file, path)
         if len(file.series) != 1 or len(file.pages) > len(file.series[0].pages):
             raise DataError(
-                f"{path} holds images of different sizes or kinds, expected one or a stack of equal pages",
-                remedy="save the image alone (thumbnails and labels of slide scanners must go)",
+                f"{path} contains images of different sizes or kinds, expected one image or a stack of equal pages",
+                remedy="save only the image (remove thumbnails and labels of slide scanners)",
             )
         axes, extents, page = file.series[0].axes, file.series[0].shape, file.pages.first
         white = refuse_other_kinds(page, path)
@@ -296,7 +296,7 @@ def _inspect_tiff(path: Path) -> _Tiff:
     c, z, y, x = (math.prod(extents[i] for i in group) for group in groups.values())
     if any(sum(extents[i] > 1 for i in group) > 1 for group in groups.values()) or min(c, z, y, x) < 1:
         raise DataError(
-            f"{path}: expected slices and channels at most, this file has the axes {axes} of extent {extents}",
+            f"{path}: expected slices and channels at most, found axes {axes} of extent {extents}",
             remedy="save one time point, or one image, per file",
         )
     return _Tiff((c, z, y, x), order, bool(groups["Z"]), alpha, colormap, size, turn, white)

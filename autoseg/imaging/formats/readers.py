@@ -1,14 +1,13 @@
 """Files to volumes and label maps to files: one table of formats, one behaviour.
 
-    ending_of, stem_of   what a file name says
+    ending_of, stem_of   extension and stem of a file name
     read_image           any accepted file -> Volume, (C, Z, Y, X) float32
     read_labels          any accepted file -> Volume, (Z, Y, X) int32
     read_geometry        the grid alone, from the header
-    write_labels         a label map on the grid of a given image; complete and verified, or not there at all
+    write_labels         a label map on the grid of a given image; complete and verified, or not written at all
 
-Everything comes in stored order; `geometry.to_canonical` turns it. A file that is damaged in a way its format can show
-is refused with its name, never read in part. To add a format, write a module like `raster.py` and one line per ending
-in `READERS`.
+Everything is in stored order; `geometry.to_canonical` changes it. A file that is detectably damaged is refused by name,
+never read in part. To add a format, write a module like `raster.py` and one line per extension in `READERS`.
 """
 
 import os
@@ -27,14 +26,14 @@ from autoseg.imaging.geometry import Geometry, Volume, corner_distance_voxels
 
 @dataclass(frozen=True)
 class Reader:
-    """What can be done with files of one ending."""
+    """How files with one extension are read and written."""
 
     family: str  # formats of one family share their geometry header; labels copy it from such a file
     geometry: Callable[[Path], Geometry]
     image: Callable[[Path], StoredVoxels]
     labels: Callable[[Path], StoredVoxels] | None  # None: the format alters values
     write: Callable[[Path, np.ndarray, Geometry, Path | None], None] | None  # (path, labels, geometry, like)
-    any_content: bool = False  # such files may begin as another format does (a ZIP archive); False: they are refused
+    any_content: bool = False  # True: files that begin like another format (a ZIP archive) are accepted
 
 
 _NIFTI = Reader("nifti", nifti.read_geometry, nifti.load, nifti.load, nifti.write)
@@ -58,13 +57,13 @@ READERS: dict[str, Reader] = {
 
 
 def ending_of(path: Path | str) -> str | None:
-    """Return the known ending of a file name in lower case (".nii.gz" is one), or None."""
+    """Return the known extension of a file name in lower case (".nii.gz" is one), or None."""
     name = Path(path).name.lower()
     return next((ending for ending in READERS if name.endswith(ending) and len(name) > len(ending)), None)
 
 
 def stem_of(path: Path | str) -> str:
-    """Return the file name without its known ending; the whole name if it has none."""
+    """Return the file name without its known extension; the whole name if it has none."""
     name = Path(path).name
     return name[: len(name) - len(ending_of(path) or "")]
 
@@ -77,7 +76,7 @@ def read_image(path: Path | str) -> Volume:
         axis of NIfTI, are channels. Values that are not finite are kept as they are.
 
     Raises:
-        DataError: missing, damaged or unsupported file, or a grid without meaning. OutOfMemory: it does not fit.
+        DataError: missing, damaged or unsupported file, or an invalid grid. OutOfMemory: it does not fit.
         StorageError: the disk failed.
     """
     path = Path(path)
@@ -103,8 +102,8 @@ def read_labels(path: Path | str, colours: Mapping[str, int] = {}) -> Volume:
     reader = _reader_for(path)
     if reader.labels is None:
         raise DataError(
-            f"{path}: labels cannot be stored as {ending_of(path)}, lossy compression alters their values",
-            remedy="export them as .png from the program that drew them; converting the JPEG does not bring them back",
+            f"{path}: labels cannot be stored as {ending_of(path)}: lossy compression alters their values",
+            remedy="export them as .png from the program that drew them; converting the JPEG does not restore them",
         )
     with _resources(path):
         by_colour = colours and reader.family == "natural"
@@ -125,20 +124,20 @@ def read_geometry(path: Path | str) -> Geometry:
 
 
 def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | str) -> None:
-    """Write a label map on the grid of an image, so that it lies over that image in any program.
+    """Write a label map on the grid of an image, so that it overlays that image in any program.
 
     From NIfTI to NIfTI the fields of the grid are copied bit for bit (and no others: descriptions may name a patient).
-    The file is written beside its destination, flushed, read back, compared and only then renamed.
+    The file is written next to its destination, flushed, read back, compared and only then renamed.
 
     Args:
-        path: destination; its ending decides the format.
+        path: destination; its extension decides the format.
         indices_or_values: (Z, Y, X), integer or bool, in the stored order of `like`; its dtype is kept where the
             format can.
         like: the image.
 
     Raises:
         UsageError: the format cannot hold these labels. DataError: `like` cannot be read.
-        StorageError: the disk refused, or what was read back differs; nothing new stands under `path` then.
+        StorageError: writing failed, or the file reads back differently; `path` is then unchanged.
     """
     path, like = Path(path), Path(like)
     labels = indices_or_values.astype(np.uint8) if indices_or_values.dtype == bool else indices_or_values
@@ -164,7 +163,7 @@ def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | s
         with _storage(path):
             staging.replace(path)
     finally:
-        with suppress(OSError):  # such as: the folder is a file, and was named above
+        with suppress(OSError):  # such as: the folder is a file, which was reported above
             staging.unlink(missing_ok=True)
 
 
@@ -179,7 +178,7 @@ def _verify(staging: Path, path: Path, labels: np.ndarray, geometry: Geometry | 
     if not same or not distance < 1e-3:
         raise StorageError(
             f"{path} was written but reads back differently ({found})",
-            remedy="check the disk (is it full or failing?) and run the command again",
+            remedy="check whether the disk is full or failing, then run the command again",
         )
 
 
@@ -187,7 +186,7 @@ def _reader_for(path: Path) -> Reader:
     ending = ending_of(path)
     if ending is None:
         raise DataError(
-            f"{path}: its ending is not one of an image format known here",
+            f"{path}: its file extension is not that of a known image format",
             remedy=f"known: {', '.join(READERS)}; convert it, or rename it if it is one of these",
         )
     if not READERS[ending].any_content:
@@ -203,7 +202,8 @@ def _resources(path: Path) -> Iterator[None]:
         raise OutOfMemory(f"{path} does not fit into memory", remedy="use a machine with more memory") from error
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be read: {error.strerror or error}", remedy="check the disk or the network, then try again"
+            f"{path} cannot be read: {error.strerror or error}",
+            remedy="check the disk or the network, then run the command again",
         ) from error
 
 

@@ -1,13 +1,13 @@
-"""A file of a data set rewritten under its own name: other voxels, or another place, and nothing else changed.
+"""Rewrite a file of a dataset under its own name: new voxels, or a new position, and nothing else changed.
 
-    replace_grid    the place of another file in the header; every voxel stays bit for bit
-    replace_voxels  other voxels, on the grid it has or on that of another file
-    convert         a file of another format than its name says -> the format that its name says
-    has_place       whether a header says where its voxels lie
+    replace_grid    copy the position of another file into the header; every voxel stays bit for bit
+    replace_voxels  other voxels, on the file's own grid or on that of another file
+    convert         a file whose format does not match its name -> the format of its name
+    has_place       whether a header states a position in space
 
 Headers of NIfTI keep their other fields (description, intent, display range); those of NRRD and MetaImage their keys.
-A file is written beside its destination, read back, compared and only then renamed: what stands under the name is the
-old file or the new one, never half of each.
+A file is written next to its destination, read back, compared and only then renamed: the name always refers to the old
+file or the new one, never to half of each.
 """
 
 import gzip
@@ -31,14 +31,14 @@ from autoseg.imaging.formats.readers import READERS, ending_of, read_geometry, r
 from autoseg.imaging.formats.signatures import StoredVoxels, decoding
 from autoseg.imaging.geometry import Geometry
 
-LEVEL = 4  # of gzip: what readers.write_labels takes
+LEVEL = 4  # of gzip: the level of readers.write_labels
 _CHUNK = 1 << 20
-_SPATIAL_UNITS = 7  # the bits of xyzt_units that say what a millimetre is
+_SPATIAL_UNITS = 7  # the bits of xyzt_units for the unit of length
 _PLACE_FIELDS = tuple(field for field in nifti.GEOMETRY_FIELDS if field not in ("pixdim", "xyzt_units"))
 
 
 def has_place(path: Path) -> bool:
-    """Whether the header says where voxels lie: false for NIfTI with both form codes 0, and for pictures.
+    """Whether the header states a position in space: false for NIfTI with both form codes 0, and for pictures.
 
     Raises:
         DataError: the header cannot be read.
@@ -51,17 +51,17 @@ def has_place(path: Path) -> bool:
 
 
 def family_of(path: Path) -> str:
-    """The family of formats that a file's name says: nifti, itk or natural; empty if it says none."""
+    """The family of formats of a file's name: nifti, itk or natural; empty if it is unknown."""
     ending = ending_of(path)
     return READERS[ending].family if ending else ""
 
 
 def replace_grid(path: Path, like: Path) -> None:
-    """Give a file the place of another one of the same shape. From NIfTI to NIfTI the fields are copied bit for bit.
+    """Copy the position of another file of the same shape. From NIfTI to NIfTI the fields are copied bit for bit.
 
     Raises:
-        DataError: one of the two cannot be read. UsageError: the format has no place for a place (pictures).
-        StorageError: the disk refused.
+        DataError: one of the two cannot be read. UsageError: the format cannot store a position (pictures).
+        StorageError: writing failed.
     """
     if family_of(path) == "nifti":
         header = nifti.read_header(path)
@@ -76,20 +76,20 @@ def replace_grid(path: Path, like: Path) -> None:
         stored = READERS[str(ending_of(path))].image(path)
         _write_itk(path, stored.values, read_geometry(like), keys_of=path)
     else:
-        raise UsageError(f"{path.name} cannot say where its voxels lie", remedy="convert it to .nii.gz")
+        raise UsageError(f"{path.name} cannot store a position in space", remedy="convert it to .nii.gz")
 
 
 def replace_voxels(path: Path, voxels: StoredVoxels | np.ndarray, like: Path | None = None) -> None:
     """Write other voxels into a file.
 
     Args:
-        voxels: (C, Z, Y, X), integer or float, what stands in the file afterwards; its shape is that of the grid it
-            lies on. StoredVoxels bring their scaling along, an array means itself.
-        like: the file whose grid it lies on; None keeps the grid of `path`.
+        voxels: (C, Z, Y, X), integer or float, the new content of the file, in the shape of its grid. StoredVoxels are
+            written with their scaling, an array without one.
+        like: the file with the grid to use; None keeps the grid of `path`.
 
     Raises:
         DataError: `path` or `like` cannot be read. UsageError: the format cannot hold these values.
-        StorageError: the disk refused.
+        StorageError: writing failed.
     """
     geometry = read_geometry(like or path)
     stored = voxels if isinstance(voxels, StoredVoxels) else StoredVoxels(voxels, geometry)
@@ -101,7 +101,7 @@ def replace_voxels(path: Path, voxels: StoredVoxels | np.ndarray, like: Path | N
             _take_place(header, like)
         _write_nifti(path, replace(stored, geometry=geometry), header)
     elif family_of(path) == "itk":
-        assert not stored.scaled, "these formats know no scaling"
+        assert not stored.scaled, "these formats have no scaling"
         _write_itk(path, values, geometry, keys_of=path)
     elif values.dtype.kind in "ui" and len(values) == 1:
         write_labels(path, values[0], path)
@@ -118,16 +118,16 @@ def replace_voxels(path: Path, voxels: StoredVoxels | np.ndarray, like: Path | N
 
 
 def convert(path: Path, ending: str) -> None:
-    """Write a volume whose content is of another format (`ending`) in the format that its name says; values exact.
+    """Write a volume whose content is of another format (`ending`) in the format of its name; values exact.
 
     Raises:
-        DataError: the content cannot be read. StorageError: the disk refused.
+        DataError: the content cannot be read. StorageError: writing failed.
     """
     renamed = path.with_name(f".{stem_of(path)}.{os.getpid()}.true{ending}")
     try:
         renamed.hardlink_to(path) if not path.is_symlink() else shutil.copyfile(path, renamed)
         stored = READERS[ending].image(renamed)
-        if stored.scaled and family_of(path) != "nifti":  # other formats know no scaling
+        if stored.scaled and family_of(path) != "nifti":  # other formats have no scaling
             stored = StoredVoxels(read_image(renamed).array, stored.geometry)
     finally:
         renamed.unlink(missing_ok=True)
@@ -138,7 +138,7 @@ def convert(path: Path, ending: str) -> None:
 
 
 def _take_place(header: nifti.Header, like: Path) -> None:
-    """Put the place of another file into a NIfTI header: forms, voxel sizes and their unit; time is left alone."""
+    """Copy the position of another file into a NIfTI header: forms, voxel sizes and their unit; time is unchanged."""
     other = nifti.read_header(like) if family_of(like) == "nifti" else nifti._header_from(read_geometry(like))
     for field in _PLACE_FIELDS:
         header.structarr[field] = other.structarr[field]
@@ -186,14 +186,14 @@ def _write_itk(path: Path, values: np.ndarray, geometry: Geometry, keys_of: Path
         try:
             sitk.WriteImage(image, str(staging), useCompression=True, imageIO=_IMAGE_IO[suffix])
         except RuntimeError as error:
-            raise StorageError(f"{path} cannot be written: {error}", remedy="is the disk full?") from error
+            raise StorageError(f"{path} cannot be written: {error}", remedy="check the free disk space") from error
         _compare(staging, path, StoredVoxels(values, geometry))
     if detached is not None and detached.file != path:
-        detached.file.unlink(missing_ok=True)  # the voxels stand behind the header now
+        detached.file.unlink(missing_ok=True)  # the voxels now follow the header
 
 
 def _keys(path: Path, suffix: str) -> dict[str, str]:
-    """What an NRRD or MetaImage header says beside its grid (names of segments, say)."""
+    """Keys of an NRRD or MetaImage header other than its grid (such as names of segments)."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO(_IMAGE_IO[suffix])
     reader.SetFileName(str(path))
@@ -204,17 +204,17 @@ def _keys(path: Path, suffix: str) -> dict[str, str]:
 
 
 def _compare(staging: Path, path: Path, wanted: StoredVoxels) -> None:
-    """Refuse what reads back differently from what was to be written, bit for bit."""
+    """Refuse a file that reads back differently from what was written, bit for bit."""
     found = READERS[str(ending_of(staging))].image(staging)
     same = found.values.shape == wanted.values.shape and np.array_equal(found.values, wanted.values, equal_nan=True)
     if not same or (found.slope, found.intercept) != (wanted.slope, wanted.intercept):
         what = f"{path} was written but reads back differently"
-        raise StorageError(what, remedy="check the disk (is it full or failing?) and run the command again")
+        raise StorageError(what, remedy="check whether the disk is full or failing, then run the command again")
 
 
 @contextmanager
 def _replacing(path: Path, suffix: str = "") -> Iterator[Path]:
-    """A file beside `path` to write into, which takes its place if all went well."""
+    """A temporary file next to `path` to write into, which replaces it on success."""
     staging = path.with_name(f".{path.name}.{os.getpid()}.part{suffix or ending_of(path) or path.suffix}")
     try:
         yield staging
@@ -230,19 +230,19 @@ def _replacing(path: Path, suffix: str = "") -> Iterator[Path]:
 
 @contextmanager
 def _unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked where its name says so; its checksum is verified at the end."""
+    """The bytes of a file, decompressed if its name ends in .gz; its checksum is verified at the end."""
     opened: IO[bytes] = gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")  # type: ignore[assignment]  # noqa: SIM115
     try:
         yield opened
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is damaged, it does not unpack ({error})", remedy="copy it again") from error
+        raise DataError(f"{path} is damaged and cannot be decompressed ({error})", remedy="copy it again") from error
     finally:
         opened.close()
 
 
 @contextmanager
 def _packed(path: Path, staging: Path) -> Iterator[IO[bytes]]:
-    """A file to write into, packed where the name of `path` says so; equal content gives equal bytes."""
+    """A file to write into, compressed if `path` ends in .gz; equal content gives equal bytes."""
     with open(staging, "wb") as file:
         if not path.name.lower().endswith(".gz"):
             yield file

@@ -1,8 +1,8 @@
-"""What stands in a file before it is an image or a label map, and what a file is that is not what its name says.
+"""Stored voxels before they become an image or a label map, and files whose content does not match their name.
 
 Each format module (`nifti`, `itk`, `raster`) returns `StoredVoxels`: the numbers as stored, with the scaling of the
-header beside them. Conversion happens here once for all formats, slice by slice, so that a scaled scan never stands in
-memory in double precision as a whole.
+header. Conversion happens here once for all formats, slice by slice, so that a scaled scan is never held in memory as a
+whole in double precision.
 """
 
 import shlex
@@ -41,7 +41,7 @@ class StoredVoxels:
         """Return the image, (C, Z, Y, X) float32; values that are not finite stay so.
 
         Raises:
-            DataError: the scaling makes one value of all.
+            DataError: the scaling maps all values to one.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             if not self.scaled:
@@ -54,13 +54,13 @@ class StoredVoxels:
             return image
 
     def _refuse_lost_contrast(self, scaled: np.ndarray, stored: np.ndarray, path: Path) -> None:
-        """Refuse a scaling that leaves one value of several: all that rounding keeps of them."""
+        """Refuse a scaling that maps several values to one by rounding."""
         low, high = scaled.min(), scaled.max()
         if low == high and stored.min() < stored.max():
             raise DataError(
                 f"{path}: the header's scaling (slope {self.slope:g}, intercept {self.intercept:g}) makes every voxel "
                 f"{float(low):g}, although the stored values span {stored.min():g} to {stored.max():g}",
-                remedy="correct the scaling in the header (scl_slope and scl_inter; mostly 1 and 0)",
+                remedy="correct the scaling in the header (scl_slope and scl_inter; usually 1 and 0)",
             )
 
     @property
@@ -107,7 +107,7 @@ def _rounded(plane: np.ndarray, path: Path, scaling: str) -> np.ndarray:
 class _Kind(NamedTuple):
     beginning: bytes
     name: str
-    endings: tuple[str, ...]  # the endings that may hold it
+    endings: tuple[str, ...]  # the extensions that may contain it
     remedy: str
 
 
@@ -117,7 +117,7 @@ _KINDS = (
     _Kind(
         b"\x00\x05\x16\x07", "macOS metadata, not an image", (), "delete it; the image has no leading ._ in its name"
     ),
-    _Kind(b"\x1f\x8b", "gzip-compressed", (".nii.gz",), "rename it to .nii.gz if it is a NIfTI image, else unpack it"),
+    _Kind(b"\x1f\x8b", "gzip-compressed", (".nii.gz",), "rename it to .nii.gz if it is NIfTI; otherwise decompress it"),
     _Kind(b"\x5c\x01\x00\x00", "an uncompressed NIfTI image", (".nii",), "rename it to .nii"),
     _Kind(b"\x00\x00\x01\x5c", "an uncompressed NIfTI image", (".nii",), "rename it to .nii"),
     _Kind(b"\x1c\x02\x00\x00", "an uncompressed NIfTI-2 image", (".nii",), "rename it to .nii"),
@@ -136,14 +136,14 @@ _KINDS = (
 _PAGE = _Kind(b"", "an HTML or XML page", (), "download it again; a log-in or error page was saved in its place")
 _MESSAGE = _Kind(b"", "a JSON text", (), "download it again; an error message was saved in its place")
 _DICOM = _Kind(b"", "a DICOM file", (), "convert the series to .nii.gz first (dcm2niix, 3D Slicer)")
-_SIGNED = {ending for kind in _KINDS for ending in kind.endings}  # endings whose files all begin as listed
+_SIGNED = {ending for kind in _KINDS for ending in kind.endings}  # extensions whose files all begin as listed
 
 
 def refuse_other_content(path: Path, ending: str) -> None:
-    """Refuse a file that is missing, empty, or plainly not what its ending says, and say what it is.
+    """Refuse a file that is missing, empty, or clearly does not match its extension, and report what it is.
 
     Raises:
-        DataError: as said; a file of unknown beginning passes where its format has no signature (.mha, .mhd).
+        DataError: as above; a file with unknown first bytes passes where its format has no signature (.mha, .mhd).
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder, expected a {ending} file", remedy="name the files in it")
@@ -151,7 +151,9 @@ def refuse_other_content(path: Path, ending: str) -> None:
         with open(path, "rb") as file:
             head = file.read(512)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist", remedy="check the path; was the file moved or deleted?") from None
+        raise DataError(
+            f"{path} does not exist", remedy="check the path: the file may have been moved or deleted"
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be opened: {error.strerror}", remedy="check its permissions") from error
     if not head:
@@ -159,30 +161,30 @@ def refuse_other_content(path: Path, ending: str) -> None:
     kind = _identify(head)
     if kind is None and ending in _SIGNED:
         raise DataError(
-            f"{path} does not begin as a {ending} file does; it is damaged or another format", remedy=COPY_AGAIN
+            f"{path} does not begin like a {ending} file; it is damaged or of another format", remedy=COPY_AGAIN
         )
     if ending == ".nii.gz" and kind is not None and kind.endings == (".nii.gz",):
         _refuse_packed_content(path, head)
     if kind is not None and ending not in kind.endings:
-        raise DataError(f"{path} is {kind.name}; its ending says {ending}", remedy=kind.remedy)
+        raise DataError(f"{path} is {kind.name}; its extension is {ending}", remedy=kind.remedy)
 
 
 def _refuse_packed_content(path: Path, head: bytes) -> None:
-    """Refuse a .nii.gz that, unpacked, is not a NIfTI image but something else that is known."""
+    """Refuse a .nii.gz whose decompressed content is a known format other than NIfTI."""
     try:
         inside = zlib.decompressobj(wbits=31).decompress(head, 512)
     except zlib.error:
-        return  # the reader says what is wrong with it
+        return  # the reader reports what is wrong with it
     kind = _identify(inside)
     if kind is None or ".nii" in kind.endings:
         return
     if kind.endings == (".nii.gz",):
         raise DataError(
-            f"{path} is packed twice: what its gzip data hold is gzip-compressed again",
-            remedy=f"unpack it once: gunzip < {shlex.quote(path.name)} > unpacked.nii.gz; or, in a copy, "
+            f"{path} is compressed twice: its gzip content is gzip-compressed again",
+            remedy=f"decompress it once: gunzip < {shlex.quote(path.name)} > unpacked.nii.gz; or, in a copy, "
             f"{suggest('check', ANY_DATASET, '--fix', 'OUT', workspace=None)}",
         )
-    raise DataError(f"{path} is {kind.name}, gzip-compressed; its ending says .nii.gz", remedy=kind.remedy)
+    raise DataError(f"{path} is {kind.name}, gzip-compressed; its extension is .nii.gz", remedy=kind.remedy)
 
 
 def _identify(head: bytes) -> _Kind | None:
@@ -199,7 +201,7 @@ def _identify(head: bytes) -> _Kind | None:
 
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
-    """Turn what a decoding library raises over a damaged file into a DataError. Wrap calls of the library alone."""
+    """Convert the exceptions of a decoding library for a damaged file to DataError. Wrap only calls of the library."""
     try:
         yield
     except (DataError, MemoryError):
@@ -207,13 +209,13 @@ def decoding(path: Path) -> Iterator[None]:
     except Exception as error:  # libraries raise SyntaxError, struct.error, IndexError ... over damaged files
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise DataError(
-            f"{path} cannot be read, it is damaged or of an unsupported kind: {reason[0]}",
+            f"{path} cannot be read: it is damaged or of an unsupported kind ({reason[0]})",
             remedy=f"{COPY_AGAIN}, or convert it with the program that wrote it",
         ) from error
 
 
 def endings_of_content(head: bytes) -> tuple[str, ...]:
-    """The endings that fit what begins with these bytes (the first 512); () where no image format is recognised."""
+    """The extensions that match these first bytes (up to 512); () where no image format is recognised."""
     kind = _identify(head)
     if kind is None and (b"ObjectType" in head[:200] or b"NDims" in head[:200]):  # MetaImage has no signature
         return (".mha", ".mhd")

@@ -1,9 +1,9 @@
-"""What the pages of a TIFF say about themselves, followed or refused: kinds of colour, orientation, parts elsewhere.
+"""Tags of TIFF pages, followed or refused: kinds of colour, orientation, parts in other files.
 
 refuse_other_kinds     colour spaces that are not grey, red-green-blue or a palette
 black_is_zero          values of a file in which 0 is white
 orientation_of_pages   the orientation tag that all pages share
-refuse_missing_parts   stacks of which slices lie in other files that are not there
+refuse_missing_parts   stacks with slices in other files that are missing
 """
 
 import logging
@@ -32,11 +32,11 @@ _KINDS = {  # photometric interpretation -> in words; grey, red-green-blue and p
 }
 _YCBCR = 6
 _SHOWN = 3  # files named in a message
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it warns of is judged here
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its warnings are checked here instead
 
 
 def refuse_other_kinds(page: tifffile.TiffPage, path: Path) -> int | None:
-    """Refuse colours that are read as if they were intensities.
+    """Refuse colours that would be read as if they were intensities.
 
     Returns:
         The stored value that is black, where 0 is white (photometric interpretation 0); otherwise None.
@@ -48,32 +48,32 @@ def refuse_other_kinds(page: tifffile.TiffPage, path: Path) -> int | None:
         return None
     kind = int(page.photometric)
     if kind in _KINDS and not (kind == _YCBCR and page.compression in LOSSY):  # JPEG decoders return red, green, blue
-        raise DataError(f"{path} holds {_KINDS[kind]}, expected grey or red, green, blue", remedy="convert it to RGB")
+        raise DataError(f"{path} has {_KINDS[kind]}, expected grey or red, green, blue", remedy="convert it to RGB")
     if kind != 0:
         return None
     dtype = page.dtype
     if dtype is None or dtype.kind not in "ub":
         raise DataError(
-            f"{path}: its tag says that 0 is white (MinIsWhite), which means nothing for voxels of type {dtype}",
+            f"{path}: its tag declares 0 as white (MinIsWhite), which is undefined for voxels of type {dtype}",
             remedy="save it with photometric interpretation MinIsBlack",
         )
     return 2**page.bitspersample - 1
 
 
 def black_is_zero(channels: np.ndarray, white: int, path: Path, *, labels: bool) -> np.ndarray:
-    """Invert the values of a file in which 0 is white, so that they are as viewers show them; same shape and dtype.
+    """Invert the values of a file in which 0 is white, so that they match what viewers show; same shape and dtype.
 
     Args:
         white: the largest value, stored where the picture is black.
         labels: a label map, which is inverted only if it is black and white: other values are labels or shades, and
-            the file does not say which.
+            the file does not show which.
 
     Raises:
         DataError: a label map of more than two values.
     """
     if labels and not np.isin(channels, (0, white)).all():
         raise DataError(
-            f"{path}: its tag says that 0 is white (MinIsWhite), so that label values would be read from {white} down",
+            f"{path}: its tag declares 0 as white (MinIsWhite), so label values would count down from {white}",
             remedy="save it with photometric interpretation MinIsBlack",
         )
     return channels.dtype.type(white) - channels
@@ -88,32 +88,32 @@ def orientation_of_pages(file: tifffile.TiffFile, path: Path) -> int:
             found.add(known_orientation(tag.value if tag is not None else 1))
     if len(found) > 1:
         raise DataError(
-            f"{path}: its pages are turned differently (orientation tags {', '.join(map(str, sorted(found)))})",
+            f"{path}: its pages have different orientations (tags {', '.join(map(str, sorted(found)))})",
             remedy="save the stack with all pages upright",
         )
     return found.pop() if found else 1
 
 
 def refuse_missing_parts(file: tifffile.TiffFile, path: Path) -> None:
-    """Refuse a stack of which slices lie in other files that are missing: they would be read as zeros.
+    """Refuse a stack with slices in other files that are missing: they would be read as zeros.
 
     Raises:
-        DataError: files that the OME description names are not there, or slices that it promises are in no file.
+        DataError: files that the OME description names are missing, or slices that it declares are in no file.
     """
     missing = _files_not_there(file, path)
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else "")
         raise DataError(
-            f"{path} is a part of a stack in several files, and {shown} {'are' if len(missing) > 1 else 'is'} missing "
-            f"beside it",
-            remedy="put all files of the stack into one folder under their own names, or save the stack as one file",
+            f"{path} is part of a stack in several files, and {shown} {'are' if len(missing) > 1 else 'is'} missing "
+            f"next to it",
+            remedy="put all files of the stack into one folder with their original names, or save it as one file",
         )
     for series in file.series:
         if absent := sum(page is None for page in series.pages):
             raise _promised(path, absent, len(series.pages))
     promised = (file.imagej_metadata or {}).get("images")
     there = len(file.pages)
-    if there == 1:  # then all slices lie behind the one page
+    if there == 1:  # then all slices follow the one page
         there = sum(series.size // max(1, series.keyframe.size) for series in file.series)
     if isinstance(promised, int) and promised > there:
         raise _promised(path, promised - there, promised)
@@ -121,7 +121,7 @@ def refuse_missing_parts(file: tifffile.TiffFile, path: Path) -> None:
 
 def _promised(path: Path, absent: int, promised: int) -> DataError:
     return DataError(
-        f"{path}: {absent} of {promised} slices or channels that its description promises are in no file",
+        f"{path}: {absent} of {promised} slices or channels that its description declares are in no file",
         remedy="export the stack again as one file, or correct the sizes in its description",
     )
 
@@ -134,7 +134,7 @@ def _files_not_there(file: tifffile.TiffFile, path: Path) -> list[str]:
     try:
         root = ElementTree.fromstring(description)
     except ElementTree.ParseError:
-        return []  # then nothing of it is used, either
+        return []  # then none of it is used, either
     own = root.get("UUID")
     named: dict[str, bool] = {}  # file name -> whether it is this file by its identifier
     for element in root.iter():

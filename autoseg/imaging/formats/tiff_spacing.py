@@ -1,14 +1,14 @@
-"""How large the pixels of a TIFF image are: five places can say so, in five ways.
+"""Pixel size of a TIFF image, which can be stated in five places.
 
-    stated_size     an open file -> StatedSize: spacing in mm, or none, and what contradicts it
+    stated_size     an open file -> StatedSize: spacing in mm, or none, and contradictions
     tiff_geometry   shape and stated size -> Geometry
-    written_size    Geometry -> what a label map's file says of it
+    written_size    Geometry -> metadata for a label map's file
 
-In this order: a .json beside the file (`{"spacing": [z, y, x]}`, mm, nnU-Net's habit), OME-XML (PhysicalSizeX/Y/Z), the
+In this order: a .json next to the file (`{"spacing": [z, y, x]}`, mm, as in nnU-Net), OME-XML (PhysicalSizeX/Y/Z), the
 description that ImageJ writes (`unit`, `spacing`, with XResolution in pixels per unit), the description that `tifffile`
 and autoseg write (`spacing`, mm), and the resolution tags alone. Of those tags, only pixels below 10 micrometres are
-believed: a coarser resolution (72 or 300 dots per inch) says how large a picture is to be printed. A stack whose slices
-have no distance has no size, since pixels alone would make it flat or tall by accident.
+trusted: a coarser resolution (72 or 300 dots per inch) is the size of a printed picture. A stack whose slices have no
+distance has no size, because the pixel size alone would make it arbitrarily flat or tall.
 """
 
 import json
@@ -25,7 +25,7 @@ from autoseg.errors import DataError
 from autoseg.imaging.geometry import Axes3, Geometry, Remark, Vector3, geometry_from_steps
 
 SIZE_TOLERANCE = 1e-2  # relative: tags hold rounded fractions
-PRINTED_MM = 1e-2  # pixels as large as this, by the resolution tags alone, are dots on paper
+PRINTED_MM = 1e-2  # pixels at least this large, by the resolution tags alone, are dots on paper
 MM_PER_UNIT = {
     **dict.fromkeys(("pm",), 1e-9), **dict.fromkeys(("\u00e5", "a", "angstrom"), 1e-7),
     **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-6),
@@ -39,9 +39,9 @@ _RESOLUTION_UNITS = {2: 25.4, 3: 10.0}  # TIFF's codes of inch and centimetre, i
 
 @dataclass(frozen=True)
 class StatedSize:
-    """What a file says of its pixels."""
+    """The pixel size that a file states."""
 
-    spacing: Vector3 | None  # mm (Z, Y, X); Z is 1 for a single slice. None: it says nothing that can be used
+    spacing: Vector3 | None  # mm (Z, Y, X); Z is 1 for a single slice. None: it states no usable size
     remarks: tuple[Remark, ...] = ()
 
 
@@ -52,11 +52,11 @@ def stated_size(file: tifffile.TiffFile, path: Path, *, paged: bool) -> StatedSi
         paged: the image is a stack, whose slices need a distance.
 
     Raises:
-        DataError: the .json beside it is damaged.
+        DataError: the .json next to it is damaged.
     """
     found: list[tuple[str, Vector3 | None]] = []  # (source, mm); None: the slices have no distance
     for source, sizes in (
-        ("the .json beside it", _beside(path)),
+        ("the .json file", _beside(path)),
         ("OME-XML", _ome(file)),
         ("ImageJ's description", _imagej(file)),
         ("its description", _described(file)),
@@ -68,20 +68,20 @@ def stated_size(file: tifffile.TiffFile, path: Path, *, paged: bool) -> StatedSi
             found.append((source, None if depth is None else (depth, y, x)))
     usable = [(source, spacing) for source, spacing in found if spacing is not None]
     if not usable:
-        what = f"{found[0][0]} gives the size of pixels, but not the distance of slices: none is used" if found else ""
-        remedy = f'write both into {path.stem}.json beside it: {{"spacing": [z, y, x]}} in mm'
-        return StatedSize(None, (Remark("no distance of slices", what, remedy),) if found else ())
+        what = f"{found[0][0]} gives the pixel size, but no distance between slices: it is not used" if found else ""
+        remedy = f'write both into {path.stem}.json next to it: {{"spacing": [z, y, x]}} in mm'
+        return StatedSize(None, (Remark("no distance between slices", what, remedy),) if found else ())
     source, spacing = usable[0]
     for name, other in usable[1:]:
         if any(abs(a - b) > SIZE_TOLERANCE * a for a, b in zip(spacing, other, strict=True)):
             what = f"two voxel sizes: {_text(spacing)} by {source}, {_text(other)} by {name}; the first is used"
-            remark = Remark("two voxel sizes", what, "find out which is true, and correct the other")
+            remark = Remark("two voxel sizes", what, "find out which is correct, and correct the other")
             return StatedSize(spacing, (remark,))
     return StatedSize(spacing)
 
 
 def tiff_geometry(shape: Axes3, stated: StatedSize, path: Path, *, paged: bool) -> Geometry:
-    """The grid of a TIFF image (Z, Y, X): without a place, and of 1 mm where no size is stated. Raises DataError."""
+    """The grid of a TIFF image (Z, Y, X): without a position, and of 1 mm where no size is stated. Raises DataError."""
     z, y, x = stated.spacing or (1.0, 1.0, 1.0)
     if paged:
         steps = np.diag((z, y, x))[:, ::-1]
@@ -106,7 +106,7 @@ def _beside(path: Path) -> Sizes | None:
         try:
             noted = json.loads(path.with_name(name).read_text(encoding="utf-8"))["spacing"]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # not there, or a file of another purpose
+            continue  # missing, or a file for another purpose
         if (spacing := _three_numbers(noted)) is None:
             raise DataError(
                 f"{path.with_name(name)}: the voxel size must be three numbers (z, y, x) above 0, found {noted!r}",

@@ -1,8 +1,8 @@
 """The orientation tag of EXIF and TIFF: pictures as viewers show them.
 
-A camera stores the rows as its sensor delivers them and notes how the picture has to be turned; scanners and phones do
-the same. Whoever draws a mask sees the turned picture, so the turned picture is what is read here. The tag is a number
-from 1 to 8; anything else means nothing, as in viewers.
+A camera stores the rows as its sensor delivers them and records how to rotate the picture; scanners and phones do the
+same. A mask is drawn on the rotated picture, so the rotated picture is what is read here. The tag is a number from 1
+to 8; anything else is ignored, as in viewers.
 
     orientation_of_picture   tag of an opened PNG, JPEG or BMP
     upright                  array as stored -> as shown
@@ -24,12 +24,12 @@ TAG = 0x0112
 _TURNS: dict[int, tuple[bool, bool, bool]] = {
     1: (False, False, False),
     2: (False, False, True),  # mirrored left to right
-    3: (False, True, True),  # half a turn
+    3: (False, True, True),  # rotated by 180 degrees
     4: (False, True, False),  # upside down, mirrored
     5: (True, False, False),  # transposed
-    6: (True, False, True),  # a quarter turn clockwise
+    6: (True, False, True),  # rotated by 90 degrees clockwise
     7: (True, True, True),  # transposed along the other diagonal
-    8: (True, True, False),  # a quarter turn counterclockwise
+    8: (True, True, False),  # rotated by 90 degrees counterclockwise
 }
 
 
@@ -42,7 +42,7 @@ def orientation_of_picture(image: Image.Image, path: Path) -> int:
     """Read the orientation tag of an opened picture, 1 to 8.
 
     Raises:
-        DataError: the tag stands in XMP alone, which some viewers follow and others do not.
+        DataError: the tag is only in XMP, which some viewers follow and others do not.
     """
     try:
         everything = image.getexif()
@@ -53,24 +53,24 @@ def orientation_of_picture(image: Image.Image, path: Path) -> int:
             in_exif = TAG in alone
         else:
             in_exif = "Raw profile type exif" in image.info
-    except Exception:  # a broken EXIF block: viewers show such a picture as it is stored
+    except Exception:  # a broken EXIF block: viewers show such a picture as stored
         return 1
     tag = known_orientation(loaded.get(TAG))
     if tag != 1 and not in_exif:
         raise DataError(
-            f"{path} is turned by an XMP entry (tiff:Orientation {tag}) that only some viewers follow",
-            remedy="save it turned, without the entry, so that it looks the same in every program",
+            f"{path} is rotated by an XMP entry (tiff:Orientation {tag}) that only some viewers follow",
+            remedy="save it rotated, without the entry, so that it looks the same in every program",
         )
     return tag
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn (..., Y, X) as its orientation tag says. Returns a view."""
+    """Rotate and mirror (..., Y, X) by its orientation tag. Returns a view."""
     swapped, rows, columns = _TURNS[orientation]
     turned = array.swapaxes(-1, -2) if swapped else array
     return turned[..., :: -1 if rows else 1, :: -1 if columns else 1]
 
 
 def upright_extent(height: Extent, width: Extent, orientation: int) -> tuple[Extent, Extent]:
-    """Rows and columns of the picture as it is shown, of those stored; likewise the edges of a pixel."""
+    """Rows and columns as stored -> as shown; likewise the edges of a pixel."""
     return (width, height) if _TURNS[orientation][0] else (height, width)

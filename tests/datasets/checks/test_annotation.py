@@ -32,7 +32,7 @@ def test_a_label_of_one_patient_has_consequences():
             "warning",
             "c9.nii",
             "label of a single patient: rare (p9); the fold that holds the patient out cannot learn it, and the other "
-            "folds cannot be scored on it",
+            "folds cannot be evaluated on it",
         )
     ]
     several = cases(*[(1,)] * 8, (1, 2), (1, 2), patients=[f"p{i}" for i in range(8)] + ["twice", "twice"])
@@ -42,7 +42,8 @@ def test_a_label_of_one_patient_has_consequences():
 def test_a_label_of_fewer_patients_than_folds():
     (found,) = said(cases(*[(1,)] * 6, *[(1, 2)] * 4))
     assert found[2] == (
-        "label of fewer patients than the 5 folds: rare (p6, p7, p8, p9); some folds have none to validate on"
+        "label of fewer patients than the 5 folds: rare (p6, p7, p8, p9); "
+        "some folds have none in their validation cases"
     )
     assert said(cases(*[(1,)] * 5, *[(1, 2)] * 5)) == []
     assert said(cases((1, 2), (1, 2), (1,))) == []  # with three patients no label has five, and the folds are fewer
@@ -68,7 +69,7 @@ def test_labels_beyond_8_bits():
 
 def test_a_set_without_any_label_has_one_fault():
     (found,) = said(cases((), (), ()))
-    assert found == ("error", "root", "none of the 3 label files holds any label: there is nothing to learn")
+    assert found == ("error", "root", "none of the 3 label files contains any label: there is nothing to train on")
     assert said([]) == []
 
 
@@ -80,14 +81,14 @@ def test_aliases_count_as_what_they_mean():
 def test_values_that_are_never_written_are_named():
     labels = LabelSet({"fat": 1, "duct": 2, "gland": 3}, {"breast": (1, 2), "gland": (3,)}, (1, 3))
     (found,) = said(cases(*[(1, 2, 3)] * 5), labels)
-    assert found == ("warning", "root", "segmentations will hold 1 where duct is found, never 2")
+    assert found == ("warning", "root", "segmentations contain 1 where duct is found, never 2")
 
 
 @pytest.mark.parametrize(
     ("counts", "begins"),
     [
-        ({0: 9}, "empty label: it holds background alone"),
-        ({0: 9, 7: 3}, "empty label: it holds background alone beside 3 ignored voxels"),
+        ({0: 9}, "empty label: the file contains only background"),
+        ({0: 9, 7: 3}, "empty label: the file contains only background and 3 ignored voxels"),
         ({7: 12}, "ignored throughout: every voxel is 7"),
         ({0: 9, 1: 1}, ""),
         ({7: 9, 1: 1}, ""),

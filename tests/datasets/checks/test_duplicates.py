@@ -33,9 +33,7 @@ def patients(dataset) -> dict[str, str]:
 def test_copies_are_one_patient_and_a_warning_names_both(tmp_path):
     dataset, problems = inspected(copies(tmp_path, ("a", "c"), ("c", "d")))
     assert [(p.case, p.same_as, p.severity) for p in problems] == [("c", "a", "warning"), ("d", "a", "warning")]
-    assert problems[0].what == (
-        "duplicate content: the same image as a_0000.nii.gz of a; patients a and c count as one"
-    )
+    assert problems[0].what == ("duplicate content: the same image as a_0000.nii.gz of a; a and c count as one patient")
     assert patients(as_one_patient(dataset, problems)) == {"a": "a", "b": "b", "c": "a", "d": "a", "e": "e"}
     assert as_one_patient(dataset, []) == dataset
 
@@ -47,7 +45,7 @@ def test_the_other_cases_of_both_patients_join_them(tmp_path):
     assert set(patients(as_one_patient(dataset, problems)).values()) == {"p"}
     tiny.text(root / "patients.csv", "case,patient\na,p\nb,q\nc,q\nd,r\ne,r\n")
     dataset, problems = inspected(root)
-    assert "count as one" not in problems[0].what
+    assert "count as one patient" not in problems[0].what
     assert patients(as_one_patient(dataset, problems)) == patients(dataset)
 
 

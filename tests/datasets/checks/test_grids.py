@@ -45,7 +45,7 @@ def test_the_message_has_both_sizes_the_factor_and_the_unit():
         "voxels of 1500 x 1200 x 1000 mm, an image of 42000 x 38400 x 36000 mm: 1000 times larger than 5 other cases "
         "(such as c2: 1.5 x 1.2 x 1 mm, 42 x 38.4 x 36 mm)"
     )
-    assert "metres or micrometres taken for millimetres" in problem.remedy
+    assert "metres or micrometres read as millimetres" in problem.remedy
     (problem,) = odd_grids(grids(*[scaled(1)] * 5, scaled(1 / 25.4)))
     assert "25.4 times smaller" in problem.what
     assert "inches" in problem.remedy
@@ -122,7 +122,7 @@ def test_cases_without_a_place_among_cases_with_one():
     mixed = placed | {f"u{n}": unplaced[f"c{n}"] for n in range(3)}
     (problem,) = partly_placed(mixed)
     assert (problem.case, problem.severity) == (None, "warning")
-    assert "3 of 5 cases do not say where they lie in space (u0, u1, u2), the others do" in problem.what
+    assert "3 of 5 cases have no position in space (u0, u1, u2), the others do" in problem.what
     flat = {"p": ("p.png", Geometry((1, 4, 5), (1.0, 1.0, 1.0), flat=True, placed=False))}
     assert partly_placed(placed | flat) == []
 
@@ -174,7 +174,7 @@ def test_images_without_a_place_beside_labels_with_one(tmp_path):
     problems, measured = checked(root)
     (problem,) = problems
     assert problem.severity == "warning"
-    assert "does not say where it lies in space, so shape and voxel size decide" in problem.what
+    assert "has no position in space, but its shape and voxel size match" in problem.what
     assert len(measured) == 6
 
 

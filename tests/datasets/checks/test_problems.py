@@ -81,10 +81,10 @@ def faulty(tmp_path_factory):
     ("case", "file", "what", "remedy"),
     [
         ("channel_missing", "channel_missing_0000.nii.gz", "missing channel 0001 (T2)", "add the file"),
-        ("constant", "constant_0001.nii.gz", "constant image: channel T2 is 5 everywhere", "look at it"),
+        ("constant", "constant_0001.nii.gz", "constant image: channel T2 is 5 everywhere", "check it"),
         ("dtype_float", "dtype_float.nii.gz", "integers", ""),
-        ("empty", "empty.nii.gz", "empty label", "fine if nothing is there"),
-        ("healthy", "healthy_0000.nii.gz", "duplicate content: the same image as", "no fold sees both"),
+        ("empty", "empty.nii.gz", "empty label", "nothing, if the image shows no such structure"),
+        ("healthy", "healthy_0000.nii.gz", "duplicate content: the same image as", "remove one of the two cases"),
         ("infinite", "infinite_0001.nii.gz", "2 infinite voxels (0.033 of all)", "replace them"),
         ("label_missing", "label_missing_0000.nii.gz", "missing label: labelsTr has none", "add the label"),
         ("label_shape", "label_shape.nii.gz", "shape (z, y, x) (3, 4, 6) differs from (3, 4, 5)", "resample"),
@@ -101,7 +101,7 @@ def faulty(tmp_path_factory):
         ("shape", "shape_0001.nii.gz", "shape (z, y, x) (3, 5, 5) differs from (3, 4, 5)", "resample"),
         ("spacing", "spacing_0001.nii.gz", "spacing (1.5, 1, 1) differs from (1, 1, 1) mm", "header"),
         ("third", "third_0000.nii.gz", "the id 'third' is also that of", "rename one"),
-        ("Third", "Third_0000.nii.gz", "differs from 'third' by its case alone", "rename one"),
+        ("Third", "Third_0000.nii.gz", "differs from 'third' only in upper and lower case", "rename one"),
         ("truncated", "truncated_0001.nii.gz", "truncated", ""),
         ("unexpected", "unexpected.nii.gz", "unexpected label values: 7 (3 voxels), 9 (1 voxel)", "--labels"),
         ("orphan", "orphan.nii.gz", "no image in imagesTr/ belongs to this label", "add its image"),
@@ -213,7 +213,7 @@ def test_masks_of_0_and_255_where_1_is_declared(tmp_path):
     _, problems, facts = inspected(root, volume_of_label)
     assert [(p.case, p.severity) for p in problems] == [("c", "error"), (None, "warning")]
     assert "both 1 (1 voxels) and 255 (1 voxels)" in problems[0].what
-    assert "255 stands where 1 is declared, in 2 of 3 label files" in problems[1].what
+    assert "255 is used where 1 is declared, in 2 of 3 label files" in problems[1].what
     assert {case_id: count for case_id, (_, count) in facts.items()} == {"a": 1, "b": 2}
 
 
@@ -295,7 +295,7 @@ def test_real_datasets_have_no_error(data_dir):
         _, problems, facts = inspected(data_dir / name, volume_of_label)
         assert [p for p in problems if p.severity == "error"] == []
         assert facts
-    assert "not called CT" in problems[0].what
+    assert "not named CT" in problems[0].what
     _, problems, facts = inspected(data_dir / "hippocampus", volume_of_label)
     assert problems == []
     assert len(facts) == 160

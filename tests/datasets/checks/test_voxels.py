@@ -1,4 +1,4 @@
-"""Intensities that drown an image, grey and colours, files packed twice: the same for check and predict."""
+"""Intensities that drown an image, grey and colours, files compressed twice: the same for check and predict."""
 
 import gzip
 import struct
@@ -165,7 +165,7 @@ def test_labels_under_a_scaling(tmp_path):
 def test_a_file_that_is_packed_twice_is_recognised(tmp_path):
     raw = files.nifti_bytes(RNG.normal(0, 1, (20, 20, 20)).astype(np.float32))
     (tmp_path / "a b.nii.gz").write_bytes(gzip.compress(gzip.compress(raw)))
-    with pytest.raises(DataError, match="packed twice") as caught:
+    with pytest.raises(DataError, match="compressed twice") as caught:
         read_image(tmp_path / "a b.nii.gz")
     assert "gunzip < 'a b.nii.gz'" in caught.value.remedy
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(b"\x89PNG\r\n\x1a\n" + bytes(100)))
@@ -210,7 +210,7 @@ def test_sets_of_grey_and_coloured_pictures_have_the_same_channels(tmp_path, kin
     dataset, found, problems = errors(pictures(tmp_path, *kinds))
     assert dataset.channels == channels
     assert found == {}
-    assert [noted in note for note in dataset.notes if "grey stored as colours" in note] == ([True] if noted else [])
+    assert [noted in note for note in dataset.notes if "store grey as colours" in note] == ([True] if noted else [])
     assert [p.what.split(",")[0] for p in problems] == (
         ["1 pictures are grey"] if "grey" in kinds and "colour" in kinds else []
     )

@@ -76,7 +76,7 @@ def test_where_no_order_prevails_the_set_is_refused_until_colours_are_named(tmp_
     root = dataset_of(tmp_path, ALIKE, SWAPPED)
     dataset, known = discover(root)
     (error,) = [problem for problem in check(dataset, known=known, workers=0)[0] if problem.severity == "error"]
-    assert "palettes of the label files do not agree" in error.what
+    assert "palettes of the label files disagree" in error.what
     assert "--labels label_1=#ff0000,label_2=#00ff00" in error.remedy
     named, known = discover(root, parse_options(labels="liver=#00FF00,tumour=#ff0000"))
     assert check(named, known=known, workers=0)[0] == []
@@ -123,7 +123,7 @@ def test_a_coloured_mask_is_refused_with_its_colours_and_read_by_them(tmp_path, 
         read_labels(path)
     assert "--labels label_1=#ff0000,label_2=#00ff00" in caught.value.remedy
     assert np.array_equal(read_labels(path, {"#ff0000": 1, "#00ff00": 2}).array[0], TRUTH)
-    with pytest.raises(DataError, match=r"no label has: #00ff00 \(12 voxels\)"):
+    with pytest.raises(DataError, match=r"belong to no label: #00ff00 \(12 voxels\)"):
         read_labels(path, {"#ff0000": 1})
 
 
@@ -149,5 +149,5 @@ def test_segmentations_are_scored_against_coloured_references(tmp_path):
 
 @pytest.mark.parametrize("text", ["a=#ff0000,b=2", "a=#ff0000,b=#FF0000", "a=#ff00", "a=#gg0000"])
 def test_colours_that_cannot_be_read(text):
-    with pytest.raises(UsageError, match="not one colour for each label"):
+    with pytest.raises(UsageError, match="give every label its own colour"):
         parse_options(labels=text)

@@ -133,7 +133,7 @@ def test_a_header_that_claims_more_than_the_file_can_hold_is_refused_unread(tmp_
     raw = path.read_bytes()
     assert old in raw
     path.write_bytes(raw.replace(old, new))
-    with pytest.raises(DataError, match="120000000000000 values are promised"):
+    with pytest.raises(DataError, match="declares 120000000000000 values"):
         read_image(path)
 
 

@@ -72,7 +72,7 @@ def test_a_sheared_sform_gives_way_to_a_sound_qform(sound):
     assert remark.kind == "unsound sform"
     assert "sheared" in remark.what
     assert "the qform is, and is used: 2 x 3 x 4 mm" in remark.what
-    with pytest.raises(DataError, match=r"changed\.nii: its header gives no grid .*sheared"):
+    with pytest.raises(DataError, match=r"changed\.nii: its header defines no valid grid .*sheared"):
         read_geometry(header(path, qform_code=0))
 
 
@@ -128,7 +128,7 @@ def test_a_quaternion_longer_than_one(sound):
     long = header(sound, quatern_b=0.9, quatern_c=0.9)
     assert kinds(read_geometry(long)) == ["unsound qform"]
     assert "(b, c, d) = (0.9, 0.9, 0)" in read_geometry(long).remarks[0].what
-    with pytest.raises(DataError, match=r"no grid \(the qform: its quaternion"):
+    with pytest.raises(DataError, match=r"no valid grid \(the qform: its quaternion"):
         read_geometry(header(long, sform_code=0))
     rounded = header(sound, sform_code=0, quatern_b=1.0005)  # a half turn about x: y to the back, z down
     assert orientation_code(read_geometry(rounded)) == "RPI"

@@ -101,7 +101,7 @@ def test_pictures(tmp_path):
     assert (read_labels(path).array == 300).all()
     with pytest.raises(UsageError, match="cannot be written as"):
         replace_voxels(path, np.zeros((1, 1, 5, 6), np.float32))
-    with pytest.raises(UsageError, match="cannot say where"):
+    with pytest.raises(UsageError, match="cannot store a position"):
         replace_grid(path, nifti(tmp_path / "like.nii.gz"))
     paged = stack(tmp_path / "b.tif", voxels().astype(np.float32))
     replace_voxels(paged, np.full((1, 4, 5, 6), 0.5, np.float32))

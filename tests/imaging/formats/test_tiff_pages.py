@@ -37,7 +37,7 @@ def test_a_stack_in_several_files_is_whole_or_refused(tmp_path, own):
     assert np.array_equal(read_image(tmp_path / names[1]).array[0], PLANES)
     (tmp_path / names[3]).unlink()
     for read in (read_image, read_labels, read_geometry):
-        with pytest.raises(DataError, match=r"part_1\.ome\.tif is a part of a stack.*part_3\.ome\.tif is missing"):
+        with pytest.raises(DataError, match=r"part_1\.ome\.tif is part of a stack.*part_3\.ome\.tif is missing"):
             read(tmp_path / names[1])
     (tmp_path / names[0]).rename(tmp_path / "case_0.tif")  # renamed for a dataset, as if it were a case of its own
     with pytest.raises(DataError, match="missing"):

@@ -63,7 +63,7 @@ def test_ome_without_sizes_and_without_a_distance_of_slices(tmp_path):
     tifffile.imwrite(path, STACK, metadata={"axes": "ZYX"})
     assert of(path) == (None, [])
     tifffile.imwrite(path, STACK, metadata={"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25})
-    assert of(path) == (None, ["no distance of slices"])
+    assert of(path) == (None, ["no distance between slices"])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_resolution_tags(tmp_path, per_unit, unit, mm):
     tifffile.imwrite(
         path, STACK, photometric="minisblack", resolution=(per_unit,) * 2, resolutionunit=unit, metadata=None
     )
-    assert of(path) == (None, [] if mm is None else ["no distance of slices"])
+    assert of(path) == (None, [] if mm is None else ["no distance between slices"])
 
 
 def test_a_picture_without_tags_has_no_size(tmp_path):
@@ -104,7 +104,7 @@ def test_the_json_beside_it_comes_first_and_a_contradiction_is_named(tmp_path):
     assert of(path) == ((0.002, 0.0005, 0.00025), [])
     (tmp_path / "a.json").write_text(json.dumps({"spacing": [2, 0.5, 0.25]}))
     assert of(path) == ((2.0, 0.5, 0.25), ["two voxel sizes"])
-    assert "2 x 0.5 x 0.25 mm (z, y, x) by the .json beside it" in read_geometry(path).remarks[0].what
+    assert "2 x 0.5 x 0.25 mm (z, y, x) by the .json file" in read_geometry(path).remarks[0].what
     assert "0.002 x 0.0005 x 0.00025 mm (z, y, x) by ImageJ's description" in read_geometry(path).remarks[0].what
 
 
