@@ -120,7 +120,7 @@ def predict_logits(
             for window, tile_logits in zip(batch, logits, strict=True):
                 total[(slice(None), *window)] += tile_logits * importance
                 weight[window] += importance
-            del logits, tile_logits  # or they would stand beside those of the next batch
+            del logits, tile_logits  # or they would be held together with those of the next batch
             done += len(batch)
             if progress:
                 progress(done, len(windows))

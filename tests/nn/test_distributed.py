@@ -318,7 +318,7 @@ def test_other_errors_pass_unchanged():
 
 
 def test_ranks_that_never_come(tmp_path):
-    with pytest.raises(AutosegError, match="rank 0 of 2 did not meet the others within 1 s"):
+    with pytest.raises(AutosegError, match="rank 0 of 2 did not reach the others within 1 s"):
         Ranks(0, 2, 0).init(f"file://{tmp_path}/meeting", "cpu", timedelta(seconds=1))
     assert not dist.is_initialized()
 

@@ -201,8 +201,9 @@ def hardest_mean(entropy: Tensor, weight: Tensor | None, share: float) -> Tensor
 def _least_of_largest(values: Tensor, wanted: Tensor) -> Tensor:
     """The last of the `wanted` largest values, float32, over all ranks; 0 where fewer are positive.
 
-    Found bit by bit from the highest: as integers, the bits of positive numbers have their order, and those of negative
-    ones are below all. It takes 31 counts, each of which the ranks add up; to sort would need all values in one place.
+    Found one bit at a time, from the highest: as integers, the bits of positive numbers have their order, and those of
+    negative ones are below all. It takes 31 counts, each of which the ranks add up; to sort would need all values in
+    one place.
     """
     bits = values.view(torch.int32)
     least = torch.zeros((), dtype=torch.int32, device=values.device)

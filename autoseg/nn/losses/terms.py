@@ -166,7 +166,7 @@ def _one_hot(target: Tensor, heads: int) -> Tensor:
 
 
 def _per_head(values: Tensor, dims: int) -> Tensor:
-    """View (B, H) so that it broadcasts to maps (B, H, *s) of so many dimensions."""
+    """View (B, H) so that it broadcasts to maps (B, H, *s) with `dims` dimensions."""
     return values.reshape(*values.shape, *[1] * (dims - 2))
 
 

@@ -62,7 +62,7 @@ class StepCost:
 
 
 class TracedStep:
-    """A network between two training steps, without content: its optimiser remembers steps, its gradients are free.
+    """A network between two training steps, without content: its optimiser has its state, its gradients are free.
 
     Args:
         build: makes the network.
@@ -179,7 +179,7 @@ def inference_bytes(forward_peak: int, *, num_heads: int, channels: int, shape: 
         forward_peak: of one batch of tiles, from `trace_forward`.
         shape: of the whole image, padded to at least the tile.
 
-    The image stands there twice (as it came and padded), the logits of all heads once, and the sum of the tiles'
+    The image is held twice (as read and padded), the logits of all heads once, and the sum of the tiles'
     weights; all float32.
     """
     return forward_peak + 4 * math.prod(shape) * (2 * channels + num_heads + 1)
@@ -304,7 +304,7 @@ class DeviceTerms:
         return self.context_bytes + self.workspace_bytes + round((1 + self.fragmentation) * peak)
 
     def seconds(self, flops: float) -> float | None:
-        """Time of a training step of so many operations; None where the device was not measured."""
+        """Time of a training step of `flops` operations; None where the device was not measured."""
         return flops / self.flops_per_second if self.flops_per_second else None
 
     def describe(self) -> str:

@@ -100,7 +100,7 @@ class Pyramid(nn.Module):
     """Atrous spatial pyramid pooling: one map seen at several rates, and as a whole.
 
     A 1x1 convolution and one convolution per rate stand side by side and are projected together; the projected mean of
-    the map is added. Maps (B, Cin, *s) to (B, Cout, *s); a single voxel keeps its signal, by way of the mean.
+    the map is added. Maps (B, Cin, *s) to (B, Cout, *s); a single voxel keeps its signal through the mean.
     """
 
     def __init__(

@@ -197,10 +197,10 @@ def offset_index(window: Sequence[int], widest: Sequence[int], device: torch.dev
 def same_region(
     shape: Sequence[int], window: Sequence[int], missing: Sequence[int], shift: Sequence[int], device: torch.device
 ) -> Tensor:
-    """Tell which voxels of each window may look at each other: booleans (windows, N, N).
+    """Mask of the voxels of each window that may attend to each other: booleans (windows, N, N).
 
     Rolling a map by -`shift` brings its first voxels behind its last ones, and padding puts `missing` voxels between:
-    per axis three regions, which share windows and yet are no neighbours.
+    per axis three regions, which share windows but are not neighbours.
     """
     region = torch.zeros((), dtype=torch.long, device=device)
     for size, pad, moved in zip(shape, missing, shift, strict=True):

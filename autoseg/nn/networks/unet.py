@@ -117,7 +117,7 @@ def decode(
 
     Args:
         every_stage: logits of every decoder stage, not of the finest alone.
-        gates: what each skip passes through, told what comes from below it.
+        gates: what each skip passes through, given the map from the stage below.
     """
     logits = []
     for i in reversed(range(len(decoder))):
