@@ -24,7 +24,7 @@ TILE_GROWTH = {"cpu": 1.0}  # longest edges of tiles by device, as a multiple of
 def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
     """The network a configuration describes, with fresh weights."""
     channels = plan.input_channels(configuration)
-    network = build_network(configuration.network, in_channels=channels, num_heads=plan.heads.num_heads)
+    network = build_network(configuration.network, in_channels=channels, out_channels=plan.heads.num_heads)
     set_checkpointing(network, configuration.checkpointing)
     set_dropout(network, plan.training.dropout)
     return network

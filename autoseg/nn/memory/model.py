@@ -172,7 +172,7 @@ def trace_forward(
     return StepCost(int(timeline.live.max()), sum(p.numel() for p in network.parameters()), timeline.flops)
 
 
-def inference_bytes(forward_peak: int, *, num_heads: int, channels: int, shape: Sequence[int]) -> int:
+def inference_bytes(forward_peak: int, *, out_channels: int, channels: int, shape: Sequence[int]) -> int:
     """Peak bytes of a sliding window over an image of `shape`, tiles of it running through the network.
 
     Args:
@@ -182,7 +182,7 @@ def inference_bytes(forward_peak: int, *, num_heads: int, channels: int, shape: 
     The image is held twice (as read and padded), the logits of all heads once, and the sum of the tiles'
     weights; all float32.
     """
-    return forward_peak + 4 * math.prod(shape) * (2 * channels + num_heads + 1)
+    return forward_peak + 4 * math.prod(shape) * (2 * channels + out_channels + 1)
 
 
 class StepMemory:

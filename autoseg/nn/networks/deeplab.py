@@ -56,7 +56,7 @@ class DeepLab(nn.Module):
         self,
         *,
         in_channels: int,
-        num_heads: int,
+        out_channels: int,
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
@@ -85,7 +85,7 @@ class DeepLab(nn.Module):
         self.decoder = conv_stage(
             dims, width + low_level, width, kernel_sizes[self.joins], ones, decoder_blocks[self.joins]
         )
-        self.head = CONVOLUTIONS[dims](width, num_heads, 1)
+        self.head = CONVOLUTIONS[dims](width, out_channels, 1)
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> list[Tensor]:
