@@ -132,7 +132,7 @@ class Checkpoint:
         if not isinstance(plain, Mapping) or "version" not in plain:
             raise StateError(
                 f"{path} is not a checkpoint of autoseg: it states no version",
-                remedy="name a checkpoint written by autoseg train",
+                remedy="name a checkpoint that a training of autoseg has written",
             )
         if plain["version"] != CHECKPOINT_VERSION:
             raise StateError(

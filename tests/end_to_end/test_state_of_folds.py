@@ -152,7 +152,7 @@ def test_a_label_corrected_while_a_fold_is_half_trained(folds, corrected, failin
     said = told(*plan)
     assert "3d_fullres-unet: fold 0 stays valid" in said
     assert f"fold 0 of 3d_fullres-unet: of its held-out cases, the label of {case} has changed; score it again" in said
-    assert f"fold 1 of 3d_fullres-unet: begun with other contents: the label of {case} has changed" in said
+    assert f"fold 1 of 3d_fullres-unet: started with other contents: the label of {case} has changed" in said
     before = state_of(workspace, 1)["position"]
     error = failing(4, *resume)
     assert f"is not trained to the end, and since it began the label of {case} has changed" in error
@@ -163,7 +163,7 @@ def test_a_label_corrected_while_a_fold_is_half_trained(folds, corrected, failin
     assert f"of its held-out cases, the label of {case} has changed: its weights stay valid; score it again" in said
     assert "is already trained and validated" in said
     assert "\nnext: autoseg train" in (said := told("status", *w))
-    assert f"begun with other contents: the label of {case} has changed" in said
+    assert f"started with other contents: the label of {case} has changed" in said
     said = told("evaluate", *w)
     assert "skipping fold 1: started with other contents" in said
     assert workspace.crossval(*MODEL).stat().st_mtime_ns > old
@@ -274,7 +274,7 @@ def test_other_folds_are_neither_scored_nor_resumed(folds, failing, told):
     zero["train"], two["train"] = two["train"], zero["train"]
     workspace.splits.write_text(json.dumps(splits))
     assert "trained with other cases" in told("status", "-w", workspace.root)
-    assert "no fold of 3d_fullres (unet)" in failing(4, "evaluate", "-w", workspace.root)
+    assert "has no trained fold of 3d_fullres (unet)" in failing(4, "evaluate", "-w", workspace.root)
     assert "trained with other cases" in failing(4, "train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SETTINGS)
 
 
@@ -370,7 +370,7 @@ def test_a_begun_fold_cools_down_and_ends_when_it_is_asked_to(folds, failing, to
     assert len(list((workspace.fold(*MODEL, 1) / "validation").glob("*.nii.gz"))) == 1
     assert "is already trained and validated" in told("train", "-f", 1, "--finish", "-w", workspace.root)
     error = failing(4, "train", "-f", 3, "--finish", "-w", workspace.root)
-    assert "none of the folds of 3d_fullres was begun" in error
+    assert "no fold of 3d_fullres has been started" in error
     assert "fold 3 has not been started" in told("train", "-f", "1,3", "--finish", "-w", workspace.root)
     assert "leave one of them out" in failing(2, "train", "-f", 1, "--finish", "--restart", "-w", workspace.root)
 

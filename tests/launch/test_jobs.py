@@ -80,7 +80,7 @@ def test_the_model_of_all_cases_is_a_phase_after_the_folds_it_learns_from(planne
     ]
     pretend_trained(workspace, "3d_lowres", range(5), dataset)
     assert split_into_phases(workspace, options, Told()) == [options]
-    with pytest.raises(StateError, match="none of the folds of 3d_cascade was begun"):
+    with pytest.raises(StateError, match="no fold of 3d_cascade has been started"):
         split_into_phases(workspace, replace(options, finish=True), Told())
 
 

@@ -123,7 +123,7 @@ def test_patience_0_never_ends_the_training():
 def test_reduce_on_plateau_reduces_twice_before_it_ends():
     state = begin(patience=2, schedule="reduce_on_plateau", learning_rate=1.0)
     said = [state.watch_plateau(0.5, FLAT, epoch / 100) for epoch in range(6)]
-    assert ["reduced" in text for text in said] == [False, False, True, False, True, False]
+    assert ["reducing" in text for text in said] == [False, False, True, False, True, False]
     assert state.set_learning_rate(0.5) == pytest.approx(0.2 * 0.2)
     assert "cooling down" in state.watch_plateau(0.5, FLAT, 0.06)
     assert state.cooling_since == 0.06

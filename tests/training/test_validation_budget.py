@@ -97,8 +97,8 @@ def test_one_that_fits_in_no_way_runs_over_and_the_training_has_two_thirds(time)
     assert after.way is NONE
     assert clock.reserve_seconds == pytest.approx(10)
     assert told.endswith(
-        "without mirroring, tiles 0.75 of a tile apart, of up to 2 times the patch's edges, in about 14 s; training "
-        "ends after 20 s, validation overruns the budget, to about 34 s"
+        "without mirroring, tiles 0.75 of a tile apart, of up to 2 times the patch's edges instead, in about 14 s; "
+        "training ends after 20 s, validation overruns the budget, to about 34 s"
     )
 
 
