@@ -15,8 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "benchmarks/README.md")
-REWRITTEN: tuple[str, ...] = (
-    "autoseg/training",
+REWRITTEN: tuple[str, ...] = (  # folders of the package whose texts follow the rules
     "autoseg/api",
     "autoseg/augmentation",
     "autoseg/commands",
@@ -25,7 +24,8 @@ REWRITTEN: tuple[str, ...] = (
     "autoseg/launch",
     "autoseg/models",
     "autoseg/nn",
-)  # folders of the package whose texts follow the rules, such as "autoseg/training"
+    "autoseg/training",
+)
 
 
 @dataclass(frozen=True)

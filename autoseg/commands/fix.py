@@ -142,7 +142,7 @@ def _refuse_occupied(root: Path, out: Path) -> None:
         raise UsageError(f"{out} is a file", remedy="choose a new folder for the copy")
     inside = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if inside - {GUARD} and source_of(out) != str(root):
-        what = f"an unfinished copy of {source_of(out)}" if MARK in inside else f"{len(inside)} entries"
+        what = f"a copy of {source_of(out)}, not finished" if MARK in inside else f"{len(inside)} entries"
         raise UsageError(f"{out} is not empty: it holds {what}", remedy="choose a new folder, or empty this one")
 
 
@@ -190,7 +190,7 @@ def _ending_declared(out: Path) -> list[Change]:
     (usual, _), *others = endings.most_common()
     set_ending(out, None if others else usual)
     now = "not declared: the files have several extensions" if others else usual
-    return [Change("", str(out / DESCRIPTION), f"file_ending {declared}", now, "ending set right")]
+    return [Change("", str(out / DESCRIPTION), f"file_ending {declared}", now, "extension corrected")]
 
 
 def _mend(out: Path, intake: IntakeOptions, wishes: Wishes, workers: int | None) -> list[Change]:

@@ -843,7 +843,7 @@ def test_an_interrupted_copy_is_recognised_and_repeated(tmp_path, monkeypatch):
     with pytest.raises(StateError) as caught:
         checked(out)
     assert caught.value.remedy == f"repeat it: autoseg check '{folder}' --fix {out}"
-    with pytest.raises(UsageError, match="an unfinished copy of"):
+    with pytest.raises(UsageError, match="not finished"):
         fixed(other, out)
     assert fixed(folder, out)[0] == 0
     assert not (out / MARK).exists()

@@ -546,5 +546,5 @@ def test_a_refusing_file_system_is_named(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(checkpoint, "sha256", refuse)
-    with pytest.raises(StorageError, match=f"no checkpoint can be written to {tmp_path}: Input/output error"):
+    with pytest.raises(StorageError, match=f"cannot write a checkpoint to {tmp_path}: Input/output error"):
         save_generation(tmp_path, {"step": 1})
