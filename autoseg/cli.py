@@ -85,7 +85,7 @@ def run_check(options: argparse.Namespace) -> int:
         )  # fmt: skip
         return 0 if fixed.complete else DataError.exit_code
     if options.map is not None or options.nan_to is not None:
-        raise UsageError("--map and --nan-to change values in a copy", remedy="say where it is to be: --fix OUT")
+        raise UsageError("--map and --nan-to change values in a copy", remedy="name the folder of the copy: --fix OUT")
     report = check_dataset(options.dataset, _intake(options), workers=options.workers)
     return 0 if report.usable else DataError.exit_code
 
@@ -154,7 +154,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
     workspace = Workspace(options.workspace)
     if (options.predictions is None) != (options.references is None):
-        raise UsageError("--predictions and --references go together", remedy="give both, or neither")
+        raise UsageError("--predictions and --references need each other", remedy="give both, or neither")
     if options.test:
         score_test_set(workspace, options.configuration, network=options.network)
     elif options.predictions is not None:

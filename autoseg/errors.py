@@ -41,7 +41,7 @@ class DataError(AutosegError):
 
 
 class StateError(AutosegError):
-    """A workspace whose contents do not fit what was asked (missing stage, stale data, a lock held elsewhere)."""
+    """A workspace whose contents do not fit the command (missing stage, stale data, a lock held elsewhere)."""
 
     exit_code = 4
 

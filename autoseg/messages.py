@@ -112,7 +112,7 @@ def typed_duration(seconds: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Container[int] = (), least: Sequence[int] = ()) -> list[str]:
-    """Lines of a table whose columns lie below each other, two blanks between them.
+    """Lines of a table with aligned columns, two blanks between them.
 
     Args:
         rows: each has as many cells as the first.

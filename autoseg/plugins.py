@@ -51,8 +51,8 @@ def load_plugins(paths: Iterable[Path]) -> None:
         other = read.setdefault(path.name, plugin)
         if other.content != plugin.content:
             raise UsageError(
-                f"--plugin {other.path} and --plugin {path} have the same name, and differ",
-                remedy="rename one of them: a checkpoint knows plugins by name and content",
+                f"--plugin {other.path} and --plugin {path} have the same name but differ",
+                remedy="rename one of them: a checkpoint identifies plugins by name and content",
             )
     import_plugins(tuple(read.values()))
 
@@ -98,7 +98,7 @@ def require_plugins(recorded: Iterable[Mapping[str, Any]], what: object) -> None
             raise StateError(
                 f"{what} was trained with a plugin {name} of sha256 {sha256[:12]}; the file that --plugin names has "
                 f"{digests[name][:12]}",
-                remedy="put back the file as it was (shasum -a 256 FILE.py shows its digest), or retrain the fold from "
+                remedy="restore the previous file (shasum -a 256 FILE.py shows its digest), or retrain the fold from "
                 "scratch: train --restart",
             )
 
@@ -154,7 +154,7 @@ def _run(plugin: Plugin) -> None:
         text = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(
             f"--plugin {plugin.path} cannot be imported: {_place(error, plugin)}{type(error).__name__}: {text}",
-            remedy="correct the file; python FILE.py shows where it fails",
+            remedy="fix the file; python FILE.py shows where it fails",
         ) from error
 
 

@@ -5,7 +5,7 @@ says so. Workers start from a fork server that has imported what they need but h
 
 A process that is not forked imports the main module of the program, in case a function of its own is to run there. A
 script that calls autoseg without `if __name__ == "__main__":` would start its work again in every worker. What workers
-do stands in autoseg: such a script is kept from them (`main_kept_out`).
+do is in autoseg: such a script is kept from them (`main_kept_out`).
 """
 
 import ast
@@ -140,7 +140,7 @@ def _death(title: str, codes: Sequence[int]) -> AutosegError:
     if others and others[0] > 0:
         return AutosegError(
             f"a worker process ended with exit code {others[0]} during {title!r}",
-            remedy="see what it wrote above; without other processes (--workers 0) the error comes up here",
+            remedy="read its output above; with --workers 0 the error is raised in this process",
         )
     return OutOfMemory(
         f"a worker process died during {title!r}: probably the system ran out of memory and killed it",

@@ -175,7 +175,7 @@ def _without_rules(annotation: Any) -> Any:
 def _require_version(record_type: Any, plain: Any, path: Path) -> None:
     """Refuse a record of another version before its keys are looked at: which keys it has follows from its version.
 
-    A record that says by REMEDY_FOR_OTHER_VERSIONS what to do about those is asked; others can be corrected by hand.
+    The remedy is the record's REMEDY_FOR_OTHER_VERSIONS, where it has one; others can be corrected by hand.
 
     Raises:
         OtherVersion: says what came, what is read here, and what to do.
@@ -279,7 +279,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice in one object")
     return found
 
 
@@ -289,7 +289,7 @@ def _wrong(where: str, expected: str, value: Any, remedy: str = "") -> StateErro
 
 def _no_such_key(key: str, place: str, node: Any) -> UsageError:
     exist = ", ".join(node) if isinstance(node, dict) else "no keys"
-    return UsageError(f"--set {key}: there is no {place!r}", remedy=f"what exists there: {exist}")
+    return UsageError(f"--set {key}: there is no {place!r}", remedy=f"existing names: {exist}")
 
 
 def _dumps(value: Any, indent: int = 0) -> str:

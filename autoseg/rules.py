@@ -1,4 +1,4 @@
-"""What a value of a record may be: rules that stand in its annotation, with the words that name them in errors.
+"""What a value of a record may be: rules in its annotation, with the words that name them in errors.
 
     epochs: Annotated[int, at_least(1, 1_000_000)] | None
 
@@ -82,7 +82,7 @@ def exactly(wanted: int, words: str) -> Rule:
 
 
 def entries(low: int, high: int | None = None, *, distinct: bool = False) -> Rule:
-    """A list of so many entries; `high` None: of any number from `low` on."""
+    """A list of `low` to `high` entries; `high` None: of any number from `low` on."""
     words = f"{low} or more entries" if high is None else in_entries(low) if low == high else f"{low} to {high} entries"
     return Rule(
         lambda value: (

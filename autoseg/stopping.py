@@ -81,12 +81,12 @@ class StopSignals:
         if self.received is not None and self.received != ALARM:
             raise Stopped(f"stopped by {signal.Signals(self.received).name}")
         if self.after_seconds is not None:
-            raise Stopped(f"stopped after {self.after_seconds:.0f} s, as was asked")
+            raise Stopped(f"stopped after {self.after_seconds:.0f} s, as requested")
         raise Stopped("stopped")
 
     @property
     def to_pass_on(self) -> int:
-        """The signal that tells a child what was asked of its parent."""
+        """The signal that passes the request to stop on to a child."""
         return signal.SIGTERM if self.received in (None, ALARM) else self.received
 
     @property

@@ -75,7 +75,7 @@ def time_a_step() -> None:
 
     torch.manual_seed(0)
     network = build_network(
-        "unet", in_channels=1, num_heads=3, features=(16, 32, 64, 128), strides=[(1,) * 3, *[(2,) * 3] * 3],
+        "unet", in_channels=1, out_channels=3, features=(16, 32, 64, 128), strides=[(1,) * 3, *[(2,) * 3] * 3],
         kernel_sizes=[(3,) * 3] * 4, blocks=(2,) * 4, decoder_blocks=(2,) * 3,
     )  # fmt: skip
     image, taken = torch.randn(2, 1, 32, 48, 32), []

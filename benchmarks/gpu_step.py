@@ -108,7 +108,7 @@ def raw_batches(trial: Trial, chain: DeviceChain, number: int, *, pinned: bool) 
             shape = [edge + 2 * margin for edge, margin in zip(trial.patch_size, draw.margin, strict=True)]
             image = torch.from_numpy(rng.standard_normal((trial.in_channels, *shape), dtype=np.float32))
             target = torch.zeros(shape, dtype=torch.int8)
-            for label in range(1, trial.num_heads):
+            for label in range(1, trial.out_channels):
                 target[tuple(slice(edge // 3, edge // 2) for edge in shape)] = label
             images.append(image.pin_memory() if pinned else image)
             targets.append(target.pin_memory() if pinned else target)

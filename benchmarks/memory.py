@@ -153,7 +153,7 @@ def describe(trial: Trial, dtype: str) -> str:
     options += ["checkpointing"] if trial.checkpointing else []
     options += ["anisotropic"] if trial.flat else []
     dims = len(trial.patch_size)
-    return f"{trial.network} | {dims}-D | {trial.num_heads} | {patch} | {trial.batch_size} | {', '.join(options)}"
+    return f"{trial.network} | {dims}-D | {trial.out_channels} | {patch} | {trial.batch_size} | {', '.join(options)}"
 
 
 # ---- errors to plant
@@ -250,7 +250,7 @@ def main() -> int:
     say()
     say(f"{len(errors)} configurations, mean error {sum(map(abs, errors)) / len(errors):.3%}, largest {worst:.3%}")
     say()
-    titles = [f"{t.network} {'x'.join(map(str, t.patch_size))}, {t.num_heads} classes" for t in PLANTED_INTO]
+    titles = [f"{t.network} {'x'.join(map(str, t.patch_size))}, {t.out_channels} classes" for t in PLANTED_INTO]
     say(f"| left out of the trace | {' | '.join(titles)} |")
     say("|---|---|---|")
     rows, noticed = planted_errors()

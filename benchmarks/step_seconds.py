@@ -35,7 +35,7 @@ def real_seconds(plan: Plan, name: str, dtype: str, threads: int) -> float:
     clock = time.thread_time if threads == 1 else time.perf_counter
     configuration = plan.configurations[name]
     labels, channels = plan.heads, plan.input_channels(configuration)
-    network = build_network(configuration.network, in_channels=channels, num_heads=labels.num_heads)
+    network = build_network(configuration.network, in_channels=channels, out_channels=labels.num_heads)
     set_checkpointing(network, configuration.checkpointing)
     criterion = build_loss(plan.training, labels, batch_dice=configuration.batch_dice, class_weights=None)
     optimizer = OPTIMIZERS[plan.training.optimizer](network.parameters(), 1e-3, 1e-2)

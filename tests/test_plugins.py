@@ -80,7 +80,7 @@ def test_a_plugin_that_is_not_there_is_named(tmp_path):
 
 def test_two_plugins_of_one_name_are_refused(tmp_path):
     files = [plugin(tmp_path / "a"), plugin(tmp_path / "b", "x = 1\n")]
-    with pytest.raises(UsageError, match="have the same name, and differ"):
+    with pytest.raises(UsageError, match="have the same name but differ"):
         load_plugins(files)
     assert ending_of("a.voxels") is None  # neither was run
 
@@ -107,7 +107,7 @@ def test_a_failing_plugin_ends_the_command_with_one_message(tmp_path, capsys):
     file = plugin(tmp_path, "raise ValueError('not today')\n")
     assert main(["status", "-w", str(tmp_path), "--plugin", str(file)]) == 2
     said = capsys.readouterr().err
-    assert f"error: --plugin {file} cannot be imported: line 1: ValueError: not today\n  -> correct the file" in said
+    assert f"error: --plugin {file} cannot be imported: line 1: ValueError: not today\n  -> fix the file" in said
 
 
 # What was trained with a plugin asks for it
@@ -139,7 +139,7 @@ def test_a_plugin_that_changed_is_refused(tmp_path):
         require_plugins(recorded, "fold_0")
     assert recorded[0]["sha256"][:12] in changed.value.what
     assert recorded_plugins()[0]["sha256"][:12] in changed.value.what
-    assert "put back the file as it was" in changed.value.remedy
+    assert "restore the previous file" in changed.value.remedy
 
 
 # Other processes

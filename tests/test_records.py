@@ -255,7 +255,7 @@ def test_what_json_cannot_say_is_never_written(value):
     [
         (b"", "is not valid JSON: Expecting value at line 1"),
         (b'{"size": [1, 2],\n "scheme" "ct"}', "is not valid JSON: Expecting ':' delimiter at line 2"),
-        (b'{"size": [1, 2], "scheme": "ct", "weight": 1, "weight": 2}', "the key 'weight' stands twice"),
+        (b'{"size": [1, 2], "scheme": "ct", "weight": 1, "weight": 2}', "the key 'weight' occurs twice"),
         (b"\xff\xfe{}", "cannot be read as text"),
         (b"9" * 6000, "is not valid JSON"),
         (b"[" * 200000, "is not valid JSON"),

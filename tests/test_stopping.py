@@ -83,7 +83,7 @@ def test_time_is_noticed_at_safe_points(monkeypatch):
 
 
 def test_the_time_that_was_set_ends_what_cannot_look_at_it():
-    with StopSignals(after_seconds=0.05) as stop, pytest.raises(Stopped, match="as was asked"):
+    with StopSignals(after_seconds=0.05) as stop, pytest.raises(Stopped, match="as requested"):
         time.sleep(20)
     assert stop.to_pass_on == signal.SIGTERM
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

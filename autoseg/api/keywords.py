@@ -69,7 +69,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         if is_import_of_main():
             raise UsageError(
                 f"autoseg.{function.__name__}() is called by a script that a worker process imports",
-                remedy='put the call below the line `if __name__ == "__main__":`, or remove that line altogether',
+                remedy='move the call below the line `if __name__ == "__main__":`, or remove that line',
             )
         arguments = _bound(function.__name__, signature, args, kwargs)
         try:
@@ -94,7 +94,7 @@ def _complete(error: AutosegError, workspace: File | None) -> AutosegError:
 
 
 class _NoTerminal:
-    """A stream as it is, but for what it says of being a terminal."""
+    """A stream that claims not to be a terminal."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream

@@ -16,8 +16,8 @@ def calibrate_device(device: str = "auto", say: Say = print) -> None:
     chosen = choose_device(device)
     if chosen.type not in TRIALS:
         raise UsageError(
-            f"{chosen.type} devices cannot be calibrated: they do not tell what memory they hold",
-            remedy=f"calibrate {' or '.join(TRIALS)}, or give the plan what this one may use: --vram GB",
+            f"{chosen.type} devices cannot be calibrated: they do not report how much memory is in use",
+            remedy=f"calibrate {' or '.join(TRIALS)}, or plan with the memory of this one: --vram GB",
         )
     path = save_terms(calibrate(chosen, say=say))
     if chosen.type == "cpu":
@@ -26,4 +26,4 @@ def calibrate_device(device: str = "auto", say: Say = print) -> None:
         rate = calibrate_rate()
         save_rate(rate)
         say(f"{rate.flops_2d / 1e9:.3g} G operations per second in 2-D, {rate.flops_3d / 1e9:.3g} in 3-D, {rate.dtype}")
-    say(f"kept in {path}; plans made from now on use it")
+    say(f"saved to {path}; new plans use it")

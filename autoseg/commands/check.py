@@ -10,7 +10,7 @@ from autoseg.datasets.dataset import Dataset, IntakeOptions, Problem, discover
 from autoseg.datasets.fixing.copying import refuse_unfinished
 
 COUNTED_LABELS = 9  # more are counted where they are listed
-MENDED = "the same command with --fix OUT writes a copy in which everything is mended that has one right answer"
+MENDED = "the same command with --fix OUT writes a copy that repairs every fault with one right answer"
 
 
 @dataclass(frozen=True)

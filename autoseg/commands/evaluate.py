@@ -70,12 +70,12 @@ def cross_validate(
         say(note)
     if not jobs:
         raise StateError(
-            f"no fold of {name} ({chosen.network.name}) that holds cases out is trained in {workspace.root}",
+            f"{workspace.root} has no trained fold of {name} ({chosen.network.name}) with held-out cases",
             remedy="train first: "
             + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
         )
     for path in changed_since(workspace, [cases[i] for split in scored for i in split.validation]):
-        say(f"note: {path} changed since it was planned; the scores are those against the files as they are now")
+        say(f"note: {path} changed since it was planned; the scores compare with the current files")
     result = cross_validate_folds(name, chosen.network.name, jobs, len(splits.splits), workers=workers)
     save(workspace.crossval(name, chosen.network.name), result)
     if csv:
@@ -84,7 +84,7 @@ def cross_validate(
     for fold in jobs:
         way = inference_of(workspace.fold(name, chosen.network.name, fold))
         if way and way.cheaper:
-            say(f"note: fold {fold} had no time to segment its cases as predict does: {way}; predict may score higher")
+            say(f"note: fold {fold} lacked the time to segment as predict does: {way}; predict may score higher")
     if configuration is None and network is None:
         for line in _other_models(workspace, (name, chosen.network.name)):
             say(line)
@@ -98,17 +98,17 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
 
     network = plan.configurations[name].network.name
     found_folds, damaged = begun_of(workspace, name, network)
-    scored, notes = [], [f"WARNING: fold {fold} is left out: {what}" for fold, what in damaged.items()]
+    scored, notes = [], [f"WARNING: skipping fold {fold}: {what}" for fold, what in damaged.items()]
     for fold, begun in found_folds.items():
         require_plugins(begun.plugins, begun.folder)
         if fold == FULL:
-            notes.append("note: full is trained on all cases: none is held out, and the tables say nothing of it")
+            notes.append("note: full is trained on all cases: none is held out, so the tables do not include it")
             continue
         split = split_of(fold, splits.splits, ())
         model: dict[str, Any] = {"workspace": workspace.root, "configuration": name, "network": network}
         train = suggest("train", "-f", fold, **model)
         if split is None:
-            notes.append(f"note: fold {fold} is left out: it is no longer in splits.json")
+            notes.append(f"note: skipping fold {fold}: it is no longer in splits.json")
             continue
         found = standing(begun, plan, name, split, workspace)
         resume = suggest("train", "-f", fold, *found.options, **model)
@@ -117,12 +117,12 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
             scored.append(split)  # it was trained with other cases, but with none of those
             notes.append(f"note: fold {fold}: {found.refused}; none of its held-out cases was among them")
         elif found.refused:
-            notes.append(f"WARNING: fold {fold} is left out: {found.refused}; to retrain it: {train} --restart")
+            notes.append(f"WARNING: skipping fold {fold}: {found.refused}; to retrain it: {train} --restart")
         elif not begun.finished:
             where = f"epoch {begun.epoch}, step {begun.step}"
-            notes.append(f"note: fold {fold} is left out: it is not trained to the end ({where}); resume it: {resume}")
+            notes.append(f"note: skipping fold {fold}: it is not trained to the end ({where}); resume it: {resume}")
         elif not segmented(begun.folder / "validation", split.validation):
-            notes.append(f"note: fold {fold} is left out: not all of its held-out cases are segmented; do so: {resume}")
+            notes.append(f"note: skipping fold {fold}: some held-out cases are not segmented yet; do so: {resume}")
         else:
             scored.append(split)
             notes += [f"note: fold {fold}: {found.remark}; to retrain it: {train} --restart"] if found.remark else []
@@ -175,19 +175,19 @@ def score_test_set(
     dataset, plan, splits = load_records(workspace, network, say)
     if workspace.test.exists():
         result = load(HeldOutScores, workspace.test)
-        say(f"the test set was scored before, with {result.configuration} ({result.network}):")
+        say(f"the test set is scored only once; these are the results of {result.configuration} ({result.network}):")
     else:
         cases = [case for case in dataset.test_cases if case.label is not None]
         if not cases:
             raise StateError(
                 f"{dataset.name} has no labelled test cases",
-                remedy="give them as imagesTs and labelsTs, or with split=test in a table, and plan again",
+                remedy="add imagesTs and labelsTs, or rows with split=test in a table, then plan again",
             )
         name, chosen = plan.configuration(configuration)
         folds = [split.fold for split in splits.splits]
         begun = begun_folds(workspace.model(name, chosen.network.name))
         if FULL in begun and not set(folds) & set(begun):
-            say("note: the model of all cases predicts, no fold is trained")
+            say("note: no fold is trained; predicting with the model of all cases")
             folds = [FULL]
         model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
         folder = workspace.model(name, chosen.network.name) / "test"

@@ -1,12 +1,12 @@
 """`autoseg check DATASET --fix OUT`: a corrected copy of a data set, and every change listed.
 
-    fix_dataset   copy -> mend file by file -> mend case by case -> check the copy -> leave out what is faulty
+    fix_dataset   copy -> repair file by file -> repair case by case -> check the copy -> leave out what is faulty
 
-The original is read and never written. What has one right answer is mended (`copying`, `lists` and `repair` in
-`datasets.fixing`); a value is changed only on request (`--map`, `--nan-to`). A case with a fault that cannot be mended
+The original is read and never written. What has one right answer is repaired (`copying`, `lists` and `repair` in
+`datasets.fixing`); a value is changed only on request (`--map`, `--nan-to`). A case whose fault cannot be repaired
 without a guess is *left out* of the copy, with all its files and its entries in the lists, and named with its fault: so
 checking the copy finds no error. Only faults of the data set as a whole (a label that is in no file) stay in the copy,
-and are named. `FixReport.complete` says whether everything was mended.
+and are named. `FixReport.complete` says whether everything was repaired.
 
 While the work lasts the copy holds a mark that names the original. The same command then starts from scratch; other
 commands refuse such a copy.
@@ -49,7 +49,7 @@ from autoseg.workspace import lock, write_text
 GUARD = ".autoseg-fix.lock"
 DEFAULTS = IntakeOptions()
 ROUNDS = 8  # of checking the copy and leaving out what is faulty
-ROOM = 1.1  # free bytes per byte to copy: a file is written beside itself while it is mended
+ROOM = 1.1  # free bytes per byte to copy: a file is written beside itself while it is repaired
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class FixReport:
     """A corrected copy of a data set: what is different in it, and what is still wrong with it."""
 
     folder: Path  # the copy
-    changes: tuple[Change, ...]  # as listed in changes.csv; what was not mended or left out at the end
+    changes: tuple[Change, ...]  # as listed in changes.csv; what was not repaired or left out at the end
     problems: tuple[Problem, ...]  # that a check of the copy finds
 
     @property
@@ -115,7 +115,7 @@ def fix_dataset(
 
 
 def _understood(root: Path, intake: IntakeOptions) -> None:
-    """Refuse what is not a data set before anything is copied, but not for a JSON file that can be mended.
+    """Refuse what is not a data set before anything is copied, but not for a JSON file that can be repaired.
 
     Raises:
         UsageError, DataError: as `discover`.
@@ -139,19 +139,19 @@ def _structure(intake: IntakeOptions) -> IntakeOptions:
 
 def _refuse_occupied(root: Path, out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file", remedy="name a new folder for the copy")
+        raise UsageError(f"{out} is a file", remedy="choose a new folder for the copy")
     inside = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if inside - {GUARD} and source_of(out) != str(root):
         what = f"a copy of {source_of(out)}, not finished" if MARK in inside else f"{len(inside)} entries"
-        raise UsageError(f"{out} is not empty: it holds {what}", remedy="name a new folder, or empty this one")
+        raise UsageError(f"{out} is not empty: it holds {what}", remedy="choose a new folder, or empty this one")
 
 
 def _refuse_overlap(root: Path, out: Path, plan: CopyPlan) -> None:
     true_root, true_out = root.resolve(), out.resolve()
     inside = next((job.source for job in plan.jobs if job.source.resolve().is_relative_to(true_out)), None)
     if true_out.is_relative_to(true_root) or true_root.is_relative_to(true_out) or inside is not None:
-        what = f"{out} and {inside or root} lie in each other"
-        raise UsageError(what, remedy="write the copy to a folder outside of the data set, and not around it")
+        what = f"{out} and {inside or root} overlap"
+        raise UsageError(what, remedy="write the copy to a folder that is neither inside the data set nor contains it")
 
 
 def _refuse_little_room(plan: CopyPlan, out: Path) -> None:
@@ -163,14 +163,14 @@ def _refuse_little_room(plan: CopyPlan, out: Path) -> None:
 
 
 def _copy(plan: CopyPlan, root: Path, out: Path, workers: int | None) -> list[Change]:
-    """Copy every file, set endings and lists right; the lists name files of the copy afterwards."""
+    """Copy every file, correct file extensions and lists; the lists then name files of the copy."""
     processes = workers_for([str(job.source) for job in plan.jobs], workers)
     copied = map_in_processes(copy_file, plan.jobs, title="copy", workers=processes)
     changes = [change for one in copied for change in one.changes]
     for path in _json_files(out):
         mended = mend_json(path)
         changes += [Change("", str(path), was, now, "JSON corrected") for was, now in mended.faults]
-        why = "as it was: no file says which of them is meant"
+        why = "unchanged: no file shows which of them is meant"
         changes += [Change("", str(path), was, why, NOT_MENDED) for was in mended.doubtful]
     targets = {one.job.source: one.target for one in copied if one.target is not None}
     placed = Placed(root if root.is_dir() else root.parent, out, targets)
@@ -182,36 +182,36 @@ def _copy(plan: CopyPlan, root: Path, out: Path, workers: int | None) -> list[Ch
 
 
 def _ending_declared(out: Path) -> list[Change]:
-    """Correct `file_ending` of dataset.json after files were renamed: it would hide those with another ending."""
+    """Correct `file_ending` of dataset.json after files were renamed: it would hide those with another extension."""
     declared = declared_ending(out)
     endings = Counter(ending for file in out.glob("*/*") if file.is_file() and (ending := ending_of(file)))
     if not declared or set(endings) <= {declared}:
         return []
     (usual, _), *others = endings.most_common()
     set_ending(out, None if others else usual)
-    now = "not declared: the files have several endings" if others else usual
-    return [Change("", str(out / DESCRIPTION), f"file_ending {declared}", now, "ending set right")]
+    now = "not declared: the files have several extensions" if others else usual
+    return [Change("", str(out / DESCRIPTION), f"file_ending {declared}", now, "extension corrected")]
 
 
 def _mend(out: Path, intake: IntakeOptions, wishes: Wishes, workers: int | None) -> list[Change]:
-    """Mend the copy case by case, in processes."""
+    """Repair the copy case by case, in processes."""
     dataset, _ = discover(out, _structure(intake))
     wishes = replace(wishes, colours=dict(dataset.labels.colours))
     groups = sharing_files((*dataset.cases, *dataset.test_cases))
     files = [file for group in groups for case in group for file in (*case.images, case.label) if file]
     mended = map_in_processes(
-        partial(mend_cases, wishes=wishes), groups, title="mend", workers=workers_for(files, workers)
+        partial(mend_cases, wishes=wishes), groups, title="repair", workers=workers_for(files, workers)
     )
     changes = [change for changes in mended for change in changes]
     for value in wishes.mapping:
         if not any(f"value {value} in " in change.what_was for change in changes):
-            was = f"value {value}, which was to be mapped, is in no label file"
+            was = f"value {value} of --map is in no label file"
             changes.append(Change("", str(out), was, "nothing to map", "values mapped on request"))
     return changes
 
 
 def sharing_files(cases: Iterable[Case]) -> list[list[Case]]:
-    """Sort cases into groups of which no two use the same file: each is mended by one process."""
+    """Sort cases into groups of which no two use the same file: each is repaired by one process."""
     group_of: dict[str, list[Case]] = {}
     groups: list[list[Case]] = []
     for case in cases:
@@ -243,8 +243,8 @@ def _sound(out: Path, intake: IntakeOptions, workers: int | None) -> tuple[Datas
         bad = {problem.case for problem in problems if problem.severity == "error"}
         if bad >= {case.id for case in dataset.cases}:
             listing = problem_table(problems)
-            what = f"every case has a fault that cannot be mended: {listing}"
-            raise DataError(what, remedy="correct some by hand, and repeat the command")
+            what = f"every case has a fault that cannot be repaired: {listing}"
+            raise DataError(what, remedy="correct some by hand, then repeat the command")
         if not (more := leave_out(out, dataset, problems)):
             break
         changes += more
@@ -266,16 +266,16 @@ def _leave_out_by_name(out: Path, intake: IntakeOptions) -> list[Change]:
 
 
 def _told(out: Path, dataset: Dataset, changes: Sequence[Change]) -> list[Change]:
-    """Changes as they are listed: paths relative to the copy, the case named, what was not mended at the end.
+    """Changes as they are listed: paths relative to the copy, the case named, what was not repaired at the end.
 
-    Why a repair was not made is said with the fault for which its case was left out.
+    Why a repair was not made is listed with the fault for which its case was left out.
     """
     why = {(change.case, change.file): change.what_is for change in changes if change.method == NOT_MENDED}
     cases = {file: c.id for c in (*dataset.cases, *dataset.test_cases) for file in (*c.images, c.label) if file}
     listed = []
     for change in changes:
         if change.method == NOT_MENDED and change.case:
-            continue  # listed with the fault it could not mend
+            continue  # listed with the fault it could not repair
         if change.method == LEFT_OUT and (reason := why.get((change.case, change.file))):
             change = replace(change, what_is=f"{change.what_is}: {reason}")
         path = Path(change.file)
@@ -291,11 +291,11 @@ def _report(out: Path, dataset: Dataset, changes: Sequence[Change], problems: Se
     names = ("changes.csv", *(f"changes_{number}.csv" for number in range(2, 1000)))
     listed = next(out / name for name in names if not (out / name).exists())
     say(describe_dataset(as_one_patient(dataset, problems)))
-    say(f"{counted(len(made), 'change')} in {out}, listed in {listed.name}, too")
+    say(f"{counted(len(made), 'change')} in {out}, also listed in {listed.name}")
     if made:
         say(change_table(made))
     if rest:
-        say("not mended:")
+        say("not repaired:")
         say(change_table(rest))
     say(f"the copy: {problem_table(problems)}")
     return listed

@@ -1,4 +1,4 @@
-"""The folds of a command: what is asked of them, which they are, what they read and where they predict to."""
+"""The folds of a command: their options, which they are, what they read and where they predict to."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ SEGMENTED = "segmented.json"  # of a fold: which images its held-out segmentatio
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a training can be told: the options of `autoseg train` and of `autoseg.train_folds`, and their defaults."""
+    """The options of `autoseg train` and of `autoseg.train_folds`, and their defaults."""
 
     folds: tuple[FoldName, ...] | None = None  # None: all partitions
     configuration: str | None = None  # None: the recommended one
@@ -47,10 +47,11 @@ class TrainOptions:
         check_fields(self)
         lengths = (self.epochs, self.steps, self.time_budget_seconds)
         if sum(length is not None for length in lengths) > 1:
-            raise UsageError("epochs, steps and a time budget are three lengths", remedy="give one of them")
+            raise UsageError("epochs, steps and a time budget exclude each other", remedy="give one of them")
         if self.finish and (self.restart or self.init_from):
             other = "--restart" if self.restart else "--init-from"
-            raise UsageError(f"--finish ends what was begun, {other} begins", remedy="leave one of them out")
+            what = f"--finish ends a started training, {other} starts a new one"
+            raise UsageError(what, remedy="leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Folds:
         return {}
 
     def _images(self, name: str, split: Split) -> dict[str, str]:
-        """Held-out case -> digest of its image of today; "" where it is not preprocessed."""
+        """Held-out case -> digest of its current image; "" where it is not preprocessed."""
         store = CaseStore(self.workspace.preprocessed(self.plan.configurations[name].data))
         found = {}
         for case in split.validation:
@@ -170,7 +171,7 @@ class Folds:
         old = [split.fold for split in chosen if self.done(name, split)]
         if replaced and old and not restart:
             which = f"fold {','.join(map(str, old))} of {name}"
-            say(f"note: {which} learnt from older segmentations; --restart trains it on those of today")
+            say(f"note: {which} was trained on outdated segmentations; retrain with --restart")
 
 
 def require_known(workspace: Workspace, dataset: Dataset, splits: Sequence[Split]) -> None:
@@ -180,8 +181,8 @@ def require_known(workspace: Workspace, dataset: Dataset, splits: Sequence[Split
         if unknown := [case for case in (*split.train, *split.validation) if case not in known]:
             raise StateError(
                 f"{workspace.splits}: fold {split.fold} names {len(unknown)} cases that {workspace.dataset} does not "
-                f"have, {unknown[0]} is one",
-                remedy=f"put back the splits.json that was planned, or plan again: {plan_again(workspace)}",
+                f"have, for instance {unknown[0]}",
+                remedy=f"restore the splits.json that was planned, or plan again: {plan_again(workspace)}",
             )
 
 

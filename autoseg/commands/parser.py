@@ -24,13 +24,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-o", "--out", type=Path, default=Path("autoseg_demo"), help="where to put it (default: %(default)s)"
+        "-o", "--out", type=Path, default=Path("autoseg_demo"), help="output folder (default: %(default)s)"
     )
     parser.add_argument(
         "--time-budget", type=duration, default=None,
-        help="time per fold, e.g. 25s, instead of a fixed number of steps; the machine's speed then decides",
+        help="time per fold, e.g. 25s, instead of a fixed number of steps; results then depend on the machine's speed",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the trainings (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the trainings (default: %(default)s)")
     parser.add_argument("--data-only", action="store_true", help="write the dataset and stop")
 
 
@@ -38,40 +38,42 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     add_intake(parser)
     parser.add_argument(
         "--fix", type=Path, default=None, metavar="OUT",
-        help="write a corrected copy to this new folder and list every change; the data set itself is never written. A "
-        "case whose faults cannot be mended without a guess is left out of the copy and named (exit code 3)",
+        help="write a corrected copy to this new folder and list every change; the data set itself stays unchanged. "
+        "A case that cannot be repaired without a guess is left out of the copy and listed (exit code 3)",
     )  # fmt: skip
     parser.add_argument(
         "--map", type=mapping, default=None, metavar="OLD=NEW,...",
         help="with --fix: label values to change, e.g. 255=1,7=0 (write --map=-1=0 where the first is negative)",
     )  # fmt: skip
-    parser.add_argument("--nan-to", type=finite, default=None, metavar="VALUE", help="with --fix: for NaN and infinity")
+    parser.add_argument(
+        "--nan-to", type=finite, default=None, metavar="VALUE", help="with --fix: replaces NaN and infinity"
+    )
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
     add_intake(parser)
     add_workspace(parser)
     parser.add_argument(
-        "-c", "--configurations", default="", help="to preprocess, e.g. 2d,3d_fullres (default: recommended)"
+        "-c", "--configurations", default="", help="which to preprocess, e.g. 2d,3d_fullres (default: recommended)"
     )
     parser.add_argument(
-        "--vram", type=above(0, MAX_GIGABYTES), default=None, metavar="GB", help="plan for a GPU of this memory"
+        "--vram", type=above(0, MAX_GIGABYTES), default=None, metavar="GB", help="plan for a GPU with this much memory"
     )
     parser.add_argument(
         "--preset", choices=("s", "m", "l", "xl"), default=None,
-        help="s: CPU; m, l, xl: residual encoders for 8, 24, 40 GB (default: plain U-Net for the machine at hand)",
+        help="s: CPU; m, l, xl: residual encoders for 8, 24, 40 GB (default: plain U-Net for this machine)",
     )  # fmt: skip
     parser.add_argument(
         "--network", type=name, default=None, help="architecture, e.g. attention_unet (default: the preset's)"
     )
     parser.add_argument(
-        "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: its rules alone (default: autoseg)"
+        "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: only its rules (default: autoseg)"
     )
     parser.add_argument("--no-preprocess", action="store_true", help="decide only")
     parser.add_argument("--explain", action="store_true", help="print every decision with its reason")
     parser.add_argument(
         "--time-budget", type=duration, default=None,
-        help="wall time per fold, to train for and to size a CPU's steps by (default: the recipe's epochs, and 1h)",
+        help="wall time per fold; on a CPU it also sets the size of a step (default: the recipe's epochs, and 1h)",
     )  # fmt: skip
     parser.add_argument(
         "--cpu-rate", type=cpu_rate, default="measured", metavar="RATE",
@@ -95,24 +97,30 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--time-budget", type=duration, default=None, help="wall time per fold, e.g. 10m, 2h")
     parser.add_argument(
         "--init-from", type=Path, default=None, metavar="MODEL",
-        help="begin with what fits of a trained model's weights",
+        help="initialise from a trained model (matching weights only)",
     )  # fmt: skip
     parser.add_argument(
         "--stop-after", type=duration, default=None,
-        help="save and stop after so long, e.g. 3h55m; the same command resumes",
+        help="save and stop after this time, e.g. 3h55m; the same command resumes",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoint-every", type=duration, default=60.0, metavar="TIME", help="at the latest (default: 60s)"
+        "--checkpoint-every",
+        type=duration,
+        default=60.0,
+        metavar="TIME",
+        help="longest time between checkpoints (default: 60s)",
     )
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
     parser.add_argument(
         "--restart", action="store_true", help="retrain these folds from scratch (the old folders are renamed)"
     )
     parser.add_argument(
-        "--finish", action="store_true", help="let begun folds cool down now, end, and predict their held-out cases"
+        "--finish",
+        action="store_true",
+        help="end started folds now: cool down the learning rate, then predict their held-out cases",
     )
     several = parser.add_mutually_exclusive_group()
-    several.add_argument("--gpus", default=None, help="one fold per GPU at the same time: all, or numbers such as 0,2")
+    several.add_argument("--gpus", default=None, help="train one fold per GPU in parallel: all, or numbers such as 0,2")
     several.add_argument(
         "--slurm", default=None, metavar="KEY=VALUE,...",
         help="submit the folds to a cluster: partition=gpu,time=24h[,gpus=1,cpus=8,mem=64G,account=...]",
@@ -127,34 +135,34 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path, help="folder of segmentations")
     parser.add_argument("--references", type=Path, help="folder of expert labels")
     parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
-    parser.add_argument(
-        "--test", action="store_true", help="the ensemble on the dataset's held-out test cases; scored once"
-    )
+    parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
     parser.add_argument("--csv", type=Path, help="also write one row per case and label")
     add_workers(parser)
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
-    parser.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or files")
+    parser.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or image files")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the segmentations")
     add_model(parser)
     add_plugins(parser)
     parser.add_argument(
         "-m", "--models", nargs="+", default=[], metavar="MODEL",
-        help="average these, as their folders are called: 3d_fullres-unet 2d-unet",
+        help="average these models, by folder name: 3d_fullres-unet 2d-unet",
     )  # fmt: skip
     parser.add_argument(
         "-f", "--folds", nargs="+", default=["all"],
-        help="which folds form the ensemble: 0,2 | full (default: all that are trained; full only where it alone is)",
+        help="which folds form the ensemble: 0,2 | full (default: all trained folds; full only if no other is)",
     )  # fmt: skip
     parser.add_argument(
-        "--unfinished", action="store_true", help="also use folds that are not trained to the end, as they stand"
+        "--unfinished",
+        action="store_true",
+        help="also use folds that are not trained to the end, in their current state",
     )
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
-    parser.add_argument("--step", type=share, default=0.5, help="tile distance as a share of the tile (default: 0.5)")
+    parser.add_argument("--step", type=share, default=0.5, help="tile distance, a fraction of the tile (default: 0.5)")
     parser.add_argument(
-        "--no-mirroring", action="store_true", help="no test-time flips: faster, a little less accurate"
+        "--no-mirroring", action="store_true", help="no test-time flips: faster, slightly less accurate"
     )
     parser.add_argument(
         "--tile", type=float, metavar="N",
@@ -174,13 +182,13 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
 def add_workspace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-w", "--workspace", type=Path, default=DEFAULT_WORKSPACE,
-        help="where everything is kept (default: %(default)s)",
+        help="folder of plans, data and models (default: %(default)s)",
     )  # fmt: skip
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--configuration", type=name, default=None, help="default: the recommended one")
-    parser.add_argument("--network", type=name, default=None, help="default: the one that was planned for")
+    parser.add_argument("--network", type=name, default=None, help="default: the planned one")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -193,8 +201,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def add_plugins(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plugin", dest="plugins", action="append", type=Path, default=[], metavar="FILE.py",
-        help="run this Python file first, which registers networks, losses and the like of your own; it may do "
-        "whatever you may: name only files that you trust",
+        help="first run this Python file, which registers networks, losses and the like of your own; it runs with "
+        "your permissions: name only files that you trust",
     )  # fmt: skip
 
 
@@ -202,12 +210,12 @@ def add_intake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="folder of images and labels, or a CSV/TSV that lists them")
     parser.add_argument("--channels", help="what the channels are, e.g. CT or T1,FLAIR")
     parser.add_argument("--labels", help="names and values, e.g. liver=1,tumour=2")
-    parser.add_argument("--regions", help="unions of label values predicted as one, e.g. whole=1+2,core=2")
+    parser.add_argument("--regions", help="unions of label values, each predicted as one, e.g. whole=1+2,core=2")
     parser.add_argument(
         "--ignore", type=whole(-(2**31), 2**31 - 1), help="label value that marks voxels nobody annotated"
     )
-    parser.add_argument("--patient-regex", help="its first group, found in the case id, names the patient")
-    parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of refusing")
+    parser.add_argument("--patient-regex", help="regular expression on the case id whose first group is the patient")
+    parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of stopping")
     add_plugins(parser)
     add_workers(parser)
 
@@ -215,19 +223,19 @@ def add_intake(parser: argparse.ArgumentParser) -> None:
 def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=whole(0, MAX_WORKERS), default=None,
-        help="processes; 0: no other than this one (default: from cores and memory)",
+        help="worker processes; 0: none (default: from cores and memory)",
     )  # fmt: skip
 
 
 # name -> what it is for, what adds its options
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "demo": ("synthetic data through the whole pipeline: does this installation work?", add_demo),
-    "check": ("what was understood of a dataset, what is wrong with it, what to do", add_check),
-    "plan": ("measure a dataset, decide everything, preprocess it", add_plan),
+    "demo": ("test this installation: synthetic data through the whole pipeline", add_demo),
+    "check": ("show how a dataset is read, its faults and how to fix them", add_check),
+    "plan": ("measure a dataset, configure the training, preprocess", add_plan),
     "train": ("train folds and predict their held-out cases", add_train),
-    "evaluate": ("cross-validation table, or two folders against each other", add_evaluate),
+    "evaluate": ("score the cross-validation, or one folder against another", add_evaluate),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
-    "status": ("where this workspace stands and what to type next", add_status),
-    "calibrate": ("measure this machine's memory and speed, for the plans made on it", add_calibrate),
-    "env": ("versions and hardware", lambda parser: None),
+    "status": ("show the state of a workspace and the next command", add_status),
+    "calibrate": ("measure this machine's memory and speed for new plans", add_calibrate),
+    "env": ("show versions and hardware", lambda parser: None),
 }

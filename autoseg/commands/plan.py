@@ -47,7 +47,7 @@ MAX_CPU_RATE = 1e6
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What planning can be told: the options of `autoseg plan` and of `autoseg.plan_dataset`, and their defaults."""
+    """The options of `autoseg plan` and of `autoseg.plan_dataset`, and their defaults."""
 
     intake: IntakeOptions = field(default_factory=IntakeOptions)
     rules: Literal["autoseg", "nnunet"] = "autoseg"
@@ -196,7 +196,7 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
     problems, measured = check(dataset, measure, known=problems, workers=options.workers)
     dataset = as_one_patient(dataset, problems)
     errors = [p for p in problems if p.severity == "error"]
-    if errors or options.explain:  # otherwise it is the first that is said of the plan
+    if errors or options.explain:  # otherwise the plan begins with it
         say(describe_dataset(dataset))
     if problems:
         say(problem_table(problems))
@@ -204,7 +204,7 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
         lasting = any(problem.stays for problem in errors)  # leaving cases out would be refused
         raise DataError(
             f"{root} has {len(errors)} error{'s' * (len(errors) != 1)} (listed above)",
-            remedy="repair them" if lasting else "repair them, or leave the faulty cases out with --skip-bad",
+            remedy="fix them" if lasting else "fix them, or leave the faulty cases out with --skip-bad",
         )
     known = len(dataset.notes)
     dataset = without_bad_cases(dataset, problems)

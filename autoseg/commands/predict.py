@@ -39,7 +39,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if self.models and (self.configuration or self.network):
-            raise UsageError("-m names whole models: -c and --network say the same again", remedy="leave them out")
+            raise UsageError("-m cannot be combined with -c or --network", remedy="omit them: -m names whole models")
         self.inference_options()
 
     def inference_options(self) -> InferenceOptions:
@@ -54,7 +54,7 @@ class PartlySegmented(DataError):
         super().__init__(
             f"{counted(len(failed), 'file')} could not be segmented (listed above); {len(written)} segmentations are "
             f"in {out}",
-            remedy="repair them as the list says, then repeat the command",
+            remedy="fix them as listed, then repeat the command",
         )
         self.failed, self.written = tuple(failed), tuple(written)
 
@@ -91,7 +91,7 @@ def predict_images(
         for note in notes_on(model, plan):
             say(note)
     trained = models[0].plan
-    if trained.file_names not in (None, plan.file_names):  # the model was trained on images called otherwise
+    if trained.file_names not in (None, plan.file_names):  # the model was trained on images named differently
         found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names, out)
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
     _spare_references(workspace, cases, out)
@@ -127,7 +127,7 @@ def _say_what_was_written(
         say(f"warning: {problem.file}: {problem.what} ({problem.remedy})")
     say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
     if replaced := [prediction for prediction in written if prediction.path.name in before]:
-        say(f"note: {len(replaced)} of them take the place of files that were in {out} before")
+        say(f"note: {len(replaced)} of them replaced files in {out}")
 
 
 def _report(faults: Sequence[Problem], written: Sequence[Path], out: Path, say: Say) -> None:
@@ -149,7 +149,7 @@ def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) ->
     for case in cases:
         if (path := out / f"{case.id}{output_ending(case)}").resolve() in labels:
             raise UsageError(
-                f"{path} is a label of the dataset, and would be overwritten", remedy="choose another folder"
+                f"{path} is a label of the dataset and would be overwritten", remedy="choose another folder"
             )
 
 
@@ -158,21 +158,20 @@ def notes_on(model: "Model", plan: Plan) -> list[str]:
     unfinished = model.unfinished.items()
     notes = [f"note: fold {fold} of {model.name} is not trained to the end: {how}" for fold, how in unfinished]
     notes += [
-        f"note: fold {fold} of {model.name} is left out, because it is not trained to the end ({how}); --unfinished "
-        "takes it in"
+        f"note: skipping fold {fold} of {model.name}: it is not trained to the end ({how}); --unfinished includes it"
         for fold, how in model.left_out.items()
     ]
     if FULL in model.folds:
         notes.append(
-            f"note: {FULL} of {model.name} was trained on all cases: no cross-validation tells what it is worth, and "
-            "of its training cases its segmentations are too good"
+            f"note: {FULL} of {model.name} was trained on all cases: no cross-validation measures its quality, and its "
+            "segmentations of training cases look too good"
         )
     name = model.configuration_name
     trained, today = (what_is_seen(to_plain(one), name) for one in (model.plan, plan))
     if differ := [key for key in SEEN if today[key] != trained[key]]:
         notes.append(
-            f"note: {model.name} was trained under another plan than that of today ({', '.join(differ)} differ); it "
-            "predicts by the one it was trained under"
+            f"note: {model.name} was trained under a different plan than the current one ({', '.join(differ)} differ) "
+            "and predicts under its own"
         )
     return notes
 

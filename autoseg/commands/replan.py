@@ -1,4 +1,4 @@
-"""Planning again where folds are trained: nothing of theirs is lost, and what becomes of them is said."""
+"""Planning again where folds are trained: nothing of theirs is lost, and their state is reported."""
 
 import json
 import time
@@ -34,7 +34,7 @@ def require_own_folder(workspace: Workspace, root: Path) -> None:
     with suppress(OSError, ValueError, RecursionError):
         written = json.loads(workspace.dataset.read_text(encoding="utf-8"))
         if isinstance(written, dict) and "root" not in written and written:
-            what = f"{workspace.dataset} was not written by autoseg, and would be overwritten"
+            what = f"{workspace.dataset} was not written by autoseg and would be overwritten"
             raise UsageError(what, remedy=remedy)
 
 
@@ -58,7 +58,7 @@ def require_related(workspace: Workspace, dataset: Dataset) -> None:
 
 
 class Replanning:
-    """What stands in a workspace before it is planned again.
+    """What is in a workspace before it is planned again.
 
     Args:
         paths: records that planning replaces; they are read at once.
@@ -75,7 +75,7 @@ class Replanning:
             keep_aside(path, self.stamp)
 
     def kept(self) -> list[str]:
-        """What is kept aside because it differs from what stands there now; copies that do not are removed."""
+        """Report the copies that differ from the new records; remove those that do not."""
         notes = []
         for path in self.paths:
             aside = path.with_name(f"{path.stem}.before-{self.stamp}{path.suffix}")
@@ -84,7 +84,7 @@ class Replanning:
             if aside.read_bytes() == path.read_bytes():
                 aside.unlink()
             else:
-                notes.append(f"note: folds were trained under another {path.name}; it is kept as {aside}")
+                notes.append(f"note: folds were trained under another {path.name}, saved as {aside}")
         return notes
 
 
@@ -106,8 +106,8 @@ def with_kept_statistics(plan: Plan, workspace: Workspace, say: Say) -> Plan:
         return plan
     if any(uses_statistics(channel.scheme) for channel in plan.normalization):
         say(
-            "note: the intensities of the foreground differ from those that the trained folds know by less than "
-            f"{STATISTICS_TOLERANCE:.0%} of their deviation: theirs are kept"
+            "note: the foreground's intensity statistics differ from those of the trained folds by less than "
+            f"{STATISTICS_TOLERANCE:.0%} of a standard deviation: keeping those of the folds"
         )
     return replace(plan, normalization=earlier.normalization)
 

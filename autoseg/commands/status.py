@@ -149,7 +149,7 @@ def _model_status(
 
 
 def _full_status(workspace: Workspace, plan: Plan, name: str, begun: BegunFold, splits: Splits) -> str:
-    """The line of the model of all cases: how far it is, and what plan and cases of today mean for it."""
+    """The line of the model of all cases: how far it is, and what the current plan and cases mean for it."""
     where = "trained on all cases, none is held out" if begun.finished else "not trained to the end"
     text = f"  {FULL}: epoch {begun.epoch}, step {begun.step}; {where}"
     if name not in plan.configurations:
@@ -180,7 +180,7 @@ def _begun_status(
 def _fold_status(folder: Path, validation_cases: int) -> tuple[str, bool]:
     history = read_history(folder)
     if not history:
-        return ("begun, no epoch is over" if (folder / "last.pt").exists() else "not trained"), False
+        return ("started, first epoch not complete" if (folder / "last.pt").exists() else "not trained"), False
     last = history[-1]
     text = f"epoch {last.epoch}, step {last.step}, pseudo Dice {last.mean_dice or 0:.3f}"
     predicted = sum(path.name[0] != "." for path in (folder / "validation").glob("*"))
@@ -190,7 +190,7 @@ def _fold_status(folder: Path, validation_cases: int) -> tuple[str, bool]:
 
 
 def environment() -> str:
-    """Versions of autoseg and what it stands on, cores, memory and devices."""
+    """Versions of autoseg and its libraries, cores, memory and devices."""
     import torch
 
     lines = [f"autoseg {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"]

@@ -79,7 +79,7 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), sa
             device = torch.device("cuda", ranks.local_rank)
         say = say if ranks.rank == 0 else _say_nothing
         results = _train(_Run(Folds.open(workspace, options, say), device, say, stop, ranks), options)
-        if len(results) > 1:  # of a single one it was the last that was said
+        if len(results) > 1:  # of a single one they were printed last
             for line in (line for result in results for line in result.warnings):
                 say(line)
     return results
@@ -96,7 +96,7 @@ def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:
     folds.require_sources()
     results: list[TrainedFold] = []
     if options.folds is not None and len(chosen) < len(options.folds) and not options.finish:
-        say(f"note: there are only {len(folds.splits.splits)} folds, because there are too few patients for {FOLDS}")
+        say(f"note: only {len(folds.splits.splits)} folds: there are too few patients for {FOLDS}")
     replaced = not options.restart
     try:
         if configuration.cascade_from:
@@ -116,7 +116,7 @@ def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:
                 replaced = replaced or not stopped.restart_due
                 later = [str(other.fold) for other in chosen[number + (not stopped.restart_due) :]]
                 if options.restart and replaced and later:
-                    say(f"still to be retrained, with --restart: fold {','.join(later)}")
+                    say(f"not yet retrained, needs --restart: fold {','.join(later)}")
                 raise
     except Stopped as stopped:
         stopped.restart_due = not replaced
@@ -129,12 +129,12 @@ def begun_among(folds: Folds, name: str, chosen: "list[Split]", say: Say) -> "li
     begun = [split for split in chosen if (folds.folder(name, split.fold) / "last.pt").exists()]
     if not begun:
         raise StateError(
-            f"none of the folds of {name} was begun: there is nothing to finish",
+            f"no fold of {name} has been started: there is nothing to finish",
             remedy=f"train them: {suggest('train', workspace=folds.workspace.root, configuration=name)}",
         )
     for split in chosen:
         if split not in begun:
-            say(f"note: fold {split.fold} was not begun: there is nothing to finish")
+            say(f"note: fold {split.fold} has not been started: there is nothing to finish")
     return begun
 
 
@@ -174,16 +174,16 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
         for remark in result.remarks:
             run.say(f"fold {split.fold}  {remark}")
     if split.fold == FULL:
-        state = "is trained already" if result.already_finished else "is trained"
+        state = "is already trained" if result.already_finished else "is trained"
         run.say(
-            f"fold {FULL}  {state} on all {len(split.train)} cases ({result.folder}); no cross-validation tells what "
-            "it is worth, only that of the folds"
+            f"fold {FULL}  {state} on all {len(split.train)} cases ({result.folder}); its quality is estimated "
+            "only by the cross-validation of the folds"
         )
         return result
     # what was predicted before is of older weights, if there are new ones
     missing = folds.unpredicted(name, split) if result.already_finished else folds.cases(split)
     if result.already_finished and not missing:
-        done = f"fold {split.fold}  is trained and validated already ({result.folder})"
+        done = f"fold {split.fold}  is already trained and validated ({result.folder})"
         run.say(f"{done}; --restart retrains it from scratch")
         return result
     network = folds.plan.configurations[name].network.name
@@ -214,7 +214,7 @@ def _train_previous_stage(run: _Run, name: str, options: TrainOptions) -> list[T
         if split not in undone:
             _require_held_out(folds, before, split)
     done = len(folds.splits.splits) - len(undone)
-    run.say(f"stage 1 of 2: {before}, {done} of {len(folds.splits.splits)} folds are trained and validated already")
+    run.say(f"stage 1 of 2: {before}, {done} of {len(folds.splits.splits)} folds are already trained and validated")
     if undone:
         folds.preprocess(before)
     of_a_fold = FoldOptions(checkpoint_seconds=options.checkpoint_seconds, settings=options.settings)
@@ -237,8 +237,8 @@ def _require_held_out(folds: Folds, name: str, split: Split) -> None:
     if begun and (seen := sorted(set(begun.basis.train) & set(split.validation))):
         again = suggest("train", "-f", split.fold, "--restart", workspace=folds.workspace.root, configuration=name)
         raise StateError(
-            f"fold {split.fold} of {name} was trained on {seen[0]}, which splits.json has it hold out",
-            remedy=f"put back the splits.json it was trained with, or retrain it: {again}",
+            f"fold {split.fold} of {name} was trained on {seen[0]}, which splits.json now holds out",
+            remedy=f"restore the splits.json it was trained with, or retrain it: {again}",
         )
 
 

@@ -2,7 +2,7 @@
 
 A network that is trained on segmentations as good as those of its own training cases learns to copy them. So in
 training, labels grow, shrink, lose their thin parts or their holes, and whole components vanish (nnU-Net v2's chain;
-the numbers stand in `autoseg.augmentation.presets`).
+the numbers are in `autoseg.augmentation.presets`).
 
 Dilation by a ball of radius r takes all voxels within r of the mask: a threshold of the Euclidean distance, whose cost
 does not grow with the ball. (As a structuring element, the ball of radius 8 visits 2109 neighbours of each voxel.) All

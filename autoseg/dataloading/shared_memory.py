@@ -52,7 +52,7 @@ class Slots:
             self.block: Any = mmap.mmap(-1, total) if FORKS else start_method().RawArray(ctypes.c_byte, total)
         except OSError as error:
             raise OutOfMemory(
-                f"{total / 2**20:.0f} MB of memory for batches cannot be had: {error.strerror}",
+                f"cannot reserve {total / 2**20:.0f} MB of shared memory for batches: {error.strerror}",
                 remedy="use fewer processes to prepare them (--set training.workers=0), or end other programs",
             ) from error
 

@@ -121,7 +121,7 @@ class CaseStore:
             problem = f"case {case_id!r} is not preprocessed ({path} does not exist)"
         except (ValueError, StateError) as error:
             problem = f"{path} cannot be read: {error}"
-        raise StateError(problem, remedy="make what is missing: " + suggest("plan", ANY_DATASET))
+        raise StateError(problem, remedy="preprocess it: " + suggest("plan", ANY_DATASET))
 
     def open(self, case_id: str) -> StoredCase:
         """Map the arrays of a case. Raises StateError if it is missing or its files do not fit its marker."""
@@ -293,8 +293,8 @@ def class_locations(
 ) -> tuple[tuple[int, ...], list[np.ndarray]]:
     """Count the voxels of each class and draw up to MAX_LOCATIONS of each, evenly and always the same ones.
 
-    nnU-Net v2 keeps at least 1 % of a class, millions of voxels for a large organ; 10,000 spread over it say the same
-    about where it lies.
+    nnU-Net v2 keeps at least 1 % of a class, millions of voxels for a large organ; 10,000 spread over it show as
+    well where it lies.
 
     Args:
         target: (Z, Y, X) integer class indices, contiguous, OUTSIDE = -1.
@@ -371,5 +371,5 @@ def _flush(folder: Path) -> None:
 def _damaged(folder: Path, case_id: str, why: str) -> StateError:
     return StateError(
         f"the preprocessed case {case_id!r} in {folder} is damaged: {why}",
-        remedy="make damaged cases again: " + suggest("plan", ANY_DATASET),
+        remedy="preprocess damaged cases again: " + suggest("plan", ANY_DATASET),
     )

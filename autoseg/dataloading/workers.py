@@ -38,7 +38,7 @@ HELD = 3  # batches the training may hold without a copy: the last one, this one
 DEATHS = 3  # in a row that are too many
 RECOVERED = 100  # batches after which a death no longer counts
 LOOK_SECONDS = 5.0  # how often an idle worker looks whether the training still lives, and the training at a slow one
-SLOW_SECONDS = 60.0  # for one batch: worth a word
+SLOW_SECONDS = 60.0  # for one batch: worth a warning
 HUNG_SECONDS = 600.0  # no batch takes that long
 IGNORED = ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")  # for the training to decide; those there are on this system
 CAUSES = {
@@ -131,7 +131,7 @@ class Workers:
                 told = True
                 self.say(f"process {owing.process.pid} has been preparing the batch of step {self.due} for a minute")
             if waited > HUNG_SECONDS:
-                self.say(f"process {owing.process.pid} seems to hang: it is ended")
+                self.say(f"process {owing.process.pid} seems to hang: killing it")
                 owing.process.kill()
                 began = time.monotonic()
 
@@ -171,7 +171,7 @@ class Workers:
                 process.start()
         except OSError as error:
             self.close()
-            raise OutOfMemory(f"no process can be started: {error.strerror}", remedy=fewer(self.count)) from error
+            raise OutOfMemory(f"cannot start a worker process: {error.strerror}", remedy=fewer(self.count)) from error
         theirs.close()  # now the worker's end closes with the worker
         worker = _Worker(process, ours, deque(tasks))
         for task in tasks:
@@ -186,21 +186,21 @@ class Workers:
         worker.process.join()
         code = worker.process.exitcode or 0
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        how = f"process {worker.process.pid}, which prepares batches, was ended by {name}{CAUSES.get(name, '')}"
+        how = f"process {worker.process.pid}, which prepares batches, was killed by {name}{CAUSES.get(name, '')}"
         if name != "SIGTERM":  # a batch system that stops a training may send it to all its processes
             self.deaths = 1 if self.due - self.last_death >= RECOVERED else self.deaths + 1
             self.last_death = self.due
         if self.deaths == DEATHS:
             self.close()
             raise OutOfMemory(f"{how}; {DEATHS} were lost in a row", remedy=fewer(self.count))
-        self.say(f"{how}; another takes its place, and no batch is lost")
+        self.say(f"{how}; restarted, no batch was lost")
 
 
 def fewer(count: int) -> str:
     """What to do where the memory does not suffice for this number of workers."""
     return (
-        f"use fewer processes (--set training.workers={count // 2}), or end other programs: no batch changes, and a "
-        "training that was begun resumes"
+        f"use fewer processes (--set training.workers={count // 2}), or end other programs: the batches stay the same, "
+        "and the same command resumes the training"
     )
 
 
@@ -236,14 +236,14 @@ def _work(
             except AutosegError as error:
                 result = error
             except MemoryError:
-                result = OutOfMemory(f"no memory is left to prepare the batch of step {step}", remedy=fewer(2))
+                result = OutOfMemory(f"out of memory while preparing the batch of step {step}", remedy=fewer(2))
             except Exception:
                 result = RuntimeError(f"the batch of step {step} cannot be prepared:\n{traceback.format_exc()}")
             pipe.send((step, result))
 
 
 def _is_told(pipe: Connection) -> bool:
-    """Wait for a message; False if the training ended without a word."""
+    """Wait for a message; False if the training ended silently."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     while not pipe.poll(LOOK_SECONDS):

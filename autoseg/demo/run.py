@@ -73,7 +73,7 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     announce()
     dice = evaluate_folders(segmentations, dataset / "labelsTs", workspace).mean_dice or 0.0
     name, drawn = _draw_one(out, [path.name for path in predicted])
-    print(f"\npicture of {name}: {drawn}\n\nwhat was run, in {announce.seconds():.0f} s:")
+    print(f"\npicture of {name}: {drawn}\n\ncommands run, in {announce.seconds():.0f} s:")
     print("\n".join(f"  {command}" for command in announce.commands))
     summary = summarise(score_cases(pair_folders(segmentations, dataset / "labelsTs", LABEL_SET), workers=0))
     passed, verdict = _judged(dice, {label: metrics["dice"].mean or 0.0 for label, metrics in summary.items()})
@@ -133,10 +133,10 @@ def _set_aside(out: Path) -> None:
         raise StateError(f"{out} is a file", remedy="choose a folder with --out")
     if out.exists() and any(out.iterdir()):
         if not (out / "dataset" / "dataset.json").exists():
-            raise StateError(f"{out} is not empty and holds no demo", remedy="choose another folder with --out")
+            raise StateError(f"{out} is not empty and is not a demo folder", remedy="choose another folder with --out")
         aside = out.resolve().with_name(f"{out.resolve().name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
         out.rename(aside)
-        print(f"the demo that was in {out} is kept as {aside}")
+        print(f"renamed the previous demo in {out} to {aside}")
 
 
 def _judged(dice: float, by_label: Mapping[str, float]) -> tuple[bool, str]:

@@ -85,7 +85,7 @@ class EnsembleMember:
         tile = tile_size(self.model.configuration, image.shape[1:], growth=self._growth, step=self._step)
         return predict_logits(
             torch.from_numpy(np.ascontiguousarray(image)).to(self.model.device), self._networks,
-            num_heads=self.model.plan.heads.num_heads, tile=tile, step=self._step, tile_batch=self._tile_batch,
+            out_channels=self.model.plan.heads.num_heads, tile=tile, step=self._step, tile_batch=self._tile_batch,
         )  # fmt: skip
 
     def probabilities(self, loaded: LoadedCase) -> np.ndarray:

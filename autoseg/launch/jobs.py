@@ -15,7 +15,7 @@ from autoseg.commands.train import begun_among
 from autoseg.plugins import plugin_options
 from autoseg.workspace import FULL, FoldName, Workspace
 
-FLAGS = {"settings": "--set", "checkpoint_seconds": "--checkpoint-every"}  # that are called otherwise than their field
+FLAGS = {"settings": "--set", "checkpoint_seconds": "--checkpoint-every"}  # that are named differently from their field
 
 
 def split_into_phases(workspace: Workspace, options: TrainOptions, say: Say = print) -> list[TrainOptions]:

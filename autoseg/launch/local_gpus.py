@@ -6,7 +6,7 @@ last lines; the others continue.
 
 Children write straight into `models/<model>/fold_<k>.output.txt`, which the parent follows and shows line by line. So
 nothing breaks if the parent is killed, and what a child said last is on disk. SIGINT, SIGTERM and SIGUSR1 are passed
-on, children save and end, and the parent ends after them with their exit code. Children stand in process groups of
+on, children save and end, and the parent ends after them with their exit code. Children have process groups of
 their own, or Ctrl-C on a terminal would reach them twice. Should the parent die, even by SIGKILL, the kernel sends them
 SIGTERM (PR_SET_PDEATHSIG, which only Linux has): they save, too, and end.
 """
@@ -117,14 +117,14 @@ def choose_gpus(gpus: str, device: str = "auto") -> list[str]:
     """
     import torch
 
-    remedy = "train the folds one after the other: leave --gpus out"
+    remedy = "train the folds one after the other: omit --gpus"
     if sys.platform != "linux":
         raise UsageError(f"--gpus works on Linux, this is {sys.platform}", remedy=remedy)
     if device not in ("auto", "cuda"):
-        raise UsageError(f"--gpus {gpus} and --device {device} do not go together", remedy="leave one of them out")
+        raise UsageError(f"--gpus {gpus} and --device {device} exclude each other", remedy="leave one of them out")
     count = torch.cuda.device_count()  # asks NVML, which leaves CUDA alone
     if count == 0:
-        hidden = " that CUDA_VISIBLE_DEVICES lets through" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
+        hidden = " among those in CUDA_VISIBLE_DEVICES" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
         raise UsageError(
             f"--gpus {gpus}: there is no CUDA device{hidden}", remedy=f"{remedy} (see {suggest('env', workspace=None)})"
         )
@@ -162,21 +162,22 @@ def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals, s
     running: list[_Child] = []
     ends: dict[FoldName, FoldEnd] = {}
     cores = dict(zip(gpus, share_cores(min(len(gpus), len(jobs))), strict=False))
-    told: int | None = None  # the signal that the children were sent
+    sent: int | None = None  # the signal that the children were sent
     try:
         while running or (waiting and not stop.due):
             while waiting and free and not stop.due:
                 child = _Child(waiting.popleft(), free.popleft(), cores)
                 running.append(child)
-                say(f"fold {child.job.fold}  begins on GPU {child.gpu}, process {child.process.pid}")
+                say(f"fold {child.job.fold}  started on GPU {child.gpu}, process {child.process.pid}")
             time.sleep(POLL_SECONDS)
-            if stop.due and told is None:
-                told = stop.to_pass_on
-                say(f"{signal.Signals(told).name} for {len(running)} folds: they save and end")
+            if stop.due and sent is None:
+                sent = stop.to_pass_on
+                name = signal.Signals(sent).name
+                say(f"sent {name} to {len(running)} folds; waiting for them to save and exit")
                 for child in running:
-                    child.process.send_signal(told)
+                    child.process.send_signal(sent)
             for child in list(running):
-                if end := child.follow(say, told):
+                if end := child.follow(say, sent):
                     ends[end.fold] = end
                     running.remove(child)
                     free.append(child.gpu)
@@ -211,8 +212,8 @@ class _Child:
                 preexec_fn=bound_to_parent(cores.get(gpu)),
             )  # fmt: skip
 
-    def follow(self, say: Say, told: int | None) -> FoldEnd | None:
-        """Show what was said since last time, and how the process ended, once it has; `told`: a signal it was sent."""
+    def follow(self, say: Say, sent: int | None) -> FoldEnd | None:
+        """Show the new output, and how the process ended, once it has; `sent`: a signal it was sent."""
         code = self.process.poll()
         with open(self.job.output, "rb") as output:
             output.seek(self.shown)
@@ -226,11 +227,11 @@ class _Child:
             say(prefix + line.removeprefix(prefix))
         if code is None:
             return None
-        if told is not None and code == -told:  # it was still starting, and had nothing to save
-            code = _stopped_code(told)
+        if sent is not None and code == -sent:  # it was still starting, and had nothing to save
+            code = _stopped_code(sent)
         end = FoldEnd(self.job.fold, self.gpu, code, time.monotonic() - self.began)
         if code not in (0, *STOPPED):
-            say(f"{prefix}failed on GPU {self.gpu}: {_how_ended(end)}; the end of {self.job.output}:")
+            say(f"{prefix}failed on GPU {self.gpu}: {_how_ended(end)}; last lines of {self.job.output}:")
             for line in self.tail:
                 say(f"    {line}")
         return end
@@ -321,13 +322,13 @@ def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Seq
     if failed:
         told.append(f"fold {folds_text([end.fold for end in failed])} of {phase.configuration} failed, see above")
     if stopped:
-        told.append(f"fold {folds_text(stopped)} of {phase.configuration} is stopped and can be resumed")
+        told.append(f"fold {folds_text(stopped)} of {phase.configuration} was stopped and can be resumed")
         untouched = [
             end.fold
             for end in ends
             if end.gpu is None or (end.code in STOPPED and replaced is not None and end.fold not in replaced)
         ]
-        remedy = f"fold {folds_text(untouched)}: still to --restart" if untouched and phase.restart else ""
+        remedy = f"fold {folds_text(untouched)}: still needs --restart" if untouched and phase.restart else ""
         interrupted = any(end.code == Interrupted.exit_code for end in ends)
         raise (Interrupted if interrupted else Stopped)("; ".join(told), remedy=remedy)
     if failed:

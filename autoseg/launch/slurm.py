@@ -75,12 +75,12 @@ def parse_slurm(text: str) -> SlurmOptions:
             raise UsageError(f"--slurm {text!r}: {part!r} is not KEY=VALUE", remedy="write partition=gpu,time=24h")
         pairs[name] = value.strip() if equals else f"{pairs[name]},{part.strip()}"
     if refused := OURS & set(pairs):
-        raise UsageError(f"--slurm: {min(refused)} is set by autoseg itself", remedy="leave it out")
+        raise UsageError(f"--slurm: {min(refused)} is set by autoseg itself", remedy="omit it")
     gpus, cpus = pairs.pop("gpus", "1"), pairs.pop("cpus", "8")
     if not re.fullmatch(r"0|([\w.-]+:)?1", gpus):
         raise UsageError(f"--slurm gpus={gpus}, but a fold trains on one GPU", remedy="write gpus=1, gpus=a100:1 or 0")
     if not re.fullmatch(r"[1-9]\d*", cpus):
-        raise UsageError(f"--slurm cpus={cpus}", remedy="write a number of cores, e.g. cpus=8")
+        raise UsageError(f"--slurm cpus={cpus} is not a number of cores", remedy="write a whole number, e.g. cpus=8")
     time_limit, folder = pairs.pop("time", "24h"), pairs.pop("folder", None)
     return SlurmOptions(
         minutes=_minutes(time_limit), gpus=gpus, cpus=int(cpus), folder=Path(folder) if folder else None,
@@ -138,7 +138,7 @@ def require_submitit() -> None:
         ) from None
     if missing := [name for name in ("sbatch", "srun") if shutil.which(name) is None]:
         raise UsageError(
-            f"--slurm: there is no {missing[0]} on this machine",
+            f"--slurm: found no {missing[0]} on this machine",
             remedy="submit from a login node of the cluster, or train here: --gpus all",
         )
 
@@ -160,8 +160,8 @@ class _Chain:
         try:
             jobs = executor.map_array(function, *zip(*arguments, strict=True))
         except FailedJobError as error:
-            cancel = f"; submitted before it: scancel {' '.join(self.ids)}" if self.ids else ""
-            raise UsageError(f"sbatch refused {title}: {error}", remedy=f"see --slurm{cancel}") from None
+            cancel = f"; to cancel the jobs already submitted: scancel {' '.join(self.ids)}" if self.ids else ""
+            raise UsageError(f"sbatch refused {title}: {error}", remedy=f"check --slurm{cancel}") from None
         after = f", after {self.ids[-1]}" if self.ids else ""
         self.ids.append(str(jobs[0].job_id).partition("_")[0])
         self.say(f"job {self.ids[-1]}: {title}{after}")

@@ -91,24 +91,25 @@ def begun_of(workspace: Workspace, name: str, network: str) -> tuple[dict[FoldNa
 
 
 def standing(begun: BegunFold, plan: Plan, name: str, split: Split, workspace: Workspace) -> Standing:
-    """Whether a fold's training is that of today's plan and folds, but for settings that `train` can be given."""
+    """Whether a fold's training is that of the current plan and folds, but for settings that `train` can be given."""
     now = to_plain(plan)
     options = options_between(begun.basis.plan, now, name)
     if options is None:
         found = plan_differences(begun.basis.plan, now, name)
         seen = {key: values for key, values in found.items() if not key.startswith("training.")}
-        return Standing(refused=f"trained under another plan: {describe_differences(seen)}")
+        return Standing(refused=f"trained under a different plan: {describe_differences(seen)}")
     for what, here, there in (
         ("train on", split.train, begun.basis.train),
         ("hold out", split.validation, begun.basis.validation),
     ):
         if differ := sorted(set(here) ^ set(there)):
-            many = f"({len(differ)} differ, {differ[0]} is one)"
-            return Standing(refused=f"trained with other cases: it is to {what} others now {many}", other_cases=True)
+            many = f"({len(differ)} differ, for instance {differ[0]})"
+            refused = f"trained with other cases: the fold now lists others to {what} {many}"
+            return Standing(refused=refused, other_cases=True)
     contents = contents_today(workspace, plan, name, (*split.train, *split.validation))
     changed = content_differences(begun.basis.contents, contents, split.train)
     if changed and not begun.finished:
-        return Standing(refused=f"begun with other contents: {describe_contents(changed)}")
+        return Standing(refused=f"started with other contents: {describe_contents(changed)}")
     remark = f"since it was trained, {describe_contents(changed)}" if changed else ""
     other = content_differences(begun.basis.contents, contents, split.validation)
     held_out = f"of its held-out cases, {describe_contents(other)}" if other else ""

@@ -24,7 +24,7 @@ TILE_GROWTH = {"cpu": 1.0}  # longest edges of tiles by device, as a multiple of
 def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
     """The network a configuration describes, with fresh weights."""
     channels = plan.input_channels(configuration)
-    network = build_network(configuration.network, in_channels=channels, num_heads=plan.heads.num_heads)
+    network = build_network(configuration.network, in_channels=channels, out_channels=plan.heads.num_heads)
     set_checkpointing(network, configuration.checkpointing)
     set_dropout(network, plan.training.dropout)
     return network
@@ -39,18 +39,18 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
     heads, weights = plan.heads, plan.training.class_weights
     if plan.training.loss == "tversky" and plan.training.component_weight:
         raise UsageError(
-            "training.component_weight weighs the entropy, and tversky has none",
+            "training.component_weight weights the cross-entropy, which tversky does not have",
             remedy="--set training.component_weight=0, or another loss",
         )
     if heads.has_regions and plan.training.loss == "dice_ce":
         raise UsageError(
-            "training.loss is dice_ce, which predicts one label per voxel, but the labels form regions",
-            remedy="leave training.loss at dice_bce, or plan without regions",
+            "training.loss=dice_ce predicts one label per voxel, but the labels form overlapping regions",
+            remedy="set training.loss=dice_bce, or plan without regions",
         )
     if weights is not None and len(weights) != heads.num_heads:
         raise UsageError(
-            f"training.class_weights holds {len(weights)} weights, the network has {heads.num_heads} heads",
-            remedy="give one weight per head: background and labels, or regions; or null for none",
+            f"training.class_weights holds {len(weights)} weights, the network has {heads.num_heads} output channels",
+            remedy="give one weight per output channel: background and labels, or regions; or null for none",
         )
     return build_loss(plan.training, heads, batch_dice=configuration.batch_dice, class_weights=weights)
 

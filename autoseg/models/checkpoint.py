@@ -9,10 +9,10 @@ in; there is no fallback.
 
 **What a killed process can leave.** A new checkpoint is written beside the others, read back, entered in the digests,
 and only then takes the name of the newest, whose file has got the name of the previous one before. Between any two of
-these steps at least one whole checkpoint stands under a name, and its digest is in the list: `load_newest` finds it.
+these steps at least one whole checkpoint has a name, and its digest is in the list: `load_newest` finds it.
 
 **Who waits.** A checkpoint of 250 MB takes a second or two to write and to read back, a twentieth of an epoch on a fast
-GPU. `CheckpointWriter` does it in a thread, beside the steps that follow; they wait for the copy alone.
+GPU. `CheckpointWriter` does it in a thread, in the background of the following steps; they wait for the copy alone.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ def save_generation(folder: Path, state: dict[str, Any]) -> None:
         _save_generation(folder, state)
     except OSError as error:
         raise StorageError(
-            f"no checkpoint can be written to {folder}: {error.strerror or error}",
-            remedy="check free space and permissions there, then run the same command again",
+            f"cannot write a checkpoint to {folder}: {error.strerror or error}",
+            remedy="check free space and permissions there, then rerun the same command",
         ) from error
 
 
@@ -72,7 +72,7 @@ def _save_generation(folder: Path, state: dict[str, Any]) -> None:
     digest = save_checkpoint(coming, state)
     if sha256(coming) != digest:
         coming.unlink()
-        raise StorageError(f"{coming} reads back other bytes than were written", remedy="check the disk")
+        raise StorageError(f"{coming}: the bytes read back differ from those written", remedy="check the disk")
     write_text(folder / DIGESTS, f"{digest}  {NEWEST}\n" + (f"{kept}  {PREVIOUS}\n" if kept else ""))
     if newest.exists():
         _keep(newest, previous)
@@ -196,7 +196,7 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[
         if damaged:
             with suppress(FileNotFoundError):  # another rank was faster
                 (folder / NEWEST).replace(folder / f"{NEWEST}.damaged")
-            return state, f"{damaged[0].what}; it is set aside, and the checkpoint before it is used"
+            return state, f"{damaged[0].what}; it is renamed, and the previous checkpoint is used"
         return state, ""
     if damaged:
         raise damaged[0]
@@ -226,7 +226,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", *, mapped: b
     except Exception as error:  # damage surfaces as almost anything: KeyError, UnicodeDecodeError, ...
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if type(error).__name__ == "UnpicklingError":  # torch's own words advise to load it all the same
-            reason = "it holds more than plain data and tensors"
+            reason = "it holds other objects than plain data and tensors"
         raise _damaged(path, reason) from error
 
 
@@ -259,5 +259,5 @@ def _digests(folder: Path) -> dict[str, str]:
 def _damaged(path: Path, reason: str) -> StateError:
     return StateError(
         f"{path} cannot be read as a checkpoint: {reason}",
-        remedy="delete it and train the fold again, or restore it from a copy",
+        remedy="restore it from a copy, or delete it and train the fold again",
     )

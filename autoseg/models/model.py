@@ -91,7 +91,7 @@ def open_model(
         if not same_input_and_output(plan, other, configuration_name):
             raise StateError(
                 f"folds {first} and {fold} in {folder} were trained under plans that read images differently",
-                remedy=f"retrain those of one plan: {train} --restart; or name the folds to use (-f)",
+                remedy=f"retrain the folds of one plan: {train} --restart; or choose folds of one plan with -f",
             )
     dtypes = {state.runtime.dtype for state in states.values()}
     model = Model(
@@ -131,9 +131,9 @@ def _states(
                 "train", "-f", fold, "--finish", workspace=workspace.root, configuration=name, network=network
             )
             raise StateError(
-                f"fold {fold} in {begun[fold]} has not been trained to the end: {_standing(state)}",
-                remedy=f"resume it with the options it was begun with; or let it cool down and end: "
-                f"{finish}; or predict with it as it stands: --unfinished",
+                f"fold {fold} in {begun[fold]} is not trained to the end: {_standing(state)}",
+                remedy=f"resume it with the options it was started with; or let it cool down and end: "
+                f"{finish}; or predict with its current state: --unfinished",
             )
         else:
             left_out[fold] = _standing(state)
@@ -156,8 +156,8 @@ def require_common(plans: dict[str, Plan]) -> None:
         for what, of in COMMON.items():
             if of(plan) != of(other):
                 raise StateError(
-                    f"{first} and {name} cannot work together: they have different {what}: {of(plan)} and {of(other)}",
-                    remedy="train both under one plan, or leave one out",
+                    f"{first} and {name} cannot be combined: they have different {what}: {of(plan)} and {of(other)}",
+                    remedy="train both under one plan, or use only one",
                 )
 
 

@@ -68,7 +68,7 @@ def begin_from(
         path: a checkpoint, the folder of a fold, of a model (its first finished fold) or of a workspace (the model of
             its recommended configuration).
         network: as `build_plan_network` makes it of the plan and its configuration, on any device.
-        held_out: cases that will be scored: a warning is said if the model was trained on some of them.
+        held_out: cases that will be scored: a warning is printed if the model was trained on some of them.
         own: folder of the fold that begins: of its own model, a fold takes the weights it had itself, if it was
             finished.
         contents: of the held-out cases: by them, such cases are known again under any id.
@@ -91,10 +91,10 @@ def begin_from(
     if done.share < MIN_SHARE or not first_layer:
         what = f"{done.share:.0%} of the parameters fit" + ("" if first_layer else ", the first layer does not")
         raise _too_different(source, configuration, configuration_name, what)
-    say(f"begins with the weights of {source.path} ({source.described})")
+    say(f"initialised from {source.path} ({source.described})")
     there, here = _inputs(source.plan, source.configuration), _inputs(plan, configuration)
-    say("  channels: " + _assignment(here, there, channels, "ignored at first: weights of 0"))
-    say("  heads: " + _assignment(_heads(plan), _heads(source.plan), heads, "as in a new network"))
+    say("  channels: " + _assignment(here, there, channels, "initial weights 0"))
+    say("  output channels: " + _assignment(_heads(plan), _heads(source.plan), heads, "initialised at random"))
     warnings = _leakage(source, plan, held_out, contents or {})
     for line in (*_parameters(done), *_notes(source, plan, configuration), *warnings):
         say(f"  {line}")
@@ -120,7 +120,7 @@ def open_source(path: Path, own: Path | None = None) -> Source:
             return _source(file, state)
     what = f"no fold in {folder} is trained to the end" if folds else f"{folder} holds no trained fold"
     raise StateError(
-        what, remedy="name a model with a finished fold, or a fold's own folder to begin with it as it stands"
+        what, remedy="name a model with a finished fold, or the folder of a fold to use its current weights"
     )
 
 
@@ -173,7 +173,7 @@ def _source(path: Path, state: Checkpoint) -> Source:
         weights |= dict(zip(parameters, state.average, strict=True))
     if broken := [key for key, tensor in weights.items() if not tensor.isfinite().all()]:
         raise StateError(
-            f"{path} holds weights that are not finite, the first in {broken[0]}", remedy="begin with another model"
+            f"{path} holds weights that are not finite, the first in {broken[0]}", remedy="use another model"
         )
     network = plan.configurations[name].network.name
     described = f"{name}-{network}, fold {state.fold}, {state.position.step} steps"
@@ -247,7 +247,7 @@ def _assignment(here: Sequence[str], there: Sequence[str], origins: Origins, oth
     parts = [f"{', '.join(kept)} kept"] if kept else []
     parts += [f"{name} new (as the mean of {names})" for name, names in others.items()]
     parts += [f"{', '.join(new)} new ({otherwise})"] if new else []
-    parts += [f"{', '.join(left)} left behind"] if left else []
+    parts += [f"{', '.join(left)} not used"] if left else []
     return "; ".join(parts)
 
 
@@ -256,11 +256,11 @@ def _parameters(done: Transfer) -> list[str]:
     counts = {"kept": done.kept, "adapted": done.adapted, "new": done.new}
     lines = ["parameters: " + ", ".join(f"{sum(part.values()):,} {how}" for how, part in counts.items() if part)]
     if missing := _parts(name for name in done.new if name not in done.misfits):
-        lines.append(f"new, for the model has nothing to fill them: {', '.join(missing)}")
+        lines.append(f"new, absent from the model: {', '.join(missing)}")
     if done.misfits:
         name, (there, here) = next(iter(done.misfits.items()))
         example = f"{name} is {there} there, {here} here"
-        lines.append(f"new, for the model's have other shapes: {', '.join(_parts(done.misfits))} ({example})")
+        lines.append(f"new, of a different shape in the model: {', '.join(_parts(done.misfits))} ({example})")
     return lines
 
 
@@ -275,15 +275,15 @@ def _notes(source: Source, plan: Plan, configuration: Configuration) -> list[str
     notes = []
     if any(max(a / b, b / a) > SPACING_TOLERANCE for a, b in zip(there, here, strict=True)):
         mm = (" x ".join(f"{edge:.3g}" for edge in spacing) for spacing in (there, here))
-        notes.append("note: the model saw voxels of {} mm, here they have {} mm".format(*mm))
+        notes.append("note: the model was trained on voxels of {} mm, here they have {} mm".format(*mm))
     for name, normalized, place in zip(
         plan.channels, plan.normalization, match(plan.channels, source.plan.channels), strict=True
     ):
         if place is not None and (scheme := source.plan.normalization[place].scheme) != normalized.scheme:
-            notes.append(f"note: the model saw {name} normalised as {scheme}, here it is {normalized.scheme}")
+            notes.append(f"note: the model was trained with {name} normalised by {scheme}, here by {normalized.scheme}")
     before, now = (("exclude each other", "may overlap")[p.heads.has_regions] for p in (source.plan, plan))
     if before != now:
-        notes.append(f"note: the model's heads {before}, here they {now}")
+        notes.append(f"note: the model's labels {before}, here they {now}")
     return notes
 
 
@@ -300,7 +300,7 @@ def _leakage(source: Source, plan: Plan, held_out: Sequence[str], contents: Cont
         seen = sorted(source.trained_on.intersection(held_out)) if source.plan.dataset == plan.dataset else []
     if not seen:
         return []
-    cases = f"{len(seen)} of this fold's {len(held_out)} held-out cases ({seen[0]} is one)"
+    cases = f"{len(seen)} of this fold's {len(held_out)} held-out cases (for instance {seen[0]})"
     return [f"WARNING: the model was trained on {cases}: their scores will be too high"]
 
 
@@ -310,8 +310,8 @@ def _require_same_dims(source: Source, plan: Plan, configuration_name: str) -> N
         return
     fitting = [name for name, configuration in plan.configurations.items() if configuration.dims == there]
     raise StateError(
-        f"{source.path} is a {there}-D network ({source.configuration_name}), {configuration_name} is {here}-D: no "
-        "kernel of one fits the other",
+        f"{source.path} is a {there}-D network ({source.configuration_name}), {configuration_name} is {here}-D: "
+        "their kernels are incompatible",
         remedy=f"name a model of a {here}-D configuration" + (f", or train -c {fitting[0]}" if fitting else ""),
     )
 
@@ -320,7 +320,7 @@ def _too_different(source: Source, configuration: Configuration, configuration_n
     there, here = vars(source.configuration.network), vars(configuration.network)
     differing = [f"{key} ({there[key]} there, {here[key]} here)" for key in here if there[key] != here[key]]
     return StateError(
-        f"{source.path} is too different to begin with: {what}. Its {', '.join(differing)} "
+        f"{source.path} is too different to initialise from: {what}. Its {', '.join(differing)} "
         f"{'differs' if len(differing) == 1 else 'differ'}",
         remedy="name a model of the same network, or train its network here: --network "
         f"{there['name']}, --set configurations.{configuration_name}.network.features=...",

@@ -131,8 +131,8 @@ class Checkpoint:
         """
         if not isinstance(plain, Mapping) or "version" not in plain:
             raise StateError(
-                f"{path} is not a checkpoint of autoseg: it has no version",
-                remedy="name one that a training of autoseg has written",
+                f"{path} is not a checkpoint of autoseg: it states no version",
+                remedy="name a checkpoint that a training of autoseg has written",
             )
         if plain["version"] != CHECKPOINT_VERSION:
             raise StateError(
@@ -177,4 +177,4 @@ def from_scratch(path: Path) -> str:
         return "train that model from scratch with this autoseg"
     workspace = model.parent.parent
     command = suggest("train", "-f", fold, "--restart", workspace=workspace, configuration=name, network=network)
-    return f"retrain from scratch: {command} (the old fold is kept aside)"
+    return f"retrain from scratch: {command} (the old folder is renamed)"

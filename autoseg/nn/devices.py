@@ -44,7 +44,7 @@ def choose_device(name: str) -> "torch.device":
 
 
 def gpu_memory_gb() -> float | None:
-    """Memory in GB of the first CUDA device, or None without one. torch is asked only where a driver is installed."""
+    """Memory in GB of the first CUDA device, or None without one. Imports torch only where a driver is installed."""
     if shutil.which("nvidia-smi") is None:
         return None
     import torch

@@ -1,4 +1,4 @@
-"""Several processes as one training, each with an equal share of every batch: torchrun's ranks, by way of DDP.
+"""Several processes as one training, each with an equal share of every batch: torchrun's ranks, with DDP.
 
     sum_over_ranks, mean_over_ranks   of which a loss is made, so that it is that of the whole batch
     Ranks                             how the processes meet, agree, average gradients, and notice that one is gone
@@ -112,7 +112,7 @@ class Ranks:
         """
         if device_type not in ("cpu", "cuda"):
             raise UsageError(
-                f"{self.count} ranks on the device {device_type}; there are ranks on cuda and cpu",
+                f"{self.count} ranks on the device {device_type}; ranks are supported on cuda and cpu",
                 remedy="start one process, without torchrun, or pass --device cpu",
             )
         if device_type == "cuda":
@@ -130,8 +130,8 @@ class Ranks:
             self.patient = dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
         except RuntimeError as error:
             raise AutosegError(
-                f"rank {self.rank} of {self.count} did not meet the others within {timeout.total_seconds():.0f} s",
-                remedy="start all of them by one torchrun command; over several machines, see its --rdzv-endpoint",
+                f"rank {self.rank} of {self.count} did not reach the others within {timeout.total_seconds():.0f} s",
+                remedy="start all ranks with one torchrun command; for several machines, see its --rdzv-endpoint",
             ) from error
 
     def all_max(self, *values: float) -> tuple[float, ...]:
@@ -206,7 +206,7 @@ class Ranks:
         if self.count > 1 and _of_a_lost_rank(error):
             raise AutosegError(
                 f"rank {self.rank} of {self.count}: another rank ended, or did not answer in time",
-                remedy="read the last messages of the others; the same command resumes from the last checkpoint",
+                remedy="read the last messages of the other ranks; the same command resumes from the last checkpoint",
             ) from error
 
 

@@ -2,7 +2,7 @@
 
 A schedule maps progress in [0, 1], the share of the training that is done, to a factor of the learning rate. Progress
 may be steps over all steps or seconds over the time budget, so that the schedule always spans what was asked for. What
-depends on validation is a further factor: `Plateau` tells when to reduce, or to end with a `cool_down`.
+depends on validation is a further factor: `Plateau` decides when to reduce the rate, or to end with a `cool_down`.
 """
 
 import math
@@ -92,7 +92,7 @@ def set_learning_rate(
 
 @dataclass
 class Plateau:
-    """Tells when values that ought to fall, such as the validation loss, have all stopped falling.
+    """Detects when values that ought to fall, such as the validation loss, have all stopped falling.
 
     Each value is smoothed by an exponential moving average, which begins with the first one. A plateau is found when no
     average has come `tolerance` below the best it was, `patience` updates in a row; then the wait starts again. All
@@ -113,7 +113,7 @@ class Plateau:
     found: int = 0  # plateaus so far
 
     def update(self, *values: float) -> bool:
-        """Take in one more of each value; whether a plateau is found. A value that is not finite is no improvement."""
+        """Add one more of each value; return whether a plateau is found. A value that is not finite never improves."""
         unknown = (None,) * len(values)
         self.averages = tuple(map(self._smoothed, self.averages or unknown, values))
         bests = tuple(map(self._better, self.bests or unknown, self.averages))

@@ -52,7 +52,7 @@ def candidates(device: torch.device) -> tuple[str, ...]:
 def measure(
     network: nn.Module, image: Tensor, dtypes: Sequence[str], repeats: int | None = None
 ) -> list[PrecisionTrial]:
-    """Time one training step's forward and backward pass per dtype; weights and gradients are left as they were.
+    """Time one training step's forward and backward pass per dtype; weights and gradients stay unchanged.
 
     The dtypes take turns, so that other work on the machine, which comes and goes, meets them all; the best pass of
     each counts, so that a stall spoils nothing.
@@ -115,7 +115,7 @@ def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, flo
 
 
 def forward_seconds(network: nn.Module, tile: Tensor, dtype: str, repeats: int = REPEATS) -> list[float]:
-    """Seconds of each of so many forward passes of one tile, as in prediction: without gradients, not compiled.
+    """Seconds of each of `repeats` forward passes of one tile, as in prediction: without gradients, not compiled.
 
     Args:
         tile: (1, C, *patch) on the device.

@@ -114,7 +114,7 @@ def _rate(dims: int, dtype: str, clock: Callable[[], float], limit: float, most:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Let torch work with so many threads; its generator stays where it was."""
+    """Let torch use `count` threads; its generator keeps its state."""
     before, state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(count)
     try:

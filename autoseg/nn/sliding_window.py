@@ -74,7 +74,7 @@ def predict_logits(
     image: Tensor,
     networks: Sequence[Network],
     *,
-    num_heads: int,
+    out_channels: int,
     tile: Sequence[int],
     step: float = 0.5,
     tile_batch: int = 1,
@@ -95,10 +95,10 @@ def predict_logits(
     """
     tile = tuple(tile)
     if image.ndim - 1 == len(tile) + 1:
-        stack = torch.empty((num_heads, *image.shape[1:]), device=image.device)
+        stack = torch.empty((out_channels, *image.shape[1:]), device=image.device)
         for z in range(len(stack[0])):
             stack[:, z] = predict_logits(
-                image[:, z], networks, num_heads=num_heads, tile=tile, step=step, tile_batch=tile_batch,
+                image[:, z], networks, out_channels=out_channels, tile=tile, step=step, tile_batch=tile_batch,
                 progress=_over_slices(progress, z, len(stack[0])),
             )  # fmt: skip
         return stack
@@ -107,7 +107,7 @@ def predict_logits(
     positions = list(itertools.product(*(tile_starts(s, t, step) for s, t in zip(spatial, tile, strict=True))))
     windows = [tuple(slice(p, p + t) for p, t in zip(position, tile, strict=True)) for position in positions]
     importance = gaussian_importance(tile).to(image.device)
-    total = torch.zeros((num_heads, *spatial), device=image.device)
+    total = torch.zeros((out_channels, *spatial), device=image.device)
     weight = torch.zeros(spatial, device=image.device)
     done = 0
     with torch.inference_mode():
@@ -120,7 +120,7 @@ def predict_logits(
             for window, tile_logits in zip(batch, logits, strict=True):
                 total[(slice(None), *window)] += tile_logits * importance
                 weight[window] += importance
-            del logits, tile_logits  # or they would stand beside those of the next batch
+            del logits, tile_logits  # or they would be held together with those of the next batch
             done += len(batch)
             if progress:
                 progress(done, len(windows))

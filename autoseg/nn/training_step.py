@@ -30,7 +30,7 @@ def loss_of(
     Args:
         image: (B, C, *patch) float32.
         target: (B, *patch) class indices.
-        voxel_weights: (B, *patch) float32, of the voxels in the loss's entropy, or None.
+        voxel_weights: (B, *patch) float32, of the voxels in the loss's cross-entropy, or None.
         dtype: of the convolutions, a key of `precision.DTYPES`.
 
     Logits that the backward pass does not need are freed on return.

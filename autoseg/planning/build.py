@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def build_network(spec: NetworkSpec, *, in_channels: int, num_heads: int) -> "nn.Module":
+def build_network(spec: NetworkSpec, *, in_channels: int, out_channels: int) -> "nn.Module":
     """The network of a plan, with fresh weights: from images of C channels to K logits per voxel."""
     from autoseg.nn import networks
 
     return networks.build_network(
         spec.name,
         in_channels=in_channels,
-        num_heads=num_heads,
+        out_channels=out_channels,
         features=spec.features,
         strides=spec.strides,
         kernel_sizes=spec.kernel_sizes,

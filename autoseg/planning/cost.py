@@ -124,12 +124,12 @@ class TracedMemory:
         dims = len(step.patch_size)
         padded = [max(extent, edge) for extent, edge in zip(shape[-dims:], step.patch_size, strict=True)]
         peak = inference_bytes(
-            forward.peak, num_heads=self.labels.num_heads, channels=step.in_channels, shape=[*shape[:-dims], *padded]
+            forward.peak, out_channels=self.labels.num_heads, channels=step.in_channels, shape=[*shape[:-dims], *padded]
         )
         return self.terms.device_bytes(peak)
 
     def _build(self, step: Step) -> "nn.Module":
-        return build_network(step.network, in_channels=step.in_channels, num_heads=self.labels.num_heads)
+        return build_network(step.network, in_channels=step.in_channels, out_channels=self.labels.num_heads)
 
 
 def cost_of(

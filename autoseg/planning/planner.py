@@ -14,7 +14,7 @@
 `rules="autoseg"` adds rules for sizes and counts of components (`planning/sparsity.py`), keeps left and right apart,
 counts bytes where nnU-Net counts elements, and plans for a CPU where no GPU is requested.
 `planning/space.py` makes the choices of section 1, `planning/configurations.py` those of section 3 and
-`planning/recipe.py` those of section 5; `budget.py` and `architectures.py` hold the numbers, `topology.py` the
+`planning/recipe.py` those of section 5; `budget.py` holds the numbers, `topology.py` the
 arithmetic of patches, `cost.py` the memory model's answers.
 """
 

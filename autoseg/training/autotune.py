@@ -52,7 +52,7 @@ def choose(
     say: Say,
     seconds: float | None,
 ) -> RuntimeSettings:
-    """Measure what is fastest and right on this machine; weights, gradients and generators stay as they were.
+    """Measure what is fastest and right on this machine; weights, gradients and generators stay unchanged.
 
     Args:
         network: on the device, as it is trained.
@@ -82,7 +82,7 @@ def choose(
         remarks.append(told)
     sample_seconds = seconds_per_sample(way, image, trial, len(sample))
     if seconds is None:
-        assert training.total_steps is not None, "the length is given in seconds, and they were not passed on"
+        assert training.total_steps is not None, "the length is given in seconds, which were not passed"
         seconds = sample_seconds * configuration.batch_size * training.total_steps
     compiled = None
     reason = why_not_compile(seconds, device.type)
@@ -129,7 +129,7 @@ def apply(runtime: RuntimeSettings, network: nn.Module, image: Tensor | None = N
         return
     device = next(network.parameters()).device
     if not has_compiler(device.type):
-        say("not compiled, though the fold began so: no compiler here")
+        say("not compiled, although the fold started compiled: no compiler found")
         return
     network.compile(dynamic=False)
     if image is not None:
@@ -184,20 +184,20 @@ def improve(
         vary: makes the network, or the stage, run the other way.
 
     Returns:
-        The trial of what is chosen, the network in the new way if it is that one, and what to tell.
+        The trial of what is chosen, the network in the new way if it is that one, and what to report.
     """
     block, seen = stage
     try:
         for what, one, image in (("a stage", block, seen), ("the network", network, sample)):
             way = vary(one)
             before, after = beside(one, way, image, trial.dtype)
-            told = f"{name} {1000 * after.seconds:.0f} ms against {1000 * before.seconds:.0f} for {what}"
+            timing = f"{name} {1000 * after.seconds:.0f} ms against {1000 * before.seconds:.0f} for {what}"
             if precision.choose((before, after)) is not after:
                 off = "" if after.difference < precision.TOLERANCE else f", off by {after.difference:.1%}"
-                return trial, None, f"{told}{off} -> not {name}"
+                return trial, None, f"{timing}{off} -> not {name}"
     except Exception as error:  # whatever a compiler may raise, or a device that runs out of memory
         return trial, None, f"not {name}: {_in_short(error)}"
-    return after, way, f"{told} -> {name}"
+    return after, way, f"{timing} -> {name}"
 
 
 def seconds_per_sample(network: nn.Module, image: Tensor, trial: PrecisionTrial, tried: int) -> float:
@@ -213,7 +213,7 @@ def seconds_per_sample(network: nn.Module, image: Tensor, trial: PrecisionTrial,
 
 
 def why_not_compile(seconds: float, device_type: str) -> str:
-    """Why compiling is not even tried for a training of so many seconds; nothing where it is.
+    """Return why a training of `seconds` is not compiled; "" where compiling is tried.
 
     It must pay already with the smallest gain that is adopted. On CPUs, where compiled code gains less and takes
     longer to make, trainings of less than an hour are left alone.
@@ -222,8 +222,8 @@ def why_not_compile(seconds: float, device_type: str) -> str:
     if device_type == "cpu":
         shortest = max(shortest, SHORTEST_COMPILED_ON_CPU)
     if seconds < shortest:
-        return f"{seconds / 60:.0f} min of training are too short, {shortest / 60:.0f} needed"
-    return "" if has_compiler(device_type) else "no compiler here"
+        return f"{seconds / 60:.0f} min of training are too few, {shortest / 60:.0f} needed"
+    return "" if has_compiler(device_type) else "no compiler found"
 
 
 def has_compiler(device_type: str) -> bool:

@@ -1,6 +1,6 @@
 """From a plan to the batches of a training: the one place where a plan is unpacked for `dataloading`.
 
-Every part is built here and handed over to the next, which knows no plan:
+Every part is built here and handed to the next, which is independent of the plan:
 
     sampler    which case, and which place in it          SAMPLERS, the labels, the seed
     reader     the voxels there                           the store, the previous stage of a cascade
@@ -122,7 +122,7 @@ def build_device_chain(plan: Plan, configuration: Configuration) -> DeviceChain:
 
 
 def _chain_settings(plan: Plan, configuration: Configuration) -> dict[str, Any]:
-    """What both chains are told of a plan."""
+    """Return the settings that both chains take from a plan."""
     return {
         "patch_size": configuration.patch_size,
         "mirror_axes": configuration_mirror_axes(plan, configuration),
@@ -136,7 +136,7 @@ def affordable_workers(wanted: int, nbytes: int, free: int, say: Callable[[str],
     count = min(wanted, max(int((free * BATCHES_SHARE / nbytes - HELD) // PREFETCHED), 0))
     if count < wanted:
         say(
-            f"{free / 2**20:.0f} MB of memory are free, too little for what {wanted} processes prepare "
-            f"(batches of {nbytes / 2**20:.0f} MB): {count} do it. End other programs, or give this one more memory"
+            f"not enough memory for {wanted} workers ({free / 2**20:.0f} MB free, batches of {nbytes / 2**20:.0f} MB): "
+            f"using {count}; for more, end other programs"
         )
     return count

@@ -1,6 +1,6 @@
 """The clock of a fold's schedule: how much of the training is done, by steps or by a time budget.
 
-A budget is wall time for everything. What comes after the last step (the validation) is kept back, a third of the time
+A budget is wall time for everything. Time for what comes after the last step (the validation) is reserved, a third
 at most: training never has less than two thirds of what the start left. The estimate of it is corrected while training
 runs (`autoseg.training.validation_budget`), and the end of the schedule moves with it.
 """
@@ -42,7 +42,7 @@ class Clock:
         self.total_steps = total_steps
         self.budget_seconds = budget_seconds
         self.start_seconds = 0.0  # that went into the start, before the first step
-        self.reserve_seconds = 0.0  # kept back for the validation after the last step
+        self.reserve_seconds = 0.0  # reserved for the validation after the last step
         self.watching_seconds = 0.0  # that go into the fixed samples after an epoch, as far as known
 
     def elapsed(self) -> float:
@@ -50,12 +50,12 @@ class Clock:
 
     @property
     def most_reserved(self) -> float:
-        """Seconds that may be kept back at most, so that training has its share."""
+        """Seconds that may be reserved at most, so that training has its share."""
         assert self.budget_seconds is not None
         return MOST_RESERVED * max(self.budget_seconds - self.start_seconds, 0.0)
 
     def reserve(self, seconds: float, *, training: bool = False) -> None:
-        """Keep back so many seconds, `most_reserved` at most, for what comes after the last step.
+        """Reserve `seconds`, `most_reserved` at most, for what comes after the last step.
 
         Args:
             training: steps were done already. The end of the schedule then comes closer by MOST_HASTE of what is left
@@ -86,7 +86,7 @@ class Clock:
         return min(self.elapsed() / max(self.budget_seconds - self.reserve_seconds, 1e-9), 1.0)
 
     def epoch_is_over(self, steps: int, seconds: float) -> bool:
-        """Whether an epoch of so many steps, begun so many seconds ago, is at its end.
+        """Whether an epoch ends after `steps` steps, begun `seconds` ago.
 
         Epochs have `iterations_per_epoch` steps; under a short time budget they end sooner, so that there are about
         SHORT_EPOCHS of them to watch, or fewer on a machine so slow that watching would take more than WATCHED_SHARE

@@ -69,7 +69,7 @@ def choose_chain(
         f"{t.chain} {1000 * t.preparation:.0f} + {1000 * t.finishing:.0f} -> {1000 * expected[t.chain]:.0f}"
         for t in trials
     )
-    say(f"augmentation, ms to prepare + finish a batch -> for a step beside {workers} worker(s): {shown} -> {chosen}")
+    say(f"augmentation, ms to prepare + finish a batch -> per step with {workers} worker(s): {shown} -> {chosen}")
     return chosen
 
 
@@ -78,7 +78,7 @@ def require_chain(training: Training, chain: ChainName) -> ChainName:
     possible = possible_chains(training)
     if chain not in possible:
         raise UsageError(
-            f"training.chain is {chain}, which cannot do what the plan asks for (component_weight "
+            f"training.chain={chain} does not support what the plan asks for (component_weight "
             f"{training.component_weight}, augmentation {training.augmentation!r})",
             remedy=f"--set training.chain=auto, or {' or '.join(possible)}",
         )

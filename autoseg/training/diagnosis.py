@@ -3,14 +3,15 @@
 `diagnose` looks at the rows of its history alone and says how the fold stands after the last of them. It compares
 a training with itself, its validation with its training patches and its last epochs with its best, so that it needs no
 idea of a good Dice. A verdict takes several epochs in a row, because one bad epoch is noise; only a loss that is not
-finite is named at once.
+finite is reported immediately.
 
 Dice means the pseudo Dice of fixed patches: of training and of validation cases, measured alike. A label that none of
-the patches holds has no Dice (None), or 0 when the network predicts it somewhere; one None says that its zeros are no
-failure.
+the patches holds has no Dice (None), or 0 when the network predicts it somewhere; one None shows that its zeros are not
+a failure.
 
-Before a label counts as not learnt, the row's `unseen` is asked: the labels that no training case of the fold has. They
-are named once, as what they are, and judged no further. Where many labels share a verdict, one line says so.
+Before a label counts as not learnt, the row's `unseen` is checked: the labels that no training case of the fold has.
+They are reported once, as a finding of their own, and not judged further. Where many labels share a
+verdict, one line says so.
 """
 
 from collections.abc import Sequence
@@ -219,7 +220,7 @@ def _unseen(curves: _Curves, label_names: Sequence[str]) -> list[Finding]:
     one = len(names) == 1
     what = f"{some(names)} {'is' if one else 'are'} in none of the fold's training cases"
     remedy = (
-        f"nothing in this training changes that: annotate {'it' if one else 'them'} in more patients, or leave "
+        f"no training setting changes that: annotate {'it' if one else 'them'} in more patients, or leave "
         f"{'it' if one else 'them'} out of the labels"
     )
     return [Finding("unseen", names[0] if one else None, what, remedy)]
@@ -243,7 +244,7 @@ def _collapsed(curves: _Curves, name: str, dice: Sequence[Floats]) -> Verdict:
     if all(best and best[1] >= LEARNT for best in before) and before[0]:
         at, was = before[0]
         return (
-            f"{name} was learnt, with a Dice of {was:.2f} around {curves.when(at + EPOCHS // 2)}, and lost: {stands}",
+            f"{name} was learnt (Dice {was:.2f} around {curves.when(at + EPOCHS // 2)}) and then lost: {stands}",
             f"retrain from scratch (--restart) with --set training.learning_rate={curves.lower_rate}, or with "
             "--set training.autocast=float32",
         )
@@ -252,9 +253,9 @@ def _collapsed(curves: _Curves, name: str, dice: Sequence[Floats]) -> Verdict:
         return None
     return (
         f"{name} is not learnt: {stands}",
-        "look at its outlines in a few training cases; retrain from scratch (--restart) with --set "
+        "check its outlines in a few training cases; retrain from scratch (--restart) with --set "
         "training.foreground_fraction=0.66 --set training.class_sampling=inverse_frequency, or with --set "
-        "training.loss=dice_focal, or longer",
+        "training.loss=dice_focal, or train longer",
     )
 
 
@@ -288,8 +289,8 @@ def _memorised(curves: _Curves, name: str, validation: Floats, training: Floats)
     if not (gap >= WIDE_GAP or memorises or falls):
         return None
     return (
-        f"{name} has a Dice of {known[-1]:.2f} on patches of training cases and {new[-1]:.2f} on those of validation "
-        f"cases, which was {best[1]:.2f} around {curves.when(best[0] + EPOCHS // 2)} already",
+        f"{name} has a Dice of {known[-1]:.2f} on patches of training cases but {new[-1]:.2f} on those of validation "
+        f"cases, which was already {best[1]:.2f} around {curves.when(best[0] + EPOCHS // 2)}",
         OVERFIT_REMEDY,
     )
 
@@ -324,11 +325,11 @@ def _findings(kind: Kind, verdicts: Sequence[tuple[str | None, Verdict]]) -> lis
     found = [(label, *verdict) for label, verdict in verdicts if verdict]
     if len(found) == len(verdicts) > 1:
         _, what, remedy = found[0]
-        return [Finding(kind, None, f"all {len(found)} labels do, for instance: {what}", remedy)]
+        return [Finding(kind, None, f"all {len(found)} labels, for instance: {what}", remedy)]
     if len(found) > NAMED:
         _, what, remedy = found[0]
         names = some(label for label, _, _ in found)
-        counted = f"{len(found)} of {len(verdicts)} labels do, {names}; for instance: {what}"
+        counted = f"{len(found)} of {len(verdicts)} labels ({names}), for instance: {what}"
         return [Finding(kind, None, counted, remedy)]
     return [Finding(kind, label, what, remedy) for label, what, remedy in found]
 

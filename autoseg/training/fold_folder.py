@@ -16,7 +16,7 @@ class FoldFolder:
     """The folder of a fold that no other training may touch.
 
     Args:
-        aside: the name that what stands there gets when the training begins; None: it stays.
+        aside: new name for what is there when the training begins; None: it stays.
         guard: holds the lock.
     """
 
@@ -25,7 +25,7 @@ class FoldFolder:
         self.replaced = False
 
     def begin(self) -> None:
-        """Set aside what stands there: from now on the folder is that of the new training."""
+        """Rename what is there: from now on the folder is that of the new training."""
         if self.aside is None or self.guard is None or self.replaced:
             return
         self.guard.close()

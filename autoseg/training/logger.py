@@ -1,8 +1,8 @@
 """How a fold's training is reported: the bar, the lines, the history, the warnings.
 
-`history.jsonl` is the truth, one JSON object per epoch. All else says the same in another form: the lines on screen and
-in `log.txt`, `progress.png`, the curves in `tensorboard/` where TensorBoard is installed. What is not the truth may
-fail (a full disk, a broken installation): that is said once and ends no training.
+`history.jsonl` is the truth, one JSON object per epoch. All else shows the same in another form: the lines on screen
+and in `log.txt`, `progress.png`, the curves in `tensorboard/` where TensorBoard is installed. These other forms may
+fail (a full disk, a broken installation): the failure is reported once, and training continues.
 """
 
 import time
@@ -27,14 +27,14 @@ if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
 PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png,
 PICTURE_SHARE = 0.01  # which may take so much of it
 MOST_SHOWN = 20  # labels in a line; of more, the others are counted
-VERBS = {"unseen": "cannot learn a label"}  # how a kind of finding is said; otherwise with an s
+VERBS = {"unseen": "cannot learn a label"}  # how a kind of finding is reported; otherwise with an s
 
 
 def warning(fold: FoldName, finding: Finding, model: tuple[str, str] | None = None) -> str:
     """What is wrong with a fold, and what to try, in two lines.
 
     Args:
-        model: configuration and network, where they do not follow from what is said around it.
+        model: configuration and network, where they do not follow from the lines around it.
     """
     verb = VERBS.get(finding.kind, f"{finding.kind}s")
     if model is None:
@@ -82,7 +82,7 @@ class FoldLog:
         self.findings = diagnose(self.history, self.label_names)
         self._told = ever_found(self.history, self.label_names)
         self._curves = _Curves(folder / "tensorboard", self.label_names)
-        self._failed: set[str] = set()  # what was said to have failed
+        self._failed: set[str] = set()  # what was reported to have failed
         self._pictured = len(self.history)  # epochs that need no new picture
         self._picture_due = time.perf_counter() + PICTURE_SECONDS
         self.bar = tqdm(
@@ -115,7 +115,7 @@ class FoldLog:
         self._attempt("log.txt", lambda: self._keep(text))
 
     def release(self) -> None:
-        """Write down what was said up to now, and from now on everything."""
+        """Write the lines held back so far; from now on, write every line."""
         lines, self._held_back = self._held_back or [], None
         if lines and not self.quiet:
             self._attempt("log.txt", lambda: self._keep("\n".join(lines)))
@@ -201,15 +201,13 @@ class FoldLog:
         self._picture_due = now + max(PICTURE_SECONDS, (now - began) / PICTURE_SHARE)
 
     def _attempt(self, what: str, act: Callable[[], None]) -> None:
-        """Do what no training depends on; that it fails is said once."""
+        """Do what no training depends on; report a failure once."""
         try:
             act()
         except Exception as error:
             if what not in self._failed:
                 self._failed.add(what)
-                self.say(
-                    f"fold {self.fold}  {what} cannot be written, training continues: {type(error).__name__}: {error}"
-                )
+                self.say(f"fold {self.fold}  cannot write {what}, training continues: {type(error).__name__}: {error}")
 
 
 class _Curves:

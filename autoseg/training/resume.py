@@ -1,4 +1,4 @@
-"""Whether a training may resume what stands in its folder, and what to say where it may not.
+"""Whether a training may resume from its folder, and what to report where it may not.
 
 The rule of what is the same training is that of `same_training`; here it is applied to a checkpoint, and every refusal
 names the command that works.
@@ -25,7 +25,7 @@ from autoseg.records import from_plain, to_plain
 from autoseg.training.setup import FoldOptions, TrainingTask, place
 from autoseg.workspace import FULL
 
-KEPT = "(the old fold is kept aside)"
+KEPT = "(the old folder is renamed)"
 
 
 def contents_of(task: TrainingTask) -> dict[str, tuple[str, ...]]:
@@ -42,8 +42,8 @@ def contents_of(task: TrainingTask) -> dict[str, tuple[str, ...]]:
 def require_same_training(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> None:
     """Refuse to resume under another plan, with other cases, contents or weights than a fold was begun with.
 
-    What counts is said in `same_training`. For a fold that is resumed, the model it began from need not be given again.
-    The content of a finished fold's cases is not asked for: see `remarks_on_contents`.
+    What counts is defined in `same_training`. A fold that is resumed need not be given the model it began from again.
+    The content of a finished fold's cases is not checked: see `remarks_on_contents`.
 
     Args:
         saved: its checkpoint.
@@ -57,10 +57,10 @@ def require_same_training(saved: Checkpoint, task: TrainingTask, options: FoldOp
     changed = content_differences(saved.contents, task.contents, task.split.train)
     if changed and not saved.finished:
         raise StateError(
-            f"{task.folder} is half trained, and since it was begun {describe_contents(changed)}: half of it would be "
-            "learnt from one content, half from another",
-            remedy=f"retrain from scratch: {again(task, options, '--restart')} {KEPT}; or put back the files as they "
-            f"were, and plan again: {plan_again(task.workspace)}",
+            f"{task.folder} is not trained to the end, and since it began {describe_contents(changed)}: the fold would "
+            "be trained partly on the old content, partly on the new",
+            remedy=f"retrain from scratch: {again(task, options, '--restart')} {KEPT}; or restore the previous files "
+            f"and plan again: {plan_again(task.workspace)}",
         )
 
 
@@ -75,7 +75,7 @@ def remarks_on_contents(saved: Checkpoint, task: TrainingTask, options: FoldOpti
     if changed := content_differences(saved.contents, task.contents, task.split.validation):
         what = f"note: of its held-out cases, {describe_contents(changed)}: "
         if not saved.finished:
-            remarks.append(f"{what}the training resumes, and is watched on the new content from now on")
+            remarks.append(f"{what}the training resumes and validates on the new content")
         else:
             network, where = task.configuration.network.name, task.workspace.root
             evaluate = suggest("evaluate", workspace=where, configuration=task.configuration_name, network=network)
@@ -92,7 +92,7 @@ def with_settings_of(saved: Checkpoint, task: TrainingTask) -> TrainingTask:
 def nothing_to_finish(task: TrainingTask) -> StateError:
     """The refusal to finish what has not learnt anything."""
     return StateError(
-        f"{task.folder} has no step that could be finished",
+        f"{task.folder} holds no trained step to finish",
         remedy=f"train it: {suggest(*command_of_fold(task), workspace=task.workspace.root)}",
     )
 
@@ -108,11 +108,11 @@ def as_begun(saved: Checkpoint, task: TrainingTask, options: FoldOptions) -> str
     """How a fold is trained as it was begun: the command, where options of `train` can bring that about."""
     found = options_between(saved.plan, to_plain(task.plan), task.configuration_name)
     if found is None:
-        return "put back the plan.json it was begun under (plan keeps it as plan.before-*.json)"
+        return "restore the plan.json it was started with (plan keeps it as plan.before-*.json)"
     length = () if set(found) & {"--epochs", "--steps", "--time-budget"} else _length_of(task)
     settings = [word for setting in options.settings for word in ("--set", setting)]
     words = [*command_of_fold(task), *length, *settings, *found]
-    return f"train it as it was begun: {suggest(*words, workspace=task.workspace.root)}"
+    return f"resume it with its own settings: {suggest(*words, workspace=task.workspace.root)}"
 
 
 def command_of_fold(task: TrainingTask) -> list[str]:
@@ -137,12 +137,12 @@ def _require_same_plan(saved: Checkpoint, task: TrainingTask, options: FoldOptio
     differ = describe_differences(found)
     if saved.finished and all(key in {f"training.{name}" for name in LENGTHS} for key in found):
         raise StateError(
-            f"{task.folder} is trained to the end, with another length: {differ}",
+            f"{task.folder} is trained to the end, with a different length: {differ}",
             remedy=f"to continue from its weights: {again(task, options, '--init-from', task.folder, '--restart')} "
-            f"{KEPT}; or repeat the length it was trained with, to leave it as it is",
+            f"{KEPT}; or keep it unchanged by giving the length it was trained with",
         )
     raise StateError(
-        f"{task.folder} was trained under another plan: {differ}",
+        f"{task.folder} was trained under a different plan: {differ}",
         remedy=f"{as_begun(saved, task, options)}; or retrain from scratch: {again(task, options, '--restart')} {KEPT}",
     )
 
@@ -155,16 +155,16 @@ def _require_same_cases(saved: Checkpoint, task: TrainingTask, options: FoldOpti
     ):  # fmt: skip
         if differ := sorted(set(cases) ^ set(trained)):
             raise StateError(
-                f"{task.folder} was trained with other cases: {source} is to {what} others "
-                f"({len(differ)} differ, {differ[0]} is one)",
-                remedy="put back the splits.json it was trained with, or retrain from scratch: "
+                f"{task.folder} was trained with other cases: {source} now lists others to {what} "
+                f"({len(differ)} differ, for instance {differ[0]})",
+                remedy="restore the splits.json it was trained with, or retrain from scratch: "
                 f"{again(task, options, '--restart')} {KEPT}",
             )
         if tuple(cases) != trained and not saved.finished:
             raise StateError(
-                f"{task.folder}: splits.json has the cases of fold {split.fold} in another order than it was begun "
-                "with, and the batches that are due follow from it",
-                remedy="put back the splits.json it was begun with, or retrain from scratch: "
+                f"{task.folder}: splits.json lists the cases of fold {split.fold} in a different order than when it "
+                "was started, and the order determines the remaining batches",
+                remedy="restore the splits.json it was started with, or retrain from scratch: "
                 f"{again(task, options, '--restart')} {KEPT}",
             )
 
@@ -173,10 +173,10 @@ def _require_same_beginning(saved: Checkpoint, task: TrainingTask, options: Fold
     asked, known = place(options.init_from), saved.init_from
     if asked in (None, known) or (known is not None and _is_itself(asked, known, task)):
         return
-    began = f"from {known}" if known else "from random weights"
+    initialised = f"from {known}" if known else "from random weights"
     raise StateError(
-        f"{task.folder} began {began}, not from {asked}",
-        remedy="leave --init-from out to resume, or retrain from that model: "
+        f"{task.folder} was initialised {initialised}, not from {asked}",
+        remedy="omit --init-from to resume, or retrain from that model: "
         f"{again(task, options, '--init-from', asked, '--restart')} {KEPT}",
     )
 

@@ -38,19 +38,19 @@ from autoseg.workspace import FULL, FoldName, Workspace
 
 @dataclass(frozen=True)
 class FoldOptions:
-    """How a fold is run; nothing of it changes what a finished fold has learnt, but where it began."""
+    """How a fold is run; of these options, only `init_from` affects the trained weights."""
 
     restart: bool = False  # retrain from scratch; what was there is kept beside it under another name
     init_from: Path | None = None  # a trained model, whose weights a new fold begins with
     checkpoint_seconds: float = 60.0
-    finish: bool = False  # cool down at once, and end
+    finish: bool = False  # cool down immediately, then end
     as_begun: bool = False  # the training settings are those of the checkpoint, not those of the plan
     settings: tuple[str, ...] = ()  # with which the plan was changed, for commands that are suggested
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """Which fold of what is trained, and by whom."""
+    """One fold to train: plan, configuration, split, device, ranks."""
 
     workspace: Workspace
     plan: Plan  # with the length of the training already set
@@ -214,13 +214,13 @@ def _check_cases(split: Split, say: Callable[[str], None]) -> None:
     """Raise StateError where a fold has nothing to train on, or nothing to validate with; say it if it is FULL."""
     if not split.train or not (split.validation or split.fold == FULL):
         raise StateError(
-            f"fold {split.fold} has {len(split.train)} cases to train on and {len(split.validation)} to validate with",
-            remedy="give it some of both in splits.json, or train the other folds",
+            f"fold {split.fold} has {len(split.train)} training cases and {len(split.validation)} validation cases",
+            remedy="list cases of both kinds for it in splits.json, or train the other folds",
         )
     if split.fold == FULL:
         say(
             f"trains on all {len(split.train)} cases and holds none out: loss and Dice are those of training cases, "
-            "and the training ends with its schedule, because no plateau can be noticed"
+            "and training always runs to the end of its schedule, because no plateau can be detected"
         )
 
 
@@ -306,13 +306,13 @@ def _initialise(
 def _begin_budget(
     clock: Clock, after: AfterTraining, fold: FoldName, *, resumed: bool, say: Callable[[str], None]
 ) -> None:
-    """Keep back what the validation needs of a time budget. Raises UsageError where the start alone took all of it."""
+    """Reserve what the validation needs of a time budget. Raises UsageError where the start alone took all of it."""
     clock.start_seconds = 0.0 if resumed else clock.elapsed()
     if not resumed and clock.remaining() <= 0:
         raise UsageError(
-            f"fold {fold}: the time budget of {clock.budget_seconds:.0f} s leaves nothing to train in: "
-            f"{clock.elapsed():.0f} s went into the start",
-            remedy="give it more time (--time-budget)",
+            f"fold {fold}: the time budget of {clock.budget_seconds:.0f} s leaves no time to train: starting took "
+            f"{clock.elapsed():.0f} s",
+            remedy="give a larger --time-budget",
         )
     if message := after.begin(clock):
         say(message)

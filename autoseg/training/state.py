@@ -104,9 +104,9 @@ class TrainState:
         return set_learning_rate(self.optimizer, self.training.learning_rate, self.training.schedule, progress, factor)
 
     def watch_plateau(self, validation_loss: float, pseudo_dice: Sequence[float | None], progress: float) -> str:
-        """Take in what validation found after an epoch; what a plateau leads to, in words, or "".
+        """Add what validation found after an epoch; return what a plateau leads to, in words, or "".
 
-        It takes both to stand still. The loss rises when a network grows too sure of its mistakes, while its
+        Both have to stagnate. The loss rises when a network grows too sure of its mistakes, while its
         segmentations still get better; Dice stands at 0 while the loss of a small label already falls.
         """
         if self.plateau is None or self.cooling_since is not None or progress >= 1:
@@ -117,9 +117,9 @@ class TrainState:
             return ""
         since = f"no better validation loss or pseudo Dice in {self.plateau.patience} epochs"
         if self.training.schedule == "reduce_on_plateau" and self.plateau.found <= REDUCTIONS:
-            return f"{since}: the learning rate is reduced"
+            return f"{since}: reducing the learning rate"
         self.cooling_since = progress
-        return f"{since}: the learning rate cools down, and the training ends"
+        return f"{since}: cooling down the learning rate, then training ends"
 
     def forget_plateau(self) -> None:
         """Restart the wait for a plateau: what was measured so far no longer compares."""

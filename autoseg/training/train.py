@@ -122,16 +122,16 @@ def _train_held(task: TrainingTask, options: FoldOptions, stop: StopSignals, fol
 
 
 def train(fold: TrainingSession, options: FoldOptions) -> None:
-    """Do step after step until the schedule is through. The loop."""
+    """Run optimiser steps until the schedule ends."""
     state, clock, ranks = fold.state, fold.clock, fold.task.ranks
     fold.open_stream()
     if state.position.step == 0:
         begin(fold)
     saved_at = clock.elapsed()
-    (schedule,) = ranks.all_max(clock.progress(state.position.step))  # share of the schedule that is through
+    (schedule,) = ranks.all_max(clock.progress(state.position.step))  # share of the schedule that is done
     if options.finish and state.cooling_since is None:
         state.cooling_since = schedule
-        fold.say("the learning rate cools down, and the training ends, as was asked")
+        fold.say("--finish: cooling down the learning rate, then training ends")
     finished = False
     while not finished:
         batch = fold.next_batch()
@@ -140,7 +140,7 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
         state.advance(loss, clock.elapsed())
         if not math.isfinite(loss):
             named = ", ".join(dict.fromkeys(ranks.all_gather(batch["cases"])))  # the loss is that of all
-            fold.say(f"step {state.position.step}: the loss is not finite, nothing is learnt of {named}")
+            fold.say(f"step {state.position.step}: non-finite loss, step skipped (cases {named})")
             if state.position.consecutive_nonfinite == PATIENCE_NON_FINITE:
                 rollback(fold, named)
 
@@ -164,7 +164,7 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
         sound = state.position.consecutive_nonfinite == 0  # a state to go back to
         if finished or stopping or ((epoch_over or late or fold.checkpoints.failed) and sound):
             if problem := fold.checkpoints.failed:
-                fold.say(f"{problem}: trying again")
+                fold.say(f"{problem}; retrying")
             save(fold, finished=finished)
             saved_at = clock.elapsed()
         if stopping and not finished:
@@ -223,7 +223,7 @@ def finish_epoch(fold: TrainingSession, learning_rate: float, schedule: float) -
 
 
 def follow_the_time(fold: TrainingSession, began: float) -> None:
-    """Correct what a time budget keeps back for the validation, by forward passes timed now.
+    """Correct what a time budget reserves for the validation, by forward passes timed now.
 
     Args:
         began: when the epoch's last step was done, by the clock.
@@ -261,9 +261,9 @@ def rollback(fold: TrainingSession, named: str) -> None:
     factor, micro_batches = state.learning_rate_factor, state.micro_batches
     if rollbacks == MAX_ROLLBACKS:
         raise AutosegError(
-            f"fold {fold.task.number}: the loss was not finite in {PATIENCE_NON_FINITE} steps in a row, the last on "
-            f"{named}, after {MAX_ROLLBACKS} returns to an earlier checkpoint, too",
-            remedy="look at these images; or try --set training.learning_rate=..., --set training.autocast=float32",
+            f"fold {fold.task.number}: {PATIENCE_NON_FINITE} non-finite losses in a row (last cases: {named}), "
+            f"even after {MAX_ROLLBACKS} returns to an earlier checkpoint",
+            remedy="check these images; or try --set training.learning_rate=..., --set training.autocast=float32",
         )
     fold.checkpoints.wait()
     fold.task.ranks.barrier()  # until the first has written what all read
@@ -277,16 +277,16 @@ def rollback(fold: TrainingSession, named: str) -> None:
     if runtime.dtype != "float32":
         state.runtime = replace(runtime, dtype="float32")
         state.scaler = torch.amp.GradScaler(fold.task.device.type, enabled=False)
-        change = "in float32"
+        change = "now in float32"
     else:
         state.learning_rate_factor /= 2
-        change = "with half the learning rate"
+        change = "now with half the learning rate"
     fold.open_stream()
-    fold.say(f"{PATIENCE_NON_FINITE} such steps in a row: back to step {state.position.step}, {change}")
+    fold.say(f"{PATIENCE_NON_FINITE} non-finite losses in a row: restored step {state.position.step}, {change}")
 
 
 def save(fold: TrainingSession, *, finished: bool) -> None:
-    """Have a checkpoint written, beside the steps that follow; of several processes the first one does."""
+    """Have the first process write a checkpoint, in the background of the following steps."""
     if fold.task.ranks.rank == 0:
         fold.checkpoints.save(checkpoint_of(fold, finished=finished).to_plain())
 

@@ -6,8 +6,9 @@ steps, larger tiles. Where even the cheapest takes longer, training has its two 
 which is announced with its length. No budget is refused for what comes after training.
 
 Estimates rest on forward passes of one tile: the best of several when the fold begins, then what passes take while
-training runs, looked at after every epoch. The clock keeps back what follows from them, and the way is chosen once more
-when the last step is done. It is written down beside the predictions (`inference.json`), for who scores them.
+training runs, looked at after every epoch. The clock reserves the time that follows from them, and the way
+is chosen once more when the last step is done. It is recorded beside the predictions (`inference.json`), for whoever
+scores them.
 """
 
 import statistics
@@ -128,13 +129,13 @@ class AfterTraining:
         return self._announcement(clock) if any(self.forward_passes) else ""  # no case is held out
 
     def observe(self, forward: Sequence[float], watching_seconds: float) -> None:
-        """Take in what was measured after an epoch: seconds of single forward passes, and of watching the samples."""
+        """Add what was measured after an epoch: seconds of single forward passes, and of watching the samples."""
         self._seen.append((statistics.median(forward), watching_seconds))
         passes, watching = zip(*self._seen, strict=True)
         self.forward_seconds, self.watching_seconds = statistics.median(passes), statistics.median(watching)
 
     def follow(self, clock: Clock) -> str:
-        """Correct what the clock keeps back, and the way if it has to change; returns what to say, or ""."""
+        """Correct what the clock reserves, and the way if it has to change; returns what to say, or ""."""
         limit, before = clock.most_reserved, self._chosen
         best = self._first_within(limit, self.seconds)
         first = len(self._seen) == 1  # what the start measured was a guess
@@ -156,7 +157,7 @@ class AfterTraining:
         if self._chosen == before:
             return ""
         seconds = duration(self.validation_seconds())
-        return f"{duration(max(left, 0))} are left: the validation cases are segmented {self.way}, in about {seconds}"
+        return f"{duration(max(left, 0))} left: segmenting the validation cases {self.way}, in about {seconds}"
 
     def _first_within(self, limit: float, seconds_of: Callable[[int], float]) -> int:
         fitting = (number for number in range(len(self.ways)) if seconds_of(number) <= limit)
@@ -165,14 +166,14 @@ class AfterTraining:
     def _announcement(self, clock: Clock) -> str:
         assert clock.budget_seconds is not None
         budget, seconds = duration(clock.budget_seconds), self.seconds()
-        message = f"the validation takes about {duration(seconds)} of the {budget}"
+        message = f"validation takes about {duration(seconds)} of the {budget}"
         if self._chosen:
-            full = f"the validation in full would take about {duration(self.seconds(0))} of the {budget}"
-            message = f"{full}: it is done {self.way}, in about {duration(seconds)}"
+            full = f"full validation would take about {duration(self.seconds(0))} of the {budget}"
+            message = f"{full}: validating {self.way} instead, in about {duration(seconds)}"
         if seconds > (1 + STEADY) * clock.most_reserved:
             over = clock.budget_seconds - clock.reserve_seconds + seconds
             training = duration(clock.budget_seconds - clock.reserve_seconds)
-            message += f"; training ends after {training}, and the validation runs over, until about {duration(over)}"
+            message += f"; training ends after {training}, validation overruns the budget, to about {duration(over)}"
         return message
 
 

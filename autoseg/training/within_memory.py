@@ -26,7 +26,7 @@ def step_within_memory(fold: TrainingSession, batch: Batch) -> float:
     """Do one step; where it does not fit the memory, again in halves of the batch, and so from then on.
 
     Raises:
-        OutOfMemory: not a single sample fits, or not what the optimiser remembers.
+        OutOfMemory: not a single sample fits, or the optimiser state does not fit.
     """
     task, state, training = fold.task, fold.state, fold.task.plan.training
     samples = len(batch["image"])
@@ -66,7 +66,7 @@ def validate_within_memory(fold: TrainingSession, samples: ValidationBatches) ->
 
 
 def halve_micro_batch(fold: TrainingSession, samples: int, reason: str) -> None:
-    """Divide batches of so many samples into twice as many parts, from now on, and forget a step that was broken off.
+    """Divide batches of `samples` samples into twice as many parts from now on, and drop an interrupted step.
 
     Several processes would have to do so at the same time: they do not try.
 
@@ -84,7 +84,7 @@ def halve_micro_batch(fold: TrainingSession, samples: int, reason: str) -> None:
     state.renew_scaler(task.device)
     if task.device.type == "cuda":
         torch.cuda.empty_cache()
-    fold.say(f"out of memory: from now on a batch passes the network in {state.micro_batches} parts")
+    fold.say(f"out of memory: from now on, each batch is split into {state.micro_batches} micro-batches")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class TrainingStep:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemory(
-                f"there is no memory for what the optimiser remembers: {str(error).splitlines()[0]}",
+                f"out of memory for the optimiser state: {str(error).splitlines()[0]}",
                 remedy=f"{LESS_MEMORY}, or end other programs that use this device",
             ) from None
         if not finite and self.scaler.get_scale() < 1:  # it skipped such steps while it looked for its scale, in vain

@@ -182,8 +182,8 @@ def test_commands_receive_paths_workspaces_and_records(monkeypatch, tmp_path):
         ({"steps": 0}, "steps: expected 1 or more"),
         ({"epochs": 10**7}, "epochs: expected 1 or more, at most 1000000, found 10000000"),
         ({"checkpoint_seconds": -1}, "checkpoint_seconds: expected more than 0"),
-        ({"steps": 5, "epochs": 2}, "three lengths"),
-        ({"finish": True, "restart": True}, "--finish ends what was begun"),
+        ({"steps": 5, "epochs": 2}, "exclude each other"),
+        ({"finish": True, "restart": True}, "--finish ends a started training"),
     ],
 )
 def test_a_value_outside_its_range_is_refused(options, words):

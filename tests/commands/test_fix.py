@@ -458,7 +458,7 @@ def test_values_are_mapped_all_at_once(tmp_path):
 def test_a_value_that_no_file_holds_is_said(tmp_path):
     code, told = fixed(plain(tmp_path / "data"), tmp_path / "out", mapping={9: 1})
     assert code == 0
-    assert "value 9, which was to be mapped, is in no label file" in told.text
+    assert "value 9 of --map is in no label file" in told.text
 
 
 def test_a_label_file_of_two_cases_is_mapped_once(tmp_path):

@@ -73,7 +73,7 @@ def test_what_is_only_worth_a_look_ends_well(workspace, tmp_path, capsys):
     assert predict_images(workspace, [folder], out, CPU) == [out / "a.nii"]
     assert "0 errors, 1 warning" in capsys.readouterr().out
     predict_images(workspace, [folder], out, CPU)
-    assert f"note: 1 of them take the place of files that were in {out} before" in capsys.readouterr().out
+    assert f"note: 1 of them replaced files in {out}" in capsys.readouterr().out
 
 
 def test_the_rule_of_the_model_counts_not_that_of_a_plan_made_since(workspace, tmp_path, monkeypatch):
@@ -164,8 +164,8 @@ def test_an_image_given_twice_is_segmented_once(workspace, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"models": ("2d-unet",), "configuration": "2d"}, "-m names whole models"),
-        ({"models": ("2d-unet",), "network": "unet"}, "-m names whole models"),
+        ({"models": ("2d-unet",), "configuration": "2d"}, "-m cannot be combined"),
+        ({"models": ("2d-unet",), "network": "unet"}, "-m cannot be combined"),
         ({"step": 0.0}, "--step 0.0 leaves gaps"),
         ({"tile": 9.0}, "--tile 9.0 is not a multiple"),
     ],

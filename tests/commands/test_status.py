@@ -85,7 +85,7 @@ def test_the_model_of_all_cases_is_compared_with_those_of_today(planned):
         sorted((dataset / folder).iterdir())[0].unlink()
     run("plan", dataset, "-w", workspace.root)
     told = line_of_full(workspace)
-    assert "; trained with other cases: it is to train on others now (1 differ, " in told
+    assert "; trained with other cases: the fold now lists others to train on (1 differ, " in told
     assert told.endswith("; -f full --restart retrains it from scratch")
 
 

@@ -91,7 +91,7 @@ def test_a_worker_that_hangs_is_named_and_replaced(monkeypatch):
     assert len(said) == 3
     assert f"process {hanging} has been preparing" in said[0]
     assert f"process {hanging} seems to hang" in said[1]
-    assert f"process {hanging}, which prepares batches, was ended by SIGKILL" in said[2]
+    assert f"process {hanging}, which prepares batches, was killed by SIGKILL" in said[2]
     assert is_gone(hanging)
 
 
@@ -99,7 +99,7 @@ def test_want_of_memory_in_a_worker_is_told_as_such():
     def prepare(step: int) -> dict:
         raise MemoryError
 
-    with pytest.raises(OutOfMemory, match="no memory is left to prepare the batch of step 0"):
+    with pytest.raises(OutOfMemory, match="out of memory while preparing the batch of step 0"):
         next(started(prepare))
 
 
@@ -170,7 +170,7 @@ def test_tensors_come_back_from_a_slot(dtype, shape):
 
 
 def test_memory_that_cannot_be_had_is_told():
-    with pytest.raises(OutOfMemory, match=r"MB of memory for batches cannot be had.*\n.*--set training\.workers=0"):
+    with pytest.raises(OutOfMemory, match=r"cannot reserve .* MB of shared memory.*\n.*--set training\.workers=0"):
         Slots(2**20, 2**40)
 
 

@@ -141,7 +141,7 @@ def test_it_stops_after_the_time_that_was_set(planned, uninterrupted, tmp_path):
         if process.returncode == 0:
             break
         assert process.returncode == 75, output
-        assert "stopped after 6 s, as was asked" in output
+        assert "stopped after 6 s, as requested" in output
         assert runs < 50, "it does not come forward"
     assert outcome(workspace) == uninterrupted
 

@@ -114,7 +114,7 @@ def test_with_another_content_it_is_refused(made, tmp_path, capsys, command):
     code, said = outcome(capsys, *commands(workspace, dataset, tmp_path / "out")[command], "--plugin", changed)
     assert code == 4
     assert "was trained with a plugin a loss.py of sha256" in said
-    assert "put back the file as it was" in said
+    assert "restore the previous file" in said
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict"])

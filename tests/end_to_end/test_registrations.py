@@ -58,13 +58,13 @@ class Pointwise(nn.Module):
     layout = Layout(blocks=(1,), decoder_blocks=1)
 
     def __init__(
-        self, *, in_channels, num_heads, features, strides, kernel_sizes, blocks, decoder_blocks,
+        self, *, in_channels, out_channels, features, strides, kernel_sizes, blocks, decoder_blocks,
         width: Annotated[int, between(1, 64)] = 4,
     ):  # fmt: skip
         super().__init__()
         self.deep_supervision = True
         convolution = nn.Conv3d if len(strides[0]) == 3 else nn.Conv2d
-        self.layers = nn.Sequential(convolution(in_channels, width, 1), nn.ReLU(), convolution(width, num_heads, 1))
+        self.layers = nn.Sequential(convolution(in_channels, width, 1), nn.ReLU(), convolution(width, out_channels, 1))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return [self.layers(image)]

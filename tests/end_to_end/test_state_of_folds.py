@@ -146,26 +146,26 @@ def test_a_label_corrected_while_a_fold_is_half_trained(folds, corrected, failin
     plan = suggested(error)
     assert f"changed since it was planned: {folds[0] / 'labelsTr' / case}" in told("status", *w)
     said = told("evaluate", *w)
-    assert f"{case}.nii.gz changed since it was planned; the scores are those against the files as they are now" in said
+    assert f"{case}.nii.gz changed since it was planned; the scores compare with the current files" in said
     old = workspace.crossval(*MODEL).stat().st_mtime_ns
 
     said = told(*plan)
     assert "3d_fullres-unet: fold 0 stays valid" in said
     assert f"fold 0 of 3d_fullres-unet: of its held-out cases, the label of {case} has changed; score it again" in said
-    assert f"fold 1 of 3d_fullres-unet: begun with other contents: the label of {case} has changed" in said
+    assert f"fold 1 of 3d_fullres-unet: started with other contents: the label of {case} has changed" in said
     before = state_of(workspace, 1)["position"]
     error = failing(4, *resume)
-    assert f"is half trained, and since it was begun the label of {case} has changed" in error
+    assert f"is not trained to the end, and since it began the label of {case} has changed" in error
     assert state_of(workspace, 1)["position"] == before
 
     # the fold that held it out needs no training, but is scored again
     said = told("train", "-f", 0, "--epochs", 2, *w, *SETTINGS)
     assert f"of its held-out cases, the label of {case} has changed: its weights stay valid; score it again" in said
-    assert "is trained and validated already" in said
+    assert "is already trained and validated" in said
     assert "\nnext: autoseg train" in (said := told("status", *w))
-    assert f"begun with other contents: the label of {case} has changed" in said
+    assert f"started with other contents: the label of {case} has changed" in said
     said = told("evaluate", *w)
-    assert "fold 1 is left out: begun with other contents" in said
+    assert "skipping fold 1: started with other contents" in said
     assert workspace.crossval(*MODEL).stat().st_mtime_ns > old
 
     # put back, and planned again, it is the training it was
@@ -220,7 +220,7 @@ def test_a_renamed_dataset_is_the_same_training(source, tmp_path, failing, told)
     assert f"{dataset} does not exist" in told("status", *w)
     run("predict", "-i", renamed / "imagesTr" / "case_00_0000.nii.gz", "-o", tmp_path / "out", *w)  # needs no dataset
     assert "fold 0,1 stay valid" in told("plan", renamed, *w)
-    assert "is trained and validated already" in told("train", "-f", 0, "--epochs", 2, *w, *SETTINGS)
+    assert "is already trained and validated" in told("train", "-f", 0, "--epochs", 2, *w, *SETTINGS)
     assert f"resumed after epoch 2, step {2 * STEPS}" in told("train", "-f", 1, "--epochs", 4, *w, *SETTINGS)
     run("evaluate", *w)
 
@@ -233,7 +233,7 @@ def test_an_image_that_changed_is_segmented_again(folds, told):
     try:
         nib.save(nib.Nifti1Image(np.asarray(volume.dataobj)[::-1].copy(), volume.affine, volume.header), path)
         run("plan", dataset, "-w", workspace.root)
-        for expected in ("1 validation cases predicted", "is trained and validated already"):
+        for expected in ("1 validation cases predicted", "is already trained and validated"):
             said = told("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SETTINGS)
             assert expected in said
             assert f"of its held-out cases, the image of {case} has changed" in said
@@ -258,7 +258,7 @@ def test_status_advises_what_is_not_refused(folds, told):
 def test_evaluate_leaves_out_what_is_not_finished_and_says_how_to_resume_it(folds, told):
     _, workspace = folds
     said = told("evaluate", "-w", workspace.root)
-    assert "note: fold 1 is left out: it is not trained to the end (epoch 2, step 8)" in said
+    assert "note: skipping fold 1: it is not trained to the end (epoch 2, step 8)" in said
     assert len(load(CrossValidation, workspace.crossval(*MODEL)).folds) == 1
     run(*suggested(said))
     run("evaluate", "-w", workspace.root)
@@ -274,7 +274,7 @@ def test_other_folds_are_neither_scored_nor_resumed(folds, failing, told):
     zero["train"], two["train"] = two["train"], zero["train"]
     workspace.splits.write_text(json.dumps(splits))
     assert "trained with other cases" in told("status", "-w", workspace.root)
-    assert "no fold of 3d_fullres (unet)" in failing(4, "evaluate", "-w", workspace.root)
+    assert "has no trained fold of 3d_fullres (unet)" in failing(4, "evaluate", "-w", workspace.root)
     assert "trained with other cases" in failing(4, "train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SETTINGS)
 
 
@@ -334,9 +334,9 @@ def test_a_finished_fold_continues_from_itself_by_the_command_of_the_refusal(fol
     _, workspace = folds
     first = state_of(workspace, 0)
     error = failing(4, "train", "-f", 0, "--epochs", 3, "-w", workspace.root, *SETTINGS)
-    assert "is trained to the end, with another length: training.epochs differ (training.epochs 2 then, 3 now)" in error
+    assert "is trained to the end, with a different length: training.epochs differ (training.epochs 2 then, 3" in error
     command = suggested(error)
-    assert "begins with the weights of" in told(*command)
+    assert "initialised from" in told(*command)
     state = state_of(workspace, 0)
     assert (state["finished"], state["position"]["step"]) == (True, 3 * STEPS)
     kept = Path(state["init_from"])
@@ -344,9 +344,9 @@ def test_a_finished_fold_continues_from_itself_by_the_command_of_the_refusal(fol
     for key, weights in load_checkpoint(kept / "last.pt")["network"].items():
         assert torch.equal(weights, first["network"][key])
     log = (workspace.fold(*MODEL, 0) / "log.txt").read_text()
-    assert "begins with the weights of" in log  # said while the folder was still the old one
+    assert "initialised from" in log  # said while the folder was still the old one
     command.remove("--restart")  # as it is resumed
-    assert "is trained and validated already" in told(*command)
+    assert "is already trained and validated" in told(*command)
 
 
 def test_a_model_that_begins_from_itself_begins_each_fold_with_its_own(folds, told):
@@ -355,7 +355,7 @@ def test_a_model_that_begins_from_itself_begins_each_fold_with_its_own(folds, to
     run("train", "-f", 1, "--epochs", 4, "-w", workspace.root, *SETTINGS)
     model = workspace.model(*MODEL)
     said = told("train", "-f", 1, "--epochs", 1, "--init-from", model, "--restart", "-w", workspace.root, *SETTINGS)
-    assert f"begins with the weights of {workspace.fold(*MODEL, 1)}" in said
+    assert f"initialised from {workspace.fold(*MODEL, 1)}" in said
     assert "WARNING: the model was trained on" not in said
 
 
@@ -363,15 +363,15 @@ def test_a_begun_fold_cools_down_and_ends_when_it_is_asked_to(folds, failing, to
     """Two of four epochs are done; the cool-down takes a tenth of that, here one step."""
     _, workspace = folds
     said = told("train", "-f", 1, "--finish", "-w", workspace.root)
-    assert "the learning rate cools down, and the training ends, as was asked" in said
+    assert "--finish: cooling down the learning rate, then training ends" in said
     state = state_of(workspace, 1)
     assert state["finished"]
     assert 2 * STEPS < state["position"]["step"] < 3 * STEPS
     assert len(list((workspace.fold(*MODEL, 1) / "validation").glob("*.nii.gz"))) == 1
-    assert "is trained and validated already" in told("train", "-f", 1, "--finish", "-w", workspace.root)
+    assert "is already trained and validated" in told("train", "-f", 1, "--finish", "-w", workspace.root)
     error = failing(4, "train", "-f", 3, "--finish", "-w", workspace.root)
-    assert "none of the folds of 3d_fullres was begun" in error
-    assert "fold 3 was not begun" in told("train", "-f", "1,3", "--finish", "-w", workspace.root)
+    assert "no fold of 3d_fullres has been started" in error
+    assert "fold 3 has not been started" in told("train", "-f", "1,3", "--finish", "-w", workspace.root)
     assert "leave one of them out" in failing(2, "train", "-f", 1, "--finish", "--restart", "-w", workspace.root)
 
 
@@ -380,13 +380,13 @@ def test_an_unfinished_fold_predicts_when_it_is_asked_to(folds, tmp_path, failin
     image = dataset / "imagesTr" / "case_00_0000.nii.gz"
     predict = ("predict", "-i", image, "-w", workspace.root)
     said = told(*predict, "-o", tmp_path / "a")
-    assert "note: fold 1 of 3d_fullres-unet is left out, because it is not trained to the end (epoch 2, step 8)" in said
+    assert "note: skipping fold 1 of 3d_fullres-unet: it is not trained to the end (epoch 2, step 8)" in said
     assert "by 1 fold of 3d_fullres (unet)" in said
     said = told(*predict, "-o", tmp_path / "b", "--unfinished")
     assert "note: fold 1 of 3d_fullres-unet is not trained to the end: epoch 2, step 8" in said
     assert "by 2 folds of 3d_fullres (unet)" in said
     error = failing(4, *predict, "-o", tmp_path / "c", "-f", 1)
-    assert "has not been trained to the end: epoch 2, step 8" in error
+    assert "is not trained to the end: epoch 2, step 8" in error
     assert "--unfinished" in error
     run(*suggested(error.partition("cool down and end: ")[2]))
     assert "by 2 folds" in told(*predict, "-o", tmp_path / "d")
@@ -412,10 +412,10 @@ def test_one_model_is_trained_on_all_cases(folds, tmp_path, failing, told, monke
     rows = [json.loads(row) for row in (workspace.fold(*MODEL, FULL) / "history.jsonl").read_text().splitlines()]
     assert all("pseudo_dice" not in row and "validation_loss" not in row for row in rows)
     assert not (workspace.fold(*MODEL, FULL) / "validation").exists()
-    assert "is trained already on all 6 cases" in told(*full)
+    assert "is already trained on all 6 cases" in told(*full)
     assert "full: epoch 3, step 12; trained on all cases, none is held out" in told("status", *w)
     error = failing(4, "evaluate", *w)
-    assert "no fold of 3d_fullres (unet) that holds cases out is trained" in error
+    assert "has no trained fold of 3d_fullres (unet) with held-out cases" in error
 
     image = ("-i", dataset / "imagesTr" / "case_00_0000.nii.gz", *w)
     said = told("predict", *image, "-o", tmp_path / "a")
@@ -438,11 +438,11 @@ def test_planning_again_keeps_the_plan_of_trained_folds(folds, told):
     said = told("plan", dataset, "-w", workspace.root, "--set", "training.learning_rate=0.5")
     (kept,) = workspace.root.glob("plan.before-*.json")
     assert kept.read_bytes() == before
-    assert f"it is kept as {kept}" in said
+    assert f"saved as {kept}" in said
     assert "fold 0,1 stay valid" in said  # a learning rate can be given to train
     said = told("plan", dataset, "-w", workspace.root, "--set", "orientation=as_stored")
-    assert "fold 0 of 3d_fullres-unet: trained under another plan: orientation differ" in said
-    assert "trained under another plan" in told("status", "-w", workspace.root)
+    assert "fold 0 of 3d_fullres-unet: trained under a different plan: orientation differ" in said
+    assert "trained under a different plan" in told("status", "-w", workspace.root)
 
 
 def test_another_dataset_is_not_planned_over_trained_folds(folds, tmp_path, failing):

@@ -57,9 +57,8 @@ def test_a_planted_plateau_ends_on_time(workspace, capsys):
     assert rows[-1]["step"] == math.ceil(3.3 * 12)
     assert rows[-1]["progress"] == 1
     assert rows[-1]["learning_rate"] < rows[2]["learning_rate"] / 2
-    assert (
-        "no better validation loss or pseudo Dice in 2 epochs: the learning rate cools down" in capsys.readouterr().out
-    )
+    output = capsys.readouterr().out
+    assert "no better validation loss or pseudo Dice in 2 epochs: cooling down the learning rate" in output
     assert load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")["finished"]
 
 
@@ -155,7 +154,7 @@ def test_a_step_without_a_finite_loss_is_left_out_and_its_cases_named(workspace,
     run("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SHORT)
     output = capsys.readouterr().out
     assert output.count("the loss is not finite") == 1
-    assert "step 7: the loss is not finite, nothing is learnt of case_0" in output
+    assert "step 7: non-finite loss, step skipped (cases case_0" in output
     assert [row["skipped"] for row in history(workspace)] == [1, 0]
 
 
@@ -164,7 +163,7 @@ def test_after_ten_in_a_row_it_goes_back_and_on_in_float32(workspace, monkeypatc
     half = ["--set", "training.autocast=bfloat16"]
     seen = failing(monkeypatch, lambda n, dtype, _: dtype == "bfloat16" and n > 15)
     run("train", "-f", 0, "--epochs", 3, "-w", workspace.root, *SHORT, *half)
-    assert "10 such steps in a row: back to step 12, in float32" in capsys.readouterr().out
+    assert "10 non-finite losses in a row: restored step 12, now in float32" in capsys.readouterr().out
     assert seen == ["bfloat16"] * 25 + ["float32"] * 24  # from the end of the first epoch, step 12
     state = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")
     assert state["runtime"]["dtype"] == "float32"
@@ -199,7 +198,7 @@ def test_it_gives_up_when_going_back_does_not_help(workspace, monkeypatch, capsy
     code = main(["train", "-f", "0", "--epochs", "3", "-w", str(workspace.root), *SHORT])
     assert code == 2
     error = capsys.readouterr().err
-    assert "after 2 returns to an earlier checkpoint" in error
+    assert "even after 2 returns to an earlier checkpoint" in error
     assert "case_0" in error
     assert [rates[25], rates[35]] == pytest.approx([rates[12] / 2, rates[12] / 4])
 
@@ -223,8 +222,8 @@ class Calls:
 @pytest.mark.parametrize(
     ("forward", "cheaper", "said"),
     [
-        (0.001, False, "the validation takes about"),
-        (1e4, True, "the validation runs over, until about"),  # never refused
+        (0.001, False, "validation takes about"),
+        (1e4, True, "validation overruns the budget, to about"),  # never refused
     ],
 )
 def test_no_budget_is_refused_for_its_validation(workspace, monkeypatch, capsys, forward, cheaper, said):
@@ -240,9 +239,9 @@ def test_no_budget_is_refused_for_its_validation(workspace, monkeypatch, capsys,
     way = json.loads((folder / "inference.json").read_text())
     assert (way["cheaper"], way["mirror_axes"] == []) == (cheaper, cheaper)
     run("evaluate", "-w", workspace.root)
-    assert (
-        "fold 0 had no time to segment its cases as predict does: without mirroring" in capsys.readouterr().out
-    ) == (cheaper)
+    assert ("fold 0 lacked the time to segment as predict does: without mirroring" in capsys.readouterr().out) == (
+        cheaper
+    )
 
 
 def test_a_budget_that_ran_out_while_nobody_trained_ends_with_one_step(workspace, monkeypatch):
@@ -314,7 +313,7 @@ def test_out_of_memory_costs_speed_alone(workspace, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "train", train_in_little_memory)
     run("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SHORT)
-    assert capsys.readouterr().out.count("out of memory: from now on a batch passes the network in 2 parts") == 1
+    assert capsys.readouterr().out.count("out of memory: from now on, each batch is split into 2 micro-batches") == 1
     state = load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")
     assert state["micro_batches"] == 2
     assert state["history"][-1]["loss"] < state["history"][0]["loss"]

@@ -185,7 +185,7 @@ def test_a_test_set_is_scored_once(tmp_path, capsys):
     capsys.readouterr()
     shutil.rmtree(workspace.root / "models")
     run("evaluate", "--test", "-w", workspace.root)
-    assert "scored before" in capsys.readouterr().out
+    assert "the test set is scored only once" in capsys.readouterr().out
     assert load(HeldOutScores, workspace.test) == first
 
 

@@ -80,7 +80,7 @@ def test_the_model_of_all_cases_is_a_phase_after_the_folds_it_learns_from(planne
     ]
     pretend_trained(workspace, "3d_lowres", range(5), dataset)
     assert split_into_phases(workspace, options, Told()) == [options]
-    with pytest.raises(StateError, match="none of the folds of 3d_cascade was begun"):
+    with pytest.raises(StateError, match="no fold of 3d_cascade has been started"):
         split_into_phases(workspace, replace(options, finish=True), Told())
 
 
@@ -135,7 +135,7 @@ def test_folds_that_learnt_from_older_segmentations_are_named(planned, tmp_path)
     path = workspace.fold("3d_lowres", "unet", 3) / "validation" / f"{case}.nii.gz"
     nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj)[::-1], nib.load(path).affine), path)
     bring_previous_stage(workspace, phase, told)
-    assert any(line.startswith("note: fold 1 of 3d_cascade learnt from older segmentations") for line in told)
+    assert any(line.startswith("note: fold 1 of 3d_cascade was trained on outdated segmentations") for line in told)
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_two_folds_are_trained_side_by_side(planned, tmp_path, monkeypatch):
     )
     settings = ("training.iterations_per_epoch=12", "training.workers=0", "training.autocast=float32")
     options = TrainOptions(folds=(0, 1), epochs=2, settings=settings)
-    for expected in ("24 steps in", "is trained and validated already"):
+    for expected in ("24 steps in", "is already trained and validated"):
         told = Told()
         train_on_gpus(workspace, options, "all", told)
         for fold in (0, 1):

@@ -138,13 +138,13 @@ def test_gpus_are_found_among_the_visible_ones(monkeypatch, count, visible, aske
 @pytest.mark.parametrize(
     ("count", "visible", "asked", "device", "message"),
     [
-        (0, None, "all", "auto", "there is no CUDA device\n.*leave --gpus out"),
+        (0, None, "all", "auto", "there is no CUDA device\n.*omit --gpus"),
         (0, "", "all", "auto", "CUDA_VISIBLE_DEVICES"),
         (2, None, "2", "auto", "no GPU 2\n.*0 to 1"),
         (2, None, "0..1", "auto", "names no GPUs"),
         (2, None, "", "auto", "names no GPUs"),
-        (2, None, "all", "cpu", "--device cpu do not go together"),
-        (2, None, "all", "cuda:1", "--device cuda:1 do not go together"),
+        (2, None, "all", "cpu", "--device cpu exclude each other"),
+        (2, None, "all", "cuda:1", "--device cuda:1 exclude each other"),
     ],
 )
 def test_gpus_that_cannot_be_had_are_refused(monkeypatch, count, visible, asked, device, message):
@@ -214,12 +214,12 @@ while not os.path.exists({!r}):
     jobs = [job(tmp_path, fold, wait.format(str(path))) for fold, path in enumerate(may_end)]
     told = Told()
     for fold in (1, 2, 3):
-        told.when(f"fold {fold}  begins", may_end[fold].touch)
-    told.when("fold 3  begins", may_end[0].touch)
+        told.when(f"fold {fold}  started", may_end[fold].touch)
+    told.when("fold 3  started", may_end[0].touch)
     ends = run_deferred(jobs, ["a", "b"], told)
     assert [(end.fold, end.gpu, end.code) for end in ends] == [(0, "a", 0), (1, "b", 0), (2, "b", 0), (3, "b", 0)]
-    assert [line.partition(",")[0] for line in told if "begins" in line] == [
-        "fold 0  begins on GPU a", "fold 1  begins on GPU b", "fold 2  begins on GPU b", "fold 3  begins on GPU b",
+    assert [line.partition(",")[0] for line in told if "started" in line] == [
+        "fold 0  started on GPU a", "fold 1  started on GPU b", "fold 2  started on GPU b", "fold 3  started on GPU b",
     ]  # fmt: skip
     assert {line for line in told if "sees" in line} == {f"fold {n}  sees {'abbb'[n]}" for n in range(4)}
 
@@ -272,14 +272,14 @@ def test_signals_are_passed_on_and_nothing_begins_after_them(tmp_path, number, c
     ends = run_deferred(jobs, ["a", "b"], told)
     assert [(end.gpu, end.code) for end in ends] == [("a", code), ("b", code), (None, code)]
     assert {"fold 0  saved", "fold 1  saved"} <= set(told)
-    with pytest.raises(Stopped, match=r"fold 0\.\.2 of 2d is stopped") as raised:
+    with pytest.raises(Stopped, match=r"fold 0\.\.2 of 2d was stopped") as raised:
         local_gpus._require_success(ends, TrainOptions(configuration="2d"))
     assert type(raised.value) is error
     assert raised.value.remedy == ""
-    with pytest.raises(Stopped, match="fold 2: still to --restart"):
+    with pytest.raises(Stopped, match="fold 2: still needs --restart"):
         local_gpus._require_success(ends, TrainOptions(configuration="2d", restart=True))
     with pytest.raises(
-        Stopped, match="fold 1,2: still to --restart"
+        Stopped, match="fold 1,2: still needs --restart"
     ):  # 1 was stopped before its old self was set aside
         local_gpus._require_success(ends, TrainOptions(configuration="2d", restart=True), replaced=[0])
 
@@ -295,7 +295,7 @@ def test_a_fold_that_stops_by_itself_does_not_hold_up_the_others(tmp_path):
     jobs = [job(tmp_path, 0, "raise SystemExit(75)"), job(tmp_path, 1, "print('fine')")]
     ends = run_deferred(jobs, ["a"], Told())
     assert [end.code for end in ends] == [75, 0]
-    with pytest.raises(Stopped, match="fold 0 of 2d is stopped"):
+    with pytest.raises(Stopped, match="fold 0 of 2d was stopped"):
         local_gpus._require_success(ends, TrainOptions(configuration="2d"))
 
 

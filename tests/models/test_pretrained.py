@@ -115,9 +115,9 @@ def test_everything_is_kept_under_the_same_plan(name, dims, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(logits(theirs, image), logits(mine, image), strict=True))
     total = sum(parameter.numel() for parameter in mine.parameters())
     assert said == [
-        f"begins with the weights of {tmp_path / 'last.pt'} ({plan.recommended}-{name}, fold 0, 40 steps)",
+        f"initialised from {tmp_path / 'last.pt'} ({plan.recommended}-{name}, fold 0, 40 steps)",
         "  channels: MR kept",
-        "  heads: background, a, b kept",
+        "  output channels: background, a, b kept",
         f"  parameters: {total:,} kept",
     ]
 
@@ -142,7 +142,7 @@ def test_a_further_channel_is_ignored_at_first_and_learnt_at_once(name, dims, tm
     theirs, mine, said = take_over(tmp_path, before, after)
     image = image_of(2, dims)
     assert same_logits(logits(mine, image), logits(theirs, image[:, 1:]))
-    assert "  channels: T1 kept; T2 new (ignored at first: weights of 0)" in said
+    assert "  channels: T1 kept; T2 new (initial weights 0)" in said
     (first,) = (p for _, p in mine.named_parameters() if p.ndim == dims + 2 and p.shape[1] == 2 and not p[:, 0].any())
     (mine(image)[0] ** 2).sum().backward()
     assert first.grad[:, 0].abs().max() > 0
@@ -155,7 +155,7 @@ def test_a_lost_channel_is_as_if_it_were_0(name, tmp_path):
     image = image_of(2, 2)
     image[:, 0] = 0
     assert same_logits(logits(mine, image[:, 1:]), logits(theirs, image))
-    assert "  channels: T2 kept; T1 left behind" in said
+    assert "  channels: T2 kept; T1 not used" in said
 
 
 @every_network
@@ -176,11 +176,11 @@ def test_further_and_fewer_labels(name, tmp_path):
     theirs, mine, said = take_over(tmp_path, more, fewer)
     image = image_of(1, 2)
     assert same_logits(logits(mine, image), [stage[:, [0, 3, 1]] for stage in logits(theirs, image)])
-    assert "  heads: background, c, a kept; b left behind" in said
+    assert "  output channels: background, c, a kept; b not used" in said
     theirs, mine, said = take_over(tmp_path, fewer, more)
     assert same_logits([stage[:, [0, 3, 1]] for stage in logits(mine, image)], logits(theirs, image))
     assert logits(mine, image)[0][:, 2].std() > 0  # as it was built
-    assert "  heads: background, a, c kept; b new (as in a new network)" in said
+    assert "  output channels: background, a, c kept; b new (initialised at random)" in said
 
 
 def test_regions_and_labels_are_matched_by_name(tmp_path):
@@ -189,8 +189,8 @@ def test_regions_and_labels_are_matched_by_name(tmp_path):
     theirs, mine, said = take_over(tmp_path, labels, regions)
     image = image_of(1, 3)
     assert same_logits([stage[:, :1] for stage in logits(mine, image)], [s[:, 2:] for s in logits(theirs, image)])
-    assert "  heads: Core kept; edge new (as in a new network); background, whole left behind" in said
-    assert said[-1] == "  note: the model's heads exclude each other, here they may overlap"
+    assert "  output channels: Core kept; edge new (initialised at random); background, whole not used" in said
+    assert said[-1] == "  note: the model's labels exclude each other, here they may overlap"
 
 
 def test_labels_under_a_loss_of_regions(tmp_path):
@@ -198,14 +198,14 @@ def test_labels_under_a_loss_of_regions(tmp_path):
     theirs, mine, said = take_over(tmp_path, plan, plan)
     image = image_of(1, 3)
     assert same_logits(logits(mine, image), logits(theirs, image))
-    assert "  heads: a, b kept" in said
+    assert "  output channels: a, b kept" in said
 
 
 def test_a_cascade_ignores_its_previous_stage_at_first(tmp_path):
     theirs, mine, said = take_over(tmp_path, plan_with(), plan_with(cascade=True))
     image = image_of(3, 3)
     assert same_logits(logits(mine, image), logits(theirs, image[:, :1]))
-    new = "segmentation of a, segmentation of b new (ignored at first: weights of 0)"
+    new = "segmentation of a, segmentation of b new (initial weights 0)"
     assert f"  channels: MR kept; {new}" in said
 
 
@@ -218,7 +218,7 @@ def test_a_cascade_finds_the_labels_of_another_cascade(tmp_path):
     wanted = torch.cat([torch.zeros_like(image[:, :1]), image[:, [0, 3, 2]]], dim=1)  # b, MR, a, b
     assert same_logits([s[:, [0, 3, 2]] for s in logits(mine, image)], logits(theirs, wanted))
     kept = "MR, segmentation of b, segmentation of a kept"
-    assert f"  channels: {kept}; segmentation of c new (ignored at first: weights of 0); b left behind" in said
+    assert f"  channels: {kept}; segmentation of c new (initial weights 0); b not used" in said
 
 
 def test_a_deeper_network_keeps_the_stages_that_fit(tmp_path):
@@ -227,7 +227,7 @@ def test_a_deeper_network_keeps_the_stages_that_fit(tmp_path):
     assert all(torch.equal(tensor, known[name]) for name, tensor in here.items() if name in known)
     further = set(here) - set(known)
     assert {".".join(name.split(".")[:2]) for name in further} == {"encoder.3", "up.2", "decoder.2", "heads.2"}
-    assert said[-1] == "  new, for the model has nothing to fill them: encoder.3, up.2, decoder.2, heads.2"
+    assert said[-1] == "  new, absent from the model: encoder.3, up.2, decoder.2, heads.2"
     kept, new = (sum(here[name].numel() for name in names) for names in (known, further))
     assert said[-2] == f"  parameters: {kept:,} kept, {new:,} new"
 
@@ -247,7 +247,7 @@ def test_a_wider_bottleneck_is_new_and_so_is_what_leads_there(tmp_path):
         "up.1.weight"
     }
     example = "encoder.2.0.0.weight is (8, 8, 3, 3, 3) there, (9, 8, 3, 3, 3) here"
-    assert said[-1] == f"  new, for the model's have other shapes: encoder.2, up.1 ({example})"
+    assert said[-1] == f"  new, of a different shape in the model: encoder.2, up.1 ({example})"
 
 
 def test_other_kernels_are_not_kept_but_listed(tmp_path):
@@ -260,12 +260,12 @@ def test_other_kernels_are_not_kept_but_listed(tmp_path):
     assert all(torch.equal(now[name], before[name]) for name in now if name not in convolutions)
     example = "encoder.0.0.0.weight is (4, 1, 1, 3, 3) there, (4, 1, 3, 3, 3) here"
     parts = "encoder.0, encoder.1, encoder.2, decoder.0, decoder.1"
-    assert said[-1] == f"  new, for the model's have other shapes: {parts} ({example})"
+    assert said[-1] == f"  new, of a different shape in the model: {parts} ({example})"
 
 
 def test_a_related_network_keeps_what_both_have(tmp_path):
     _, _, said = take_over(tmp_path, plan_with("unet"), plan_with("attention_unet"))
-    assert said[-1] == "  new, for the model has nothing to fill them: gates.0, gates.1"
+    assert said[-1] == "  new, absent from the model: gates.0, gates.1"
     assert "(3d_fullres-unet, fold 0, 40 steps)" in said[0]
 
 
@@ -298,8 +298,8 @@ def test_other_voxels_and_intensities_are_noted(tmp_path):
     coarser = replace(coarser, normalization=(replace(coarser.normalization[0], scheme="ct"),))
     _, _, said = take_over(tmp_path, plan, coarser)
     assert said[-2:] == [
-        "  note: the model saw voxels of 2 x 1 x 1 mm, here they have 2.2 x 1 x 1.5 mm",
-        "  note: the model saw MR normalised as zscore, here it is ct",
+        "  note: the model was trained on voxels of 2 x 1 x 1 mm, here they have 2.2 x 1 x 1.5 mm",
+        "  note: the model was trained with MR normalised by zscore, here by ct",
     ]
     _, _, said = take_over(tmp_path, plan, plan_with(spacing=(2.4, 1.0, 0.9)))
     assert not any("note" in line for line in said)
@@ -325,7 +325,8 @@ def test_cases_that_the_model_saw_are_known_by_their_images(tmp_path, image, nam
 
 def test_a_model_that_saw_held_out_cases_is_named(tmp_path):
     _, _, said = take_over(tmp_path, plan_with(), plan_with(), held_out=["w", "y", "z"])
-    warning = "the model was trained on 1 of this fold's 3 held-out cases (y is one): their scores will be too high"
+    cases = "1 of this fold's 3 held-out cases (for instance y)"
+    warning = f"the model was trained on {cases}: their scores will be too high"
     assert said[-1] == f"  WARNING: {warning}"
     for clean in (
         {"held_out": ["w", "z"], "plan": plan_with()},
@@ -398,7 +399,7 @@ def test_a_file_and_the_folders_of_a_fold_a_model_and_a_workspace(tmp_path):
     assert begun_from(model, plan)[0] == 2
     value, said = begun_from(tmp_path, plan)
     assert value == 2
-    assert said[0] == f"begins with the weights of {model / 'fold_2' / 'last.pt'} (3d_fullres-unet, fold 2, 40 steps)"
+    assert said[0] == f"initialised from {model / 'fold_2' / 'last.pt'} (3d_fullres-unet, fold 2, 40 steps)"
     value, said = begun_from(model / "fold_0", plan)
     assert value == 1
     assert said[0].endswith("fold 0, 40 steps, not trained to the end)")
@@ -454,7 +455,7 @@ def test_a_fold_begins_with_a_trained_model(tmp_path, capsys):
         capsys.readouterr()
         assert main(["train", "-f", "1", "--epochs", "1", *common, *more]) == 0
         said = capsys.readouterr().out
-        assert ("begins with the weights of" in said) == (more[0] == "--init-from")
+        assert ("initialised from" in said) == (more[0] == "--init-from")
         rows = (workspace.fold("3d_fullres", "unet", 1) / "history.jsonl").read_text().splitlines()
         dice.append(np.mean(json.loads(rows[-1])["pseudo_dice"]))
     assert dice[0] > dice[1] + 0.05

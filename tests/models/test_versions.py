@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused_with_the_command_that_helps(tmp_path, chan
     error = refused(change, folder)
     assert error.what.startswith(said.format(path=folder / "last.pt"))
     assert error.exit_code == 4
-    (command,) = re.findall(r"retrain from scratch: (.*) \(the old fold is kept aside\)", error.remedy)
+    (command,) = re.findall(r"retrain from scratch: (.*) \(the old folder is renamed\)", error.remedy)
     typed = build_parser().parse_args(shlex.split(command)[1:])
     assert (typed.command, typed.folds, typed.configuration, typed.network) == ("train", ["2"], "3d_fullres", "unet")
     assert typed.restart
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused_with_the_command_that_helps(tmp_path, chan
 
 def test_files_of_others_are_no_checkpoints(tmp_path):
     for plain in ({"weight": torch.ones(1)}, [1], torch.ones(2), {}):
-        with pytest.raises(StateError, match=r"last\.pt is not a checkpoint of autoseg: it has no version"):
+        with pytest.raises(StateError, match=r"last\.pt is not a checkpoint of autoseg: it states no version"):
             Checkpoint.from_plain(plain, tmp_path / "last.pt")
 
 

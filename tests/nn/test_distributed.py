@@ -99,7 +99,7 @@ def training(case, ranks):
     torch.manual_seed(ranks.rank)
     criterion, heads = criterion_of(case)
     network = build_network(
-        case.network, in_channels=1, num_heads=heads, features=(4, 8, 8), strides=[(1, 1), (2, 2), (2, 2)],
+        case.network, in_channels=1, out_channels=heads, features=(4, 8, 8), strides=[(1, 1), (2, 2), (2, 2)],
         kernel_sizes=[(3, 3)] * 3, blocks=[1] * 3, decoder_blocks=[1] * 2,
     )  # fmt: skip
     network.deep_supervision = case.deep_supervision
@@ -282,7 +282,7 @@ def test_alone_everything_is_as_it_is():
 )
 def test_heads_that_the_loss_does_not_ask_rest(name, stages, deep, learning):
     network = build_network(
-        name, in_channels=1, num_heads=2, features=(4,) * stages, strides=[(1, 1)] + [(2, 2)] * (stages - 1),
+        name, in_channels=1, out_channels=2, features=(4,) * stages, strides=[(1, 1)] + [(2, 2)] * (stages - 1),
         kernel_sizes=[(3, 3)] * stages, blocks=[1] * stages, decoder_blocks=[1] * (stages - 1),
     )  # fmt: skip
     network.deep_supervision = not deep
@@ -318,7 +318,7 @@ def test_other_errors_pass_unchanged():
 
 
 def test_ranks_that_never_come(tmp_path):
-    with pytest.raises(AutosegError, match="rank 0 of 2 did not meet the others within 1 s"):
+    with pytest.raises(AutosegError, match="rank 0 of 2 did not reach the others within 1 s"):
         Ranks(0, 2, 0).init(f"file://{tmp_path}/meeting", "cpu", timedelta(seconds=1))
     assert not dist.is_initialized()
 

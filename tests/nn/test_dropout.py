@@ -14,7 +14,7 @@ both_dims = pytest.mark.parametrize("dims", [2, 3])
 
 def small(name, dims):
     torch.manual_seed(0)
-    return small_network(name, dims, (8, 12, 16), depth=1, num_heads=3)
+    return small_network(name, dims, (8, 12, 16), depth=1, out_channels=3)
 
 
 def image_of(dims):

@@ -271,7 +271,7 @@ def test_a_machine_that_computes_wrongly_is_found_out(image, error, monkeypatch)
 def test_another_layout_gives_the_same_network():
     torch.manual_seed(0)
     for dims in (2, 3):
-        settings = {"in_channels": 1, "num_heads": 3, "features": (4, 8), "blocks": (2, 2), "decoder_blocks": (2,)}
+        settings = {"in_channels": 1, "out_channels": 3, "features": (4, 8), "blocks": (2, 2), "decoder_blocks": (2,)}
         network = build_network("unet", strides=[(1,) * dims, (2,) * dims], kernel_sizes=[(3,) * dims] * 2, **settings)
         image = torch.randn(2, 1, *(8,) * dims)
         other = channels_last(network)
@@ -320,7 +320,7 @@ def test_dropout_makes_no_difference():
 def test_the_first_stage_of_several_convolutions_is_found(name, where):
     """What comes in is what the stage sees; a stem of one convolution is passed over."""
     network = build_network(
-        name, in_channels=1, num_heads=2, features=(4, 8), strides=[(1, 1), (2, 2)], kernel_sizes=[(3, 3)] * 2,
+        name, in_channels=1, out_channels=2, features=(4, 8), strides=[(1, 1), (2, 2)], kernel_sizes=[(3, 3)] * 2,
         blocks=(2, 2), decoder_blocks=(2,),
     )  # fmt: skip
     image = torch.randn(2, 1, 8, 8)

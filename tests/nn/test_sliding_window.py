@@ -139,7 +139,7 @@ def tilings(draw):
 def test_the_identity_returns_the_image_whatever_the_tiling(tiling, seed):
     shape, tile, step, tile_batch = tiling
     image = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
-    logits = predict_logits(image, [identity], num_heads=2, tile=tile, step=step, tile_batch=tile_batch)
+    logits = predict_logits(image, [identity], out_channels=2, tile=tile, step=step, tile_batch=tile_batch)
     assert logits.dtype == torch.float32
     assert logits.shape == image.shape
     # up to the rounding of a weighted mean
@@ -155,7 +155,7 @@ def test_a_constant_stays_constant(tiling, value):
         return torch.full((len(tiles), 3, *tile), value)
 
     logits = predict_logits(
-        torch.zeros(1, *shape), [constant], num_heads=3, tile=tile, step=step, tile_batch=tile_batch
+        torch.zeros(1, *shape), [constant], out_channels=3, tile=tile, step=step, tile_batch=tile_batch
     )
     assert logits.shape == (3, *shape)
     assert torch.allclose(logits, torch.tensor(value), rtol=1e-5, atol=1e-6)
@@ -188,7 +188,7 @@ def test_stitching_against_a_slow_loop(tiling, seed):
     shape, tile, step, tile_batch = tiling
     assume(all(s >= t for s, t in zip(shape, tile, strict=True)))
     image = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
-    logits = predict_logits(image, [position_dependent], num_heads=2, tile=tile, step=step, tile_batch=tile_batch)
+    logits = predict_logits(image, [position_dependent], out_channels=2, tile=tile, step=step, tile_batch=tile_batch)
     expected = slow_prediction(image, position_dependent, tile, step)
     assert logits.numpy() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
@@ -201,7 +201,7 @@ def test_a_small_image_is_centred_in_zeros():
         return 10 * tiles
 
     image = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])  # (1, 3, 2)
-    logits = predict_logits(image, [network], num_heads=1, tile=(4, 5))
+    logits = predict_logits(image, [network], out_channels=1, tile=(4, 5))
     expected = torch.zeros(1, 1, 4, 5)
     expected[0, 0, 0:3, 1:3] = image  # one row to add: behind; three columns: one before, two behind
     assert torch.equal(torch.cat(seen), expected)
@@ -219,8 +219,8 @@ def convolution(cin, heads, dims, seed):
 @pytest.mark.parametrize("tile_batch", [2, 3, 5, 100])
 def test_several_tiles_per_batch_give_the_same(tile_batch):
     image, network = torch.randn(2, 9, 10, 11), convolution(2, 3, 3, seed=0)
-    one = predict_logits(image, [network], num_heads=3, tile=(4, 6, 6), tile_batch=1)
-    several = predict_logits(image, [network], num_heads=3, tile=(4, 6, 6), tile_batch=tile_batch)
+    one = predict_logits(image, [network], out_channels=3, tile=(4, 6, 6), tile_batch=1)
+    several = predict_logits(image, [network], out_channels=3, tile=(4, 6, 6), tile_batch=tile_batch)
     assert torch.allclose(several, one, atol=1e-5)  # a convolution adds up in another order for other batch sizes
 
 
@@ -231,15 +231,15 @@ def test_batches_hold_as_many_tiles_as_asked_for():
         sizes.append(tuple(tiles.shape))
         return tiles
 
-    predict_logits(torch.zeros(1, 4, 20), [network], num_heads=1, tile=(4, 4), step=1.0, tile_batch=2)  # five tiles
+    predict_logits(torch.zeros(1, 4, 20), [network], out_channels=1, tile=(4, 4), step=1.0, tile_batch=2)  # five tiles
     assert sizes == [(2, 1, 4, 4), (2, 1, 4, 4), (1, 1, 4, 4)]
 
 
 def test_an_ensemble_is_the_mean_of_its_members():
     image = torch.randn(1, 12, 13)
     members = [convolution(1, 2, 2, seed) for seed in range(3)]
-    alone = [predict_logits(image, [member], num_heads=2, tile=(8, 8)) for member in members]
-    together = predict_logits(image, members, num_heads=2, tile=(8, 8))
+    alone = [predict_logits(image, [member], out_channels=2, tile=(8, 8)) for member in members]
+    together = predict_logits(image, members, out_channels=2, tile=(8, 8))
     assert torch.allclose(together, torch.stack(alone).mean(0), atol=1e-5)
     assert not torch.allclose(together, alone[0], atol=1e-2)
 
@@ -248,7 +248,7 @@ def test_half_precision_logits_are_accumulated_in_float32():
     # 0.1 is inexact in bfloat16, but its sum over tiles must not drift any further
     rounded = torch.tensor(0.1).bfloat16().float()
     logits = predict_logits(
-        torch.zeros(1, 40), [lambda tiles: (tiles + 0.1).bfloat16()] * 3, num_heads=1, tile=(8,), step=0.25
+        torch.zeros(1, 40), [lambda tiles: (tiles + 0.1).bfloat16()] * 3, out_channels=1, tile=(8,), step=0.25
     )
     assert logits.dtype == torch.float32
     assert torch.allclose(logits, rounded, rtol=1e-6)
@@ -256,7 +256,7 @@ def test_half_precision_logits_are_accumulated_in_float32():
 
 def test_nothing_is_recorded_for_gradients():
     weight = torch.ones((), requires_grad=True)
-    logits = predict_logits(torch.ones(1, 6), [lambda tiles: weight * tiles], num_heads=1, tile=(4,))
+    logits = predict_logits(torch.ones(1, 6), [lambda tiles: weight * tiles], out_channels=1, tile=(4,))
     assert not logits.requires_grad
     assert not logits.is_inference()  # the caller may go on with it as with any tensor
 
@@ -266,8 +266,8 @@ def test_nothing_is_recorded_for_gradients():
 
 def test_a_2d_network_visits_every_slice():
     image, network = torch.randn(2, 5, 9, 12), convolution(2, 3, 2, seed=1)
-    logits = predict_logits(image, [network], num_heads=3, tile=(6, 8), tile_batch=2)
-    slices = [predict_logits(image[:, z], [network], num_heads=3, tile=(6, 8)) for z in range(5)]
+    logits = predict_logits(image, [network], out_channels=3, tile=(6, 8), tile_batch=2)
+    slices = [predict_logits(image[:, z], [network], out_channels=3, tile=(6, 8)) for z in range(5)]
     assert logits.shape == (3, 5, 9, 12)
     assert torch.allclose(logits, torch.stack(slices, dim=1), atol=1e-5)
 
@@ -279,7 +279,7 @@ def test_progress_counts_tiles():
     calls = []
     image = torch.zeros(1, 20)  # tile 4, step 1: five tiles
     predict_logits(
-        image, [identity], num_heads=1, tile=(4,), step=1.0, tile_batch=2, progress=lambda *call: calls.append(call)
+        image, [identity], out_channels=1, tile=(4,), step=1.0, tile_batch=2, progress=lambda *call: calls.append(call)
     )
     assert calls == [(2, 5), (4, 5), (5, 5)]
 
@@ -287,7 +287,7 @@ def test_progress_counts_tiles():
 def test_progress_counts_over_all_slices():
     calls = []
     image = torch.zeros(1, 3, 4, 8)  # three slices of two tiles
-    predict_logits(image, [identity], num_heads=1, tile=(4, 4), step=1.0, progress=lambda *call: calls.append(call))
+    predict_logits(image, [identity], out_channels=1, tile=(4, 4), step=1.0, progress=lambda *call: calls.append(call))
     assert calls == [(done, 6) for done in range(1, 7)]
 
 
@@ -341,8 +341,8 @@ def test_mirroring_inside_the_window_averages_before_stitching():
         return lambda tiles: network(tiles.flip(axes)).flip(axes)
 
     each = [
-        predict_logits(image, [member], num_heads=2, tile=(6, 6))
+        predict_logits(image, [member], out_channels=2, tile=(6, 6))
         for member in (network, flipped(2), flipped(3), flipped(2, 3))
     ]
-    together = predict_logits(image, [mirrored(network, (0, 1))], num_heads=2, tile=(6, 6))
+    together = predict_logits(image, [mirrored(network, (0, 1))], out_channels=2, tile=(6, 6))
     assert torch.allclose(together, sum(each) / 4, atol=1e-5)

@@ -138,7 +138,7 @@ def test_feature_map_elements_are_those_a_network_computes():
     features = feature_counts(chosen.stages, 2, 5)
     network = UNet(
         in_channels=1,
-        num_heads=3,
+        out_channels=3,
         features=features,
         strides=chosen.strides,
         kernel_sizes=chosen.kernel_sizes,

@@ -16,7 +16,7 @@ def laid_out(features: Sequence[int], dims: int = 2, *, depth: int = 2, **change
     stages = len(features)
     usual = {
         "in_channels": 1,
-        "num_heads": 2,
+        "out_channels": 2,
         "features": features,
         "strides": [(1,) * dims] + [(2,) * dims] * (stages - 1),
         "kernel_sizes": [(3,) * dims] * stages,

@@ -8,9 +8,9 @@ import torch
 from small_networks import laid_out
 
 
-def build(network, dims=2, features=(8, 16, 24), num_heads=2, **changes):
+def build(network, dims=2, features=(8, 16, 24), out_channels=2, **changes):
     """Two blocks per stage; isotropic halving and 3-wide kernels unless said otherwise."""
-    return network(**laid_out(features, dims, num_heads=num_heads, **changes))
+    return network(**laid_out(features, dims, out_channels=out_channels, **changes))
 
 
 def enlarge(module, factor=10.0):

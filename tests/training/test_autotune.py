@@ -97,7 +97,7 @@ def test_compiling_that_gains_is_adopted_in_a_long_training(machine):
     assert "compiled 15000 ms against 20000 for the network -> compiled" in said
     short, said = choices_of(machine, seconds=HOUR - 1)
     assert not short.compiled
-    assert "not compiled: 60 min of training are too short, 60 needed" in said
+    assert "not compiled: 60 min of training are too few, 60 needed" in said
 
 
 def test_compiling_is_tried_in_the_layout_that_was_chosen(machine):
@@ -134,7 +134,7 @@ def test_compiling_is_not_tried_without_a_compiler(machine, monkeypatch):
     monkeypatch.setattr(precision, "compiled", lambda module: pytest.fail("tried"))
     chosen, said = choices_of(machine, seconds=10 * HOUR)
     assert not chosen.compiled
-    assert "not compiled: no compiler here" in said
+    assert "not compiled: no compiler found" in said
 
 
 def test_the_length_of_the_training_follows_from_the_step_where_it_is_not_known(machine):
@@ -302,7 +302,7 @@ def test_a_fold_that_comes_to_a_machine_without_a_compiler_goes_on(network, monk
     calls, said = Compilation(monkeypatch).calls, []
     apply(replace(PLAIN, compiled=True), network, None, said.append)
     assert not calls
-    assert said == ["not compiled, though the fold began so: no compiler here"]
+    assert said == ["not compiled, although the fold started compiled: no compiler found"]
 
 
 def test_choices_are_plain_data():

@@ -250,5 +250,5 @@ def test_no_more_workers_than_there_is_memory_for_their_batches(store, monkeypat
         few = stream(store, *made, memory_limit=0, worker_count=3, say=said.append)
         assert (few.workers.count if few.workers else 0) == count
         assert len(said) == (count < 3)
-        assert all("too little for what 3 processes prepare" in text and f": {count} do it" in text for text in said)
+        assert all("not enough memory for 3 workers" in text and f": using {count};" in text for text in said)
     assert digest(few) == digest(reference)

@@ -76,8 +76,8 @@ def test_two_patients_learnt_by_heart():
     (finding,) = diagnose(history[:10], ["tumour"])
     assert (finding.kind, finding.label) == ("overfit", "tumour")
     assert finding.what == (
-        "tumour has a Dice of 0.83 on patches of training cases and 0.35 on those of validation cases, "
-        "which was 0.34 around epoch 6 already"
+        "tumour has a Dice of 0.83 on patches of training cases but 0.35 on those of validation cases, "
+        "which was already 0.34 around epoch 6"
     )
     assert kinds(history) == [("overfit", "liver")]  # and to the end
 
@@ -100,7 +100,7 @@ def test_a_real_overfit_is_named():
     assert ever_found(history, ["liver", "tumour"]) == {("overfit", "tumour"), ("overfit", None)}
     (finding,) = diagnose(history, ["liver", "tumour"])
     assert finding.label is None  # all labels
-    assert finding.what.startswith("all 2 labels do, for instance: liver has a Dice of 0.96 ")
+    assert finding.what.startswith("all 2 labels, for instance: liver has a Dice of 0.96 ")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -240,7 +240,7 @@ def test_a_label_that_was_learnt_and_lost():
     (finding,) = diagnose(history, ["liver"])
     assert (finding.kind, finding.label) == ("collapse", "liver")
     assert finding.what == (
-        "liver was learnt, with a Dice of 0.30 around epoch 3, and lost: its Dice is 0.003 after 35% of the training"
+        "liver was learnt (Dice 0.30 around epoch 3) and then lost: its Dice is 0.003 after 35% of the training"
     )
     assert "--set training.learning_rate=0.003" in finding.remedy  # a third of 0.01
     assert kinds(rows(pseudo=[0.1, 0.3, 0.5, 0.6, 0.0, 0.0, 0.3])) == []  # two epochs are a dip
@@ -251,7 +251,7 @@ def test_a_label_that_was_learnt_and_lost():
 def test_nothing_is_learnt_at_all():
     (finding,) = diagnose(rows(pseudo=EPOCHS * [(0.0, 0.001)]), ["liver", "tumour"])
     assert (finding.kind, finding.label) == ("collapse", None)
-    assert finding.what.startswith("all 2 labels do, for instance: liver is not learnt")
+    assert finding.what.startswith("all 2 labels, for instance: liver is not learnt")
 
 
 def test_two_labels_of_three():
@@ -264,7 +264,7 @@ def test_many_labels_that_are_not_learnt_are_one_finding():
     (finding,) = diagnose(rows(pseudo=EPOCHS * [(0.9, *[0.0] * 293, *[0.8] * 6)]), label_names)
     assert (finding.kind, finding.label) == ("collapse", None)
     assert finding.what == (
-        "293 of 300 labels do, l1, l2, l3, l4, l5 and 288 more; for instance: "
+        "293 of 300 labels (l1, l2, l3, l4, l5 and 288 more), for instance: "
         "l1 is not learnt: its Dice is 0.000 after 100% of the training"
     )
     assert len(diagnose(rows(pseudo=EPOCHS * [(0.9, *[0.0] * 5)]), label_names[:6])) == 5

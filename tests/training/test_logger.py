@@ -199,7 +199,7 @@ def test_lines_of_many_labels_stay_short(tmp_path, bare):
     assert "label_20" not in told[0]
     assert len(told) == 20 + 2  # each epoch, and once what is wrong with what to do
     assert max(map(len, [*told, *summary])) < 600
-    assert "293 of 300 labels do" in told[12]
+    assert "293 of 300 labels (" in told[12]
 
 
 def test_a_label_without_a_training_case_is_told_once(tmp_path, bare):
@@ -286,7 +286,7 @@ def test_a_picture_that_fails_ends_no_training(tmp_path, time, monkeypatch, bare
         epoch(log, 4)
     assert len(read_lines(tmp_path)) == 4
     complaints = [line for line in read_log(tmp_path) if "progress.png" in line]
-    assert complaints == ["fold 0  progress.png cannot be written, training continues: StorageError: the disk is full"]
+    assert complaints == ["fold 0  cannot write progress.png, training continues: StorageError: the disk is full"]
 
 
 def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
@@ -295,7 +295,7 @@ def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
         epoch(log, 1)
         epoch(log, 2)
     assert len(read_lines(tmp_path)) == 2
-    assert capsys.readouterr().out.count("log.txt cannot be written, training continues: OSError: [Errno 28]") == 1
+    assert capsys.readouterr().out.count("cannot write log.txt, training continues: OSError: [Errno 28]") == 1
 
 
 def test_a_warning_says_which_fold_to_begin_anew():
@@ -389,7 +389,7 @@ def test_a_broken_tensorboard_ends_no_training(tmp_path, undrawn):
         epoch(log, 3)
     assert len(read_lines(tmp_path)) == 3
     assert [line.split(":")[0] for line in read_log(tmp_path) if "epoch" not in line] == [
-        "fold 0  tensorboard cannot be written, training continues"
+        "fold 0  cannot write tensorboard, training continues"
     ]
     assert curves(tmp_path)["loss/training"] == [(75, -0.1235)]
 

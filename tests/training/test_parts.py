@@ -199,7 +199,7 @@ def test_out_of_memory_halves_the_parts_until_they_fit(error):
     assert loss == pytest.approx(1.5)  # of weights 1 and 2 on ones
     assert criterion.seen == [6, 3, 2, 2, 1, 1]  # whole, in two, in four parts
     assert fold.state.micro_batches == 4
-    assert [text.split(" in ")[-1] for text in said] == ["2 parts", "4 parts"]
+    assert [text.split(" into ")[-1] for text in said] == ["2 micro-batches", "4 micro-batches"]
     assert fold.trained.weight.tolist() == pytest.approx([1 - 0.01 / 2, 2 - 0.01 / 2])  # one step, no more
     criterion.seen.clear()
     step_within_memory(fold, BIG)
@@ -268,7 +268,7 @@ def test_without_memory_for_the_optimiser_no_step_is_tried_again(monkeypatch):
     """Half of the weights may be new by then."""
     fold, _ = fold_that_needs_memory(Memory(9, MemoryError()))
     monkeypatch.setattr(fold.state.optimizer, "step", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
-    with pytest.raises(OutOfMemory, match="what the optimiser remembers: no room"):
+    with pytest.raises(OutOfMemory, match="out of memory for the optimiser state: no room"):
         step_within_memory(fold, BIG)
     assert fold.state.micro_batches == 1
 
@@ -366,7 +366,7 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
         ),
         ({"configurations": plan.configurations | {name: larger}}, "configurations.3d_fullres differ"),
     ):
-        with pytest.raises(StateError, match=f"{folder} was trained under another plan: {named}") as caught:
+        with pytest.raises(StateError, match=f"{folder} was trained under a different plan: {named}") as caught:
             require_same_training(saved, task_of(replace(plan, **changes), tmp_path), FoldOptions())
         assert "--restart" in caught.value.remedy
     older = {key: value for key, value in saved.plan.items() if key != "vram_gb"} | {"orientation": "as_stored"}
@@ -377,18 +377,18 @@ def test_another_plan_is_refused_and_what_changed_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("cases", "said"),
     [
-        ({"train": ("a", "b", "d"), "validation": ("c",)}, "to train on others (2 differ, c is one)"),
-        ({"validation": ("d", "e")}, "to hold out others (1 differ, e is one)"),
+        ({"train": ("a", "b", "d"), "validation": ("c",)}, "now lists others to train on (2 differ, for instance c)"),
+        ({"validation": ("d", "e")}, "now lists others to hold out (1 differ, for instance e)"),
     ],
 )
 def test_other_cases_are_refused(tmp_path, cases, said):
     """Held-out cases that a fold has learnt from would make the cross-validation worthless."""
     plan = plan_of()
-    with pytest.raises(StateError, match=re.escape(f"fold 0 of splits.json is {said}")) as caught:
+    with pytest.raises(StateError, match=re.escape(f"fold 0 of splits.json {said}")) as caught:
         require_same_training(saved_of(plan), task_of(plan, tmp_path, **cases), FoldOptions())
-    assert "put back the splits.json" in caught.value.remedy
+    assert "restore the splits.json" in caught.value.remedy
     reordered = task_of(plan, tmp_path, train=("c", "b", "a"))
-    with pytest.raises(StateError, match="in another order"):
+    with pytest.raises(StateError, match="in a different order"):
         require_same_training(saved_of(plan), reordered, FoldOptions())
     require_same_training(saved_of(plan, finished=True), reordered, FoldOptions())
 
@@ -401,14 +401,14 @@ def test_a_refusal_names_the_command_under_which_a_fold_is_what_it_was(tmp_path)
     task = task_of(plan.with_settings(asked), tmp_path)
     with pytest.raises(StateError, match=r"training\.learning_rate, training\.seed differ") as caught:
         require_same_training(saved_of(begun), task, FoldOptions(settings=asked))
-    words = shlex.split(caught.value.remedy.partition("as it was begun: ")[2].partition("; or")[0])
+    words = shlex.split(caught.value.remedy.partition("with its own settings: ")[2].partition("; or")[0])
     typed = build_parser().parse_args(words[1:])
     again = plan.with_settings([*typed.settings, f"training.epochs={typed.epochs}"])
     assert (typed.folds, typed.configuration, typed.workspace) == (["0"], "3d_fullres", tmp_path)
     require_same_training(saved_of(begun), task_of(again, tmp_path), FoldOptions())
     with pytest.raises(StateError) as caught:
         require_same_training(saved_of(replace(plan, orientation="as_stored")), task, FoldOptions())
-    assert "put back the plan.json it was begun under" in caught.value.remedy
+    assert "restore the plan.json it was started with" in caught.value.remedy
 
 
 def with_contents(task: TrainingTask, **contents: tuple[str, str]) -> TrainingTask:
@@ -425,7 +425,7 @@ def test_other_contents_of_training_cases_are_refused_while_a_fold_is_half_train
         require_same_training(saved, with_contents(task), options)
         assert remarks_on_contents(saved, with_contents(task), options) == []
     relabelled = with_contents(task, b=("B", "two"))
-    with pytest.raises(StateError, match="half trained, and since it was begun the label of b has changed") as caught:
+    with pytest.raises(StateError, match="not trained to the end, and since it began the label of b has") as caught:
         require_same_training(half, relabelled, options)
     assert caught.value.exit_code == 4
     assert "-f 0 -c 3d_fullres --network unet --epochs" in caught.value.remedy
@@ -449,15 +449,15 @@ def test_a_fold_that_began_from_itself_is_resumed_by_the_same_command(tmp_path, 
     before = task.folder.resolve().with_name("fold_0.before-20260101-120000")
     saved = saved_of(plan, init_from=str(before))
     require_same_training(saved, task, FoldOptions(init_from=task.folder.parent / asked))
-    with pytest.raises(StateError, match="began from"):
+    with pytest.raises(StateError, match="was initialised from"):
         require_same_training(saved, task, FoldOptions(init_from=task.folder.parent / "fold_1"))
 
 
 @pytest.mark.parametrize(
     ("began", "asked", "said"),
     [
-        (None, "other", "began from random weights, not from {folder}/other"),
-        ("one", "other", "began from {folder}/one, not from {folder}/other"),
+        (None, "other", "was initialised from random weights, not from {folder}/other"),
+        ("one", "other", "was initialised from {folder}/one, not from {folder}/other"),
         ("one", "one", ""),
         ("one", None, ""),
         (None, None, ""),
@@ -577,5 +577,5 @@ def test_regions_need_a_loss_with_one_head_each():
 
 def test_weights_of_components_need_an_entropy():
     plan = plan_of(loss="tversky", component_weight=1.0)
-    with pytest.raises(UsageError, match=r"component_weight .* tversky has none"):
+    with pytest.raises(UsageError, match=r"component_weight .* tversky does not have"):
         build_plan_loss(plan, plan.configurations["3d_fullres"])

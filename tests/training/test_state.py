@@ -72,7 +72,7 @@ def test_a_plateau_begins_a_cool_down_that_ends_the_training():
     state = begin(patience=3, schedule="cosine", learning_rate=1.0)
     said = [state.watch_plateau(0.5, FLAT, progress) for progress in (0.1, 0.2, 0.3, 0.4)]
     assert said[:3] == ["", "", ""]  # the first is the best, two more are waited for
-    assert "cools down" in said[3]
+    assert "cooling down" in said[3]
     assert state.cooling_since == 0.4  # three epochs without a better one
     # it takes a tenth of what came before: it ends at 0.44 of the schedule
     assert state.due_progress(0.4) == pytest.approx(0.4 / 0.44)
@@ -123,9 +123,9 @@ def test_patience_0_never_ends_the_training():
 def test_reduce_on_plateau_reduces_twice_before_it_ends():
     state = begin(patience=2, schedule="reduce_on_plateau", learning_rate=1.0)
     said = [state.watch_plateau(0.5, FLAT, epoch / 100) for epoch in range(6)]
-    assert ["reduced" in text for text in said] == [False, False, True, False, True, False]
+    assert ["reducing" in text for text in said] == [False, False, True, False, True, False]
     assert state.set_learning_rate(0.5) == pytest.approx(0.2 * 0.2)
-    assert "cools down" in state.watch_plateau(0.5, FLAT, 0.06)
+    assert "cooling down" in state.watch_plateau(0.5, FLAT, 0.06)
     assert state.cooling_since == 0.06
     assert state.set_learning_rate(0.06) == pytest.approx(0.2 * 0.2)  # it cools down from where it is
 

@@ -69,7 +69,7 @@ def test_the_figures_that_values_below_rest_on():
 
 def test_a_validation_of_less_than_a_third_is_done_in_full(time):
     clock, after = clock_of(300), after_of()
-    assert after.begin(clock) == "the validation takes about 1m36s of the 5m00s"
+    assert after.begin(clock) == "validation takes about 1m36s of the 5m00s"
     assert after.way is FULL
     assert clock.reserve_seconds == pytest.approx(96)
 
@@ -77,8 +77,8 @@ def test_a_validation_of_less_than_a_third_is_done_in_full(time):
 def test_one_of_more_than_a_third_is_done_in_a_cheaper_way_and_said(time):
     clock, after = clock_of(240), after_of()
     assert after.begin(clock) == (
-        "the validation in full would take about 1m36s of the 4m00s: it is done mirrored along 1 of the axes, tiles "
-        "0.5 of a tile apart, in about 19 s"
+        "full validation would take about 1m36s of the 4m00s: validating mirrored along 1 of the axes, tiles 0.5 of a "
+        "tile apart instead, in about 19 s"
     )
     assert after.way is SOME
     assert clock.reserve_seconds == pytest.approx(19)
@@ -97,8 +97,8 @@ def test_one_that_fits_in_no_way_runs_over_and_the_training_has_two_thirds(time)
     assert after.way is NONE
     assert clock.reserve_seconds == pytest.approx(10)
     assert told.endswith(
-        "without mirroring, tiles 0.75 of a tile apart, of up to 2 times the patch's edges, in about 14 s; training "
-        "ends after 20 s, and the validation runs over, until about 34 s"
+        "without mirroring, tiles 0.75 of a tile apart, of up to 2 times the patch's edges instead, in about 14 s; "
+        "training ends after 20 s, validation overruns the budget, to about 34 s"
     )
 
 
@@ -107,7 +107,7 @@ def test_no_budget_is_refused_for_198_cases(time):
     clock, after = clock_of(300, start=20), after_of(passes=(198 * 400, 198 * 50, 198 * 20), beside=60.0)
     told = after.begin(clock)
     assert "would take about 2h26m of the 5m00s" in told
-    assert "the validation runs over" in told
+    assert "validation overruns the budget" in told
     assert clock.reserve_seconds == pytest.approx(280 / 3)
     assert clock.progress(0) == pytest.approx(20 / (300 - 280 / 3))
 
@@ -145,7 +145,7 @@ def test_a_start_that_was_too_good_is_corrected_too(time):
     after.begin(clock)
     assert clock.reserve_seconds == pytest.approx(52)
     after.observe([0.2], 2.5)
-    assert "in full would take about 3m04s" in after.follow(clock)
+    assert "full validation would take about 3m04s" in after.follow(clock)
     assert clock.reserve_seconds == pytest.approx(4 + 22 + 4)
 
 
@@ -214,7 +214,7 @@ def test_time_that_is_left_after_all_is_used(time):
     clock, after = clock_of(240), after_of()
     after.begin(clock)
     time.now += 140
-    assert after.settle(clock).startswith("1m40s are left: the validation cases are segmented mirrored along 3 of")
+    assert after.settle(clock).startswith("1m40s left: segmenting the validation cases mirrored along 3 of")
     assert after.way is FULL
 
 

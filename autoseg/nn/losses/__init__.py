@@ -1,4 +1,4 @@
-"""Losses: an overlap of each structure, an entropy of each voxel, a boundary term; with deep supervision.
+"""Losses: an overlap of each structure, a cross-entropy of each voxel, a boundary term; with deep supervision.
 
     dice_ce, dice_bce   soft Dice + cross-entropy, of softmax labels or of sigmoid regions
     dice_focal          soft Dice + focal loss: voxels that are right already weigh little
@@ -13,8 +13,9 @@ target and, optionally, weights of the voxels to a scalar (see `SegmentationLoss
 plan may set them, in `training.loss_options`, within what their annotations say.
 
 Targets are class indices (B, *spatial): 0 background, 1..n labels, `ignore_index` (n + 1) where nobody annotated. All
-arithmetic is float32. A loss near -1 is a perfect segmentation: the overlap term is -Dice, the entropy tends to 0.
-Where several ranks train together, each computes the loss of the whole batch (see `distributed`).
+arithmetic is float32. A loss near -1 is a perfect segmentation: the overlap term is -Dice, the
+cross-entropy tends to 0. Where several ranks train together, each computes the loss of the whole batch (see
+`distributed`).
 
 Sources: nnU-Net v2 (soft Dice without background, smoothing 1e-5, plus cross-entropy, weighted 1 : 1; stage weights 1,
 1/2, 1/4 ..., none for the coarsest); focal loss: Lin et al., ICCV 2017; hardest voxels: Wu et al., arXiv 1605.06885;
@@ -73,7 +74,7 @@ def tversky(
 ) -> nn.Module:
     """Tversky index, with alpha for false positives and beta for false negatives; 0.5 and 0.5 make it the Dice.
 
-    It has no entropy, so that class weights and voxel weights mean nothing to it.
+    It has no cross-entropy, so that class weights and voxel weights mean nothing to it.
     """
     return SegmentationLoss(None, alpha=tversky_alpha, beta=tversky_beta, boundary_weight=boundary_weight, **given)
 
@@ -110,18 +111,18 @@ def build_loss(
 
 
 class SegmentationLoss(nn.Module):
-    """Mean entropy of the voxels minus mean overlap of the structures, plus a boundary term.
+    """Mean cross-entropy of the voxels minus mean overlap of the structures, plus a boundary term.
 
     Args:
-        voxel_term: mean of an entropy map under weights, such as `weighted_mean`; None: overlap alone.
+        voxel_term: mean of a cross-entropy map under weights, such as `weighted_mean`; None: overlap alone.
         ignore_index: class index without loss, or None.
-        class_weights: weight of each head in the entropy, or None.
+        class_weights: weight of each head in the cross-entropy, or None.
         batch_dice: overlap over the batch as a whole, instead of one per sample.
         regions: for each sigmoid head the class indices it unites; empty for softmax heads.
         alpha, beta: weights of false positives and false negatives in the overlap; both 0.5 make it the Dice.
         boundary_weight: of the boundary term (see `boundary`); 0 leaves it out.
 
-    Maps logits (B, K, *s), target (B, *s) and, optionally, weights of the voxels in the entropy (B, *s) to a scalar.
+    Maps logits (B, K, *s), target (B, *s) and, optionally, voxel weights (B, *s) of the cross-entropy to a scalar.
     """
 
     def __init__(
@@ -151,8 +152,8 @@ class SegmentationLoss(nn.Module):
         terms = self.heads.terms(logits, target, annotated)
         loss = -self._overlap(terms)
         if self.voxel_term:
-            maps = (self.heads.entropy_weights(target), *(_with_heads(m) for m in (annotated, voxel_weights)))
-            loss = loss + self.voxel_term(terms.entropy, _product(maps))
+            maps = (self.heads.cross_entropy_weights(target), *(_with_heads(m) for m in (annotated, voxel_weights)))
+            loss = loss + self.voxel_term(terms.cross_entropy, _product(maps))
         if self.boundary_weight:
             masks = self.heads.masks(logits, target)
             loss = loss + self.boundary_weight * boundary_term(self.heads.probabilities(logits), masks, annotated)
@@ -169,40 +170,41 @@ class SegmentationLoss(nn.Module):
         return ((2 * common + SMOOTH) / (counted + SMOOTH).clamp_min(1e-8)).mean()
 
 
-def weighted_mean(entropy: Tensor, weight: Tensor | None) -> Tensor:
+def weighted_mean(cross_entropy: Tensor, weight: Tensor | None) -> Tensor:
     """Mean of a map (B, H, *s) under a weight that broadcasts to it; 0 where nothing weighs. None: all weigh alike.
 
     Ranks may hold unequal weights: the mean is over the weights of all.
     """
     if weight is None:
-        return mean_over_ranks(entropy.mean())
-    total = sum_over_ranks(weight.expand_as(entropy).sum(dtype=torch.float32))
-    return sum_over_ranks((entropy * weight).sum()) / total.clamp_min(1e-8)
+        return mean_over_ranks(cross_entropy.mean())
+    total = sum_over_ranks(weight.expand_as(cross_entropy).sum(dtype=torch.float32))
+    return sum_over_ranks((cross_entropy * weight).sum()) / total.clamp_min(1e-8)
 
 
-def focal_mean(entropy: Tensor, weight: Tensor | None, gamma: float) -> Tensor:
-    """Mean of (1 - p)^gamma x entropy, with p the probability of what is there."""
-    wrong = (-torch.expm1(-entropy)).clamp_min(1e-8)  # a power below 1 has no finite slope at 0
-    return weighted_mean(entropy * wrong**gamma, weight)
+def focal_mean(cross_entropy: Tensor, weight: Tensor | None, gamma: float) -> Tensor:
+    """Mean of (1 - p)^gamma x cross-entropy, with p the probability of what is there."""
+    wrong = (-torch.expm1(-cross_entropy)).clamp_min(1e-8)  # a power below 1 has no finite slope at 0
+    return weighted_mean(cross_entropy * wrong**gamma, weight)
 
 
-def hardest_mean(entropy: Tensor, weight: Tensor | None, share: float) -> Tensor:
+def hardest_mean(cross_entropy: Tensor, weight: Tensor | None, share: float) -> Tensor:
     """Mean over the given share of those values of the map that weigh anything: the largest, at least one.
 
     With several ranks the share is of all their values together, exactly.
     """
-    values = entropy.detach()
+    values = cross_entropy.detach()
     counted = torch.ones_like(values, dtype=torch.bool) if weight is None else (weight > 0).expand_as(values)
     wanted = (share * sum_over_ranks(counted.sum())).ceil().clamp_min(1)
     hardest = counted & (values >= _least_of_largest(values.masked_fill(~counted, -1), wanted))
-    return weighted_mean(entropy, hardest if weight is None else hardest * weight)
+    return weighted_mean(cross_entropy, hardest if weight is None else hardest * weight)
 
 
 def _least_of_largest(values: Tensor, wanted: Tensor) -> Tensor:
     """The last of the `wanted` largest values, float32, over all ranks; 0 where fewer are positive.
 
-    Found bit by bit from the highest: as integers, the bits of positive numbers have their order, and those of negative
-    ones are below all. It takes 31 counts, each of which the ranks add up; to sort would need all values in one place.
+    Found one bit at a time, from the highest: as integers, the bits of positive numbers have their order, and those of
+    negative ones are below all. It takes 31 counts, each of which the ranks add up; to sort would need all values in
+    one place.
     """
     bits = values.view(torch.int32)
     least = torch.zeros((), dtype=torch.int32, device=values.device)

@@ -54,7 +54,7 @@ class Trial:
 
     network: str
     features: tuple[int, ...]
-    num_heads: int
+    out_channels: int
     patch_size: tuple[int, ...]
     batch_size: int
     flat: int = 0
@@ -70,7 +70,7 @@ class Trial:
         """The network, with fresh weights."""
         stages = len(self.features)
         return build_network(
-            self.network, in_channels=self.in_channels, num_heads=self.num_heads, features=self.features,
+            self.network, in_channels=self.in_channels, out_channels=self.out_channels, features=self.features,
             strides=self.strides, kernel_sizes=[self._along_axes(stage, 3) for stage in range(stages)],
             blocks=[1 if self.network == "residual_unet" else 2] * stages, decoder_blocks=[2] * (stages - 1),
         )  # fmt: skip
@@ -88,7 +88,7 @@ class Trial:
         """A random image (B, C, *patch) and target (B, *patch)."""
         image = torch.randn(self.batch_size, self.in_channels, *self.patch_size, device=device)
         shape = (self.batch_size, *self.patch_size)
-        return image, torch.randint(0, self.num_heads, shape, dtype=torch.uint8, device=device)
+        return image, torch.randint(0, self.out_channels, shape, dtype=torch.uint8, device=device)
 
     def steps(
         self, device: torch.device, dtype: str, clock: Callable[[], float] = time.perf_counter

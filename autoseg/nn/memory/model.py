@@ -74,7 +74,7 @@ class StepKind:
 
 
 class TracedStep:
-    """A network between two training steps, without content: its optimiser remembers steps, its gradients are free.
+    """A network between two training steps, without content: its optimiser has its state, its gradients are free.
 
     Args:
         build: makes the network.
@@ -152,17 +152,17 @@ def trace_forward(
     return StepCost(int(timeline.live.max()), sum(p.numel() for p in network.parameters()), timeline.flops)
 
 
-def inference_bytes(forward_peak: int, *, num_heads: int, channels: int, shape: Sequence[int]) -> int:
+def inference_bytes(forward_peak: int, *, out_channels: int, channels: int, shape: Sequence[int]) -> int:
     """Peak bytes of a sliding window over an image of `shape`, tiles of it running through the network.
 
     Args:
         forward_peak: of one batch of tiles, from `trace_forward`.
         shape: of the whole image, padded to at least the tile.
 
-    The image stands there twice (as it came and padded), the logits of all heads once, and the sum of the tiles'
+    The image is held twice (as read and padded), the logits of all heads once, and the sum of the tiles'
     weights; all float32.
     """
-    return forward_peak + 4 * math.prod(shape) * (2 * channels + num_heads + 1)
+    return forward_peak + 4 * math.prod(shape) * (2 * channels + out_channels + 1)
 
 
 class StepMemory:
@@ -284,7 +284,7 @@ class DeviceTerms:
         return self.context_bytes + self.workspace_bytes + round((1 + self.fragmentation) * peak)
 
     def seconds(self, flops: float) -> float | None:
-        """Time of a training step of so many operations; None where the device was not measured."""
+        """Time of a training step of `flops` operations; None where the device was not measured."""
         return flops / self.flops_per_second if self.flops_per_second else None
 
     def describe(self) -> str:

@@ -1,7 +1,7 @@
 """How many bytes live while operations run, and how many floating-point operations they are.
 
-`LiveBytes` stands below autograd and autocast and sees every operation, on fake tensors and on real ones. The identity
-of a storage decides: views and in-place operations share one and so add nothing; a weak reference tells when it is
+`LiveBytes` works below autograd and autocast and sees every operation, on fake tensors and on real ones. The identity
+of a storage decides: views and in-place operations share one and so add nothing; a weak reference reports when it is
 freed.
 """
 

@@ -33,7 +33,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "swin_unet": SwinUNet,
     "transunet": TransUNet,
 }
-GIVEN = ("in_channels", "num_heads", "features", "strides", "kernel_sizes", "blocks", "decoder_blocks")
+GIVEN = ("in_channels", "out_channels", "features", "strides", "kernel_sizes", "blocks", "decoder_blocks")
 
 
 def layout_of(name: str) -> Layout:
@@ -45,7 +45,7 @@ def build_network(
     name: str,
     *,
     in_channels: int,
-    num_heads: int,
+    out_channels: int,
     features: Sequence[int],
     strides: Sequence[Sequence[int]],
     kernel_sizes: Sequence[Sequence[int]],
@@ -58,7 +58,7 @@ def build_network(
         raise KeyError(f"no network {name!r}; there are: {', '.join(NETWORKS)}")
     return NETWORKS[name](
         in_channels=in_channels,
-        num_heads=num_heads,
+        out_channels=out_channels,
         features=features,
         strides=strides,
         kernel_sizes=kernel_sizes,

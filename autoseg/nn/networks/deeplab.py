@@ -56,7 +56,7 @@ class DeepLab(nn.Module):
         self,
         *,
         in_channels: int,
-        num_heads: int,
+        out_channels: int,
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
@@ -85,7 +85,7 @@ class DeepLab(nn.Module):
         self.decoder = conv_stage(
             dims, width + low_level, width, kernel_sizes[self.joins], ones, decoder_blocks[self.joins]
         )
-        self.head = CONVOLUTIONS[dims](width, num_heads, 1)
+        self.head = CONVOLUTIONS[dims](width, out_channels, 1)
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -100,7 +100,7 @@ class Pyramid(nn.Module):
     """Atrous spatial pyramid pooling: one map seen at several rates, and as a whole.
 
     A 1x1 convolution and one convolution per rate stand side by side and are projected together; the projected mean of
-    the map is added. Maps (B, Cin, *s) to (B, Cout, *s); a single voxel keeps its signal, by way of the mean.
+    the map is added. Maps (B, Cin, *s) to (B, Cout, *s); a single voxel keeps its signal through the mean.
     """
 
     def __init__(

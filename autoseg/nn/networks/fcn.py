@@ -33,7 +33,7 @@ class FCN(nn.Module):
         self,
         *,
         in_channels: int,
-        num_heads: int,
+        out_channels: int,
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
@@ -44,7 +44,7 @@ class FCN(nn.Module):
         super().__init__()
         self.deep_supervision = True  # the interface's; there is one map of logits either way
         self.encoder = conv_encoder(in_channels, features, strides, kernel_sizes, blocks)
-        self.scores = heads(len(strides[0]), features[-scored_stages:], num_heads)
+        self.scores = heads(len(strides[0]), features[-scored_stages:], out_channels)
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> list[Tensor]:

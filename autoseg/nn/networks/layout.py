@@ -1,4 +1,4 @@
-"""What the planner must know of a network: it stands beside the class, as its attribute `layout`."""
+"""What the planner must know of a network: the attribute `layout` of its class."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,5 +17,5 @@ class Layout:
     learning_rate: float | None = None  # of AdamW, for networks that SGD does not suit
 
     def encoder_blocks(self, stages: int) -> tuple[int, ...]:
-        """Blocks of each of so many encoder stages."""
+        """Blocks of each of `stages` encoder stages."""
         return tuple(self.blocks[min(i, len(self.blocks) - 1)] for i in range(stages))

@@ -30,7 +30,7 @@ class ResidualUNet(nn.Module):
         self,
         *,
         in_channels: int,
-        num_heads: int,
+        out_channels: int,
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
@@ -48,7 +48,7 @@ class ResidualUNet(nn.Module):
         )
         self.up = upsamplings(features, strides)
         self.decoder = conv_decoder(features, kernel_sizes, decoder_blocks)
-        self.heads = heads(dims, features[:-1], num_heads)
+        self.heads = heads(dims, features[:-1], out_channels)
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -41,7 +41,7 @@ class SegFormer(nn.Module):
 
     Args:
         in_channels: channels C of the image.
-        num_heads: output channels K.
+        out_channels: output channels K.
         features, strides, kernel_sizes, blocks: one entry per stage. Those of stages before `embedding_stage(strides)`
             are not used, except for their strides; blocks are transformer blocks.
         decoder_blocks: not used; the decoder has no stages.
@@ -59,7 +59,7 @@ class SegFormer(nn.Module):
         self,
         *,
         in_channels: int,
-        num_heads: int,
+        out_channels: int,
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
@@ -97,7 +97,7 @@ class SegFormer(nn.Module):
             for width in widths
         )
         self.mix = nn.Sequential(InstanceNorm(widths[-1]), nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True))
-        self.head = CONVOLUTIONS[dims](widths[-1], num_heads, 1)
+        self.head = CONVOLUTIONS[dims](widths[-1], out_channels, 1)
         self.apply(init_transformer)
 
     def forward(self, image: Tensor) -> list[Tensor]:

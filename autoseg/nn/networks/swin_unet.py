@@ -44,7 +44,7 @@ class SwinUNet(nn.Module):
 
     Args:
         in_channels: channels C of the image.
-        num_heads: output channels K.
+        out_channels: output channels K.
         features, strides, kernel_sizes, blocks: one entry per stage. Blocks of stage 0 are convolutions, of all others
             transformer blocks, which look along the axes that the plan would convolve.
         decoder_blocks: blocks per decoder stage, one entry fewer; convolutions at stage 0.
@@ -62,7 +62,7 @@ class SwinUNet(nn.Module):
         self,
         *,
         in_channels: int,
-        num_heads: int,
+        out_channels: int,
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
@@ -97,7 +97,7 @@ class SwinUNet(nn.Module):
         for i in range(1, len(decoder_blocks)):
             joined = CONVOLUTIONS[dims](2 * features[i], features[i], 1)  # what comes from below, and the skip
             self.decoder.append(swin_stage(i, joined, decoder_blocks[i]))
-        self.heads = heads(dims, features[:-1], num_heads)
+        self.heads = heads(dims, features[:-1], out_channels)
         self.apply(init_transformer)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -197,10 +197,10 @@ def offset_index(window: Sequence[int], widest: Sequence[int], device: torch.dev
 def same_region(
     shape: Sequence[int], window: Sequence[int], missing: Sequence[int], shift: Sequence[int], device: torch.device
 ) -> Tensor:
-    """Tell which voxels of each window may look at each other: booleans (windows, N, N).
+    """Mask of the voxels of each window that may attend to each other: booleans (windows, N, N).
 
     Rolling a map by -`shift` brings its first voxels behind its last ones, and padding puts `missing` voxels between:
-    per axis three regions, which share windows and yet are no neighbours.
+    per axis three regions, which share windows but are not neighbours.
     """
     region = torch.zeros((), dtype=torch.long, device=device)
     for size, pad, moved in zip(shape, missing, shift, strict=True):

@@ -30,7 +30,7 @@ class TransUNet(nn.Module):
 
     Args:
         in_channels: channels C of the image.
-        num_heads: output channels K.
+        out_channels: output channels K.
         features, strides, kernel_sizes, blocks: one entry per stage; blocks are convolutions.
         decoder_blocks: convolutions per decoder stage, one entry fewer.
         layers: transformer blocks at the bottleneck. The paper has 12, pretrained on natural images.
@@ -47,7 +47,7 @@ class TransUNet(nn.Module):
         self,
         *,
         in_channels: int,
-        num_heads: int,
+        out_channels: int,
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
@@ -68,7 +68,7 @@ class TransUNet(nn.Module):
         self.transformer = transformer_stage(PositionEncoding(dims, width), width, parts)
         self.up = upsamplings(features, strides)
         self.decoder = conv_decoder(features, kernel_sizes, decoder_blocks)
-        self.heads = heads(dims, features[:-1], num_heads)
+        self.heads = heads(dims, features[:-1], out_channels)
         self.apply(init_transformer)
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -20,7 +20,7 @@ class UNet(nn.Module):
 
     Args:
         in_channels: channels C of the image.
-        num_heads: output channels K.
+        out_channels: output channels K.
         features, strides, kernel_sizes: one entry per stage.
         blocks: convolutions per encoder stage.
         decoder_blocks: convolutions per decoder stage, one entry fewer.
@@ -33,7 +33,7 @@ class UNet(nn.Module):
         self,
         *,
         in_channels: int,
-        num_heads: int,
+        out_channels: int,
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
@@ -45,7 +45,7 @@ class UNet(nn.Module):
         self.encoder = conv_encoder(in_channels, features, strides, kernel_sizes, blocks)
         self.up = upsamplings(features, strides)
         self.decoder = conv_decoder(features, kernel_sizes, decoder_blocks)
-        self.heads = heads(len(strides[0]), features[:-1], num_heads)
+        self.heads = heads(len(strides[0]), features[:-1], out_channels)
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -89,9 +89,9 @@ def conv_decoder(
     )
 
 
-def heads(dims: int, features: Sequence[int], num_heads: int) -> nn.ModuleList:
+def heads(dims: int, features: Sequence[int], out_channels: int) -> nn.ModuleList:
     """One 1x1 convolution per stage, from its features to logits."""
-    return nn.ModuleList(CONVOLUTIONS[dims](maps, num_heads, 1) for maps in features)
+    return nn.ModuleList(CONVOLUTIONS[dims](maps, out_channels, 1) for maps in features)
 
 
 def encode(encoder: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
@@ -117,7 +117,7 @@ def decode(
 
     Args:
         every_stage: logits of every decoder stage, not of the finest alone.
-        gates: what each skip passes through, told what comes from below it.
+        gates: what each skip passes through, given the map from the stage below.
     """
     logits = []
     for i in reversed(range(len(decoder))):

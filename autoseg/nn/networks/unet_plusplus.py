@@ -38,7 +38,7 @@ class UNetPlusPlus(nn.Module):
         self,
         *,
         in_channels: int,
-        num_heads: int,
+        out_channels: int,
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         kernel_sizes: Sequence[Sequence[int]],
@@ -58,7 +58,7 @@ class UNetPlusPlus(nn.Module):
                 node = conv_stage(dims, wide, features[i], kernel_sizes[i], (1,) * dims, decoder_blocks[i])
                 self.up[f"{i}_{column}"] = TRANSPOSED_CONVOLUTIONS[dims](features[i + 1], features[i], step, step)
                 self.nodes[f"{i}_{column}"] = node
-        self.heads = heads(dims, features[:-1], num_heads)
+        self.heads = heads(dims, features[:-1], out_channels)
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -99,19 +99,19 @@ def test_nothing_of_the_size_of_the_logits_is_kept_but_the_logits():
         assert [t.dtype for t in large] == [torch.bfloat16]
 
 
-def test_the_entropy_of_certain_mistakes_is_finite():
+def test_the_cross_entropy_of_certain_mistakes_is_finite():
     logits = torch.tensor([[[500.0, -500.0], [-500.0, 500.0]]])
     target = torch.tensor([[1, 0]])
-    assert SoftmaxHeads(None).terms(logits, target, None).entropy.flatten().tolist() == [1000, 1000]
+    assert SoftmaxHeads(None).terms(logits, target, None).cross_entropy.flatten().tolist() == [1000, 1000]
     sigmoid = SigmoidHeads(((1,),), None).terms(logits[:, 1:], target, None)
-    assert sigmoid.entropy.flatten().tolist() == [500, 500]
+    assert sigmoid.cross_entropy.flatten().tolist() == [500, 500]
 
 
 def test_weights_of_classes_and_of_regions():
     target = torch.tensor([[0, 2, 1]])
-    assert SoftmaxHeads((1, 2, 3)).entropy_weights(target).tolist() == [[[1, 3, 2]]]
-    assert SigmoidHeads(REGIONS, (1, 2, 3)).entropy_weights(target).tolist() == [[[1], [2], [3]]]
-    assert SoftmaxHeads(None).entropy_weights(target) is None
+    assert SoftmaxHeads((1, 2, 3)).cross_entropy_weights(target).tolist() == [[[1, 3, 2]]]
+    assert SigmoidHeads(REGIONS, (1, 2, 3)).cross_entropy_weights(target).tolist() == [[[1], [2], [3]]]
+    assert SoftmaxHeads(None).cross_entropy_weights(target) is None
 
 
 def test_masks():

@@ -41,8 +41,8 @@ STRIDES = [(1, 1, 1), (2, 2, 2), (2, 2, 2)]
 CRITERION = DeepSupervision(dice_ce(ignore_index=None, class_weights=None, batch_dice=False))
 
 
-def unet(num_heads=3, **options) -> Trial:
-    return replace(Trial("unet", FEATURES, num_heads, (16, 16, 16), 2), **options)
+def unet(out_channels=3, **options) -> Trial:
+    return replace(Trial("unet", FEATURES, out_channels, (16, 16, 16), 2), **options)
 
 
 def step_bytes(trial: Trial, *, patch=None, batch=None, dtype="bfloat16", rules="cpu", **options) -> int:
@@ -196,7 +196,7 @@ def test_more_of_anything_never_takes_less():
     trial = unet()
     patches = [step_bytes(trial, patch=(edge,) * 3) for edge in (8, 12, 16, 32)]
     batches = [step_bytes(trial, batch=n) for n in (1, 2, 3, 8)]
-    classes = [step_bytes(unet(num_heads=n)) for n in (2, 3, 13, 14, 50, 105)]
+    classes = [step_bytes(unet(out_channels=n)) for n in (2, 3, 13, 14, 50, 105)]
     for figures in (patches, batches, classes):
         assert figures == sorted(figures)
         assert figures[-1] > figures[0]
@@ -307,7 +307,7 @@ def test_what_is_not_affine_is_traced():
 
 def test_inference_bytes_by_hand():
     """Two copies of 2 channels, 3 heads and the weights: 8 float32 maps of 1000 voxels."""
-    assert inference_bytes(5, num_heads=3, channels=2, shape=(10, 10, 10)) == 5 + 8 * 4000
+    assert inference_bytes(5, out_channels=3, channels=2, shape=(10, 10, 10)) == 5 + 8 * 4000
 
 
 @pytest.mark.parametrize("heads", [2, 30])
@@ -318,12 +318,12 @@ def test_inference_agrees_with_a_real_sliding_window(heads):
     with LiveBytes() as watched:
         weights = sum(4 * p.numel() for p in network.parameters())  # made outside, so not watched
         image = torch.randn(1, 40, 36, 32)
-        predict_logits(image, [lambda x: network(x)[0]], num_heads=heads, tile=(16, 16, 16), tile_batch=2)
+        predict_logits(image, [lambda x: network(x)[0]], out_channels=heads, tile=(16, 16, 16), tile_batch=2)
         real = max(watched.timeline) + weights
     forward = trace_forward(
         trial.build, in_channels=1, patch_size=(16, 16, 16), batch_size=2, dtype="float32", rules="cpu"
     )
-    predicted = inference_bytes(forward.peak, num_heads=heads, channels=1, shape=(40, 36, 32))
+    predicted = inference_bytes(forward.peak, out_channels=heads, channels=1, shape=(40, 36, 32))
     assert predicted == pytest.approx(real, rel=0.02)
 
 

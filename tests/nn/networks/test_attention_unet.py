@@ -64,7 +64,7 @@ def test_attention_is_float32_and_the_skip_keeps_its_dtype():
 
 PLAN = {
     "in_channels": 1,
-    "num_heads": 2,
+    "out_channels": 2,
     "features": (4, 6, 8),
     "strides": [(1, 1), (1, 2), (2, 2)],
     "kernel_sizes": [(3, 3)] * 3,

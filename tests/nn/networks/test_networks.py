@@ -29,7 +29,7 @@ def _seed():
 
 
 def small(name, dims, features=(4, 8, 8), **changes):
-    return small_network(name, dims, features, **{"num_heads": HEADS} | changes)
+    return small_network(name, dims, features, **{"out_channels": HEADS} | changes)
 
 
 def stage_shapes(shape, strides):
@@ -82,7 +82,7 @@ def test_logits_of_full_resolution_and_of_the_encoders_stages(name, subtests):
             features = (4, 8, 8, 8, 8, 8, 8, 8)[: len(strides)]
             network = small(
                 name, len(shape), features=features, strides=strides, kernel_sizes=kernel_sizes, in_channels=2,
-                num_heads=5,
+                out_channels=5,
             )  # fmt: skip
             logits = network(torch.randn(1, 2, *shape))
             maps = 1 if name in SINGLE_MAP else len(strides) - 1
@@ -106,17 +106,24 @@ def test_without_deep_supervision_only_the_same_finest_logits(name, dims):
 def test_an_unknown_network_names_those_that_exist():
     with pytest.raises(KeyError, match=r"no network 'resnet'.*unet.*deeplab"):
         build_network(
-            "resnet", in_channels=1, num_heads=2, features=[], strides=[], kernel_sizes=[], blocks=[], decoder_blocks=[]
+            "resnet",
+            in_channels=1,
+            out_channels=2,
+            features=[],
+            strides=[],
+            kernel_sizes=[],
+            blocks=[],
+            decoder_blocks=[],
         )
 
 
 def test_options_reach_the_network():
     plan = {"features": (4, 8), "strides": [(1, 1), (2, 2)], "kernel_sizes": [(3, 3)] * 2}
     depth = {"blocks": (1, 1), "decoder_blocks": (1,)}
-    network = build_network("fcn", in_channels=1, num_heads=2, **plan, **depth, options={"scored_stages": 1})
+    network = build_network("fcn", in_channels=1, out_channels=2, **plan, **depth, options={"scored_stages": 1})
     assert len(network.scores) == 1
     with pytest.raises(TypeError, match="scored_stages"):
-        build_network("unet", in_channels=1, num_heads=2, **plan, **depth, options={"scored_stages": 1})
+        build_network("unet", in_channels=1, out_channels=2, **plan, **depth, options={"scored_stages": 1})
 
 
 # ---- gradients ----
@@ -341,7 +348,7 @@ def two_cases(dims, edge):
 @pytest.mark.parametrize(("dims", "edge"), [(2, 24), (3, 12)])
 def test_it_learns_two_cases_by_heart(name, dims, edge):
     image, target = two_cases(dims, edge)
-    network = small(name, dims, features=(8, 16, 32), num_heads=2)
+    network = small(name, dims, features=(8, 16, 32), out_channels=2)
     optimizer = torch.optim.AdamW(network.parameters(), 0.01)
     for _ in range(60):
         optimizer.zero_grad()

@@ -12,11 +12,11 @@ from autoseg.nn.networks.residual_unet import ResidualUNet
 FEATURES, BLOCKS, HEADS = (32, 64, 128, 256, 320, 320), (1, 3, 4, 6, 6, 6), 3
 
 
-def six_stages(in_channels=1, num_heads=HEADS):
+def six_stages(in_channels=1, out_channels=HEADS):
     with torch.device("meta"):
         return ResidualUNet(
             in_channels=in_channels,
-            num_heads=num_heads,
+            out_channels=out_channels,
             features=FEATURES,
             strides=[(1, 1, 1)] + [(2, 2, 2)] * 5,
             kernel_sizes=[(3, 3, 3)] * 6,
@@ -61,7 +61,7 @@ def test_every_block_begins_without_effect_and_learns_to_have_one():
     torch.manual_seed(0)
     network = ResidualUNet(
         in_channels=1,
-        num_heads=2,
+        out_channels=2,
         features=(4, 8),
         strides=[(1, 1), (2, 2)],
         kernel_sizes=[(3, 3)] * 2,

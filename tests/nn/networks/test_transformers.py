@@ -44,7 +44,7 @@ def _seed():
 )
 def test_any_plan_and_any_size(network, features, shape):
     dims = len(shape)
-    built = build(network, dims, features, in_channels=2, num_heads=3).eval()
+    built = build(network, dims, features, in_channels=2, out_channels=3).eval()
     with torch.no_grad():
         logits = built(torch.randn(1, 2, *shape))
     supervised = 1 if network is SegFormer else len(features) - 1
@@ -110,7 +110,7 @@ def test_building_reads_no_value_back(network):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize(("dims", "patch"), [(2, (40, 36)), (3, (20, 12, 16))])
 def test_every_parameter_learns(network, dims, patch):
-    built = build(network, dims, in_channels=2, num_heads=3)
+    built = build(network, dims, in_channels=2, out_channels=3)
     logits = built(torch.randn(2, 2, *patch))
     sum((stage * torch.randn_like(stage)).sum() for stage in logits).backward()
     # normalisation takes the bias of the convolution before it away again

@@ -61,7 +61,7 @@ def test_positions_are_found_in_a_uniform_image():
 
 def test_transunet_is_the_unet_and_a_transformer():
     features = (32, 64, 128, 256, 320, 320)
-    network = build(TransUNet, 3, features, num_heads=3, layers=4)
+    network = build(TransUNet, 3, features, out_channels=3, layers=4)
     added = 4 * parameters_of_block(320) + (27 + 1) * 320 + 2 * 320  # position encoding, last norm
     assert added == 4_940_160
-    assert parameters_of(network) == parameters_of(build(UNet, 3, features, num_heads=3)) + added == 36_136_559
+    assert parameters_of(network) == parameters_of(build(UNet, 3, features, out_channels=3)) + added == 36_136_559

@@ -31,7 +31,7 @@ def _seed():
 def test_parameter_count_of_nnunets_six_stage_network():
     features, heads = (32, 64, 128, 256, 320, 320), 3
     with torch.device("meta"):
-        network = small_unet(num_heads=heads, features=features)
+        network = small_unet(out_channels=heads, features=features)
 
     def block(cin, cout):  # 3x3x3 convolution and bias, normalisation's scale and shift
         return 27 * cin * cout + cout + 2 * cout
@@ -49,7 +49,7 @@ def test_parameter_count_of_nnunets_six_stage_network():
 
 
 def test_parameter_count_of_a_tiny_2d_network_by_hand():
-    network = small_unet(dims=2, in_channels=3, num_heads=4, features=(2, 5))
+    network = small_unet(dims=2, in_channels=3, out_channels=4, features=(2, 5))
     encoder = (9 * 3 * 2 + 2 + 4) + (9 * 2 * 2 + 2 + 4) + (9 * 2 * 5 + 5 + 10) + (9 * 5 * 5 + 5 + 10)
     decoder = (4 * 5 * 2 + 2) + (9 * 4 * 2 + 2 + 4) + (9 * 2 * 2 + 2 + 4)
     assert count_parameters(network) == encoder + decoder + (2 * 4 + 4)

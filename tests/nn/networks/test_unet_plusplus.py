@@ -11,7 +11,7 @@ from small_networks import laid_out
 
 
 def plan(features, dims=2):
-    return laid_out(features, dims, num_heads=3)
+    return laid_out(features, dims, out_channels=3)
 
 
 def test_nodes_of_four_stages():
