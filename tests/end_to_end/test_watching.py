@@ -250,11 +250,11 @@ def test_a_budget_that_ran_out_while_nobody_trained_ends_with_one_step(workspace
     real = train.step_within_memory
 
     def interrupted(fold, batch):
-        if setup.clock.progress(0) > 0.5:
-            setup.state.position = replace(setup.state.position, seconds=100.0)
-            train.save(setup, finished=False)
+        if fold.clock.progress(0) > 0.5:
+            fold.state.position = replace(fold.state.position, seconds=100.0)
+            train.save(fold, finished=False)
             raise KeyboardInterrupt
-        return real(setup, batch)
+        return real(fold, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "step_within_memory", interrupted)
@@ -308,8 +308,8 @@ def test_out_of_memory_costs_speed_alone(workspace, monkeypatch, capsys):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     def train_in_little_memory(fold, checkpoint_seconds):
-        setup.network.register_forward_pre_hook(refuse)
-        real(setup, checkpoint_seconds)
+        fold.network.register_forward_pre_hook(refuse)
+        real(fold, checkpoint_seconds)
 
     monkeypatch.setattr(train, "train", train_in_little_memory)
     run("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SHORT)
