@@ -79,7 +79,7 @@ if __name__ == "__main__":
     assert (found.returncode, found.stdout) == (1, "")
     worker, _, script = found.stderr.rpartition("Traceback")
     assert "autoseg.check_dataset() is called by a script that a worker process imports" in worker
-    assert 'put the call below the line `if __name__ == "__main__":`' in worker
+    assert 'move the call below the line `if __name__ == "__main__":`' in worker
     assert "a worker process ended with exit code 1 during 'check" in script
     assert "see what it wrote above" in script
 

@@ -131,7 +131,7 @@ def test_an_image_that_needs_too_much_memory_does_not_end_the_batch(tmp_path):
     faults = []
     made = module.predict_cases([model], cases_in(folder), tmp_path / "out", faults=faults)
     assert [prediction.case for prediction in made] == ["a", "c"]
-    assert [(fault.case, "more memory than there is: Unable to allocate" in fault.what) for fault in faults] == [
+    assert [(fault.case, "not enough memory to segment it: Unable to allocate" in fault.what) for fault in faults] == [
         ("b", True)
     ]
     assert read_labels(made[0].path).array.max() == 0
@@ -167,7 +167,7 @@ def test_an_image_given_twice_is_segmented_once(workspace, tmp_path, capsys):
         ({"models": ("2d-unet",), "configuration": "2d"}, "-m cannot be combined"),
         ({"models": ("2d-unet",), "network": "unet"}, "-m cannot be combined"),
         ({"step": 0.0}, "--step 0.0 leaves gaps"),
-        ({"tile": 9.0}, "--tile 9.0 is not a multiple"),
+        ({"tile": 9.0}, "--tile 9.0 is not a valid multiple"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_read(options, what):
