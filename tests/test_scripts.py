@@ -81,7 +81,7 @@ if __name__ == "__main__":
     assert "autoseg.check_dataset() is called by a script that a worker process imports" in worker
     assert 'move the call below the line `if __name__ == "__main__":`' in worker
     assert "a worker process ended with exit code 1 during 'check" in script
-    assert "see what it wrote above" in script
+    assert "read its output above" in script
 
 
 @pytest.mark.slow

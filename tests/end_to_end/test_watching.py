@@ -74,7 +74,7 @@ def test_samples_are_mixed_on_demand(workspace, capsys):
     mixing = ("--set", "training.augmentation=sparse")
     command = ["train", "-f", "0", "--epochs", "1", "-w", str(workspace.root), *SHORT, *mixing]
     assert main(command) == 2
-    assert "training.chain is host, which cannot do what the plan asks for" in capsys.readouterr().err
+    assert "training.chain=host does not support what the plan asks for" in capsys.readouterr().err
     losses = []
     for augmentation in ("sparse", "default"):
         chosen = ("--set", f"training.augmentation={augmentation}", "--set", "training.chain=worker", "--restart")
@@ -153,7 +153,7 @@ def test_a_step_without_a_finite_loss_is_left_out_and_its_cases_named(workspace,
     failing(monkeypatch, lambda n, *_: n == 7)
     run("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SHORT)
     output = capsys.readouterr().out
-    assert output.count("the loss is not finite") == 1
+    assert output.count("non-finite loss") == 1
     assert "step 7: non-finite loss, step skipped (cases case_0" in output
     assert [row["skipped"] for row in history(workspace)] == [1, 0]
 
@@ -182,7 +182,7 @@ def test_in_float32_the_learning_rate_is_halved(workspace, monkeypatch, capsys):
 
     failing(monkeypatch, fails)
     run("train", "-f", 0, "--epochs", 3, "-w", workspace.root, *SHORT)
-    assert "back to step 12, with half the learning rate" in capsys.readouterr().out
+    assert "restored step 12, now with half the learning rate" in capsys.readouterr().out
     assert rates[25] == pytest.approx(rates[12] / 2)  # step 13, for the second time
 
 
@@ -205,7 +205,7 @@ def test_it_gives_up_when_going_back_does_not_help(workspace, monkeypatch, capsy
 
 def test_a_budget_without_time_to_train_is_refused(workspace, capsys):
     assert main(["train", "-f", "0", "--time-budget", "0.001s", "-w", str(workspace.root), *SHORT]) == 2
-    assert "the time budget of 0 s leaves nothing to train in" in capsys.readouterr().err
+    assert "the time budget of 0 s leaves no time to train" in capsys.readouterr().err
 
 
 class Calls:
