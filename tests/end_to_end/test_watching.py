@@ -295,7 +295,7 @@ def test_a_disk_that_is_full_for_a_moment_costs_nothing(workspace, monkeypatch, 
     assert steps[:2] == [0, each]
     assert each < steps[2] < 2 * each
     assert steps[3:] == [2 * each, 3 * each]
-    assert capsys.readouterr().out.count("fold 0  the disk is full: trying again") == 1
+    assert capsys.readouterr().out.count("fold 0  the disk is full; retrying") == 1
     assert load_checkpoint(workspace.fold("3d_fullres", "unet", 0) / "last.pt")["finished"]
 
 
