@@ -126,7 +126,7 @@ def test_a_retrained_previous_stage_is_noticed(cascaded, tmp_path, capsys):
     capsys.readouterr()
     run(*cascade)
     shown = capsys.readouterr().out
-    assert "5 of 5 folds are trained" in shown  # with other epochs, and yet left alone
+    assert "5 of 5 folds are already trained" in shown  # with other epochs, and yet left alone
     assert "note: fold 0 of 3d_cascade was trained on outdated segmentations; retrain with --restart" in shown
     after = {path.name: path.read_bytes() for path in folder.glob("*.npy")}
     assert {name for name in after if after[name] != before[name]} == {f"{case}.npy" for case in held_out}
