@@ -29,7 +29,7 @@ class PredictOptions:
 
     configuration: str | None = None  # of one model; None: the recommended one
     network: str | None = None  # of one model; None: as planned
-    models: tuple[str, ...] = ()  # or models to average, as their folders are called: 3d_fullres-unet
+    models: tuple[str, ...] = ()  # or models to average, as their folders are called (3d_fullres-unet), or model.zip
     folds: tuple[FoldName, ...] | None = None  # of each model; None: all that are trained, or FULL where it alone is
     unfinished: bool = False  # also use folds that are not trained to the end, as they stand
     device: str = "auto"
@@ -38,13 +38,23 @@ class PredictOptions:
     tile: float | None = InferenceOptions.tile  # longest tile edges as a multiple of the patch's; None: by the device
 
     def __post_init__(self) -> None:
-        if self.models and (self.configuration or self.network):
+        exported = [is_exported(name) for name in self.models]
+        if self.models and not all(exported) and (self.configuration or self.network):
             raise UsageError("-m cannot be combined with -c or --network", remedy="omit them: -m names whole models")
+        if any(exported) and not all(exported):
+            raise UsageError(
+                "-m names both exported files and models of the workspace", remedy="export these, or name one kind"
+            )
         self.inference_options()
 
     def inference_options(self) -> InferenceOptions:
         """How the networks are run over an image. Raises UsageError for tiles that cannot be."""
         return InferenceOptions(step=self.step, mirroring=self.mirroring, tile=self.tile)
+
+
+def is_exported(name: str) -> bool:
+    """Whether -m names a file that `autoseg export` has written, instead of a model of the workspace."""
+    return name.lower().endswith(".zip")
 
 
 class PartlySegmented(DataError):
@@ -83,10 +93,11 @@ def predict_images(
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, expected a folder for the segmentations", remedy="choose another name")
-    plan = open_plan(workspace, options.network, say)
-    pairs = _models_asked_for(workspace, plan, options)
+    models = _open_exported(options)
+    plan = models[0].plan if models else open_plan(workspace, options.network, say)
+    pairs = [] if models else _models_asked_for(workspace, plan, options)
     found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names, out)
-    models = _open_models(workspace, pairs, options)
+    models = models or _open_models(workspace, pairs, options)
     for model in models:
         for note in notes_on(model, plan):
             say(note)
@@ -97,6 +108,7 @@ def predict_images(
     _spare_references(workspace, cases, out)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     written = predict_cases(models, cases, out, options.inference_options(), faults=faults) if cases else []
+    pairs = pairs or [(model.configuration_name, model.configuration.network.name) for model in models]
     voters = [f"{_voters(model)} of {name} ({network})" for model, (name, network) in zip(models, pairs, strict=True)]
     _say_what_was_written(written, before, voters, out, say)
     _report(faults, paths := [prediction.path for prediction in written], out, say)
@@ -109,6 +121,23 @@ def _models_asked_for(workspace: Workspace, plan: Plan, options: PredictOptions)
         return _named_models(workspace, options.models)
     name, configuration = plan.configuration(options.configuration)
     return [(name, configuration.network.name)]
+
+
+def _open_exported(options: PredictOptions) -> "list[Model]":
+    """The models of the exported files that -m names; none where it names none."""
+    paths = [Path(name) for name in options.models if is_exported(name)]
+    if not paths:
+        return []
+    from autoseg.models.opening import open_models
+
+    device = choose_device(options.device)
+    return [
+        model
+        for path in paths
+        for model in open_models(
+            path, configuration=options.configuration, network=options.network, folds=options.folds, device=device
+        )
+    ]
 
 
 def _open_models(workspace: Workspace, pairs: Sequence[tuple[str, str]], options: PredictOptions) -> "list[Model]":
