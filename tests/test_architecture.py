@@ -35,7 +35,7 @@ TOO_MANY_PARAMETERS = {
 ORDER: list[set[str]] = [
     {"errors"},
     {"plugins"},
-    {"messages", "processes", "stopping", "workspace"},
+    {"lines", "messages", "processes", "stopping", "workspace"},
     {"rules"},
     {"records"},
     {"imaging"},
@@ -73,6 +73,7 @@ TORCH_AT_TOP = {
 }
 TORCH_NOWHERE = {
     "errors",
+    "lines",
     "messages",
     "plugins",
     "processes",

@@ -18,7 +18,6 @@ from autoseg.api.keywords import (
     in_workspace,
     labels_text,
     options_of,
-    teller,
 )
 
 if TYPE_CHECKING:  # imported when they are made
@@ -90,7 +89,7 @@ def train_folds(
     from autoseg.commands.folds import TrainOptions
     from autoseg.commands.train import train_folds
 
-    return train_folds(in_workspace(workspace), options_of(TrainOptions, locals()), teller(say))
+    return train_folds(in_workspace(workspace), options_of(TrainOptions, locals()))
 
 
 @checked
@@ -125,9 +124,7 @@ def cross_validate(
     from autoseg.commands.evaluate import cross_validate
 
     table = None if csv is None else as_path(csv)
-    return cross_validate(
-        in_workspace(workspace), configuration, network=network, csv=table, workers=workers, say=teller(say)
-    )
+    return cross_validate(in_workspace(workspace), configuration, network=network, csv=table, workers=workers)
 
 
 @checked
@@ -157,7 +154,7 @@ def score_test_set(
     """
     from autoseg.commands.evaluate import score_test_set
 
-    return score_test_set(in_workspace(workspace), configuration, network=network, device=device, say=teller(say))
+    return score_test_set(in_workspace(workspace), configuration, network=network, device=device)
 
 
 @checked
@@ -193,7 +190,7 @@ def evaluate_folders(
 
     return evaluate_folders(
         as_path(predictions), as_path(references), None if workspace is None else in_workspace(workspace),
-        labels=labels_text(labels), csv=None if csv is None else as_path(csv), workers=workers, say=teller(say),
+        labels=labels_text(labels), csv=None if csv is None else as_path(csv), workers=workers,
     )  # fmt: skip
 
 
@@ -245,7 +242,7 @@ def predict_images(
     options = options_of(PredictOptions, locals())
     files = [as_path(images)] if isinstance(images, (str, os.PathLike)) else [as_path(file) for file in images]
     try:
-        written = predict_images(in_workspace(workspace), files, as_path(out), options, say=teller(say))
+        written = predict_images(in_workspace(workspace), files, as_path(out), options)
     except PartlySegmented as partly:
         return Segmentations(partly.written, partly.failed)
     return Segmentations(tuple(written), ())
@@ -268,7 +265,7 @@ def calibrate_device(device: str = "auto", *, say: Say | None = print) -> None:
     """
     from autoseg.commands.calibrate import calibrate_device
 
-    calibrate_device(device, teller(say))
+    calibrate_device(device)
 
 
 @checked

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.commands.inputs import Say
 from autoseg.datasets.checks.duplicates import as_one_patient
 from autoseg.datasets.checks.problems import check, problem_table
 from autoseg.datasets.dataset import Dataset, IntakeOptions, Problem, discover
 from autoseg.datasets.fixing.copying import refuse_unfinished
+from autoseg.lines import LOG
 
 COUNTED_LABELS = 9  # more are counted where they are listed
 MENDED = "the same command with --fix OUT writes a copy that repairs every fault with one right answer"
@@ -31,7 +31,7 @@ class DatasetReport:
         return not self.errors
 
 
-def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = None, say: Say = print) -> DatasetReport:
+def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = None) -> DatasetReport:
     """Say what was understood of a dataset and everything that is wrong with it.
 
     Raises:
@@ -42,10 +42,10 @@ def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = No
     dataset, problems = discover(root, intake)
     problems, _ = check(dataset, known=problems, workers=workers)
     report = DatasetReport(as_one_patient(dataset, problems), tuple(problems))
-    say(describe_dataset(report.dataset))
-    say(problem_table(problems))
+    LOG.info(describe_dataset(report.dataset))
+    LOG.info(problem_table(problems))
     if not report.usable:
-        say(MENDED)
+        LOG.info(MENDED)
     return report
 
 

@@ -45,7 +45,7 @@ def test_predict_passes_everything_on(monkeypatch):
     options = PredictOptions(
         models=("2d-unet",), folds=(0,), device="cpu", step=0.25, mirroring=False, unfinished=True, tile=2.0
     )
-    assert calls[1] == ((Workspace(Path("ws")), [Path("a.nii"), Path("b.nii")], Path("o"), options), {"say": print})
+    assert calls[1] == ((Workspace(Path("ws")), [Path("a.nii"), Path("b.nii")], Path("o"), options), {})
 
 
 def test_what_could_not_be_segmented_is_returned_beside_the_rest(monkeypatch):

@@ -112,10 +112,9 @@ def test_workers_and_a_new_start_change_nothing(store, previous, chain, table):
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_killed_worker_changes_nothing(store, chain):
-    said = []
+def test_a_killed_worker_changes_nothing(store, chain, said):
     reference = finished(stream(store, chain, stop_step=20))
-    batches = stream(store, chain, stop_step=20, worker_count=2, say=said.append)
+    batches = stream(store, chain, stop_step=20, worker_count=2)
     rng = np.random.default_rng(1)
     result = []
     for step, batch in enumerate(batches):

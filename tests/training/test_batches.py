@@ -154,10 +154,9 @@ def test_weights_of_components(store, chain):
     assert all("weights" not in batch for batch in finished(store, *plan_of(component_weight=0.0), chain=chain))
 
 
-def test_what_happens_to_workers_is_told(store):
+def test_what_happens_to_workers_is_told(store, said):
     plan, configuration = plan_of()
-    said = []
-    opened = stream(store, plan, configuration, worker_count=1, say=said.append)
+    opened = stream(store, plan, configuration, worker_count=1)
     next(opened)
     process = opened.workers.workers[0].process
     process.kill()
@@ -238,16 +237,15 @@ def test_processes_that_share_no_memory_do_not_each_hold_the_cases(store, monkey
     assert not held(store, worker_count=1)
 
 
-def test_no_more_workers_than_there_is_memory_for_their_batches(store, monkeypatch):
+def test_no_more_workers_than_there_is_memory_for_their_batches(store, monkeypatch, said):
     """A batch of two samples: 2 * (480 voxels * (3 * 4 + 6) + 1024) = 19328 bytes. Of what is free, half may hold 4 for
     each worker, and 3 that the training has."""
-    said: list[str] = []
     made = plan_of(batch_size=2)
     reference = list(stream(store, *made, memory_limit=0))
     for batches, count in ((3 + 3 * 4, 3), (3 + 3 * 4 - 1, 2), (3 + 4, 1), (3 + 4 - 1, 0)):
         said.clear()
         monkeypatch.setattr(batches_of, "free_memory", lambda batches=batches: 2 * batches * 19328)
-        few = stream(store, *made, memory_limit=0, worker_count=3, say=said.append)
+        few = stream(store, *made, memory_limit=0, worker_count=3)
         assert (few.workers.count if few.workers else 0) == count
         assert len(said) == (count < 3)
         assert all("not enough memory for 3 workers" in text and f": using {count};" in text for text in said)
