@@ -28,7 +28,6 @@ TOO_MANY_PARAMETERS = {
     "nn.networks.segformer.SegFormer.__init__",
     "nn.networks.swin_unet.SwinUNet.__init__",
     "nn.networks.transunet.TransUNet.__init__",
-    "planning.planner.make_plan",
 }
 
 # From the bottom up: files at the top of the package, and folders.

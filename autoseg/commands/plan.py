@@ -31,7 +31,7 @@ from autoseg.planning.overview import overview
 from autoseg.planning.pace import REFERENCE, Pace, pace
 from autoseg.planning.plan import Plan
 from autoseg.planning.plan_fields import Seconds
-from autoseg.planning.planner import describe, make_plan
+from autoseg.planning.planner import Wishes, describe, make_plan
 from autoseg.planning.table import summary
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.sources import measure
@@ -132,11 +132,13 @@ def _decide(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) ->
         channels=dataset.channels,
         labels=dataset.labels,
         fingerprint=fingerprint,
-        rules=options.rules,
-        preset=options.preset,
-        network=options.network,
-        device="cpu" if vram_gb is None else "gpu",
-        vram_gb=vram_gb,
+        wishes=Wishes(
+            rules=options.rules,
+            preset=options.preset,
+            network=options.network,
+            device="cpu" if vram_gb is None else "gpu",
+            vram_gb=vram_gb,
+        ),
         pace=_pace(options) if vram_gb is None and options.preset in (None, "s") else None,
     )
     return replace(plan, file_names=dataset.file_names, grids=training_grids(fingerprint))

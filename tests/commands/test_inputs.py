@@ -11,12 +11,10 @@ from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.planning.plan import Decision, Plan
-from autoseg.planning.planner import make_plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
-from plans import with_cascade
+from plans import plan_of, with_cascade
 from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
 
 LABELS = label_set(3)
 FOUND = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, LABELS)
@@ -33,7 +31,7 @@ def planned_for(plan: Plan, network: str) -> Plan:
 @pytest.fixture
 def workspace(tmp_path) -> Workspace:
     """A planned workspace with a cascade."""
-    plan = make_plan(dataset="tiny", channels=("MR",), labels=LABELS, fingerprint=FOUND, memory=ElementMemory())
+    plan = plan_of(LABELS)
     workspace = Workspace(tmp_path / "w")
     save(workspace.plan, with_cascade(plan))
     save(workspace.fingerprint, FOUND)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import plans
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading.sampling import SAMPLERS
 from autoseg.dataloading.store import CaseStore
@@ -15,12 +16,10 @@ from autoseg.errors import UsageError
 from autoseg.imaging.components import component_weights
 from autoseg.imaging.labels import LabelSet
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
-from autoseg.planning.planner import make_plan
 from autoseg.training import batches as batches_of
 from autoseg.training.batches import TrainingBatches, build_sampler
 from stored import digest, faultless_previous_stage, is_cut_from_its_case, store_of_coordinates
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from synthetic_fingerprints import label_set
 
 CPU = torch.device("cpu")
 CASES = tuple(f"case{i}" for i in range(4))
@@ -35,11 +34,8 @@ def store(tmp_path_factory) -> CaseStore:
 
 
 def plan_of(labels: LabelSet = LABELS, batch_size: int = 4, **training) -> tuple[Plan, Configuration]:
-    channels = ("MR", "T1", "T2")
-    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, labels, channels=channels)
-    plan = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
+    plan = plans.plan_of(labels, ("MR", "T1", "T2"), **training)
     configuration = replace(plan.configurations["3d_fullres"], patch_size=PATCH, batch_size=batch_size)
-    plan = replace(plan, training=replace(plan.training, **training))
     return replace(plan, normalization=(ChannelNormalization("none"),) * 3), configuration
 
 

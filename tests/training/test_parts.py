@@ -27,7 +27,7 @@ from autoseg.nn.blocks import Stage
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.planning.plan import ChannelNormalization, Plan, Training
-from autoseg.planning.planner import make_plan
+from autoseg.planning.planner import Wishes, make_plan
 from autoseg.training.resume import remarks_on_contents, require_same_training
 from autoseg.training.setup import FoldOptions, TrainingSession, TrainingTask
 from autoseg.training.state import TrainState
@@ -500,9 +500,7 @@ def test_every_plan_describes_a_network_that_runs(spacing, shape, entries, chann
         channels=names,
         labels=labels,
         fingerprint=found,
-        rules=rules,
-        device="cpu",
-        vram_gb=vram,
+        wishes=Wishes(rules=rules, vram_gb=vram),
         memory=ElementMemory(),
     )
     for configuration in plan.configurations.values():
