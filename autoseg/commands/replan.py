@@ -13,7 +13,7 @@ from autoseg.datasets.dataset import Dataset, IntakeOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.imaging.normalize import STATISTICS, uses_statistics
-from autoseg.lines import LOG
+from autoseg.lines import LOG, shown_by
 from autoseg.messages import suggest
 from autoseg.models.begun import begun_of, split_of, standing
 from autoseg.planning.plan import ChannelNormalization, Plan
@@ -128,7 +128,8 @@ def folds_after(workspace: Workspace, dataset: Dataset, plan: Plan, splits: Spli
         if name not in plan.configurations:
             lines.append(f"note: {name}-{network} is trained, but the plan no longer has a configuration {name}")
             continue
-        own = open_plan(workspace, network, lambda _: None)
+        with shown_by(None):  # no plan that is made here is news
+            own = open_plan(workspace, network)
         valid: list[FoldName] = []
         for fold, begun in begun_of(workspace, name, network)[0].items():
             split = split_of(fold, splits.splits, everything)
