@@ -8,6 +8,7 @@ from autoseg.datasets.checks.problems import check, problem_table
 from autoseg.datasets.dataset import Dataset, IntakeOptions, Problem, discover
 from autoseg.datasets.fixing.copying import refuse_unfinished
 from autoseg.lines import LOG
+from autoseg.messages import counted
 
 COUNTED_LABELS = 9  # more are counted where they are listed
 MENDED = "the same command with --fix OUT writes a copy that repairs every fault with one right answer"
@@ -44,7 +45,7 @@ def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = No
     report = DatasetReport(as_one_patient(dataset, problems), tuple(problems))
     LOG.info(describe_dataset(report.dataset))
     LOG.info(problem_table(problems))
-    if not report.usable:
+    if any(not problem.stays for problem in report.errors):  # a copy can be without the faulty cases
         LOG.info(MENDED)
     return report
 
@@ -60,7 +61,8 @@ def understood(dataset: Dataset) -> list[str]:
     many = len(dataset.labels.values)
     count = f" ({many})" if many > COUNTED_LABELS else ""
     lines = [
-        f"{dataset.name}: {len(dataset.cases)} cases of {patients} patients, {len(dataset.test_cases)} test cases "
+        f"{dataset.name}: {counted(len(dataset.cases), 'case')} of {counted(patients, 'patient')}, "
+        f"{counted(len(dataset.test_cases), 'test case')} "
         f"({dataset.layout} layout)",
         f"channels: {', '.join(dataset.channels)}",
         f"labels{count}: " + ", ".join(f"{name}={value}" for name, value in dataset.labels.values.items()),

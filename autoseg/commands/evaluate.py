@@ -15,7 +15,7 @@ from autoseg.messages import suggest
 from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
 from autoseg.plugins import require_plugins
-from autoseg.preprocessing.sources import changed_since, require_in_place
+from autoseg.preprocessing.sources import changed_lists, changed_since, plan_again, require_in_place
 from autoseg.records import load, save
 from autoseg.workspace import FULL, Workspace, begun_folds
 
@@ -74,6 +74,9 @@ def cross_validate(
             remedy="train first: "
             + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
         )
+    for path in changed_lists(workspace):
+        again = plan_again(workspace)
+        LOG.warning(f"note: {path} changed since it was planned; the folds were made from the old content: {again}")
     for path in changed_since(workspace, [cases[i] for split in scored for i in split.validation]):
         LOG.warning(f"note: {path} changed since it was planned; the scores compare with the current files")
     result = cross_validate_folds(name, chosen.network.name, jobs, len(splits.splits), workers=workers)

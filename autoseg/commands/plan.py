@@ -23,7 +23,7 @@ from autoseg.datasets.fixing.copying import refuse_unfinished
 from autoseg.datasets.splits import Splits, make_splits, splits_from_nnunet
 from autoseg.errors import DataError
 from autoseg.lines import LOG, rewritten
-from autoseg.messages import complete, suggest
+from autoseg.messages import complete, counted, suggest
 from autoseg.nn.devices import gpu_memory_gb
 from autoseg.planning.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.planning.foreign_grids import training_grids
@@ -114,7 +114,7 @@ def _plan_and_keep(root: Path, workspace: Workspace, options: PlanOptions) -> Pl
         names = options.configurations or (plan.recommended,)
         stores = [preprocess(dataset, plan, name, workspace, workers=options.workers) for name in names]
         folder = stores[0].folder if len(stores) == 1 else workspace.root / "preprocessed"
-        LOG.info(f"{', '.join(names)}: {len(dataset.cases)} preprocessed cases in {folder}")
+        LOG.info(f"{', '.join(names)}: {counted(len(dataset.cases), 'preprocessed case')} in {folder}")
     for line in folds_after(workspace, dataset, plan, splits):
         LOG.info(line)
     begun = bool(workspace.models())  # folds that `train` may refuse without the options they were begun with
@@ -204,7 +204,7 @@ def _examine(root: Path, options: PlanOptions) -> tuple[Dataset, Fingerprint]:
     if errors and not options.skip_bad:
         lasting = any(problem.stays for problem in errors)  # leaving cases out would be refused
         raise DataError(
-            f"{root} has {len(errors)} error{'s' * (len(errors) != 1)} (listed above)",
+            f"{root} has {counted(len(errors), 'error')} (listed above)",
             remedy="fix them" if lasting else "fix them, or leave the faulty cases out with --skip-bad",
         )
     known = len(dataset.notes)
