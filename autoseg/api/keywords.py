@@ -21,6 +21,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
+from autoseg.api.spelling import in_python
 from autoseg.cli import as_out_of_memory
 from autoseg.commands.arguments import parse_folds
 from autoseg.datasets.dataset import IntakeOptions, parse_options
@@ -56,7 +57,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Hold the arguments of every call against the names and annotations of a function.
 
     Numbers of numpy become Python's; a list or an array becomes a tuple. Commands that errors suggest name the
-    workspace. Lines go to the argument `say`, where the function has one.
+    workspace and are calls of Python. Lines go to the argument `say`, where the function has one.
 
     Raises (when it is called):
         UsageError: an unknown or missing argument, a wrong type, or a call by a worker that imports a user's script.
@@ -87,9 +88,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _complete(error: AutosegError, workspace: File | None) -> AutosegError:
-    """The same error; commands that it suggests name the workspace."""
+    """The same error; commands that it suggests name the workspace, and are calls."""
     where = None if workspace is None else as_path(workspace)
-    error.what, error.remedy = complete(error.what, where), complete(error.remedy, where)
+    error.what, error.remedy = (in_python(complete(text, where)) for text in (error.what, error.remedy))
     return error
 
 
