@@ -4,6 +4,8 @@ The output there is of other data (hippocampus) and took hours; here every comma
 durations and names of labels are put in the same words, and lines that the page broke are joined again.
 """
 
+import contextlib
+import io
 import re
 import shutil
 
@@ -14,9 +16,7 @@ from pages import COMMANDS, blocks, section
 from phantom import tiny_dataset
 
 LABELS = re.compile(r"\b(anterior|posterior|organ_1|organ_2)\b")
-NUMBER = re.compile(
-    r"(?<![\w/])[+-]?\d[\w.:%+]*( s\b)?"
-)  # "0.893", "+0.013", "4m40s", "18 s", "3d_fullres", "2.13.0+cpu"
+NUMBER = re.compile(r"(?<![\w/])[+-]?\d[\w.:%+]*( s\b)?")  # "0.893", "4m40s", "18 s", "3d_fullres", "2.13.0+cpu"
 MEASURED = re.compile(r"(forward and backward:|per step with N worker\(s\):).*")  # what a machine is best at, and why
 DEVICES = re.compile(r"^(no CUDA device|cuda:.*)$", re.MULTILINE)
 
@@ -36,10 +36,9 @@ def each_once(lines: list[str]) -> list[str]:
 
 
 def shown(command: str) -> str:
-    """What the page shows of a command, which is typed like this."""
-    (found,) = [block for block in blocks(section(COMMANDS, command.split()[0])) if f"$ autoseg {command}" in block]
-    first, _, output = found.partition("\n")
-    assert first.startswith(f"$ autoseg {command}")
+    """What the page shows of a command that begins like this; of several, the one with the fewest options."""
+    found = [block for block in blocks(section(COMMANDS, command.split()[0])) if f"$ autoseg {command}" in block]
+    _, _, output = min(found, key=lambda block: len(block.splitlines()[0])).partition("\n")
     return output
 
 
@@ -65,9 +64,6 @@ def printed(tmp_path_factory, in_this_process) -> dict[str, str]:
 
 def captured(*command: str) -> str:
     """What a command prints that succeeds."""
-    import contextlib
-    import io
-
     with contextlib.redirect_stdout(io.StringIO()) as output:
         run(*command)
     return output.getvalue()
