@@ -11,7 +11,7 @@ from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.lines import LOG
-from autoseg.messages import suggest
+from autoseg.messages import counted, suggest
 from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
 from autoseg.plugins import require_plugins
@@ -150,7 +150,8 @@ def _other_models(workspace: Workspace, shown: tuple[str, str]) -> list[str]:
         dice = mean_over_labels(result.summary)
         mean = "-" if dice is None else f"{dice:.4f}"
         lines.append(
-            f"{configuration}, {network}: mean Dice {mean}, {len(result.cases)} cases in {len(result.folds)} folds"
+            f"{configuration}, {network}: mean Dice {mean}, {counted(len(result.cases), 'case')} in "
+            f"{counted(len(result.folds), 'fold')}"
         )
     return lines
 
@@ -198,7 +199,7 @@ def score_test_set(
         predict_cases([model], cases, folder, title="test set")
         result = score_test_cases(name, chosen.network.name, folder, cases, model.plan.labels)
         save(workspace.test, result)
-    LOG.info(summary_table(summarise(result.cases), f"{len(result.cases)} test cases"))
+    LOG.info(summary_table(summarise(result.cases), counted(len(result.cases), "test case")))
     return result
 
 
@@ -238,7 +239,7 @@ def evaluate_folders(
         label_set = labels_found(references)
     scores = score_cases(pair_folders(predictions, references, label_set), workers=workers)
     summary = summarise(scores)
-    LOG.info(summary_table(summary, f"{len(scores)} cases"))
+    LOG.info(summary_table(summary, counted(len(scores), "case")))
     LOG.info("\n" + confusion_table(total_confusion(scores), ["background", *label_set.values]))
     if csv:
         write_csv(csv, scores)

@@ -11,7 +11,7 @@ from autoseg.commands.plan import FOLDS
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, Stopped, UsageError
 from autoseg.lines import LOG, shown_by
-from autoseg.messages import duration, suggest
+from autoseg.messages import counted, duration, suggest
 from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
 from autoseg.stopping import StopSignals
@@ -191,7 +191,8 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     folds.note_predicted(name, split)
     how = f", {way}, which is cheaper than `predict`" if way and way.cheaper else ""
     took = duration(time.perf_counter() - began)
-    LOG.info(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder} in {took}{how}")
+    cases = counted(len(split.validation), "validation case")
+    LOG.info(f"fold {split.fold}  {cases} predicted into {folder} in {took}{how}")
     return result
 
 

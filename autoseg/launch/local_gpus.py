@@ -35,7 +35,7 @@ from autoseg.launch.jobs import (
     train_arguments,
 )
 from autoseg.lines import LOG
-from autoseg.messages import aligned, duration, suggest
+from autoseg.messages import aligned, counted, duration, suggest
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.history import read_history
@@ -96,7 +96,7 @@ def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str],
         FoldJob(fold, fold_command(workspace, phase, fold), model / f"fold_{fold}.output.txt")
         for fold in phase.folds or ()
     ]
-    LOG.info(f"{phase.configuration}: {len(jobs)} folds on GPU {', '.join(gpus)}")
+    LOG.info(f"{phase.configuration}: {counted(len(jobs), 'fold')} on GPU {', '.join(gpus)}")
     began = time.time()
     ends = run_folds(jobs, gpus, stop)
     LOG.info(table(ends, model))
@@ -170,7 +170,7 @@ def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals) -
             if stop.due and sent is None:
                 sent = stop.to_pass_on
                 name = signal.Signals(sent).name
-                LOG.info(f"sent {name} to {len(running)} folds; waiting for them to save and exit")
+                LOG.info(f"sent {name} to {counted(len(running), 'fold')}; waiting for them to save and exit")
                 for child in running:
                     child.process.send_signal(sent)
             for child in list(running):

@@ -75,7 +75,7 @@ def test_two_folders_are_compared_without_a_workspace(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     lines: list[str] = []
     autoseg.evaluate_folders(tmp_path / "out", tmp_path / "references", workers=0, say=lines.append)
-    assert lines[0].startswith("1 cases")
+    assert lines[0].startswith("1 case ")
     assert "label_2" in lines[0]
     with pytest.raises(DataError, match="not labels"):
         autoseg.evaluate_folders(tmp_path / "out", tmp_path / "references", labels="liver=1", workers=0)
