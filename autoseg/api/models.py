@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from autoseg.api.keywords import (
     labels_text,
     options_of,
 )
+from autoseg.api.spelling import in_python
 
 if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.evaluate import FolderScores
@@ -89,7 +90,8 @@ def train_folds(
     from autoseg.commands.folds import TrainOptions
     from autoseg.commands.train import train_folds
 
-    return train_folds(in_workspace(workspace), options_of(TrainOptions, locals()))
+    trained = train_folds(in_workspace(workspace), options_of(TrainOptions, locals()))
+    return [replace(fold, warnings=tuple(map(in_python, fold.warnings))) for fold in trained]
 
 
 @checked

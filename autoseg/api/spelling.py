@@ -42,7 +42,10 @@ TYPED_ONLY = {"command", "plugins", "gpus", "slurm", "test"}  # options without 
 WORD = re.compile(r" (?P<word>(?:'[^']*'|[^\s'])+?)(?P<end>[,;.)]?)(?=\s|$)")
 OPTION = re.compile(r"(?<![\w=\-'\"])(?P<option>--[a-z][a-z-]+|-[a-z])(?![\w-])")
 VALUE = re.compile(r"[ =](?P<value>\"[^\"]*\"|'[^']*'|[^\s,;()]+?)(?=[,;.)]*(?:\s|$))")
-PROSE = re.compile(r"[a-z]+'?[a-z]*")  # what follows an option and is not its value, unless the option has such choices
+PROSE = {  # words that go on behind an option, and are not its value
+    "to", "and", "or", "with", "works", "gives", "names", "takes", "includes", "excludes", "cannot", "is", "are", "for",
+    "if", "in", "into", "on", "as", "again", "instead", "where", "that", "which", "has", "have", "needs", "of",
+}  # fmt: skip
 
 
 def in_python(text: str) -> str:
@@ -151,18 +154,13 @@ def _with_keywords(text: str) -> str:
         action, end = _options()[option], match.end()
         behind = VALUE.match(text, end) if action.nargs != 0 else None
         value = behind["value"] if behind else None
-        if value and PROSE.fullmatch(value) and value not in (action.choices or ()) and not _is_typical(option, value):
+        if value in PROSE:
             value = None
         if value is not None and behind:
             end = behind.end("value")
         parts += [text[done : match.start()], keyword(option, value)]
         done = end
     return "".join([*parts, text[done:]])
-
-
-def _is_typical(option: str, value: str) -> bool:
-    """Whether a word in lower case is a value that messages give to an option."""
-    return (option, value) in {("--device", "cpu"), ("--channels", "zscore")} or len(value) == 1
 
 
 @cache

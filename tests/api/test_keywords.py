@@ -165,7 +165,7 @@ def test_what_a_dataset_cannot_say_itself():
 def test_commands_receive_paths_workspaces_and_records(monkeypatch, tmp_path):
     calls = []
     for name in ("plan.plan_dataset", "train.train_folds"):
-        monkeypatch.setattr(f"autoseg.commands.{name}", lambda *a: calls.append(a))
+        monkeypatch.setattr(f"autoseg.commands.{name}", lambda *a: calls.append(a) or [])
     autoseg.plan_dataset("data", workspace=tmp_path, vram_gb=8, preset="m", configurations="2d,3d_fullres")
     autoseg.train_folds("~/ws", folds=[0], steps=100, device="cpu", init_from="a model", settings={"training.seed": 1})
     options = PlanOptions(vram_gb=8, preset="m", configurations=("2d", "3d_fullres"))

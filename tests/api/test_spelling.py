@@ -61,6 +61,7 @@ def test_what_is_no_call_stays(text):
         ("omit --init-from to resume", "omit init_from to resume"),
         ("use --device cpu, or auto", 'use device="cpu", or auto'),
         ("retrain from scratch (--restart) with more", "retrain from scratch (restart=True) with more"),
+        ("-c 2d --network fcn -f 1 --restart", 'configuration="2d" network="fcn" folds=1 restart=True'),
         ("--set training.epochs=5, or another", 'settings={"training.epochs": 5}, or another'),
         ("--set training.learning_rate=..., --set training.autocast=float32",
          'settings={"training.learning_rate": ...}, settings={"training.autocast": "float32"}'),

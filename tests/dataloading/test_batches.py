@@ -16,7 +16,7 @@ from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generat
 from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream
 from autoseg.imaging.components import component_weights
-from stored import commit, faultless_previous_stage, one_hot
+from stored_cases import commit, faultless_previous_stage, one_hot
 from streams import stream_of
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from autoseg.dataloading import store as module
 from autoseg.dataloading.store import CaseInfo, CaseStore, class_locations, float16_suffices
 from autoseg.errors import DataError, StateError, StorageError
 from autoseg.imaging.placement import Placement
-from stored import whole
+from stored_cases import whole
 
 
 @pytest.fixture(autouse=True)

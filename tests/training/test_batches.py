@@ -18,7 +18,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
 from autoseg.training import batches as batches_of
 from autoseg.training.batches import TrainingBatches, build_sampler
-from stored import digest, faultless_previous_stage, is_cut_from_its_case, store_of_coordinates
+from stored_cases import digest, faultless_previous_stage, is_cut_from_its_case, store_of_coordinates
 from synthetic_fingerprints import label_set
 
 CPU = torch.device("cpu")
