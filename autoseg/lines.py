@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 LOG = logging.getLogger("autoseg")
-LOG.addHandler(logging.NullHandler())  # or Python would print warnings of its own accord
+LOG.addHandler(logging.NullHandler())  # or Python would print warnings automatically
 
 Show = Callable[[str], object]
 

@@ -156,7 +156,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, nbytes
 
 
 def refusal(error: OSError, folder: Path, nbytes: int = 0) -> str:
-    """What the system says of a file that it does not write to a folder; of a full disk, how much it needs and has."""
+    """Why the system does not write a file to a folder; of a full disk, how much it needs and has."""
     reason = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not nbytes:
         return reason

@@ -4,7 +4,7 @@
     as_call     a command -> the call that does the same
     keyword     "--time-budget", "90s" -> "time_budget_seconds=90"
 
-What is an option, a value or prose is decided by the command line's own parser. What cannot be said in Python
+What is an option, a value or prose is decided by the command line's own parser. What Python has no word for
 (`--gpus`, `autoseg env`) stays as it is.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from autoseg.commands.parser import build_parser
 
-KEYWORDS = {  # of options that are called otherwise when they are typed
+KEYWORDS = {  # of options that are named differently when they are typed
     "fix": "out", "map": "mapping", "nan_to": "non_finite_to", "vram": "vram_gb", "time_budget": "time_budget_seconds",
     "no_preprocess": "preprocess", "stop_after": "stop_after_seconds", "checkpoint_every": "checkpoint_seconds",
     "no_mirroring": "mirroring",
@@ -41,8 +41,8 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
 TYPED_ONLY = {"command", "plugins", "gpus", "slurm", "test"}  # options without a keyword
 WORD = re.compile(r" (?P<word>(?:'[^']*'|[^\s'])+?)(?P<end>[,;.)]?)(?=\s|$)")
 OPTION = re.compile(r"(?<![\w=\-'\"])(?P<option>--[a-z][a-z-]+|-[a-z])(?![\w-])")
-VALUE = re.compile(r"[ =](?P<value>\"[^\"]*\"|'[^']*'|[^\s,;()]+?)(?=[,;.)]*(?:\s|$))")
-PROSE = {  # words that go on behind an option, and are not its value
+VALUE = re.compile(r"[ =](?P<value>\"[^\"]*\"|'[^']*'|[^\s,;()]*\.\.\.|[^\s,;()]+?)(?=[,;.)]*(?:\s|$))")
+PROSE = {  # words that follow an option without being its value
     "to", "and", "or", "with", "works", "gives", "names", "takes", "includes", "excludes", "cannot", "is", "are", "for",
     "if", "in", "into", "on", "as", "again", "instead", "where", "that", "which", "has", "have", "needs", "of",
 }  # fmt: skip

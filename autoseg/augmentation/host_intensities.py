@@ -1,6 +1,6 @@
 """The steps of the host chain that change intensities: one literal table, beside that of the device (`intensities`).
 
-A new step is one entry in STEPS with the function that makes it; its probability and its numbers stand in `presets`,
+A new step is one entry in STEPS with the function that makes it; its probability and its numbers are in `presets`,
 under the name of the step. Noise, blur, contrast, low resolution and gamma are transforms of batchgenerators.
 """
 

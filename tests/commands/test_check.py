@@ -18,8 +18,8 @@ def checked(root: Path) -> bool:
 
 def test_one_case_is_not_called_cases(tmp_path):
     one, three = (discover(tiny.nnunet(tmp_path / name, ids=name))[0] for name in ("a", "abc"))
-    assert understood(one)[0] == "a: 1 case of 1 patient, 0 test cases (nnunet layout)"
-    assert understood(three)[0] == "abc: 3 cases of 3 patients, 0 test cases (nnunet layout)"
+    assert understood(one)[0] == "a: 1 case of 1 patient, 0 test cases (nnU-Net layout)"
+    assert understood(three)[0] == "abc: 3 cases of 3 patients, 0 test cases (nnU-Net layout)"
 
 
 def test_a_copy_is_offered_where_it_can_be_sound(tmp_path, said):
