@@ -83,6 +83,7 @@ def make_plan(
         preset=wishes.preset or ("s" if budget is CPU else None),
         network=_network(wishes.network, budget, wishes.rules),
         budget=pace.limits(budget) if pace else budget, memory=cast(Memory, memory), pace=pace,
+        orientation=wishes.orientation,
         patch_size=None if wishes.patch_size is None else tuple(wishes.patch_size),
         spacing=None if wishes.spacing is None else tuple(wishes.spacing), batch_size=wishes.batch_size,
     )  # fmt: skip

@@ -39,6 +39,7 @@ class Wishes:
     patch_size: Sequence[int] | None = None  # voxels of the 3-D configurations (Z, Y, X), or of 2d (its two axes)
     spacing: Sequence[float] | None = None  # mm (Z, Y, X), of the target
     batch_size: int | None = None  # of all configurations
+    orientation: Orientation = "canonical"
 
 
 @dataclass(frozen=True)

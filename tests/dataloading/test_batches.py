@@ -58,7 +58,7 @@ def one_thread():
 def stream(store, chain: str, table: Augmentation = STRONG, patch=PATCH, **settings) -> BatchStream:
     defaults = {
         "patch_size": patch, "mirror_axes": range(len(patch)), "masked_channels": (1,), "border": -2.0,
-        "labels": [(1,), (2,), (3,)], "say": pytest.fail,
+        "labels": [(1,), (2,), (3,)],
     }  # fmt: skip
     return stream_of(store, CASES, table, chain, **(defaults | settings))
 

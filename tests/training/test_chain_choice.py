@@ -112,7 +112,7 @@ def chain_of(machine, times, *, device=CPU, workers=1, sample_seconds=0.5, **tra
         return streams.setdefault(chain, FakeStream(machine, *times[chain]))
 
     settings = Training(**{"chain": "auto", **training})
-    chosen = choose_chain(settings, stream_of, device, workers, lambda text: None, sample_seconds, HOUR)
+    chosen = choose_chain(settings, stream_of, device, workers, sample_seconds, HOUR)
     assert all(stream.closed for stream in streams.values())
     return chosen, list(streams)
 
