@@ -9,6 +9,7 @@ runs its previous stage in the same way.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +26,9 @@ from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.plan import Plan
 from autoseg.training.validation_budget import Inference
 
+if TYPE_CHECKING:
+    from autoseg.inference.streaming import Consumer
+
 LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must read back unchanged
 
 
@@ -33,6 +37,34 @@ def options_for(way: Inference | None) -> InferenceOptions:
     if way is None:
         return InferenceOptions()
     return InferenceOptions(way.step, mirroring=bool(way.mirror_axes), tile=way.tile, mirror_axes=way.mirror_axes)
+
+
+class Extra(Protocol):
+    """What is made of every case in addition to its label file, such as probabilities or statistics.
+
+    One object serves all cases of a call, one after the other: `begin` and `finish` of a case are called before those
+    of the next, in the thread that computes. The label file is written after `finish`, so that it is the last file of
+    its case: where it exists, the others do. What these methods raise counts as raised for the image.
+    """
+
+    def begin(self, loaded: LoadedCase, members: Sequence[EnsembleMember], path: Path) -> "Consumer | None":
+        """Start a case.
+
+        Args:
+            loaded: the image (C, Z, Y, X) in the plan's axis order; `loaded.to_stored` brings arrays to that of files.
+            members: the ensemble that is about to segment it.
+            path: of the label file that follows.
+
+        Returns:
+            What is to see the logits, row by row (`autoseg.inference.streaming`); None: nothing.
+        """
+
+    def finish(self, labels: np.ndarray) -> None:
+        """End a case.
+
+        Args:
+            labels: class indices (Z, Y, X) of the whole image, in the axis order of `loaded`; not to be changed.
+        """
 
 
 @dataclass(frozen=True)
@@ -52,12 +84,14 @@ def predict_cases(
     *,
     title: str = "predict",
     faults: list[Problem] | None = None,
+    extras: Sequence[Extra] = (),
 ) -> list[Prediction]:
     """Segment cases and write one label file per case, named after it, in the format of its image.
 
     Args:
         models: an ensemble: the mean of their probabilities decides.
         faults: problems of single images are added to it, and the others are segmented; None: they are raised.
+        extras: what else is made of every case.
 
     Raises:
         DataError: an image cannot be read, has other channels than the model, or differs too much from its training
@@ -79,7 +113,7 @@ def predict_cases(
             loaded = _load(case, plan)
             remarks = [(case.id, *remark) for remark in loaded.remarks]
             remarks += [(case.id, loaded.file, remark) for remark in _unlike_training(models, loaded)]
-            indices = segment(members, loaded)
+            indices = segment(members, loaded, extras, path)
         except Exception as error:
             fault = _fault_of_image(case, error)
             if faults is None or fault is None:
@@ -129,14 +163,25 @@ def output_ending(case: Case) -> str:
     return ".png" if ending in LOSSY_ENDINGS else ending
 
 
-def segment(members: Sequence[EnsembleMember], loaded: LoadedCase) -> np.ndarray:
+def segment(
+    members: Sequence[EnsembleMember], loaded: LoadedCase, extras: Sequence[Extra] = (), path: Path = Path()
+) -> np.ndarray:
     """Segment one loaded case.
+
+    Args:
+        extras: what else is made of it.
+        path: of its label file, for the extras.
 
     Returns:
         Class indices (Z, Y, X) in the axis order and orientation of the stored image.
     """
     try:
-        return loaded.to_stored(decide(members, loaded))
+        begun = [extra.begin(loaded, members, path) for extra in extras]
+        consumers = [consumer for consumer in begun if consumer is not None]
+        labels = decide(members, loaded, consumers=consumers) if consumers else decide(members, loaded)
+        for extra in extras:
+            extra.finish(labels)
+        return loaded.to_stored(labels)
     finally:
         for member in members:
             member.preparations.forget()
