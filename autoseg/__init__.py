@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.models import score_test_set as score_test_set
     from autoseg.api.models import status as status
     from autoseg.api.models import train_folds as train_folds
+    from autoseg.api.predictor import Predictor as Predictor
     from autoseg.errors import AutosegError as AutosegError
     from autoseg.errors import Stopped as Stopped
 
@@ -42,6 +43,7 @@ PUBLIC = {  # name -> the module that has it
     "predict_images": "autoseg.api.models",
     "calibrate_device": "autoseg.api.models",
     "status": "autoseg.api.models",
+    "Predictor": "autoseg.api.predictor",
     "AutosegError": "autoseg.errors",
     "Stopped": "autoseg.errors",
 }

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         typed = sys.argv[1:] if arguments is None else arguments
         again = [a for a in typed if a != "--restart" or stopped.restart_due]
+        again += [option for option in stopped.resumed_with if option not in again]
         command = shlex.join(["autoseg", *again])
         if "TORCHELASTIC_RUN_ID" in os.environ:
             command = f"rerun the same torchrun command, which this process is part of: {command}"
@@ -175,7 +176,8 @@ def run_predict(options: argparse.Namespace) -> None:
     chosen = PredictOptions(
         configuration=options.configuration, network=options.network, models=tuple(options.models),
         folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
-        step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
+        speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
+        shard=options.shard, resume=options.resume,
     )  # fmt: skip
     predict_images(Workspace(options.workspace), options.images, options.out, chosen)
 

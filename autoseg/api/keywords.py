@@ -53,7 +53,7 @@ class _Unfit(Exception):
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Hold the arguments of every call against the names and annotations of a function.
+    """Hold the arguments of every call against the names and annotations of a function, or of a method.
 
     Numbers of numpy become Python's; a list or an array becomes a tuple. Commands that errors suggest name the
     workspace.
@@ -62,21 +62,21 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         UsageError: an unknown or missing argument, a wrong type, or a call by a worker that imports a user's script.
         OutOfMemory: whatever torch calls it.
     """
-    signature = inspect.signature(function)
+    signature, name = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if is_import_of_main():
             raise UsageError(
-                f"autoseg.{function.__name__}() is called by a script that a worker process imports",
+                f"autoseg.{name}() is called by a script that a worker process imports",
                 remedy='move the call below the line `if __name__ == "__main__":`, or remove that line',
             )
-        arguments = _bound(function.__name__, signature, args, kwargs)
+        arguments = _bound(name, signature, args, kwargs)
         try:
             with _without_bars() if arguments.get("say", print) is None else nullcontext():
                 return function(**arguments)  # type: ignore[call-arg]
         except AutosegError as error:
-            _complete(error, arguments.get("workspace"))
+            _complete(error, arguments.get("workspace", arguments.get("path")))
             raise
         except Exception as error:
             if full := as_out_of_memory(error):
@@ -115,7 +115,7 @@ def _without_bars() -> Iterator[None]:
 
 def _bound(name: str, signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, defaults included. Raises UsageError."""
-    takes = f"it takes {', '.join(signature.parameters)}"
+    takes = f"it takes {', '.join(key for key in signature.parameters if key != 'self')}"
     if unknown := next((key for key in kwargs if key not in signature.parameters), None):
         close = difflib.get_close_matches(unknown, signature.parameters, 1)
         remedy = f"did you mean {close[0]}? {takes}" if close else takes
@@ -125,7 +125,8 @@ def _bound(name: str, signature: inspect.Signature, args: tuple, kwargs: Mapping
     except TypeError as error:
         raise UsageError(f"autoseg.{name}(): {error}", remedy=takes) from None
     for key, value in bound.arguments.items():
-        annotation = signature.parameters[key].annotation
+        if (annotation := signature.parameters[key].annotation) is inspect.Parameter.empty:
+            continue  # self
         try:
             bound.arguments[key] = _fitted(annotation, value)
         except _Unfit:

@@ -1,9 +1,16 @@
-"""Options of sliding-window inference: distance and size of tiles, flips to average."""
+"""Options of sliding-window inference: distance and size of tiles, flips to average; and the three speeds.
 
+SPEEDS       name -> how the networks are run, whatever the plan; literal, and measured (benchmarks/README.md)
+options_at   a speed, for a plan
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from autoseg.errors import UsageError
 
+SpeedName = Literal["accurate", "balanced", "fast"]
 MOST_GROWTH = 8.0  # longest edges of tiles as a multiple of the patch's
 
 
@@ -25,3 +32,31 @@ class InferenceOptions:
                 f"--tile {self.tile} is not a valid multiple of the training patch",
                 remedy=f"give a number from 1 to {MOST_GROWTH:g}",
             )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How the networks are run at one of the speeds."""
+
+    step: float  # distance of neighbouring tiles as a share of the tile
+    mirrors: int | None  # axes that are mirrored, the last ones of those that are planned; None: as planned
+
+
+SPEEDS: dict[SpeedName, Speed] = {
+    "accurate": Speed(step=0.5, mirrors=None),
+    "balanced": Speed(step=0.5, mirrors=1),
+    "fast": Speed(step=0.75, mirrors=0),
+}
+
+
+def options_at(speed: SpeedName, planned_axes: Sequence[int]) -> InferenceOptions:
+    """Options of a speed.
+
+    Args:
+        planned_axes: that the plan mirrors, (Z, Y, X).
+    """
+    chosen = SPEEDS[speed]
+    if chosen.mirrors is None:
+        return InferenceOptions(step=chosen.step)
+    axes = tuple(sorted(planned_axes))[-chosen.mirrors :] if chosen.mirrors else ()
+    return InferenceOptions(step=chosen.step, mirroring=bool(axes), mirror_axes=axes)
