@@ -156,7 +156,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
     workspace = Workspace(options.workspace)
     if (options.predictions is None) != (options.references is None):
         raise UsageError("--predictions and --references need each other", remedy="give both, or neither")
-    if options.test:
+    if options.test and options.speeds:
+        raise UsageError("--test and --speeds exclude each other", remedy="run one after the other")
+    if options.speeds:
+        from autoseg.commands.speeds import measure_speeds
+
+        measure_speeds(workspace, options.configuration, network=options.network)
+    elif options.test:
         score_test_set(workspace, options.configuration, network=options.network)
     elif options.predictions is not None:
         evaluate_folders(
@@ -179,7 +185,13 @@ def run_predict(options: argparse.Namespace) -> None:
         speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
         shard=options.shard, resume=options.resume,
     )  # fmt: skip
-    predict_images(Workspace(options.workspace), options.images, options.out, chosen)
+    workspace = Workspace(options.workspace)
+    if options.device == "all" or "," in options.device:
+        from autoseg.launch.several_devices import devices_of, predict_on_devices
+
+        predict_on_devices(workspace, options.images, options.out, chosen, devices_of(options.device))
+    else:
+        predict_images(workspace, options.images, options.out, chosen)
 
 
 def run_status(options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.train import TrainedFold
     from autoseg.datasets.dataset import Problem
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
+    from autoseg.evaluation.speeds import SpeedTable
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,36 @@ def score_test_set(
     from autoseg.commands.evaluate import score_test_set
 
     return score_test_set(in_workspace(workspace), configuration, network=network, device=device, say=teller(say))
+
+
+@checked
+def measure_speeds(
+    workspace: File,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    device: str = "auto",
+    say: Say | None = print,
+) -> "SpeedTable":
+    """Segment the held-out cases of every trained fold at each speed of `predict_images`.
+
+    Args:
+        workspace, configuration, network, say: as for `cross_validate`.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Returns:
+        `speeds`, each with `name`, `dice`, `change` against the accurate one, and `seconds_per_case`.
+
+    Raises:
+        AutosegError: no fold is trained, or a file cannot be read.
+
+    Example:
+        >>> table = autoseg.measure_speeds("ws")
+        >>> [(speed.name, speed.dice.mean, speed.seconds_per_case) for speed in table.speeds]
+    """
+    from autoseg.commands.speeds import measure_speeds
+
+    return measure_speeds(in_workspace(workspace), configuration, network=network, device=device, say=teller(say))
 
 
 @checked

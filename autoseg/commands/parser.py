@@ -136,6 +136,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, help="folder of expert labels")
     parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
     parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
+    parser.add_argument(
+        "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"
+    )
     parser.add_argument("--csv", type=Path, help="also write one row per case and label")
     add_workers(parser)
 
@@ -159,7 +162,10 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also use folds that are not trained to the end, in their current state",
     )
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
+    parser.add_argument(
+        "--device", default="auto",
+        help="auto | cpu | cuda | mps | several, a process each: cuda:0,cuda:1 | all GPUs (default: auto)",
+    )  # fmt: skip
     parser.add_argument(
         "--speed", choices=("accurate", "balanced", "fast"), default=None,
         help="balanced and fast flip less and overlap tiles less; evaluate --speeds measures them (default: accurate)",

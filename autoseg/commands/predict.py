@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.commands.inputs import Say, open_plan
+from autoseg.commands.speeds import say_expected
 from autoseg.datasets.checks.grids import header_notes
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
@@ -113,6 +114,8 @@ def predict_images(
     _spare_references(workspace, cases, out)
     if options.shard is not None:
         cases, faults = _part(parse_shard(options.shard), cases, faults, say)
+    if options.speed:
+        say_expected(workspace, models, options.speed, say)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     written, kept = _predict(models, cases, out, options, faults, say)
     voters = [f"{_voters(model)} of {name} ({network})" for model, (name, network) in zip(models, pairs, strict=True)]

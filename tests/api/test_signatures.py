@@ -10,7 +10,7 @@ import pytest
 
 import autoseg
 from autoseg.api.keywords import READ, intake_of
-from autoseg.commands import calibrate, evaluate, fix
+from autoseg.commands import calibrate, evaluate, fix, speeds
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -23,6 +23,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
     "cross_validate": (evaluate.cross_validate, set()),
     "score_test_set": (evaluate.score_test_set, set()),
+    "measure_speeds": (speeds.measure_speeds, set()),
     "evaluate_folders": (evaluate.evaluate_folders, set()),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
@@ -31,8 +32,8 @@ OF_COMMAND = {
     "check": ("check_dataset", "fix_dataset"),
     "plan": ("plan_dataset",),
     "train": ("train_folds",),
-    "evaluate": ("cross_validate", "score_test_set", "evaluate_folders"),
-    "predict": ("predict_images",),
+    "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "evaluate_folders"),
+    "predict": ("predict_images", "Predictor"),
     "status": ("status",),
     "calibrate": ("calibrate_device",),
 }
@@ -44,9 +45,9 @@ KEYWORDS = {  # of an option that is called otherwise when it is typed
 TYPED_ONLY = {
     "check": {"skip_bad"},  # does nothing there
     "train": {"gpus", "slurm"},  # start other processes of the command line
-    "evaluate": {"test"},  # a function of its own
+    "evaluate": {"test", "speeds"},  # functions of their own
 }
-CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}}
+CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}, "predict": {"path"}}
 
 
 def parameters(function: Callable) -> dict[str, inspect.Parameter]:
@@ -77,6 +78,15 @@ def test_keywords_are_those_of_the_function_below(name):
     assert set(here) - intake == set(below) - others
     for key in set(below) - others:
         assert here[key].default == below[key].default, key
+
+
+def test_a_predictor_takes_what_predict_takes():
+    """But for what concerns files: which of them, and where to."""
+    files = {"images", "out", "shard", "resume", "workspace"}
+    here, there = parameters(autoseg.Predictor), parameters(autoseg.predict_images)
+    assert set(here) - {"path"} == set(there) - files
+    for key in set(here) - {"path"}:
+        assert (here[key].default, here[key].annotation) == (there[key].default, there[key].annotation), key
 
 
 def test_what_a_dataset_cannot_say_itself_is_one_list():
