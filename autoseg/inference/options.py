@@ -39,13 +39,13 @@ class Speed:
     """How the networks are run at one of the speeds."""
 
     step: float  # distance of neighbouring tiles as a share of the tile
-    mirrors: int | None  # axes that are mirrored, the last ones of those that are planned; None: as planned
+    mirrored: float  # share of the planned axes that are mirrored, rounded down: the last ones
 
 
 SPEEDS: dict[SpeedName, Speed] = {
-    "accurate": Speed(step=0.5, mirrors=None),
-    "balanced": Speed(step=0.5, mirrors=1),
-    "fast": Speed(step=0.75, mirrors=0),
+    "accurate": Speed(step=0.5, mirrored=1.0),
+    "balanced": Speed(step=0.5, mirrored=0.5),
+    "fast": Speed(step=0.75, mirrored=0.0),
 }
 
 
@@ -56,7 +56,8 @@ def options_at(speed: SpeedName, planned_axes: Sequence[int]) -> InferenceOption
         planned_axes: that the plan mirrors, (Z, Y, X).
     """
     chosen = SPEEDS[speed]
-    if chosen.mirrors is None:
+    if chosen.mirrored == 1.0:
         return InferenceOptions(step=chosen.step)
-    axes = tuple(sorted(planned_axes))[-chosen.mirrors :] if chosen.mirrors else ()
+    left_out = len(planned_axes) - int(chosen.mirrored * len(planned_axes))
+    axes = tuple(sorted(planned_axes)[left_out:])
     return InferenceOptions(step=chosen.step, mirroring=bool(axes), mirror_axes=axes)
