@@ -1,4 +1,4 @@
-"""Prediction as processes: on several devices, in shards, stopped by signals and resumed. Label files agree in bytes."""
+"""Prediction as processes: on several devices, in shards, stopped by signals and resumed; label files are compared."""
 
 import os
 import shutil
