@@ -71,9 +71,10 @@ def case_of_array(
 
 def _channels_first(values: np.ndarray, plan: Plan, name: str) -> tuple[np.ndarray, bool]:
     """A view (C, Z, Y, X) of an array, and whether it is a flat image. Raises UsageError for another form."""
-    count, slices = len(plan.channels), plan.grids is not None and plan.grids.shape_max[0] == 1
+    count, grids = len(plan.channels), plan.grids
+    slices = grids is not None and grids.shape_max[0] == 1  # the model was trained on flat images alone
     spatial = "Y, X" if slices else "Z, Y, X"
-    if values.ndim == 2 and count == 1:
+    if values.ndim == 2 and count == 1 and (grids is None or grids.shape_min[0] == 1):
         return values[None, None], True
     if values.ndim == 3 and slices and len(values) == count:
         return values[:, None], True

@@ -1,12 +1,12 @@
 """The next case is read while this one computes, and what is finished is written, in a thread each.
 
     with Ahead(read, cases, fits) as ahead, Writer() as writer:
-        for case, outcome in ahead:
-            result = compute(outcome.value())
+        for case, coming in ahead:
+            result = compute(coming.result())
             writer.put(write, case, result)
 
 Memory is bounded: one case is read ahead, and one result at most waits to be written. What goes wrong in a thread is
-raised where its outcome is used: a case that cannot be read when its turn comes, a full disk at the next `put`. When
+raised where its result is used: a case that cannot be read when its turn comes, a full disk at the next `put`. When
 the body ends, however it ends, the file that is being written is completed, and nothing else is begun.
 """
 
@@ -25,22 +25,11 @@ Read = TypeVar("Read")
 NICE = 10  # added to the niceness of both threads: where cores are few, the computation has them
 
 
-class Outcome(Generic[Read]):
-    """A case that was read ahead, or will be when it is used."""
-
-    def __init__(self, read: Callable[[], Read], future: Future[Read] | None) -> None:
-        self._read, self._future = read, future
-
-    def value(self) -> Read:
-        """The case; raises what reading it raised. Where memory did not suffice for two, it is read now."""
-        if self._future is not None:
-            with suppress(OutOfMemory, MemoryError):
-                return self._future.result()
-        return self._read()
-
-
 class Ahead(Generic[Item, Read]):
-    """Iterates over items and their outcomes, in order; the next item is read while the body of the loop runs.
+    """Iterates over items and what was read of them, in order; the next item is read while the body of the loop runs.
+
+    What was read is a future that is done: its `result` raises what reading raised. Where memory did not suffice while
+    another item was in use, the item is read once more when it is due.
 
     Args:
         read: (item, slot) -> what was read. Slots alternate between 0 and 1: an item is read into one while what is in
@@ -62,17 +51,19 @@ class Ahead(Generic[Item, Read]):
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def __iter__(self) -> Iterator[tuple[Item, Outcome[Read]]]:
-        coming: Future[Read] | None = None
+    def __iter__(self) -> Iterator[tuple[Item, Future[Read]]]:
+        ahead: Future[Read] | None = None
         for number, item in enumerate(self._items):
-            future, coming = coming, None
-            outcome = Outcome(lambda item=item, slot=number % 2: self._read(item, slot), future)  # type: ignore[misc]
-            if future is not None:
-                with suppress(Exception):  # `value` raises it
-                    future.result()
+            read, ahead = ahead or self._begin(number), None
+            if isinstance(read.exception(), (OutOfMemory, MemoryError)):  # waits; nothing else is in memory now
+                read = self._begin(number)
+                read.exception()
             if number + 1 < len(self._items) and self._has_room(self._items[number + 1]):
-                coming = self._thread.submit(self._read, self._items[number + 1], (number + 1) % 2)
-            yield item, outcome
+                ahead = self._begin(number + 1)
+            yield item, read
+
+    def _begin(self, number: int) -> Future[Read]:
+        return self._thread.submit(self._read, self._items[number], number % 2)
 
     def _has_room(self, item: Item) -> bool:
         """Whether an item may be read ahead; one that cannot even be looked at is refused in its turn."""

@@ -134,10 +134,10 @@ def predict_cases(
         writer = stack.enter_context(Writer())
         ahead = stack.enter_context(Ahead(lambda case, slot: ensembles[slot].read(case), cases, _fits_ahead))
         bar = stack.enter_context(tqdm(total=len(cases), desc=title, disable=None, leave=False))
-        for number, (case, outcome) in enumerate(ahead):
+        for number, (case, read) in enumerate(ahead):
             writer.check()
             try:
-                loaded, remarks = outcome.value()
+                loaded, remarks = read.result()
                 indices = segment(ensembles[number % 2].members, loaded, extras, paths[case.id])
             except Exception as error:
                 fault = _fault_of_image(case, error)

@@ -1,5 +1,7 @@
 """The table of speeds: what is measured of whom, intervals by hand, and the record."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -56,7 +58,10 @@ def held_out(tmp_path) -> dict[int, list[Case]]:
         label = np.where(image > THRESHOLD, 7, 0).astype(np.uint8)
         if name == "b":
             label[:4] = 0  # half of what is found is not there
-        files = nifti(tmp_path / "in" / f"{name}.nii", image), nifti(tmp_path / "labels" / f"{name}.nii", label)
+        files = [
+            nifti(tmp_path / folder / f"{name}.nii", array, np.eye(4))
+            for folder, array in (("in", image), ("labels", label))
+        ]
         cases.append(Case(name, name, (str(files[0]),), str(files[1])))
     return {0: cases[:2], 1: cases[2:]}
 
@@ -88,9 +93,10 @@ def test_every_case_is_segmented_at_every_speed_by_its_own_fold(tmp_path, held_o
 
 def test_distances_are_not_measured_where_nobody_asks_for_them(tmp_path, held_out):
     case = held_out[0][0]
-    job = ScoreJob("a", case.label, case.label, ORGAN)
+    label = Path(case.label)
+    job = ScoreJob("a", label, label, ORGAN)
     assert "hd95" in score_case(job).scores["organ"]
-    scores = score_case(ScoreJob("a", case.label, case.label, ORGAN, surfaces=False))
+    scores = score_case(ScoreJob("a", label, label, ORGAN, surfaces=False))
     assert "hd95" not in scores.scores["organ"]
     assert mean_dice(scores) == 1.0
 

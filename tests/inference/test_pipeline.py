@@ -23,52 +23,58 @@ def test_one_item_is_read_ahead_and_no_more():
 
     seen = []
     with Ahead(read, range(5)) as ahead:
-        for item, outcome in ahead:
-            seen.append(outcome.value())
+        for item, read in ahead:
+            seen.append(read.result())
             if item < 4:
                 assert started[item + 1].wait(10)
             assert begun == list(range(min(item + 2, 5)))
     assert seen == [(0, 0), (10, 1), (20, 0), (30, 1), (40, 0)]
 
 
-def test_the_first_item_is_read_where_it_is_used_and_the_others_in_a_nicer_thread():
-    found = {}
+def test_items_are_read_in_one_thread_that_yields_the_cores():
+    found = []
 
     def read(item: int, _: int) -> None:
-        found[item] = (threading.get_ident(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        found.append((threading.get_ident(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
 
-    with Ahead(read, range(2)) as ahead:
-        for _, outcome in ahead:
-            outcome.value()
-    (first, usual), (second, nicer) = found[0], found[1]
-    assert first == threading.get_ident() != second
+    usual = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with Ahead(read, range(3)) as ahead:
+        assert len([item for item, _ in ahead]) == 3
+    ((thread, niceness),) = set(found)
+    assert thread != threading.get_ident()
     if sys.platform == "linux":
-        assert nicer == min(19, usual + NICE)
+        assert niceness == min(19, usual + NICE)
 
 
 def test_what_does_not_fit_is_read_when_it_is_due():
     begun: list[int] = []
     with Ahead(lambda item, _: begun.append(item), range(4), fits=lambda item: item != 2) as ahead:
-        for item, outcome in ahead:
-            outcome.value()
+        for item, read in ahead:
+            read.result()
             if item == 1:
                 assert begun == [0, 1]
     assert begun == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("full"), MemoryError()])
-def test_what_found_no_memory_beside_another_is_read_once_more(error):
+def test_what_found_no_memory_beside_another_is_read_once_more_before_the_next(error):
     tries: list[int] = []
 
-    def read(item: int, _: int) -> int:
+    def once(item: int, _: int) -> int:
         tries.append(item)
         if item == 1 and tries.count(1) == 1:
             raise error
         return item
 
-    with Ahead(read, range(3)) as ahead:
-        assert [outcome.value() for _, outcome in ahead] == [0, 1, 2]
-    assert tries.count(1) == 2
+    with Ahead(once, range(3)) as ahead:
+        assert [read.result() for _, read in ahead] == [0, 1, 2]
+    assert tries == [0, 1, 1, 2]
+
+    def never(item: int, _: int) -> int:
+        raise error
+
+    with Ahead(never, range(2)) as ahead, pytest.raises(type(error)):
+        [read.result() for _, read in ahead]
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
@@ -80,9 +86,9 @@ def test_an_error_of_reading_is_raised_where_the_item_is_used(bad):
 
     seen: list[object] = []
     with Ahead(read, range(3)) as ahead:
-        for _, outcome in ahead:
+        for _, read in ahead:
             try:
-                seen.append(outcome.value())
+                seen.append(read.result())
             except DataError as error:
                 seen.append(str(error))
     assert seen == [f"{n} is damaged" if n == bad else n for n in range(3)]
@@ -98,10 +104,10 @@ def test_what_cannot_even_be_looked_at_is_refused_by_its_reader():
         return item
 
     with Ahead(read, range(2), fits) as ahead:
-        first, second = [outcome for _, outcome in ahead]
-    assert first.value() == 0
+        first, second = [read for _, read in ahead]
+    assert first.result() == 0
     with pytest.raises(DataError, match="missing"):
-        second.value()
+        second.result()
 
 
 def test_nothing_is_read_after_the_body_was_left():
@@ -109,8 +115,8 @@ def test_nothing_is_read_after_the_body_was_left():
 
     def stopped() -> None:
         with Ahead(lambda item, _: begun.append(item), range(9)) as ahead:
-            for _, outcome in ahead:
-                outcome.value()
+            for _, read in ahead:
+                read.result()
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
