@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.commands.inputs import Say, open_plan
-from autoseg.commands.speeds import say_expected
 from autoseg.datasets.checks.grids import header_notes
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
@@ -115,6 +114,8 @@ def predict_images(
     if options.shard is not None:
         cases, faults = _part(parse_shard(options.shard), cases, faults, say)
     if options.speed:
+        from autoseg.commands.speeds import say_expected
+
         say_expected(workspace, models, options.speed, say)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     written, kept = _predict(models, cases, out, options, faults, say)
