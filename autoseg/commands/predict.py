@@ -257,15 +257,15 @@ def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) ->
     """Refuse to write a segmentation over a label of the dataset: `-i imagesTr -o labelsTr`. Raises UsageError."""
     from autoseg.inference.predict import output_ending
 
-    if not workspace.dataset.exists():
+    paths = [path for case in cases if (path := out / f"{case.id}{output_ending(case)}").exists()]
+    if not paths or not workspace.dataset.exists():
         return
     dataset = load(Dataset, workspace.dataset)
     labels = {Path(case.label).resolve() for case in (*dataset.cases, *dataset.test_cases) if case.label}
-    for case in cases:
-        if (path := out / f"{case.id}{output_ending(case)}").resolve() in labels:
-            raise UsageError(
-                f"{path} is a label of the dataset and would be overwritten", remedy="choose another folder"
-            )
+    if over := [path for path in paths if path.resolve() in labels]:
+        raise UsageError(
+            f"{over[0]} is a label of the dataset and would be overwritten", remedy="choose another folder"
+        )
 
 
 def notes_on(model: "Model", plan: Plan) -> list[str]:
