@@ -115,10 +115,7 @@ def predict_cases(
         UsageError: a segmentation would overwrite an image.
     """
     require_common({model.name: model.plan for model in models})
-    paths = {case.id: out / f"{case.id}{output_ending(case)}" for case in cases}
-    images = {Path(file).resolve() for case in cases for file in case.images}
-    if over := [path for path in paths.values() if path.resolve() in images]:
-        raise UsageError(f"{over[0]} is an image to segment, and would be overwritten", remedy="choose another folder")
+    paths = _label_files(cases, out)
     ensembles = [_Ensemble(models, options) for _ in range(2)]  # one has the current case, the other the next one
     written: list[Prediction] = []
 
@@ -149,6 +146,15 @@ def predict_cases(
                 del loaded, indices
             bar.update()
     return written
+
+
+def _label_files(cases: Sequence[Case], out: Path) -> dict[str, Path]:
+    """The label file of each case, by its id. Raises UsageError where one is an image."""
+    paths = {case.id: out / f"{case.id}{output_ending(case)}" for case in cases}
+    images = {Path(file).resolve() for case in cases for file in case.images}
+    if over := [path for path in paths.values() if path.resolve() in images]:
+        raise UsageError(f"{over[0]} is an image to segment, and would be overwritten", remedy="choose another folder")
+    return paths
 
 
 class _Ensemble:

@@ -112,7 +112,7 @@ def _require_success(ends: Sequence[FoldEnd], parts: Sequence[Shard]) -> None:
     if all(end.code == DataError.exit_code for end, _ in failed):
         raise DataError("some files could not be segmented (listed above)", remedy="fix them, then repeat the command")
     ended = [(end, part) for end, part in failed if end.code not in (DataError.exit_code, *STOPPED)] or failed
-    told = "; ".join(f"shard {part}: {how_ended(end)}" for end, part in ended)
-    error = AutosegError(f"{told} (see above)", remedy="fix the cause, then repeat the command with --resume")
+    what = "; ".join(f"shard {part}: {how_ended(end)}" for end, part in ended)
+    error = AutosegError(f"{what} (see above)", remedy="fix the cause, then repeat the command with --resume")
     error.exit_code = max(ended[0][0].code, 1)
     raise error
