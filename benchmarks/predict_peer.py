@@ -11,11 +11,12 @@ under five names: the work is that of five folds.
 - The peer resamples probabilities with torch (its fastest way; here no image is resampled), and its processes for
   reading and writing are tried in three numbers: `default` (3 and 3), `one` (1 and 1) and `none` (`-npp 0 -nps 0`).
 - Runs alternate, autoseg and peer, and each of them is a whole command from a cold start. Wall time is that of the
-  command. Memory is the proportional share (PSS) of its process tree, sampled five times a second.
+  command, CPU time that of all its processes, which other work on the machine changes less. Memory is the proportional
+  share (PSS) of its process tree, sampled five times a second.
 - `--cases 1` predicts one image: what a cold start costs.
 
-The table has the best and the median of the rounds; labels are compared voxel by voxel, Dice is that of `autoseg
-evaluate`.
+The table has the best and the median of the rounds. Ratios are to the fastest of the peer's settings, whose labels are
+compared voxel by voxel, too; Dice is that of `autoseg evaluate`.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from common import autoseg, dice_per_case
 
 SAMPLES_PER_SECOND = 5
 PROCESSES = {"default": [], "one": ["-npp", "1", "-nps", "1"], "none": ["-npp", "0", "-nps", "0"]}
+DATASET = "Dataset005_Hippocampus"
 TORCH = {"is_seg": False, "force_separate_z": None, "memefficient_seg_resampling": False}
 
 
@@ -45,11 +47,12 @@ class Measured:
     """All runs of one side."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)
 
 
-def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """Wall seconds of a command and the peak memory (MB, PSS) of its process tree."""
+def run(command: list[str], environment: dict[str, str], into: Measured) -> None:
+    """Add what a command takes: wall seconds, and CPU seconds and peak memory (MB, PSS) of its process tree."""
     peak, done = 0.0, threading.Event()
     began = time.perf_counter()
     process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.DEVNULL)
@@ -61,13 +64,14 @@ def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    code = process.wait()
-    seconds = time.perf_counter() - began
+    _, status, used = os.wait4(process.pid, 0)  # with what it waited for itself
+    into.seconds.append(time.perf_counter() - began)
     done.set()
     watching.join()
-    if code:
-        raise SystemExit(f"{' '.join(command)} ended with {code}")
-    return seconds, peak
+    into.cpu_seconds.append(used.ru_utime + used.ru_stime)
+    into.megabytes.append(peak)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with status {status}")
 
 
 def memory_of(pid: int) -> float:
@@ -89,7 +93,7 @@ def memory_of(pid: int) -> float:
 
 def prepare(options: argparse.Namespace, folds: int) -> tuple[Path, Path]:
     """The peer's model with so many folds and torch resampling, and the workspace of it."""
-    theirs = options.out / f"peer_{folds}" / options.model.name
+    theirs = options.out / f"peer_{folds}" / DATASET / options.model.name
     ours = options.out / f"workspace_{folds}"
     if not ours.exists():
         shutil.rmtree(theirs, ignore_errors=True)
@@ -153,28 +157,32 @@ def compare(options: argparse.Namespace, folds: int) -> list[str]:
         commands[f"autoseg {speed}"] = (words, {}, out)
     for number in options.theirs.split(","):
         out = options.out / f"theirs_{folds}_{number}"
-        words = [str(options.peer / "bin" / "nnUNetv2_predict_from_modelfolder"), "-i", str(images), "-o", str(out)]
-        words += ["-m", str(model), "-f", *names.split(","), "-device", "cpu", *PROCESSES[number]]
-        nowhere = {name: str(options.out) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-        commands[f"nnU-Net {number}"] = (words, nowhere | {"nnUNet_compile": "f"}, out)
+        trainer, plans, configuration = model.name.split("__")
+        words = [str(options.peer / "bin" / "nnUNetv2_predict"), "-i", str(images), "-o", str(out), "-d", "5"]
+        words += ["-c", configuration, "-tr", trainer, "-p", plans, "-f", *names.split(",")]
+        words += ["-device", "cpu", *PROCESSES[number]]
+        where = {name: str(model.parents[1]) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        where |= {"nnUNet_compile": "f", "nnUNet_extTrainer": str(Path(__file__).parent / "peer")}
+        commands[f"nnU-Net {number}"] = (words, where, out)
     measured = {name: Measured() for name in commands}
     for number in range(options.rounds):
         for name, (command, environment, out) in commands.items():
             shutil.rmtree(out, ignore_errors=True)
-            seconds, megabytes = run(command, environment)
-            measured[name].seconds.append(seconds)
-            measured[name].megabytes.append(megabytes)
-            print(f"round {number + 1}, {folds} fold(s), {name}: {seconds:.1f} s, {megabytes:.0f} MB", flush=True)
+            run(command, environment, found := measured[name])
+            figures = f"{found.seconds[-1]:.1f} s, CPU {found.cpu_seconds[-1]:.1f} s, {found.megabytes[-1]:.0f} MB"
+            print(f"round {number + 1}, {folds} fold(s), {name}: {figures}", flush=True)
     best = min((name for name in commands if name.startswith("nnU-Net")), key=lambda name: min(measured[name].seconds))
     rows = []
     for name, (_, _, out) in commands.items():
-        seconds, megabytes = measured[name].seconds, max(measured[name].megabytes)
-        share, differ = agreement(out, commands[best][2])
-        rows.append(
-            f"| {folds} | {name} | {min(seconds):.1f} | {statistics.median(seconds):.1f} | {megabytes:.0f} | "
-            f"{min(seconds) / min(measured[best].seconds):.2f} | {megabytes / max(measured[best].megabytes):.2f} | "
-            f"{mean_dice(options, out, workspace):.4f} | {100 * share:.3f} % ({differ}) |"
-        )
+        found, share = measured[name], agreement(out, commands[best][2])
+        wall, memory = min(found.seconds), max(found.megabytes)
+        cells = [
+            str(folds), name, f"{wall:.1f}", f"{statistics.median(found.seconds):.1f}",
+            f"{min(found.cpu_seconds):.1f}", f"{memory:.0f}", f"{wall / min(measured[best].seconds):.2f}",
+            f"{memory / max(measured[best].megabytes):.2f}", f"{mean_dice(options, out, workspace):.4f}",
+            f"{100 * share[0]:.3f} % ({share[1]})",
+        ]  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
@@ -192,8 +200,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out = options.out.resolve()
     lines = [
-        "| folds | side | s, best | s, median | MB | wall, ratio | memory, ratio | Dice | labels as the peer's |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| folds | side | s, best | s, median | CPU s | MB | wall, ratio | memory, ratio | Dice | equal labels |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for folds in map(int, options.folds.split(",")):
         lines += compare(options, folds)
