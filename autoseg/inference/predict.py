@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -237,7 +237,8 @@ def segment(
     try:
         begun = [extra.begin(loaded, members, path) for extra in extras]
         consumers = [consumer for consumer in begun if consumer is not None]
-        labels = decide(members, loaded, consumers=consumers) if consumers else decide(members, loaded)
+        more: dict[str, Any] = {"consumers": consumers} if consumers else {}
+        labels = decide(members, loaded, **more)
         for extra in extras:
             extra.finish(labels)
         return loaded.to_stored(labels)

@@ -8,6 +8,7 @@ import inspect
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,10 +104,11 @@ class ArrayPredictor:
             return decide(self._members, loaded), None
         gathered = Probabilities(loaded, self._members)
         if "consumers" in inspect.signature(decide).parameters:
-            indices = decide(self._members, loaded, consumers=[gathered])  # type: ignore[call-arg]
+            more: dict[str, Any] = {"consumers": [gathered]}
+            indices = decide(self._members, loaded, **more)
         else:
-            indices = decide(self._members, loaded)
-            gathered.add(slice(None), [member.probabilities(loaded) for member in self._members])
+            indices, dense = decide(self._members, loaded), list[Any](self._members)
+            gathered.add(slice(None), [member.probabilities(loaded) for member in dense])
         return indices, gathered.whole()
 
 
