@@ -54,9 +54,8 @@ def main() -> None:
     one, other = (options.out / way.replace(" ", "_") for way in WAYS)
     files = sorted(path.name for path in one.glob("*.nii.gz"))
     same = sum((one / name).read_bytes() == (other / name).read_bytes() for name in files)
-    print(
-        f"\n{same} of {len(files)} segmentations are equal\n\n| way | s, best | s, all | CPU s, best |\n|---|---|---|---|"
-    )
+    print(f"\n{same} of {len(files)} segmentations are equal\n")
+    print("| way | s, best | s, all | CPU s, best |\n|---|---|---|---|")
     for way, runs in found.items():
         seconds = ", ".join(f"{wall:.1f}" for wall, _ in runs)
         print(f"| {way} | {min(wall for wall, _ in runs):.1f} | {seconds} | {min(cpu for _, cpu in runs):.1f} |")
