@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         typed = sys.argv[1:] if arguments is None else arguments
         again = [a for a in typed if a != "--restart" or stopped.restart_due]
+        again += [option for option in stopped.resumed_with if option not in again]
         command = shlex.join(["autoseg", *again])
         if "TORCHELASTIC_RUN_ID" in os.environ:
             command = f"rerun the same torchrun command, which this process is part of: {command}"
@@ -157,7 +158,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
     workspace = Workspace(options.workspace)
     if (options.predictions is None) != (options.references is None):
         raise UsageError("--predictions and --references need each other", remedy="give both, or neither")
-    if options.test:
+    if options.test and options.speeds:
+        raise UsageError("--test and --speeds exclude each other", remedy="run one after the other")
+    if options.speeds:
+        from autoseg.commands.speeds import measure_speeds
+
+        measure_speeds(workspace, options.configuration, network=options.network)
+    elif options.test:
         score_test_set(workspace, options.configuration, network=options.network)
     elif options.predictions is not None:
         evaluate_folders(
@@ -177,9 +184,16 @@ def run_predict(options: argparse.Namespace) -> None:
     chosen = PredictOptions(
         configuration=options.configuration, network=options.network, models=tuple(options.models),
         folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
-        step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
+        speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
+        shard=options.shard, resume=options.resume,
     )  # fmt: skip
-    predict_images(Workspace(options.workspace), options.images, options.out, chosen)
+    workspace = Workspace(options.workspace)
+    if options.device == "all" or "," in options.device:
+        from autoseg.launch.several_devices import devices_of, predict_on_devices
+
+        predict_on_devices(workspace, options.images, options.out, chosen, devices_of(options.device))
+    else:
+        predict_images(workspace, options.images, options.out, chosen)
 
 
 def run_status(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
     WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
-      models/<configuration>-<network>/ crossval.json
+      models/<configuration>-<network>/ crossval.json speeds.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
           inference.json}; fold_full/ of the model that trains on all cases
 
@@ -87,6 +87,10 @@ class Workspace:
     def crossval(self, configuration: str, network: str) -> Path:
         """Scores of a model's held-out predictions."""
         return self.model(configuration, network) / "crossval.json"
+
+    def speeds(self, configuration: str, network: str) -> Path:
+        """What each speed of `predict` costs and loses with a model."""
+        return self.model(configuration, network) / "speeds.json"
 
     def fold(self, configuration: str, network: str, fold: FoldName) -> Path:
         return self.model(configuration, network) / f"fold_{fold}"

@@ -3,6 +3,7 @@
 checked      a function whose calls are refused with an AutosegError that says what was expected
 options_of   keywords as the record of options whose fields have their names
 intake_of    what a dataset cannot say itself, from lists and dicts, or as it is typed
+lines_to     where lines are shown while a call runs
 """
 
 import difflib
@@ -54,7 +55,7 @@ class _Unfit(Exception):
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Hold the arguments of every call against the names and annotations of a function.
+    """Hold the arguments of every call against the names and annotations of a function, or of a method.
 
     Numbers of numpy become Python's; a list or an array becomes a tuple. Commands that errors suggest name the
     workspace and are calls of Python. Lines go to the argument `say`, where the function has one.
@@ -63,21 +64,21 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         UsageError: an unknown or missing argument, a wrong type, or a call by a worker that imports a user's script.
         OutOfMemory: whatever torch calls it.
     """
-    signature = inspect.signature(function)
+    signature, name = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if is_import_of_main():
             raise UsageError(
-                f"autoseg.{function.__name__}() is called by a script that a worker process imports",
+                f"autoseg.{name}() is called by a script that a worker process imports",
                 remedy='move the call below the line `if __name__ == "__main__":`, or remove that line',
             )
-        arguments = _bound(function.__name__, signature, args, kwargs)
+        arguments = _bound(name, signature, args, kwargs)
         try:
-            with _shown(arguments["say"]) if "say" in arguments else nullcontext():
+            with lines_to(arguments["say"]) if "say" in arguments else nullcontext():
                 return function(**arguments)  # type: ignore[call-arg]
         except AutosegError as error:
-            _complete(error, arguments.get("workspace"))
+            _complete(error, arguments.get("workspace", arguments.get("path")))
             raise
         except Exception as error:
             if full := as_out_of_memory(error):
@@ -108,7 +109,7 @@ class _NoTerminal:
 
 
 @contextmanager
-def _shown(say: Say | None) -> Iterator[None]:
+def lines_to(say: Say | None) -> Iterator[None]:
     """Let a function take the lines of the body; `print` beside progress bars, and None takes none and shows no bar."""
     with shown_by(show if say is print else say), _without_bars() if say is None else nullcontext():
         yield
@@ -123,7 +124,7 @@ def _without_bars() -> Iterator[None]:
 
 def _bound(name: str, signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, defaults included. Raises UsageError."""
-    takes = f"it takes {', '.join(signature.parameters)}"
+    takes = f"it takes {', '.join(key for key in signature.parameters if key != 'self')}"
     if unknown := next((key for key in kwargs if key not in signature.parameters), None):
         close = difflib.get_close_matches(unknown, signature.parameters, 1)
         remedy = f"did you mean {close[0]}? {takes}" if close else takes
@@ -133,7 +134,8 @@ def _bound(name: str, signature: inspect.Signature, args: tuple, kwargs: Mapping
     except TypeError as error:
         raise UsageError(f"autoseg.{name}(): {error}", remedy=takes) from None
     for key, value in bound.arguments.items():
-        annotation = signature.parameters[key].annotation
+        if (annotation := signature.parameters[key].annotation) is inspect.Parameter.empty:
+            continue  # self
         try:
             bound.arguments[key] = _fitted(annotation, value)
         except _Unfit:

@@ -136,6 +136,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, help="folder of expert labels")
     parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
     parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
+    parser.add_argument(
+        "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"
+    )
     parser.add_argument("--csv", type=Path, help="also write one row per case and label")
     add_workers(parser)
 
@@ -159,14 +162,28 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also use folds that are not trained to the end, in their current state",
     )
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
-    parser.add_argument("--step", type=share, default=0.5, help="tile distance, a fraction of the tile (default: 0.5)")
+    parser.add_argument(
+        "--device", default="auto",
+        help="auto | cpu | cuda | mps | several, a process each: cuda:0,cuda:1 | all GPUs (default: auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--speed", choices=("accurate", "balanced", "fast"), default=None,
+        help="balanced and fast flip less and overlap tiles less; evaluate --speeds measures them (default: accurate)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--step", type=share, default=None, help="tile distance, a fraction of the tile (default: that of the speed)"
+    )
     parser.add_argument(
         "--no-mirroring", action="store_true", help="no test-time flips: faster, slightly less accurate"
     )
     parser.add_argument(
         "--tile", type=float, metavar="N",
         help="tiles up to N times as long as the training patch: faster, less accurate on small images (default: 1)",
+    )  # fmt: skip
+    parser.add_argument("--shard", default=None, metavar="N/M", help="only part N of M of the cases, e.g. 2/8")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="keep segmentations that are verified: of the same image, by the same model and options",
     )  # fmt: skip
 
 

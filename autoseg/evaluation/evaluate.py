@@ -54,6 +54,7 @@ class ScoreJob:
     reference: Path
     segmentation: Path
     labels: LabelSet
+    surfaces: bool = True  # measure distances, too
 
 
 def score_case(job: ScoreJob) -> CaseScore:
@@ -87,8 +88,9 @@ def score_case(job: ScoreJob) -> CaseScore:
     for name, indices in job.labels.scored.items():
         counts = overlap_counts(confusion, indices)
         scores[name] = {metric: _or_none(function(counts)) for metric, function in METRICS.items()}
-        surfaces = surface_distances(np.isin(maps[0], indices), np.isin(maps[1], indices), spacing)
-        scores[name] |= {metric: _or_none(function(surfaces)) for metric, function in SURFACE_METRICS.items()}
+        if job.surfaces:
+            surfaces = surface_distances(np.isin(maps[0], indices), np.isin(maps[1], indices), spacing)
+            scores[name] |= {metric: _or_none(function(surfaces)) for metric, function in SURFACE_METRICS.items()}
     return CaseScore(job.case, tuple(tuple(int(v) for v in row) for row in confusion), scores)
 
 

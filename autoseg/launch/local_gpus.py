@@ -50,11 +50,17 @@ STOPPED = (Stopped.exit_code, Interrupted.exit_code)
 
 @dataclass(frozen=True)
 class FoldJob:
-    """One fold, to be trained by a process of its own."""
+    """One fold, to be trained by a process of its own; or another part of a command's work."""
 
-    fold: FoldName
+    fold: FoldName  # or the number of the part
     command: Sequence[str]
     output: Path  # all that the process says is appended here
+    called: str = ""  # how its lines begin; "": "fold 0" and so on
+    one_gpu: bool = True  # the process sees one GPU; False: its command names the device
+
+    @property
+    def title(self) -> str:
+        return self.called or f"fold {self.fold}"
 
 
 @dataclass(frozen=True)
@@ -165,12 +171,12 @@ def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals) -
             while waiting and free and not stop.due:
                 child = _Child(waiting.popleft(), free.popleft(), cores)
                 running.append(child)
-                LOG.info(f"fold {child.job.fold}  started on GPU {child.gpu}, process {child.process.pid}")
+                LOG.info(f"{child.job.title}  started on {child.where}, process {child.process.pid}")
             time.sleep(POLL_SECONDS)
             if stop.due and sent is None:
                 sent = stop.to_pass_on
                 name = signal.Signals(sent).name
-                LOG.info(f"sent {name} to {counted(len(running), 'fold')}; waiting for them to save and exit")
+                LOG.info(f"sent {name} to {len(running)} processes; waiting for them to save and exit")
                 for child in running:
                     child.process.send_signal(sent)
             for child in list(running):
@@ -198,6 +204,7 @@ class _Child:
     def __init__(self, job: FoldJob, gpu: str, cores: dict[str, set[int]]) -> None:
         self.job = job
         self.gpu = gpu
+        self.where = f"GPU {gpu}" if job.one_gpu else gpu
         self.began = time.monotonic()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         job.output.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +212,7 @@ class _Child:
             self.shown = output.tell()  # bytes
             self.process = subprocess.Popen(
                 job.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0,
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONUNBUFFERED": "1"},
+                env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if job.one_gpu else {}) | {"PYTHONUNBUFFERED": "1"},
                 preexec_fn=bound_to_parent(cores.get(gpu)),
             )  # fmt: skip
 
@@ -218,7 +225,7 @@ class _Child:
         if code is None:
             new = new[: new.rfind(b"\n") + 1]  # a line that is not complete is shown when it is
         self.shown += len(new)
-        prefix = f"fold {self.job.fold}  "
+        prefix = f"{self.job.title}  "
         for line in new.decode(errors="replace").splitlines():
             self.tail.append(line)
             LOG.info(prefix + line.removeprefix(prefix))
@@ -228,7 +235,7 @@ class _Child:
             code = _stopped_code(sent)
         end = FoldEnd(self.job.fold, self.gpu, code, time.monotonic() - self.began)
         if code not in (0, *STOPPED):
-            LOG.info(f"{prefix}failed on GPU {self.gpu}: {_how_ended(end)}; last lines of {self.job.output}:")
+            LOG.info(f"{prefix}failed on {self.where}: {how_ended(end)}; last lines of {self.job.output}:")
             for line in self.tail:
                 LOG.info(f"    {line}")
         return end
@@ -268,7 +275,7 @@ def _stopped_code(number: int | None) -> int:
     return Interrupted.exit_code if number == signal.SIGINT else Stopped.exit_code
 
 
-def _how_ended(end: FoldEnd) -> str:
+def how_ended(end: FoldEnd) -> str:
     if end.gpu is None:
         return "not begun"
     if end.code == 0:
@@ -292,7 +299,7 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
         if history := read_history(model / f"fold_{end.fold}"):
             dice = history[-1].mean_dice
             epoch, mean = str(history[-1].epoch), "-" if dice is None else f"{dice:.3f}"
-        rows.append((str(end.fold), end.gpu or "-", duration(end.seconds), epoch, mean, _how_ended(end)))
+        rows.append((str(end.fold), end.gpu or "-", duration(end.seconds), epoch, mean, how_ended(end)))
     return "\n".join(aligned(rows, right=range(5), least=(4, 5, 7)))
 
 

@@ -12,7 +12,7 @@ import autoseg
 from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
-from autoseg.commands import calibrate, evaluate, fix
+from autoseg.commands import calibrate, evaluate, fix, speeds
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -25,6 +25,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
     "cross_validate": (evaluate.cross_validate, set()),
     "score_test_set": (evaluate.score_test_set, set()),
+    "measure_speeds": (speeds.measure_speeds, set()),
     "evaluate_folders": (evaluate.evaluate_folders, set()),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
@@ -33,17 +34,17 @@ OF_COMMAND = {
     "check": ("check_dataset", "fix_dataset"),
     "plan": ("plan_dataset",),
     "train": ("train_folds",),
-    "evaluate": ("cross_validate", "score_test_set", "evaluate_folders"),
-    "predict": ("predict_images",),
+    "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "evaluate_folders"),
+    "predict": ("predict_images", "Predictor"),
     "status": ("status",),
     "calibrate": ("calibrate_device",),
 }
 TYPED_ONLY = {
     "check": {"skip_bad"},  # does nothing there
     "train": {"gpus", "slurm"},  # start other processes of the command line
-    "evaluate": {"test"},  # a function of its own
+    "evaluate": {"test", "speeds"},  # functions of their own
 }
-CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}}
+CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}, "predict": {"path"}}
 
 
 def parameters(function: Callable) -> dict[str, inspect.Parameter]:
@@ -74,6 +75,15 @@ def test_keywords_are_those_of_the_function_below(name):
     assert set(here) - intake - {"say"} == set(below) - others
     for key in set(below) - others:
         assert here[key].default == below[key].default, key
+
+
+def test_a_predictor_takes_what_predict_takes():
+    """But for what concerns files: which of them, and where to."""
+    files = {"images", "out", "shard", "resume", "workspace"}
+    here, there = parameters(autoseg.Predictor), parameters(autoseg.predict_images)
+    assert set(here) - {"path"} == set(there) - files
+    for key in set(here) - {"path"}:
+        assert (here[key].default, here[key].annotation) == (there[key].default, there[key].annotation), key
 
 
 def test_what_a_dataset_cannot_say_itself_is_one_list():
