@@ -41,7 +41,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
 TYPED_ONLY = {"command", "plugins", "gpus", "slurm", "test"}  # options without a keyword
 WORD = re.compile(r" (?P<word>(?:'[^']*'|[^\s'])+?)(?P<end>[,;.)]?)(?=\s|$)")
 OPTION = re.compile(r"(?<![\w=\-'\"])(?P<option>--[a-z][a-z-]+|-[a-z])(?![\w-])")
-VALUE = re.compile(r"[ =](?P<value>\"[^\"]*\"|'[^']*'|[^\s,;()]*\.\.\.|[^\s,;()]+?)(?=[,;.)]*(?:\s|$))")
+VALUE = re.compile(r"[ =](?P<value>\"[^\"]*\"|'[^']*'|[^\s,;()]*\.\.\.|[^\s,;()]+?)(?=[,;:.)]*(?:\s|$))")
 PROSE = {  # words that follow an option without being its value
     "to", "and", "or", "with", "works", "gives", "names", "takes", "includes", "excludes", "cannot", "is", "are", "for",
     "if", "in", "into", "on", "as", "again", "instead", "where", "that", "which", "has", "have", "needs", "of",
@@ -158,9 +158,15 @@ def _with_keywords(text: str) -> str:
             value = None
         if value is not None and behind:
             end = behind.end("value")
-        parts += [text[done : match.start()], keyword(option, value)]
+        parts += [text[done : match.start()], keyword(option, _unquoted(value))]
         done = end
     return "".join([*parts, text[done:]])
+
+
+def _unquoted(value: str | None) -> str | None:
+    """A value without the quotation marks that a message or a shell put around it."""
+    quoted = value is not None and len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if value is not None and quoted else value
 
 
 @cache

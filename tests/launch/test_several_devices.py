@@ -16,6 +16,7 @@ from autoseg.inference.shards import Shard
 from autoseg.launch import several_devices
 from autoseg.launch.local_gpus import FoldEnd
 from autoseg.launch.several_devices import devices_of, part_command, predict_on_devices
+from autoseg.lines import shown_by
 from autoseg.workspace import Workspace
 from fleets import Told, with_gpus
 
@@ -100,7 +101,8 @@ def stand_in(monkeypatch, tmp_path):
 
 def predict(tmp_path: Path, told: Told, **options: object) -> None:
     chosen = PredictOptions(**options)
-    predict_on_devices(Workspace(tmp_path), [tmp_path], tmp_path / "out", chosen, ["cpu", "cuda:7"], told)
+    with shown_by(told):
+        predict_on_devices(Workspace(tmp_path), [tmp_path], tmp_path / "out", chosen, ["cpu", "cuda:7"])
 
 
 def test_every_device_has_a_part_of_its_own(stand_in, tmp_path):
