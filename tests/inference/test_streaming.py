@@ -119,7 +119,7 @@ def test_rows_are_handed_over_in_chunks(rows, chunk, members):
     keeping = Keeping()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "CHUNK_BYTES", 4 * 24 * members * chunk)
-        hand_over([(one[:, z] for z in range(rows)) for one in logits], [keeping], (rows, 3, 4))
+        hand_over([iter(one.unbind(1)) for one in logits], [keeping], (rows, 3, 4))
     for number in range(members):
         found = np.concatenate([part[number] for part in keeping.logits], axis=1)
         np.testing.assert_array_equal(found, logits[number])
@@ -225,7 +225,7 @@ def cascade(network: nn.Module, patch=(8, 8, 8)):
 
 def test_a_cascade_computes_worthwhile_tiles_only(tmp_path):
     """A bright cube in the middle of a dark body: the tiles that hold its surface are computed, all others keep 0."""
-    image = np.full((24, 24, 24), 50, np.int16)
+    image = np.random.default_rng(0).integers(40, 60, (24, 24, 24)).astype(np.int16)
     image[8:12, 8:12, 8:12] = 150
     path = nifti(tmp_path / "image.nii", image, np.eye(4))
     loaded = load_case(Case("a", "a", (str(path),), None), None)
