@@ -1,8 +1,8 @@
 """Memory of segmenting a large image into 32 classes, and of one with twice as many slices.
 
-    python benchmarks/predict_memory.py --data DIR [--classes 32] [--out TABLE.md]
+    python benchmarks/predict_memory.py --data DIR [--classes 32] [--features 8 16 32 64] [--out TABLE.md]
 
-DIR holds `ct_head_phantom`, 512 x 512 x 140 voxels. The network is a U-Net of 8 to 64 features with random weights; the
+DIR holds `ct_head_phantom`, 512 x 512 x 140 voxels. The network is a U-Net of so many features with random weights; the
 patch has 48 x 128 x 128 voxels, tiles are half a patch apart, without mirroring, at the image's own spacing. Each image
 is segmented in a process of its own. `peak` is the highest resident memory of that process, imports included, minus the
 image as it is read (float32), while the case is segmented. The second image is the first one twice, one behind the
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from export import resident_kib, start_memory
 PATCH = (48, 128, 128)
 
 
-def segmented(path: Path, classes: int) -> dict:
+def segmented(path: Path, classes: int, features: Sequence[int]) -> dict:
     """Segment one image; seconds and bytes."""
     import torch
 
@@ -47,9 +48,9 @@ def segmented(path: Path, classes: int) -> dict:
     loaded = load_case(Case("head", "head", (str(path),), None), None)
     labels = LabelSet({f"organ {n}": n for n in range(1, classes)})
     plan = plan_of(labels, ("CT",), normalization=(ChannelNormalization("zscore"),))
-    stages = 4
+    stages = len(features)
     network = NetworkSpec(
-        name="unet", features=(8, 16, 32, 64), strides=((1,) * 3, *[(2,) * 3] * (stages - 1)),
+        name="unet", features=tuple(features), strides=((1,) * 3, *[(2,) * 3] * (stages - 1)),
         kernel_sizes=((3,) * 3,) * stages, blocks=(2,) * stages, decoder_blocks=(2,) * (stages - 1),
     )  # fmt: skip
     name = "3d_fullres"
@@ -77,11 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--classes", type=int, default=32)
+    parser.add_argument("--features", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(segmented(options.one, options.classes)))
+        print(json.dumps(segmented(options.one, options.classes, options.features)))
         return
     import nibabel
 
@@ -95,7 +97,8 @@ def main() -> None:
         array = np.asarray(image.dataobj)
         nibabel.save(nibabel.Nifti1Image(np.concatenate([array, array], axis=2), image.affine), long)
         for file in (path, long):
-            command = [sys.executable, __file__, "--one", str(file), "--classes", str(options.classes)]
+            command = [sys.executable, __file__, "--one", str(file), "--classes", str(options.classes), "--features"]
+            command += map(str, options.features)
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             seen = json.loads(done.stdout.splitlines()[-1])
             peaks.append(seen["peak"])

@@ -36,7 +36,7 @@ class LabelRows:
         self._planes: dict[int, Plane] = {}  # by the first line of a strip
         self._matrices: dict[int, tuple[Tensor, Tensor] | None] = {}
         self._last: dict[int, Row | Tensor] = {}  # the last row of a strip, with a line of the strip before
-        self._edge: Tensor | None = None  # the last line (K, rows, 1, columns) of the strip before
+        self._edges: dict[int, Tensor] = {}  # by the first row: the last line (K, rows, 1, columns) of the strip before
         self._pool = ThreadPoolExecutor(torch.get_num_threads()) if torch.get_num_threads() > 1 else None
 
     def take(self, block: Block) -> None:
@@ -49,13 +49,15 @@ class LabelRows:
         lines = self.axes[1].outputs(block.lines)
         for n, number in enumerate(range(rows.start, rows.stop)):
             row = block.logits[:, n]
-            row = row.clone() if self._edge is None or first == 0 else torch.cat([self._edge[:, n], row], dim=1)
+            row = torch.cat([self._edges[rows.start][:, n], row], dim=1) if first else row.clone()
             here = Row(row.numpy(), plane.edge) if _on_cpu(row) else row
             for outputs, shares, low in self._between(number, self._last.get(first, here), here):
                 if lines.start < lines.stop:
                     self._decide(low, here, shares, plane, self.labels[outputs, lines])
             self._last[first] = here
-        self._edge = block.logits[:, :, -1:].clone()
+        self._edges[rows.start] = block.logits[:, :, -1:].clone()
+        if block.lines.stop == self.axes[1].size:
+            del self._edges[rows.start]
 
     def __enter__(self) -> "LabelRows":
         return self

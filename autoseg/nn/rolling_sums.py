@@ -1,22 +1,23 @@
 """Weighted sums of overlapping tiles, held only as long as a tile can still touch them.
 
 Tiles come in raster order: layer by layer along the first axis ("rows"), and within a layer from line to line along the
-second. The sums are kept in strips of lines. A strip has all the rows of a layer only between the first and the last
-tile of that layer that touches it; otherwise it has the few rows that this layer and the next one share:
+second. The sums are kept in cells, some rows of a strip of lines, which are made when the first tile touches them, and
+handed over and released when the last one has:
 
               lines of the image ->
-    rows      | closed | open   | open   | waiting |      `=` rows that are held
-    s[i]      |        |========|========|=========|
-    s[i + 1]  |========|========|========|=========|      waiting strips hold what layer i - 1 left of layer i's rows
-      ...     |========|========|========|         |
+    rows      | past   | seen by this tile | to come  |      `=` cells that are held
+    s[i]      |        |========|==========|==========|      what layer i - 1 left of layer i's rows is still to come
+    s[i + 1]  |========|========|==========|==========|
+      ...     |========|========|==========|          |
 
 So about half of what one layer of tiles covers is held, and two tiles' lines of the other half; nothing depends on the
-number of rows of the image. A strip is closed by the tile after its last one: rows that no later layer reaches are
-divided by their weights and handed over, without a copy.
+number of rows of the image. Sums are divided by their weights where they are: nothing is copied.
 """
 
+import itertools
 import logging
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -63,16 +64,19 @@ class RollingSums:
         device: torch.device,
     ) -> None:
         self.channels, self.shape, self.tile = channels, tuple(shape), tuple(tile)
-        self.layers = [
-            slice(max(start, 0), min(start + tile[0], shape[0])) for start in starts[0]
-        ]  # the rows of each layer
-        begins = [0] if whole_rows else sorted({max(start, 0) for start in starts[1]})
-        ends = [*begins[1:], shape[1]]
-        self.strips = [slice(begin, end) for begin, end in zip(begins, ends, strict=True)]
+        self.layers = [slice(max(start, 0), min(start + tile[0], shape[0])) for start in starts[0]]  # their rows
+        self.strips = [slice(0, shape[1])] if whole_rows else _strips(starts[1], shape[1])
+        bounds = sorted({row for rows in self.layers for row in (rows.start, rows.stop)})
+        self._rows = list(itertools.pairwise(bounds))  # of the cells
+        self._touched = [  # by layer: its cells' rows
+            range(bisect_left(bounds, rows.start), bisect_left(bounds, rows.stop)) for rows in self.layers
+        ]
+        following = [*(touched.start for touched in self._touched[1:]), len(self._rows)]
+        self._done = [range(touched.start, stop) for touched, stop in zip(self._touched, following, strict=True)]
         self._device, self._place = device, 0
         self._next = (0, 0)  # layer and strip that are closed next
-        self._open: dict[int, Tensor] = {}  # strip -> (K + 1, rows of the layer, lines, *rest): sums, and weights last
-        self._kept: dict[int, Tensor] = {}  # strip -> the same of the rows that the next layer shares
+        self._cells: dict[tuple[int, int], Tensor] = {}  # rows and strip -> (K + 1, rows, lines, *rest), weights last
+        self._elements = 0
         self.most_elements = 0  # held at once, so far
 
     def finish_before(self, layer: int, line: int) -> Iterator[Block]:
@@ -89,20 +93,20 @@ class RollingSums:
 
     def add(self, layer: int, start: Sequence[int], logits: Tensor, importance: Tensor) -> None:
         """Add a tile's logits (K, *tile) by their weights (*tile). Start: of the tile, on all axes."""
-        rows, lines = self.layers[layer], slice(max(start[1], 0), min(start[1] + self.tile[1], self.shape[1]))
-        of_rows = slice(rows.start - start[0], rows.stop - start[0])
+        lines = slice(max(start[1], 0), min(start[1] + self.tile[1], self.shape[1]))
         rest, of_rest = self._rest(start)
         for number, strip in enumerate(self.strips):
             low, high = max(lines.start, strip.start), min(lines.stop, strip.stop)
             if low >= high:
                 continue
-            sums = self._opened(layer, number)
+            of_lines = slice(low - start[1], high - start[1])
             within = (slice(None), slice(low - strip.start, high - strip.start), *rest)
-            of_tile = (of_rows, slice(low - start[1], high - start[1]), *of_rest)
-            part = logits[(slice(None), *of_tile)].to(sums.device)
-            weight = importance[of_tile].to(sums.device)
-            sums[:-1][(slice(None), *within)].addcmul_(part, weight)
-            sums[-1][within] += weight
+            for piece in self._touched[layer]:
+                sums, (first, stop) = self._cell(piece, number), self._rows[piece]
+                of_tile = (slice(first - start[0], stop - start[0]), of_lines, *of_rest)
+                weight = importance[of_tile].to(sums.device)
+                sums[:-1][(slice(None), *within)].addcmul_(logits[(slice(None), *of_tile)].to(sums.device), weight)
+                sums[-1][within] += weight
 
     def step_down(self) -> bool:
         """Move the sums to where there is more memory; False if they are there already. Says what happened."""
@@ -113,11 +117,10 @@ class RollingSums:
         where = {"host": "the machine's memory", "file": f"a temporary file in {tempfile.gettempdir()}"}
         place = PLACES[self._place]
         LOG.warning("out of memory: the sums of the tiles are continued in %s", where[place])
-        for held in (self._open, self._kept):
-            for strip in list(held):
-                moved = self._allocate(held[strip].shape)
-                moved.copy_(held[strip])
-                held[strip] = moved
+        for key in list(self._cells):
+            moved = self._allocate(self._cells[key].shape)
+            moved.copy_(self._cells[key])
+            self._cells[key] = moved
         return True
 
     def _rest(self, start: Sequence[int]) -> tuple[list[slice], list[slice]]:
@@ -129,43 +132,25 @@ class RollingSums:
             of_tile.append(slice(low - begin, high - begin))
         return inside, of_tile
 
-    def _opened(self, layer: int, strip: int) -> Tensor:
-        """The sums of a strip with all the rows of a layer."""
-        if strip in self._open:
-            return self._open[strip]
-        rows, lines = self.layers[layer], self.strips[strip]
-        sums = self._allocate((self.channels + 1, rows.stop - rows.start, lines.stop - lines.start, *self.shape[2:]))
-        kept = self._kept.pop(strip, None)
-        shared = 0 if kept is None else kept.shape[1]
-        if kept is not None:
-            sums[:, :shared] = kept
-        sums[:, shared:] = 0
-        self._open[strip] = sums
-        self._count()
-        return sums
+    def _cell(self, piece: int, strip: int) -> Tensor:
+        """The sums of some rows of a strip, 0 at first."""
+        if (piece, strip) not in self._cells:
+            (first, stop), lines = self._rows[piece], self.strips[strip]
+            sums = self._allocate((self.channels + 1, stop - first, lines.stop - lines.start, *self.shape[2:]))
+            self._cells[piece, strip] = sums.zero_()
+            self._elements += sums.numel()
+            self.most_elements = max(self.most_elements, self._elements)
+        return self._cells[piece, strip]
 
     def _close(self, layer: int, strip: int) -> Iterator[Block]:
-        """Hand over the rows of a strip that no later layer reaches, and keep the others."""
-        sums, rows = self._opened(layer, strip), self.layers[layer]
-        last = layer + 1 == len(self.layers)
-        stop = rows.stop if last else min(self.layers[layer + 1].start, rows.stop)
-        done = sums[:, : stop - rows.start]
-        logits, covered = done[:-1], done[-1]
-        if stop > rows.start:
+        """Hand over the cells of a strip that no later layer reaches, and release them."""
+        for piece in self._done[layer]:
+            sums, (first, stop) = self._cell(piece, strip), self._rows[piece]
+            logits, covered = sums[:-1], sums[-1]
             logits /= covered.clamp_min(torch.finfo(torch.float32).tiny)  # where there is no tile, they remain 0
-            yield Block(slice(rows.start, stop), self.strips[strip], logits, covered)
-        left = rows.stop - stop
-        if len(self.strips) == 1 and left and self.layers[layer + 1].stop - stop == len(sums[0]):
-            for row in range(left):  # the same rows are needed at once: no second buffer
-                sums[:, row] = sums[:, row + stop - rows.start]
-            sums[:, left:] = 0
-            return
-        if left:
-            kept = self._allocate((len(sums), left, *sums.shape[2:]))
-            kept.copy_(sums[:, stop - rows.start :])
-            self._kept[strip] = kept
-            self._count()
-        del self._open[strip]
+            yield Block(slice(first, stop), self.strips[strip], logits, covered)
+            self._elements -= sums.numel()
+            del self._cells[piece, strip], sums, logits, covered
 
     def _allocate(self, shape: Sequence[int]) -> Tensor:
         """Memory without content for sums; elsewhere where there is none."""
@@ -178,9 +163,13 @@ class RollingSums:
                 if not self.step_down():
                     raise
 
-    def _count(self) -> None:
-        held = sum(sums.numel() for group in (self._open, self._kept) for sums in group.values())
-        self.most_elements = max(self.most_elements, held)
+
+def _strips(starts: Sequence[int], lines: int) -> list[slice]:
+    """Lines between the starts of tiles, which those of one row of tiles share; after the last start, as far apart."""
+    begins = sorted({max(start, 0) for start in starts})
+    step = begins[-1] - begins[-2] if len(begins) > 1 else lines
+    begins += range(begins[-1] + step, lines, step)
+    return [slice(begin, end) for begin, end in itertools.pairwise([*begins, lines])]
 
 
 def _allocate(shape: Sequence[int], place: str, device: torch.device) -> Tensor:

@@ -144,8 +144,8 @@ def stream_logits(
 ) -> Iterator[Block]:
     """Run networks over overlapping tiles of one image; yield mean logits as soon as no later tile touches them.
 
-    Blocks come in raster order: rows along the first spatial axis, and within them lines along the second, every voxel
-    once. The logits are the same bit for bit whatever the blocks are. What is held grows with a layer of tiles, and not
+    Every voxel comes once. The rows (first spatial axis) of a strip of lines come in order, and before a strip, some of
+    its rows or more have come of the strips before it. The logits are the same bit for bit whatever the blocks are. What is held grows with a layer of tiles, and not
     with the number of rows (see `rolling_sums`).
 
     Where memory runs out, batches of tiles are halved; then the sums move to the host, then to a temporary file. What

@@ -46,11 +46,15 @@ def one_accumulator(image, networks, tile, step, heads):
 
 
 def streamed(image, networks, tiling, heads, **options):
-    """All blocks put together; each voxel must come once, and rows and lines in their order."""
-    logits, seen, last = torch.full((heads, *image.shape[1:]), torch.nan), [], (-1, -1)
+    """All blocks put together; each voxel must come once, the rows of a strip in order, and the strips of some rows."""
+    logits, seen, last = torch.full((heads, *image.shape[1:]), torch.nan), [], {}
     for block in stream_logits(image, networks, tiling, out_channels=heads, device=CPU, **options):
-        assert (block.rows.start, block.lines.start) > last
-        last = (block.rows.start, block.lines.start)
+        for place, start in (
+            (("rows", block.rows.start), block.lines.start),
+            (("lines", block.lines.start), block.rows.start),
+        ):
+            assert start > last.get(place, -1)
+            last[place] = start
         assert block.logits.shape == (
             heads, block.rows.stop - block.rows.start, block.lines.stop - block.lines.start, *image.shape[3:]
         )  # fmt: skip
@@ -101,14 +105,14 @@ def test_mirrors_and_folds(axes, folds):
 
 
 def test_blocks_by_hand():
-    """Rows: tiles of 4 at 0, 2 and 3 of 7; lines: at 0, 1 and 3 of 6: what lies before the next start is finished."""
+    """Rows: tiles of 4 at 0, 2 and 3 of 7: before 2 and 3 all is finished; lines: tiles of 3 at 0, 2 and 3 of 6."""
     image = torch.randn(1, 7, 6, 5)
     assert (tile_starts(7, 4, 0.5), tile_starts(6, 3, 0.5)) == ([0, 2, 3], [0, 2, 3])
     _, seen = streamed(image, [lambda tiles: tiles], Tiling((4, 3, 5)), 1)
-    rows, lines = [(0, 2), (2, 3), (3, 7)], [(0, 2), (2, 3), (3, 6)]
-    assert seen == [(slice(*r), slice(*y)) for r in rows for y in lines]
+    layers, lines = [[(0, 2)], [(2, 3)], [(3, 4), (4, 6), (6, 7)]], [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6)]
+    assert seen == [(slice(*r), slice(*y)) for rows in layers for y in lines for r in rows]
     _, seen = streamed(image, [lambda tiles: tiles], Tiling((4, 3, 5)), 1, whole_rows=True)
-    assert seen == [(slice(*r), slice(0, 6)) for r in rows]
+    assert seen == [(slice(*r), slice(0, 6)) for rows in layers for r in rows]
 
 
 def held(rows: int, *, whole_rows: bool) -> int:
@@ -124,10 +128,8 @@ def held(rows: int, *, whole_rows: bool) -> int:
 
 
 def test_what_is_held_does_not_grow_with_the_rows():
-    """Of 3 heads and the weights: 4 rows of 32 lines, 4 rows more of the strips that a tile sees (one of 4 lines and
-    the last one, of 8), and 4 rows of the strip that is closed while they are copied."""
-    assert held(40, whole_rows=False) == held(400, whole_rows=False)
-    assert held(400, whole_rows=False) == 4 * 4 * (4 * 32 + 4 * 12 + 4 * 4)
+    """Of 3 heads and the weights: 4 rows of 32 lines, and 4 rows more of the two strips of 4 lines that a tile sees."""
+    assert held(40, whole_rows=False) == held(400, whole_rows=False) == 4 * 4 * (4 * 32 + 4 * 8)
     assert held(40, whole_rows=True) == held(400, whole_rows=True) == 4 * 4 * 8 * 32
 
 
