@@ -1,6 +1,6 @@
 """From logits on the network's grid to labels on the image's grid: 32 classes, 70x171x171 to 140x512x512 voxels.
 
-    python benchmarks/export.py --peer PYTHON --data DIR [--rounds 3] [--out TABLE.md]
+    python benchmarks/export.py --peer PYTHON --data DIR [--rounds 3] [--sides autoseg torch default] [--out TABLE.md]
 
 PYTHON is the interpreter of an environment with nnunetv2; DIR holds `ct_ts_512x512x20`. Three sides take turns, each in
 a process of its own that reads the logits before the clock starts: autoseg (the streamed engine, as `predict` uses it),
@@ -27,7 +27,7 @@ import numpy as np
 
 CLASSES, GRID, IMAGE = 32, (70, 171, 171), (140, 512, 512)
 SPACING, TARGET = (1.0, 0.75, 0.75), (0.5, 0.75 * 171 / 512, 0.75 * 171 / 512)
-SIDES = ("autoseg", "nnU-Net, torch", "nnU-Net, default")
+SIDES = {"autoseg": "autoseg", "torch": "nnU-Net, torch", "default": "nnU-Net, default"}
 
 
 def resident_kib(field: str) -> int:
@@ -127,13 +127,14 @@ def main() -> None:
     parser.add_argument("--peer", help="Python interpreter of an environment with nnunetv2")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         one(options.one[0], Path(options.one[1]), Path(options.one[2]))
         return
-    sides = SIDES if options.peer else SIDES[:1]
+    sides = [SIDES[name] for name in options.sides if options.peer or name == "autoseg"]
     rows = ["| logits | side | s, median (least) | times autoseg | of the processor | memory, GB | as autoseg's |"]
     rows.append("|---|---|---|---|---|---|---|")
     print("\n".join(rows), flush=True)
