@@ -145,8 +145,8 @@ def stream_logits(
     """Run networks over overlapping tiles of one image; yield mean logits as soon as no later tile touches them.
 
     Every voxel comes once: the rows (first spatial axis) of a strip of lines in their order, and those of the strips
-    before it earlier. The logits are the same bit for bit whatever the blocks are. What is held grows with a layer of tiles, and
-    not with the number of rows (see `rolling_sums`).
+    before it earlier. The logits are the same bit for bit whatever the blocks are. What is held grows with a layer of
+    tiles, and not with the number of rows (see `rolling_sums`).
 
     Where memory runs out, batches of tiles are halved; then the sums move to the host, then to a temporary file. What
     was computed is kept: the tile that failed is repeated, and no other.
