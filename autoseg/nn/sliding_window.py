@@ -175,6 +175,7 @@ def stream_logits(
     todo = [place for place in places if chosen is None or chosen(place[1])]
     done = 0
     while batch := todo[done : done + runner.batch]:
+        yield from sums.finish_before(batch[0][0], batch[0][1][1])  # before the network needs memory
         logits = runner.run([window for _, window in batch])
         for layer, window in batch:
             yield from sums.finish_before(layer, window[1])
