@@ -23,7 +23,7 @@ import numpy as np
 
 from autoseg.errors import DataError
 from autoseg.imaging.formats.nifti_affine import nifti_geometry
-from autoseg.imaging.formats.segments import CARET, Segment, caret_labels
+from autoseg.imaging.formats.segments import EXTENSIONS, Segment, caret_labels
 from autoseg.imaging.formats.signatures import COPY_AGAIN, StoredVoxels, decoding
 from autoseg.imaging.geometry import Geometry
 
@@ -78,8 +78,8 @@ def write(
     segments are put into an extension of the header. Equal input gives equal bytes (no time stamp).
     """
     header = new_header(geometry, like, labels.dtype)
-    if segments:
-        header.extensions.append(nib.nifti1.Nifti1Extension(CARET, caret_labels(segments).encode()))
+    for code in EXTENSIONS if segments else ():
+        header.extensions.append(nib.nifti1.Nifti1Extension(code, caret_labels(segments).encode()))
     with open(path, "wb") as file:
         if path.name.lower().endswith(".gz"):
             with gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=file, mtime=0) as packed:

@@ -163,7 +163,7 @@ def write_labels(
     try:
         with _storage(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            named = (segments,) if READERS[ending].names else ()
+            named = (segments,) if segments and READERS[ending].names else ()
             writer(staging, labels, geometry, like if same_family else None, *named)
             with open(staging, "rb+") as file:
                 os.fsync(file.fileno())

@@ -3,10 +3,10 @@
     segments_of         LabelSet -> Segment, one per label, each with a colour
     seg_nrrd_fields     what 3D Slicer reads from the header of a .seg.nrrd file
     itk_snap_labels     the text of a label description file: Segmentation > Import Label Descriptions in ITK-SNAP
-    caret_labels        a table of labels as XML, kept in an extension of the NIfTI header: read by Connectome
-                        Workbench and by the tools of TotalSegmentator; other programs skip it
+    caret_labels        a table of labels as XML, kept in extensions of the NIfTI header, which other programs skip:
+                        Connectome Workbench reads that with the code 30, TotalSegmentator the first one
 
-Sources: Slicer's documentation of segmentation files; ITK-SNAP's own export; NIfTI extension 30 of the Caret format.
+Sources: Slicer's documentation of segmentation files; ITK-SNAP's own export; the NIfTI extension of Caret.
 Background has no segment, and neither has the ignore label, which no model predicts. A region is shown by its labels.
 """
 
@@ -20,10 +20,10 @@ from autoseg.imaging.components import bounding_box
 from autoseg.imaging.labels import LabelSet
 
 GOLDEN = 0.618033988749895  # of the circle of hues between neighbours: any number of hues stays spread
-CARET = 30  # code of the NIfTI extension
+EXTENSIONS = (0, 30)  # codes of the NIfTI extensions with the names; 0 comes first, which nibabel reads as text
 # A structure without further meaning, in the words of DICOM that Slicer keeps with each segment
 TAGS = (
-    "Segmentation.Status:inprogress|TerminologyEntry:Segmentation category and type - 3D Slicer General Anatomy list"
+    "TerminologyEntry:Segmentation category and type - 3D Slicer General Anatomy list"
     "~SCT^85756007^Tissue~SCT^85756007^Tissue~^^~Anatomic codes - DICOM master list~^^~^^|"
 )
 
@@ -55,8 +55,8 @@ def segments_of(labels: LabelSet) -> tuple[Segment, ...]:
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
-    """Red, green and blue (0 to 255) of the label with this number, from 0: hues far apart, in three brightnesses."""
-    saturation, brightness = ((0.75, 0.95), (0.55, 0.85), (0.95, 0.7))[number % 3]
+    """Red, green and blue (0 to 255) of the label with this number, from 0: hues far apart, in four brightnesses."""
+    saturation, brightness = ((0.75, 0.95), (0.45, 0.85), (0.95, 0.65), (0.35, 1.0))[number // 8 % 4]
     red, green, blue = colorsys.hsv_to_rgb((number * GOLDEN) % 1, saturation, brightness)
     return round(red * 255), round(green * 255), round(blue * 255)
 
