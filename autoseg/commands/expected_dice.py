@@ -1,54 +1,54 @@
 """Expected Dice: learnt by `evaluate --expected-dice`, used by `predict --uncertainty`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from autoseg.commands.inputs import Say
-from autoseg.datasets.dataset import Case
+from autoseg.datasets.dataset import Dataset
 from autoseg.errors import StateError
 from autoseg.inference.options import InferenceOptions
 from autoseg.messages import counted, suggest
 from autoseg.nn.devices import choose_device
 from autoseg.records import load, save
-from autoseg.workspace import FoldName, Workspace
+from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:  # torch is imported where something is segmented
-    from autoseg.evaluation.crossval import CrossValidation
     from autoseg.evaluation.expected_dice import ExpectedDiceRecord
     from autoseg.models.model import Model
 
 
 def learn_expected_dice(
     workspace: Workspace,
-    result: "CrossValidation",
-    cases: Mapping[FoldName, Sequence[Case]],
+    configuration: str | None = None,
     *,
+    network: str | None = None,
     device: str = "auto",
     say: Say = print,
 ) -> "ExpectedDiceRecord":
-    """Learn from a cross-validation what Dice to expect of new cases, show how well, and write the record.
+    """Learn from the cross-validation what Dice to expect of new cases, show how well, and write the record.
 
-    Each fold segments its held-out cases again, over every flip by itself.
-
-    Args:
-        result: scores of the held-out cases.
-        cases: fold -> its held-out cases.
+    The held-out segmentations are scored as by `cross_validate`. Then each fold segments its held-out cases again, over
+    every flip by itself, which takes as long as their validation did.
 
     Raises:
-        StateError: there are too few held-out cases.
+        StateError: no fold is trained, or there are too few held-out cases.
     """
+    from autoseg.commands.evaluate import cross_validate
     from autoseg.evaluation.expected_dice import calibrate, describe, require_enough
     from autoseg.evaluation.held_out import agree_on_all, described_options, scored_cases
     from autoseg.models.model import open_model
 
+    result = cross_validate(workspace, configuration, network=network, say=say)
     require_enough(len(result.cases))
-    chosen, options = choose_device(device), InferenceOptions()
-    one = partial(open_model, workspace, result.configuration, result.network, device=chosen)
-    say(f"segmenting {counted(len(result.cases), 'held-out case')} again, each by its own fold, to learn expected Dice")
-    found, weights = agree_on_all(lambda fold: one(folds=[fold]), cases, options)
-    patients = {case.id: case.patient for held_out in cases.values() for case in held_out}
-    words = described_options(one(folds=[next(iter(cases))]), options)
+    cases = {case.id: case for case in load(Dataset, workspace.dataset).cases}
+    held_out = {fold.fold: [cases[score.case] for score in fold.cases] for fold in result.folds}
+    options = InferenceOptions()
+    one = partial(open_model, workspace, result.configuration, result.network, device=choose_device(device))
+    say(f"\nsegmenting {counted(len(result.cases), 'held-out case')} again, each by its own fold, for expected Dice")
+    found, weights = agree_on_all(lambda fold: one(folds=[fold]), held_out, options)
+    words = described_options(one(folds=[result.folds[0].fold]), options)
+    patients = {case.id: case.patient for case in cases.values()}
     scored = scored_cases(result, found, patients)
     record = calibrate(result.configuration, result.network, scored, options=words, weights=weights)
     save(workspace.expected_dice(result.configuration, result.network), record)

@@ -5,6 +5,8 @@ Only the fold that held a case out looks at it, over all its flips, as `predict`
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
+
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.evaluation.expected_dice import ScoredCase, described, digest_of, groups_of
@@ -17,9 +19,15 @@ from autoseg.workspace import FoldName
 
 
 def agreements(
-    model: Model, cases: Sequence[Case], options: InferenceOptions = InferenceOptions()
+    model: Model,
+    cases: Sequence[Case],
+    options: InferenceOptions = InferenceOptions(),
+    segment: Callable[..., np.ndarray] = decide,
 ) -> Iterator[tuple[str, Agreement]]:
     """Case id and agreement of the flips of a model of one fold, for each of its held-out cases.
+
+    Args:
+        segment: (members, loaded, consumers): runs the members over an image and hands their logits to the consumers.
 
     Raises:
         DataError: an image cannot be read.
@@ -31,7 +39,7 @@ def agreements(
     for case in cases:
         loaded = load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
         counter = AgreementCounter(plan.heads, ensemble.fold_of)
-        decide(members, loaded, consumers=[counter])
+        segment(members, loaded, consumers=[counter])
         shared.forget()
         yield case.id, counter.result()
 

@@ -146,7 +146,7 @@ def measure(
         channels: names of the C channels.
     """
     boxes = ndimage.find_objects(indices, max_label=labels.num_labels)
-    wanted = {name: (i,) for i, name in enumerate(labels.values, start=1)}
+    wanted: dict[str, tuple[int, ...]] = {name: (i,) for i, name in enumerate(labels.values, start=1)}
     wanted |= {name: own for name, own in labels.scored.items() if len(own) > 1}
     values = (0, *labels.values.values())
     found = []

@@ -31,6 +31,7 @@ class UnitMap:
     """
 
     stored: np.ndarray
+    _mapped: np.memmap | None
 
     def __init__(self, stem: Path, geometry: Geometry, like: Path) -> None:
         """Create the file.
@@ -74,5 +75,6 @@ class UnitMap:
 
     def close(self) -> None:
         """Flush the file and release its memory. Nothing can be written afterwards."""
-        self._mapped.flush()
-        self._mapped = self.stored = np.empty((0, 0, 0), dtype=np.float32)
+        if self._mapped is not None:
+            self._mapped.flush()
+        self._mapped, self.stored = None, np.empty((0, 0, 0), dtype=np.float32)
