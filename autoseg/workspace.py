@@ -3,7 +3,7 @@
     WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
-      models/<configuration>-<network>/ crossval.json expected_dice.json
+      models/<configuration>-<network>/ crossval.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
           inference.json}; fold_full/ of the model that trains on all cases
 
@@ -82,13 +82,13 @@ class Workspace:
     def model(self, configuration: str, network: str) -> Path:
         return self.root / "models" / f"{configuration}-{network}"
 
-    def crossval(self, configuration: str, network: str) -> Path:
-        """Scores of a model's held-out predictions."""
-        return self.model(configuration, network) / "crossval.json"
-
     def expected_dice(self, configuration: str, network: str) -> Path:
         """What Dice a model's segmentations are expected to have, learnt from its held-out predictions."""
         return self.model(configuration, network) / "expected_dice.json"
+
+    def crossval(self, configuration: str, network: str) -> Path:
+        """Scores of a model's held-out predictions."""
+        return self.model(configuration, network) / "crossval.json"
 
     def fold(self, configuration: str, network: str, fold: FoldName) -> Path:
         return self.model(configuration, network) / f"fold_{fold}"
