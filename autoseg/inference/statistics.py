@@ -22,7 +22,6 @@ from typing import Annotated, Literal
 import numpy as np
 from scipy import ndimage
 
-from autoseg.errors import StateError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.geometry import Box, Geometry, orientation_code
 from autoseg.imaging.labels import LabelSet
@@ -246,18 +245,19 @@ def write_case(out: Path, case: CaseStatistics) -> Path:
 
 
 def collect(out: Path) -> FolderStatistics | None:
-    """Put all cases of a folder together, also those of earlier predictions; None where there is none.
+    """Put the cases of a folder together, also those of earlier predictions; None where there is none.
+
+    Cases whose segmentation does not exist, because it was deleted or another process has not written it yet, are left
+    out.
 
     Raises:
         StateError: a file is not a record of statistics.
     """
     remedy = f"delete {out / FOLDER} and predict again"
-    cases = tuple(load(CaseStatistics, path, remedy) for path in sorted((out / FOLDER).glob("*.json")))
+    found = [load(CaseStatistics, path, remedy) for path in sorted((out / FOLDER).glob("*.json"))]
+    cases = tuple(case for case in found if (out / case.segmentation).is_file())
     if not cases:
         return None
-    for case in cases:
-        if not (out / case.segmentation).is_file():
-            raise StateError(f"{out / FOLDER} describes {case.segmentation}, which does not exist", remedy=remedy)
     together = FolderStatistics(VERSION, cases, series_of(cases))
     save(out / TOGETHER, together)
     write_text(out / TABLE, table(together))

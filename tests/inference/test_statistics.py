@@ -165,10 +165,17 @@ def test_files_of_a_folder_are_put_together(tmp_path):
     assert (rows[0]["centroid_x_mm"], rows[1]["centroid_x_mm"], rows[1]["box_z0"]) == ("4.0", "", "")
 
 
-def test_a_segmentation_that_was_deleted_is_reported(tmp_path):
+def test_a_segmentation_that_was_deleted_is_left_out(tmp_path):
     assert collect(tmp_path) is None
-    write_case(tmp_path, case_of("a"))
-    with pytest.raises(StateError, match=r"describes a\.nii\.gz, which does not exist"):
+    for name in ("a", "b"):
+        write_case(tmp_path, case_of(name))
+    (tmp_path / "b.nii.gz").touch()
+    assert [case.case for case in collect(tmp_path).cases] == ["b"]
+
+
+def test_a_record_that_was_damaged_is_reported(tmp_path):
+    write_case(tmp_path, case_of("a")).write_text("{}")
+    with pytest.raises(StateError, match=r"a\.json: missing key"):
         collect(tmp_path)
 
 
