@@ -49,7 +49,8 @@ def test_without_mirroring_a_fold_has_one_flip(models):
 def test_the_parts_average_to_the_whole(models, by, tmp_path):
     image = nifti(tmp_path / "image.nii", picture((9, 11, 13)), np.diag([-1.0, -1.0, 1.0, 1.0]))
     loaded = load_case(Case("a", "a", (str(image),), None), None)
-    whole = sum(EnsembleMember(model).probabilities(loaded) for model in models) / 2
+    apart = [EnsembleMember(model) for model in models]  # each averages its folds and flips itself
+    whole = sum(member.logits(member.prepare(loaded).image).softmax(dim=0) for member in apart) / 2
     ensemble = split(models, by=by)
     members = [EnsembleMember(model, ensemble.options) for model in ensemble.models]
     logits = [member.logits(member.prepare(loaded).image) for member in members]
