@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from autoseg.imaging.labels import LabelSet
 from autoseg.inference.options import InferenceOptions
 from autoseg.models.build import configuration_mirror_axes, head_probabilities
 from autoseg.models.model import Model
@@ -33,6 +34,11 @@ class Ensemble:
     options: InferenceOptions  # to run them with
     model_of: tuple[int, ...]  # of each member: the model it is a part of, by number
     fold_of: tuple[int, ...]  # of each member: the network it is a part of, counted over all models
+
+    @property
+    def labels(self) -> LabelSet:
+        """What is segmented: the same for all models."""
+        return self.models[0].plan.labels
 
     @property
     def weights(self) -> tuple[float, ...]:
