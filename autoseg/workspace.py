@@ -84,6 +84,10 @@ class Workspace:
     def model(self, configuration: str, network: str) -> Path:
         return self.root / "models" / f"{configuration}-{network}"
 
+    def expected_dice(self, configuration: str, network: str) -> Path:
+        """What Dice a model's segmentations are expected to have, learnt from its held-out predictions."""
+        return self.model(configuration, network) / "expected_dice.json"
+
     def crossval(self, configuration: str, network: str) -> Path:
         """Scores of a model's held-out predictions."""
         return self.model(configuration, network) / "crossval.json"

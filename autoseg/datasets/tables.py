@@ -175,6 +175,44 @@ def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str
     return {case_id: patients.get(case_id, case_id) for case_id in ids}, True
 
 
+def scans_of_patients(path: Path) -> dict[str, tuple[str, int]]:
+    """Patient of each case in a table, and the place of the case among the patient's scans, from 0.
+
+    The columns are case and patient, and for the order date (as 2024-05-31 or 20240531) or order (numbers); without
+    either, the order is that of the rows.
+
+    Raises:
+        DataError: the table cannot be read, a column is missing, or a case occurs twice.
+    """
+    rows = read_table(path)
+    case_column = next((name for name in CASE_COLUMNS if rows and name in rows[0]), None)
+    patient_column = next((name for name in PATIENT_COLUMNS if rows and name in rows[0]), None)
+    if case_column is None or patient_column is None:
+        raise DataError(f"{path} has no columns case and patient", remedy="its first line must be: case,patient,date")
+    scans: dict[str, list[tuple[float, int, str]]] = {}
+    for number, row in enumerate(rows):
+        if row[case_column] and row[patient_column]:
+            scan = (_moment(row, path), number, composed(row[case_column]))
+            scans.setdefault(_patient(row[patient_column]), []).append(scan)
+    cases = [case for found in scans.values() for *_, case in found]
+    if twice := sorted({case for case in cases if cases.count(case) > 1}):
+        raise DataError(f"{path} lists a case twice: {some(twice)}", remedy="keep one row per case")
+    return {
+        case: (patient, place) for patient, found in scans.items() for place, (*_, case) in enumerate(sorted(found))
+    }
+
+
+def _moment(row: dict[str, str], path: Path) -> float:
+    """When a scan was made, as a number that grows; 0 where the table does not say."""
+    text = row.get("date") or row.get("order") or ""
+    digits = re.fullmatch(r"(\d{4})-?(\d\d)-?(\d\d)(?:[T ].*)?", text) if row.get("date") else None
+    try:
+        return float("".join(digits.groups())) if digits else float(text or 0)
+    except ValueError:
+        what = f"{path}: {text!r} is neither a date (2024-05-31) nor a number"
+        raise DataError(what, remedy="correct the column date or order") from None
+
+
 def _patient(text: str) -> str:
     """A patient's name, composed, with single blanks."""
     return " ".join(composed(text).split())

@@ -14,7 +14,7 @@ from autoseg.dataloading.sampling import SAMPLERS
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics
+from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics, Intensity
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.plan_fields import (
     Axis,
@@ -263,6 +263,16 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class IntensityRange:
+    """Range of one channel over the images a plan was made for: of percentiles of whole images."""
+
+    p00_5: tuple[Intensity, Intensity]  # smallest and largest over the images
+    median: tuple[Intensity, Intensity]
+    p99_5: tuple[Intensity, Intensity]
+    widest: Annotated[float, at_least(0, 1e39)]  # from p00_5 to p99_5, of the image where it is largest
+
+
+@dataclass(frozen=True)
 class TrainingGrids:
     """Range of the cases a plan was made for, in their canonical order of axes (Z, Y, X), before `axis_order`."""
 
@@ -270,6 +280,7 @@ class TrainingGrids:
     spacing_max: tuple[Millimetres, Millimetres, Millimetres]
     shape_min: tuple[Voxels, Voxels, Voxels]  # voxels
     shape_max: tuple[Voxels, Voxels, Voxels]
+    intensities: tuple[IntensityRange, ...] = ()  # one per channel; empty: not known
 
     def __post_init__(self) -> None:
         for name, low, high in (

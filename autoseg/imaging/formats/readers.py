@@ -11,7 +11,7 @@ never read in part. To add a format, write a module like `raster.py` and one lin
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.imaging.formats import itk, nifti, raster
+from autoseg.imaging.formats import itk, nifti, raster, seg_nrrd
+from autoseg.imaging.formats.segments import Segment
 from autoseg.imaging.formats.signatures import StoredVoxels, refuse_other_content
 from autoseg.imaging.geometry import Geometry, Volume, corner_distance_voxels
 
@@ -32,18 +33,21 @@ class Reader:
     geometry: Callable[[Path], Geometry]
     image: Callable[[Path], StoredVoxels]
     labels: Callable[[Path], StoredVoxels] | None  # None: the format alters values
-    write: Callable[[Path, np.ndarray, Geometry, Path | None], None] | None  # (path, labels, geometry, like)
+    write: Callable[..., None] | None  # (path, labels, geometry, like)
+    names: bool = False  # True: `write` takes segments as a last argument, and stores their names and colours
     any_content: bool = False  # True: files that begin like another format (a ZIP archive) are accepted
 
 
-_NIFTI = Reader("nifti", nifti.read_geometry, nifti.load, nifti.load, nifti.write)
+_NIFTI = Reader("nifti", nifti.read_geometry, nifti.load, nifti.load, nifti.write, names=True)
 _ITK = Reader("itk", itk.read_geometry, itk.load, itk.load, itk.write)
+_SEGMENTS = Reader("itk", itk.read_geometry, itk.load, seg_nrrd.load_labels, seg_nrrd.write, names=True)
 _NATURAL = Reader("natural", raster.read_geometry, raster.load, raster.load_labels, raster.write)
 _JPEG = Reader("natural", raster.read_geometry, raster.load, None, None)
 
 READERS: dict[str, Reader] = {
     ".nii.gz": _NIFTI,
     ".nii": _NIFTI,
+    ".seg.nrrd": _SEGMENTS,  # before .nrrd: the first that fits is chosen
     ".nrrd": _ITK,
     ".mha": _ITK,
     ".mhd": _ITK,
@@ -123,7 +127,9 @@ def read_geometry(path: Path | str) -> Geometry:
         return reader.geometry(path)
 
 
-def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | str) -> None:
+def write_labels(
+    path: Path | str, indices_or_values: np.ndarray, like: Path | str, segments: Sequence[Segment] = ()
+) -> None:
     """Write a label map on the grid of an image, so that it overlays that image in any program.
 
     From NIfTI to NIfTI the fields of the grid are copied bit for bit (and no others: descriptions may name a patient).
@@ -134,6 +140,7 @@ def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | s
         indices_or_values: (Z, Y, X), integer or bool, in the stored order of `like`; its dtype is kept where the
             format can.
         like: the image.
+        segments: names and colours of the labels, for formats that have a place for them.
 
     Raises:
         UsageError: the format cannot hold these labels. DataError: `like` cannot be read.
@@ -156,7 +163,8 @@ def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | s
     try:
         with _storage(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            writer(staging, labels, geometry, like if same_family else None)
+            named = (segments,) if segments and READERS[ending].names else ()
+            writer(staging, labels, geometry, like if same_family else None, *named)
             with open(staging, "rb+") as file:
                 os.fsync(file.fileno())
         _verify(staging, path, labels, None if READERS[ending].family == "natural" else geometry)
