@@ -1,9 +1,9 @@
 """Checkpoints of nnU-Net v2, read without executing anything.
 
 nnU-Net writes pickles, and loads them with everything they may run. Here `torch.load(weights_only=True)` reads them.
-Three names are allowed beyond torch's own list, those by which numpy stores its numbers, because nnU-Net logs such; inert
-functions of this module stand for them. A file that names anything else is refused, and the error says what it would
-load.
+Three names are allowed beyond torch's own list, those by which numpy stores its numbers, because nnU-Net logs such;
+inert functions of this module stand for them. A file that names anything else is refused, and the error says what it
+would load.
 """
 
 import re
