@@ -147,6 +147,7 @@ def spoilt(place: str, value: object) -> dict:
 
 
 ONE = "configurations/3d_fullres"
+AUTO = {"force_separate_z": None}
 ORDER_0 = {"is_seg": False, "order": 0, "order_z": 0, "force_separate_z": None}
 
 
@@ -161,8 +162,8 @@ ORDER_0 = {"is_seg": False, "order": 0, "order_z": 0, "force_separate_z": None}
         (f"{ONE}/resampling_fn_data", "no_resampling_data_or_seg_to_shape", "_data is no_resampling"),
         (f"{ONE}/resampling_fn_probabilities_kwargs", ORDER_0, "order 0, order_z 0; autoseg has 1 and 0"),
         (f"{ONE}/resampling_fn_data_kwargs", {"force_separate_z": True}, "has no equivalent"),
-        (f"{ONE}/resampling_fn_data_kwargs", {"order": 2, "force_separate_z": None}, "has no equivalent"),
-        (f"{ONE}/resampling_fn_data_kwargs", {"separate_z_anisotropy_threshold": 5, "force_separate_z": None}, "from a ratio"),
+        (f"{ONE}/resampling_fn_data_kwargs", {"order": 2, **AUTO}, "has no equivalent"),
+        (f"{ONE}/resampling_fn_data_kwargs", {"separate_z_anisotropy_threshold": 5, **AUTO}, "from a ratio"),
         (f"{ONE}/patch_size", [4, 8, 6], "is not a multiple of what the strides divide by"),
         (f"{ONE}/patch_size", None, "patch_size: expected a list, found None"),
         (f"{ONE}/spacing", [1.0, 1.0], "spacing"),
@@ -201,14 +202,16 @@ def test_mirroring_an_axis_that_the_patch_lacks_is_refused():
 
 
 def test_a_folder_without_its_files_says_what_it_lacks(tmp_path):
-    with pytest.raises(StateError, match="holds no plans.json, so it is not the folder of a trained nnU-Net v2 model"):
+    with pytest.raises(
+        StateError, match=r"holds no plans\.json, so it is not the folder of a trained nnU-Net v2 model"
+    ):
         describe(tmp_path)
     write_json(tmp_path / "plans.json", plans())
-    with pytest.raises(StateError, match="holds no dataset.json"):
+    with pytest.raises(StateError, match=r"holds no dataset\.json"):
         describe(tmp_path)
     write_json(tmp_path / "dataset.json", [])
-    with pytest.raises(StateError, match="dataset.json is not a JSON object"):
+    with pytest.raises(StateError, match=r"dataset\.json is not a JSON object"):
         describe(tmp_path)
     (tmp_path / "dataset.json").write_text("{", encoding="utf-8")
-    with pytest.raises(StateError, match="dataset.json is not valid JSON"):
+    with pytest.raises(StateError, match=r"dataset\.json is not valid JSON"):
         describe(tmp_path)
