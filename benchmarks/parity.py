@@ -28,6 +28,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -120,16 +121,17 @@ class PeerSet:
 
     @cached_property
     def cases(self) -> list[Case]:
-        """The first cases of the training set."""
+        """The training set, sorted."""
         found: dict[str, list[str]] = {}
         for path in sorted((self.raw / "imagesTr").iterdir()):
             found.setdefault(path.name.split(".")[0][: -len("_0000")], []).append(str(path))
         labels = {path.name.split(".")[0]: str(path) for path in (self.raw / "labelsTr").iterdir()}
-        return [Case(name, name, tuple(files), labels[name]) for name, files in sorted(found.items())[:CASES]]
+        return [Case(name, name, tuple(files), labels[name]) for name, files in sorted(found.items())]
 
-    def prepared(self) -> Iterator[tuple[Case, Prepared]]:
+    def prepared(self, number: int | None = CASES) -> Iterator[tuple[Case, Prepared]]:
+        """The first cases of the training set as autoseg prepares them; None: all."""
         plan, configuration = self.plan()
-        for case in self.cases:
+        for case in self.cases[:number]:
             loaded = load_case(
                 case, plan.labels, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order
             )
@@ -179,7 +181,7 @@ Row = tuple[str, str, str, str, str]  # stage, data, figure, goal, reached
 
 
 def preprocess(peer: PeerSet) -> Iterator[Row]:
-    names = ",".join(case.id for case in peer.cases)
+    names = ",".join(case.id for case in peer.cases[:CASES])
     folder = peer.stage(
         "preprocess", peer.out / "stages" / f"preprocess_{peer.name}", plans=peer.plans(), raw=peer.raw,
         dataset=peer.raw / "dataset.json", configuration=peer.configuration, cases=names,
@@ -204,7 +206,7 @@ def preprocess(peer: PeerSet) -> Iterator[Row]:
                 found = set(map(tuple, rows.tolist()))
                 lists += 1
                 places += found == expected if len(expected) < 10_000 else len(found) == len(expected)
-    data = f"{peer.name}, {len(peer.cases)} cases"
+    data = f"{peer.name}, {len(means)} cases"
     yield "preprocessed voxels", data, "largest difference, standard deviations", "1e-3", f"{largest:.2g}"
     yield "", data, "mean difference", "", f"{np.mean(means):.2g}"
     yield "", data, "largest rounding of the stored copy (float16 where it suffices)", "", f"{half:.2g}"
@@ -253,7 +255,7 @@ def loss(peer: PeerSet) -> Iterator[Row]:
         for batch_dice in (False, True):
             changes = {"labels": labels} | ({"regions_class_order": json.loads(order)} if order else {})
             plan, configuration = peer.plan(**changes)
-            object.__setattr__(configuration, "batch_dice", batch_dice)
+            configuration = replace(configuration, batch_dice=batch_dice)
             heads, patch = plan.heads.num_heads, configuration.patch_size
             folder = peer.out / "stages" / f"loss_{peer.name}_{kind.replace(', ', '_')}_{int(batch_dice)}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -271,16 +273,17 @@ def loss(peer: PeerSet) -> Iterator[Row]:
             value = build_plan_loss(plan, configuration)(mine, torch.from_numpy(seg.astype(np.int64)))
             value.backward()
             difference = abs(float(value) - float(theirs["loss"]))
-            far = [
-                float(
-                    np.abs((0 if e.grad is None else e.grad.numpy()) - theirs[f"g{i}"]).max()
-                    / np.abs(theirs["g0"]).max()
-                )
-                for i, e in enumerate(mine)
-            ]
+            gradients = [0 * given if e.grad is None else e.grad.numpy() for e, given in zip(mine, logits, strict=True)]
+            far = max(np.abs(each - theirs[f"g{i}"]).max() for i, each in enumerate(gradients))
             data = f"{kind}, Dice per {'batch' if batch_dice else 'sample'}"
             yield "loss", data, "difference", "1e-5", f"{difference:.2g} (of {float(value):.4f})"
-            yield "gradients", data, "largest difference, of the largest gradient", "1e-5", f"{max(far):.2g}"
+            yield (
+                "gradients",
+                data,
+                "largest difference, of the largest gradient",
+                "1e-5",
+                f"{far / np.abs(theirs['g0']).max():.2g}",
+            )
 
 
 def steps(peer: PeerSet) -> Iterator[Row]:
@@ -357,7 +360,7 @@ def patches(peer: PeerSet) -> Iterator[Row]:
         peer.command("preprocess", "-d", peer.number, "-plans_name", "Plain", "-c", peer.configuration, "-np", 2)
     with tempfile.TemporaryDirectory() as temporary:
         store = CaseStore(Path(temporary))
-        for case, ours in peer.prepared():
+        for case, ours in peer.prepared(None):
             assert ours.target is not None
             info = CaseInfo(case.id, "", ours.placement, plan.labels.num_labels)
             store.commit(case.id, ours.image, ours.target, info)
