@@ -204,3 +204,19 @@ def test_an_imported_model_can_be_trained_on(tmp_path):
     source = open_source(tmp_path / "model")
     weight = Net(seed=9).decoder.seg_layers[-1].weight.detach()
     assert torch.equal(source.weights["heads.0.weight"], weight)
+
+
+def test_the_status_of_an_imported_model(tmp_path, capsys):
+    write_model(tmp_path / "t__p__3d_fullres", {0: Net(), "all": Net(seed=1)})
+    import_nnunet(tmp_path / "t__p__3d_fullres", tmp_path / "model", say=lambda text: None)
+    code, said = outcome(capsys, "status", "-w", tmp_path / "model")
+    assert (code, said.splitlines()) == (
+        0,
+        [
+            f"{tmp_path / 'model'}: Dataset007_Tiny, models without their dataset",
+            "3d_fullres-unet (recommended)",
+            "  fold 0: 3 epochs",
+            "  fold full: 3 epochs",
+            f"next: autoseg predict -i IMAGES -o SEGMENTATIONS -w {tmp_path / 'model'}",
+        ],
+    )
