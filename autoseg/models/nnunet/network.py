@@ -17,7 +17,7 @@ from torch import Tensor
 from autoseg.errors import AutosegError, StateError
 from autoseg.models.nnunet.description import EPSILON, PLANS, Description, configuration_of
 from autoseg.planning.plan import NetworkSpec
-from autoseg.records import from_plain, to_plain
+from autoseg.records import from_plain
 
 NETWORKS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "residual_unet"}
 
@@ -53,15 +53,15 @@ def architecture_of(described: Description, name: str) -> Architecture:
     decoder = given["n_conv_per_stage_decoder"]
     norm = given.get("norm_op_kwargs") or {}
     try:
-        spec = NetworkSpec(
-            name=NETWORKS[class_name],
-            features=tuple(_each(features, stages)),
-            strides=tuple(tuple(_each(stride, dims)) for stride in _each(given["strides"], stages)),
-            kernel_sizes=tuple(tuple(_each(kernel, dims)) for kernel in _each(given["kernel_sizes"], stages)),
-            blocks=tuple(_each(blocks, stages)),
-            decoder_blocks=tuple(reversed(_each(decoder, stages - 1))),  # nnU-Net begins at the bottleneck
-        )
-        spec = from_plain(NetworkSpec, to_plain(spec), where)
+        plain = {
+            "name": NETWORKS[class_name],
+            "features": _each(features, stages),
+            "strides": [_each(stride, dims) for stride in _each(given["strides"], stages)],
+            "kernel_sizes": [_each(kernel, dims) for kernel in _each(given["kernel_sizes"], stages)],
+            "blocks": _each(blocks, stages),
+            "decoder_blocks": _each(decoder, stages - 1)[::-1],  # nnU-Net begins at the bottleneck
+        }
+        spec = from_plain(NetworkSpec, plain, where)
     except (AutosegError, TypeError, ValueError) as error:
         raise described.refused(PLANS, f"{where}: {getattr(error, 'what', error)}") from None
     if set(spec.strides[0]) != {1}:
