@@ -59,7 +59,7 @@ def plan_of(described: Description, name: str, mirror_axes: Sequence[int], epoch
     configuration = configuration_of(described, name)
     previous = configuration.get("previous_stage")
     names = [name] if previous is None else [str(previous), name]
-    dims = len(configuration["patch_size"])
+    dims = architecture_of(described, name).spec.dims
     if any(type(axis) is not int or not 0 <= axis < dims for axis in mirror_axes):
         raise described.refused("fold_*", f"it mirrors the axes {list(mirror_axes)} of a patch of {dims} axes")
     training = Training(
