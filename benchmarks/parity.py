@@ -77,7 +77,7 @@ class PeerSet:
         self.dataset = f"Dataset{self.number:03d}_{self.title}"
         parts = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
         self.environment = {variable: str(self.out / part) for variable, part in parts.items()}
-        self.environment |= {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "1"}
+        self.environment |= {"nnUNet_compile": "f", "nnUNet_n_proc_DA": "1", "nnUNet_extTrainer": str(HERE / "peer")}
         self.raw, self.planned = self.out / "raw" / self.dataset, self.out / "preprocessed" / self.dataset
         self.prepare()
 
