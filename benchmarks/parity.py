@@ -401,7 +401,7 @@ def compared(theirs, images: np.ndarray, segs: np.ndarray, data: str) -> Iterato
 
 
 def labels(peer: PeerSet) -> Iterator[Row]:
-    """The stock predictor, and the same one with its sums in float32; autoseg through its commands."""
+    """autoseg through its commands; the stock predictor with its sums in float32, and as it is."""
     from autoseg.cli import main
 
     model, images, out = peer.options.model, peer.options.images, peer.out / "labels"
@@ -409,12 +409,11 @@ def labels(peer: PeerSet) -> Iterator[Row]:
         return
     folds = ",".join(sorted(path.name.removeprefix("fold_") for path in model.glob("fold_*")))
     shutil.rmtree(out, ignore_errors=True)
-    for kind in (0, 1):
-        peer.stage("labels", out / f"peer_{kind}", model=model, images=images, folds=folds, float=kind)
     assert main(["import-nnunet", str(model), str(out / "model")]) == 0
     words = ["predict", "-w", out / "model", "-i", images, "-o", out / "ours", "--device", "cpu"]
     assert main([str(word) for word in words]) == 0
-    for kind, name in ((0, "as it is (sums in float16)"), (1, "its sums in float32")):
+    for kind, name in ((1, "its sums in float32"), (0, "as it is (sums in float16)")):
+        peer.stage("labels", out / f"peer_{kind}", model=model, images=images, folds=folds, float=kind)
         voxels, differ, foreground = 0, 0, 0
         for path in sorted((out / "ours").glob("*.nii.gz")):
             ours, theirs = (np.asarray(nib.load(p).dataobj) for p in (path, out / f"peer_{kind}" / path.name))
