@@ -1,7 +1,7 @@
 """Every stage of nnU-Net v2 beside autoseg's under the same plan: how far the results differ.
 
-    python benchmarks/parity.py --data DIR --peer PEER_VENV --out FOLDER [--stages preprocess,network,...] [--sets ms_thick,...]
-        [--model NNUNET_MODEL --images IMAGES]
+    python benchmarks/parity.py --data DIR --peer PEER_VENV --out FOLDER
+        [--stages preprocess,network,...] [--sets ms_thick,...] [--model NNUNET_MODEL --images IMAGES]
 
 DIR holds the datasets; PEER_VENV is a virtual environment with nnunetv2==2.8.1. The peer plans each dataset itself, in
 the memory that SETS lists, and runs each stage with its own code (benchmarks/peer/parity_peer.py). autoseg reads the
