@@ -77,16 +77,18 @@ def configuration_of(described: Description, name: str) -> dict[str, Any]:
     Raises:
         StateError: there is no such configuration, or it inherits from itself.
     """
-    configurations = described.plans.get("configurations")
+    listed = described.plans.get("configurations")
+    configurations: dict[str, Any] = listed if isinstance(listed, dict) else {}
     chain: list[dict[str, Any]] = []
-    seen: list[str] = []
-    while name is not None:
-        if not isinstance(configurations, dict) or not isinstance(configurations.get(name), dict) or name in seen:
-            what = f"inherits_from leads from {seen[-1]!r} to {name!r}" if seen else f"there is no {name!r}"
+    seen: list[Any] = []
+    here: Any = name
+    while here is not None:
+        if not isinstance(here, str) or not isinstance(configurations.get(here), dict) or here in seen:
+            what = f"inherits_from leads from {seen[-1]!r} to {here!r}" if seen else f"there is no {here!r}"
             raise described.refused(PLANS, f"configurations: {what}", "copy the model again")
-        seen.append(name)
-        chain.append(configurations[name])
-        name = chain[-1].get("inherits_from")
+        seen.append(here)
+        chain.append(configurations[here])
+        here = chain[-1].get("inherits_from")
     found: dict[str, Any] = {}
     for part in reversed(chain):
         found |= part

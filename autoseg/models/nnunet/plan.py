@@ -64,7 +64,7 @@ def plan_of(described: Description, name: str, mirror_axes: Sequence[int], epoch
         raise described.refused("fold_*", f"it mirrors the axes {list(mirror_axes)} of a patch of {dims} axes")
     training = Training(
         epochs=min(max(1, epochs), MAX_EPOCHS), loss="dice_bce" if labels.has_regions else "dice_ce",
-        augmentation="nnunet", patience=0, mirror_axes=tuple(sorted(axis + 3 - dims for axis in mirror_axes)),  # type: ignore[arg-type]
+        augmentation="nnunet", patience=0, mirror_axes=tuple(sorted(axis + 3 - dims for axis in mirror_axes)),
         test_time_mirroring=bool(mirror_axes),
     )  # fmt: skip
     plans = described.plans

@@ -160,7 +160,7 @@ ORDER_0 = {"is_seg": False, "order": 0, "order_z": 0, "force_separate_z": None}
         (f"{ONE}/normalization_schemes", ["MyNorm"], "normalization_schemes: MyNorm; autoseg has ZScore"),
         (f"{ONE}/normalization_schemes", [], "0 normalisations for 1 channels"),
         (f"{ONE}/resampling_fn_data", "no_resampling_data_or_seg_to_shape", "_data is no_resampling"),
-        (f"{ONE}/resampling_fn_probabilities_kwargs", ORDER_0, "order 0, order_z 0; autoseg resamples logits by 1 and 0"),
+        (f"{ONE}/resampling_fn_probabilities_kwargs", ORDER_0, "order 0, order_z 0; autoseg resamples logits by"),
         (f"{ONE}/resampling_fn_data_kwargs", {"force_separate_z": True}, "has no equivalent"),
         (f"{ONE}/resampling_fn_data_kwargs", {"order": 2, **AUTO}, "has no equivalent"),
         (f"{ONE}/resampling_fn_data_kwargs", {"separate_z_anisotropy_threshold": 5, **AUTO}, "from a ratio"),
