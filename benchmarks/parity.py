@@ -44,6 +44,7 @@ from autoseg.models.build import build_plan_loss, build_plan_network
 from autoseg.models.nnunet.description import Description
 from autoseg.models.nnunet.network import architecture_of, converted
 from autoseg.models.nnunet.plan import plan_of
+from autoseg.nn.losses import weighted_mean
 from autoseg.nn.optimization import OPTIMIZERS, SCHEDULES
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.prepare import Prepared, prepare
@@ -273,21 +274,26 @@ def loss(peer: PeerSet) -> Iterator[Row]:
                 configuration=peer.configuration, order=order, batch_dice=int(batch_dice),
             )  # fmt: skip
             theirs = np.load(folder / "loss.npz")
-            mine = [torch.from_numpy(each).requires_grad_() for each in logits]
-            value = build_plan_loss(plan, configuration)(mine, torch.from_numpy(seg.astype(np.int64)))
-            value.backward()
-            difference = abs(float(value) - float(theirs["loss"]))
-            gradients = [0 * given if e.grad is None else e.grad.numpy() for e, given in zip(mine, logits, strict=True)]
-            far = max(np.abs(each - theirs[f"g{i}"]).max() for i, each in enumerate(gradients))
             data = f"{kind}, Dice per {'batch' if batch_dice else 'sample'}"
-            yield "loss", data, "difference", "1e-5", f"{difference:.2g} (of {float(value):.4f})"
-            yield (
-                "gradients",
-                data,
-                "largest difference, of the largest gradient",
-                "1e-5",
-                f"{far / np.abs(theirs['g0']).max():.2g}",
-            )
+            criterion = build_plan_loss(plan, configuration)
+            yield from _compared_loss(criterion, logits, seg, theirs, data, "1e-5")
+            if order and "ignore" in kind:  # nnU-Net then adds up the regions, and divides by the voxels alone
+                criterion.loss.voxel_term = lambda entropy, weight, heads=heads: heads * weighted_mean(entropy, weight)
+                more = f"{data}, cross-entropy times {heads}"
+                yield from _compared_loss(criterion, logits, seg, theirs, more, "1e-5")
+
+
+def _compared_loss(criterion, logits, seg: np.ndarray, theirs, data: str, goal: str) -> Iterator[Row]:
+    mine = [torch.from_numpy(each).requires_grad_() for each in logits]
+    value = criterion(mine, torch.from_numpy(seg.astype(np.int64)))
+    value.backward()
+    found = float(value.detach())
+    gradients = [0 * given if e.grad is None else e.grad.numpy() for e, given in zip(mine, logits, strict=True)]
+    far = [
+        np.abs(e - theirs[f"g{i}"]).max() / max(np.abs(theirs[f"g{i}"]).max(), 1e-12) for i, e in enumerate(gradients)
+    ]
+    yield "loss", data, "difference", goal, f"{abs(found - float(theirs['loss'])):.2g} (of {found:.4f})"
+    yield "gradients", data, "largest difference, as a share of the stage's largest", goal, f"{max(far):.2g}"
 
 
 def steps(peer: PeerSet) -> Iterator[Row]:
