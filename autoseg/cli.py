@@ -196,6 +196,12 @@ def run_predict(options: argparse.Namespace) -> None:
         predict_images(workspace, options.images, options.out, chosen)
 
 
+def run_import_nnunet(options: argparse.Namespace) -> None:
+    from autoseg.commands.import_nnunet import import_nnunet
+
+    import_nnunet(options.folder, options.model)
+
+
 def run_status(options: argparse.Namespace) -> None:
     from autoseg.commands.status import status
     from autoseg.workspace import Workspace
@@ -231,6 +237,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {  # command -> wha
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "import-nnunet": run_import_nnunet,
     "status": run_status,
     "calibrate": run_calibrate,
     "env": run_env,

@@ -36,7 +36,7 @@ from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("demo", "check", "plan", "train", "evaluate", "predict", "status", "calibrate", "env")
+COMMANDS = ("demo", "check", "plan", "train", "evaluate", "predict", "import-nnunet", "status", "calibrate", "env")
 
 
 def run(*arguments: object) -> int:

@@ -187,6 +187,15 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_import_nnunet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER",
+        help="a model that nnU-Net v2 trained: the folder with plans.json, dataset.json and fold_0, ...; or the folder "
+        "of a dataset in nnUNet_results, for all its configurations",
+    )  # fmt: skip
+    parser.add_argument("model", type=Path, metavar="MODEL", help="new folder, to predict with: predict -w MODEL")
+
+
 def add_status(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
     add_plugins(parser)
@@ -252,6 +261,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train folds and predict their held-out cases", add_train),
     "evaluate": ("score the cross-validation, or one folder against another", add_evaluate),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
+    "import-nnunet": ("convert a model that nnU-Net v2 trained into one that predicts the same", add_import_nnunet),
     "status": ("show the state of a workspace and the next command", add_status),
     "calibrate": ("measure this machine's memory and speed for new plans", add_calibrate),
     "env": ("show versions and hardware", lambda parser: None),

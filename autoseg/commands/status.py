@@ -30,6 +30,8 @@ def status(workspace: Workspace) -> str:
     """What exists in a workspace, fold by fold, and the next command."""
     if not workspace.plan.exists():
         return f"{workspace.root}: nothing planned yet\nnext: " + suggest("plan", ANY_DATASET, workspace=workspace.root)
+    if not workspace.splits.exists() and workspace.models():
+        return _without_dataset(workspace)
     plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
     cases = len(splits.splits[0].train) + len(splits.splits[0].validation)
     sizes = f"{counted(cases, 'case')}, {counted(len(splits.splits), 'fold')}"
@@ -50,6 +52,19 @@ def status(workspace: Workspace) -> str:
             lines += _model_status(workspace, _plan_for(workspace, plan, network), name, network, splits)[0]
     network = plan.configurations[plan.recommended].network.name
     command = _next(workspace, plan.recommended, network, todo[plan.recommended], replan)
+    return "\n".join([*lines, f"next: {command}"])
+
+
+def _without_dataset(workspace: Workspace) -> str:
+    """Models that came without the cases they were trained on, such as imported ones: they can only predict."""
+    plan = load(Plan, workspace.plan)
+    lines = [f"{workspace.root}: {plan.dataset}, models without their dataset"]
+    for name, network in workspace.models():
+        found, damaged = begun_of(workspace, name, network)
+        mark = " (recommended)" if name == plan.recommended else ""
+        lines += [f"{name}-{network}{mark}", *(f"  fold {fold}: {one.epoch} epochs" for fold, one in found.items())]
+        lines += [f"  fold {fold}: {why}" for fold, why in damaged.items()]
+    command = suggest("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", workspace=workspace.root)
     return "\n".join([*lines, f"next: {command}"])
 
 
