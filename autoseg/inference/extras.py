@@ -31,15 +31,10 @@ from autoseg.inference.statistics import (
     with_uncertainty,
     write_case,
 )
+from autoseg.inference.streaming import Consumer
 from autoseg.inference.uncertainty import UncertaintyWriter
 
 Expecting = Callable[[Agreement], tuple[Mapping[str, ExpectedDice], ExpectedDice | None]]
-
-
-class Consumer(Protocol):
-    """What sees the logits row by row, as `autoseg.inference.streaming` hands them over."""
-
-    def take(self, rows: slice, logits: Sequence[Tensor]) -> None: ...
 
 
 class Member(Protocol):

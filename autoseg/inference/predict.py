@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -26,15 +26,13 @@ from autoseg.inference.finished import Ledger
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.pipeline import Ahead, Writer
+from autoseg.inference.streaming import Consumer
 from autoseg.models.model import Model, require_common
 from autoseg.nn.training_step import is_out_of_memory
 from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.plan import Plan
 from autoseg.processes import free_memory
 from autoseg.training.validation_budget import Inference
-
-if TYPE_CHECKING:
-    from autoseg.inference.streaming import Consumer
 
 ARRAYS_AHEAD = 4  # float32 arrays of an image's size that reading and preparing it takes
 SHARE_AHEAD = 0.25  # of the free memory that the case which is read ahead may take; larger ones are read when due
@@ -58,7 +56,7 @@ class Extra(Protocol):
     its case: where it exists, the others do. What these methods raise counts as raised for the image.
     """
 
-    def begin(self, loaded: LoadedCase, members: Sequence[EnsembleMember], path: Path) -> "Consumer | None":
+    def begin(self, loaded: LoadedCase, members: Sequence[EnsembleMember], path: Path) -> Consumer | None:
         """Start a case.
 
         Args:

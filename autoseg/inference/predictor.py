@@ -4,7 +4,6 @@ An array is segmented as `predict` segments a file that holds it: the same check
 ensemble. `autoseg.Predictor` opens the models and passes its keywords on.
 """
 
-import inspect
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,10 +121,7 @@ class Probabilities:
 
     def take(self, rows: slice, logits: Sequence[Tensor]) -> None:
         """Add rows of the cropped box: logits (K, n, Y, X) float32, one tensor per member."""
-        self.add(rows, [head_probabilities(one[None], self._heads.has_regions)[0].cpu().numpy() for one in logits])
-
-    def add(self, rows: slice, probabilities: Sequence[np.ndarray]) -> None:
-        """Add rows of the cropped box: probabilities (K, n, Y, X), one array per member."""
+        probabilities = [head_probabilities(one[None], self._heads.has_regions)[0].numpy() for one in logits]
         self._gathered[:, rows] = sum(probabilities) / np.float32(len(probabilities))
 
     def whole(self) -> np.ndarray:
