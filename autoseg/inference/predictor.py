@@ -7,7 +7,6 @@ ensemble. `autoseg.Predictor` opens the models and passes its keywords on.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -102,13 +101,7 @@ class ArrayPredictor:
         if not probabilities:
             return decide(self._members, loaded), None
         gathered = Probabilities(loaded, self._members)
-        if "consumers" in inspect.signature(decide).parameters:
-            more: dict[str, Any] = {"consumers": [gathered]}
-            indices = decide(self._members, loaded, **more)
-        else:
-            indices, dense = decide(self._members, loaded), list[Any](self._members)
-            gathered.add(slice(None), [member.probabilities(loaded) for member in dense])
-        return indices, gathered.whole()
+        return decide(self._members, loaded, [gathered]), gathered.whole()
 
 
 class Probabilities:
