@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.commands.inputs import Say
 from autoseg.errors import StorageError, UsageError
+from autoseg.lines import LOG
 from autoseg.messages import counted, suggest
 from autoseg.records import save
 from autoseg.workspace import FULL, Workspace
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch is imported when a model is read
     from autoseg.models.nnunet.folder import ImportedModel
 
 
-def import_nnunet(folder: Path, out: Path, *, say: Say = print) -> Workspace:
+def import_nnunet(folder: Path, out: Path) -> Workspace:
     """Convert a trained model of nnU-Net v2 into a workspace with its plan and its folds.
 
     Everything is read and checked first: what cannot be represented is refused before anything is written.
@@ -56,12 +56,12 @@ def import_nnunet(folder: Path, out: Path, *, say: Say = print) -> Workspace:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     for model in models:
-        _say_what(model, say)
-    say("next: " + suggest("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", workspace=out))
+        _show(model)
+    LOG.info("next: " + suggest("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", workspace=out))
     return Workspace(out)
 
 
-def _say_what(model: "ImportedModel", say: Say) -> None:
+def _show(model: "ImportedModel") -> None:
     """One line per model, and what a user should know of it."""
     configuration, folds = model.plan.configurations[model.configuration], model.weights
     partitions = [str(fold) for fold in folds if fold != FULL]
@@ -69,6 +69,6 @@ def _say_what(model: "ImportedModel", say: Say) -> None:
     parts += ["the model of all cases"] if FULL in folds else []
     patch = " x ".join(map(str, configuration.patch_size))
     axes = ", ".join("ZYX"[axis] for axis in model.plan.training.mirror_axes) or "no axis"
-    say(f"{model.configuration}-{model.network}: {' and '.join(parts)}; patch {patch}, mirrored along {axes}")
+    LOG.info(f"{model.configuration}-{model.network}: {' and '.join(parts)}; patch {patch}, mirrored along {axes}")
     for note in model.notes:
-        say(f"note: {note}")
+        LOG.info(f"note: {note}")

@@ -12,6 +12,7 @@ from autoseg.commands.import_nnunet import import_nnunet
 from autoseg.commands.predict import PredictOptions, predict_images
 from autoseg.errors import StateError, UsageError
 from autoseg.imaging.formats.readers import read_labels
+from autoseg.lines import shown_by
 from autoseg.models.model import open_model
 from autoseg.models.pretrained import open_source
 from autoseg.workspace import FULL, Workspace
@@ -34,7 +35,7 @@ def standardised(image: np.ndarray) -> torch.Tensor:
 def predicted(workspace: Workspace, image: np.ndarray, folder: Path, options: PredictOptions = CPU) -> np.ndarray:
     """What the imported model says about a volume that lies in space as no canonical one does."""
     path = nifti(folder / "in" / "case_0000.nii.gz", image, affine_along("RAI", SPACING[3]))
-    (made,) = predict_images(workspace, [path], folder / "out", options, say=lambda text: None)
+    (made,) = predict_images(workspace, [path], folder / "out", options)
     assert nib.load(made).affine == pytest.approx(nib.load(path).affine)
     return read_labels(made).array
 
@@ -43,7 +44,7 @@ def test_labels_are_those_of_the_mirrored_folds_together(tmp_path):
     """One tile, as large as the patch; two folds, whose logits are averaged; the axes as they are stored."""
     nets = {0: Net(seed=1), 3: Net(seed=2)}
     folder = write_model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", nets, mirror=(0, 2))
-    workspace = import_nnunet(folder, tmp_path / "model", say=lambda text: None)
+    workspace = import_nnunet(folder, tmp_path / "model")
     image = volume()
     logits = torch.stack([mirrored_mean(net, standardised(image), (0, 2)) for net in nets.values()]).mean(0)
     expected = logits.argmax(0).numpy()
@@ -59,11 +60,11 @@ def test_axes_are_permuted_as_the_plans_say(tmp_path):
     found = plans() | {"transpose_forward": [1, 0, 2], "transpose_backward": [1, 0, 2]}
     net = Net(seed=4)
     workspace = import_nnunet(
-        write_model(tmp_path / "t__p__3d_fullres", {0: net}, found, mirror=()), tmp_path / "model", say=print
+        write_model(tmp_path / "t__p__3d_fullres", {0: net}, found, mirror=()), tmp_path / "model"
     )
     image = volume(1, (8, 4, 8))  # the patch once its axes are permuted
     path = nifti(tmp_path / "in" / "case_0000.nii.gz", image, affine_along("RAI", (1.0, 2.0, 1.0)))
-    (made,) = predict_images(workspace, [path], tmp_path / "out", CPU, say=lambda text: None)
+    (made,) = predict_images(workspace, [path], tmp_path / "out", CPU)
     seen = standardised(np.ascontiguousarray(image.transpose(1, 0, 2)))
     expected = mirrored_mean(net, seen, ()).argmax(0).numpy().transpose(1, 0, 2)
     np.testing.assert_array_equal(read_labels(made).array, expected)
@@ -73,7 +74,7 @@ def test_regions_are_written_in_their_order(tmp_path):
     regions = dataset({"background": 0, "whole": [1, 2], "core": [2]}, regions_class_order=[1, 2])
     net = Net(heads=2, seed=5)
     folder = write_model(tmp_path / "t__p__3d_fullres", {"all": net}, None, regions)
-    workspace = import_nnunet(folder, tmp_path / "model", say=lambda text: None)
+    workspace = import_nnunet(folder, tmp_path / "model")
     image = volume(2)
     whole, core = mirrored_mean(net, standardised(image), (0, 1, 2)).numpy() > 0
     expected = np.where(core, 2, np.where(whole, 1, 0))
@@ -86,7 +87,7 @@ def test_slices_are_segmented_one_by_one(tmp_path):
     net = Net(2, residual=True, seed=6)
     found = plans(2, residual=True)
     folder = write_model(tmp_path / "t__p__2d", {0: net}, found, name="2d", mirror=(0, 1))
-    workspace = import_nnunet(folder, tmp_path / "model", say=lambda text: None)
+    workspace = import_nnunet(folder, tmp_path / "model")
     image = volume(3, (3, 8, 8))
     z_scores = standardised(image)
     slices = [mirrored_mean(net, z_scores[:, :, z], (0, 1)).argmax(0) for z in range(3)]
@@ -103,7 +104,7 @@ def write_cascade(root: Path) -> tuple[Path, Net, Net]:
 
 def test_a_cascade_sees_the_segmentation_of_its_previous_stage(tmp_path):
     folder, low, high = write_cascade(tmp_path / "results")
-    workspace = import_nnunet(folder, tmp_path / "model", say=lambda text: None)
+    workspace = import_nnunet(folder, tmp_path / "model")
     image = volume(4)
     before = mirrored_mean(low, standardised(image), (1,)).argmax(0)
     channels = torch.stack([(before == label).float() for label in (1, 2)])[None]
@@ -125,7 +126,8 @@ def test_the_folder_of_a_dataset_means_all_configurations(tmp_path):
     folder, *_ = write_cascade(tmp_path / "results")
     write_model(folder.with_name("T__P__3d_fullres"), {0: Net()}, with_cascade(plans()))
     said: list[str] = []
-    workspace = import_nnunet(tmp_path / "results", tmp_path / "model", say=said.append)
+    with shown_by(said.append):
+        workspace = import_nnunet(tmp_path / "results", tmp_path / "model")
     names = ("3d_cascade_fullres", "3d_fullres", "3d_lowres")
     assert workspace.models() == tuple((name, "unet") for name in names)
     assert [line.partition(":")[0] for line in said[:2]] == ["3d_fullres-unet", "3d_cascade_fullres-unet"]
@@ -193,14 +195,15 @@ def test_a_trainer_of_ones_own_is_worth_a_note(tmp_path):
     path = folder / "fold_0" / "checkpoint_final.pth"
     torch.save(torch.load(path, weights_only=False) | {"trainer_name": "MyTrainer"}, path)
     said: list[str] = []
-    import_nnunet(folder, tmp_path / "model", say=said.append)
+    with shown_by(said.append):
+        import_nnunet(folder, tmp_path / "model")
     assert any("its trainer, MyTrainer, is not nnU-Net's own" in line for line in said)
 
 
 def test_an_imported_model_can_be_trained_on(tmp_path):
     """`train --init-from` opens it as any other."""
     folder = write_model(tmp_path / "t__p__3d_fullres", {0: Net(seed=9)})
-    import_nnunet(folder, tmp_path / "model", say=lambda text: None)
+    import_nnunet(folder, tmp_path / "model")
     source = open_source(tmp_path / "model")
     weight = Net(seed=9).decoder.seg_layers[-1].weight.detach()
     assert torch.equal(source.weights["heads.0.weight"], weight)
@@ -208,7 +211,7 @@ def test_an_imported_model_can_be_trained_on(tmp_path):
 
 def test_the_status_of_an_imported_model(tmp_path, capsys):
     write_model(tmp_path / "t__p__3d_fullres", {0: Net(), "all": Net(seed=1)})
-    import_nnunet(tmp_path / "t__p__3d_fullres", tmp_path / "model", say=lambda text: None)
+    import_nnunet(tmp_path / "t__p__3d_fullres", tmp_path / "model")
     code, said = outcome(capsys, "status", "-w", tmp_path / "model")
     assert (code, said.splitlines()) == (
         0,
