@@ -56,12 +56,12 @@ def import_nnunet(folder: Path, out: Path) -> Workspace:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     for model in models:
-        _say_what(model)
+        _show(model)
     LOG.info("next: " + suggest("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", workspace=out))
     return Workspace(out)
 
 
-def _say_what(model: "ImportedModel") -> None:
+def _show(model: "ImportedModel") -> None:
     """One line per model, and what a user should know of it."""
     configuration, folds = model.plan.configurations[model.configuration], model.weights
     partitions = [str(fold) for fold in folds if fold != FULL]

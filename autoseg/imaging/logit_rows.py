@@ -158,7 +158,7 @@ def decide_rows(
             masks = np.empty((len(inside), *labels.shape), dtype=bool)
             masks[:] = inside[:, y, x, None, None, None]
             masks[undecided] = _scores(low, high, shares, line, column, undecided) > 0
-            labels[:] = _painted(masks, regions or (), out.dtype)
+            labels[:] = _painted(masks, () if regions is None else regions, out.dtype)
 
     _share(work, mixed, pool)
 
