@@ -24,7 +24,7 @@ SEGMENTATIONS = (f"{_CLASSES}66.4", f"{_CLASSES}66.7")  # binary or fractional; 
 STRUCTURE_SET = f"{_CLASSES}481.3"
 _FRAMES = tuple(
     _CLASSES + number
-    for number in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130", "13.1.3", "13.1.4", "13.1.5", "3.1", "6.3")
+    for number in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130", "13.1.3", "13.1.4", "13.1.5", "3.1", "6.2")
 )  # enhanced and legacy converted CT, MR, PET; breast tomosynthesis; ultrasound of several frames and volumes
 _OTHER = (
     *("1.2.840.10008.1.3.10", f"{_CLASSES}88.", f"{_CLASSES}11.", f"{_CLASSES}104.", f"{_CLASSES}9."),

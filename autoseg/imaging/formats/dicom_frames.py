@@ -53,6 +53,7 @@ class Frame:
     intercept: float
     number: int | None  # InstanceNumber, or that of the frame
     series: str
+    reference: str  # UID of the frame of reference; empty: not stated
     description: str
     modality: str
     localizer: bool
@@ -255,7 +256,8 @@ def _common(path: Path, header: Any, telling: dict[str, Any]) -> dict[str, Any]:
         "series": str(header.get("SeriesInstanceUID") or ""),
         "description": str(header.get("SeriesDescription") or "").strip(),
         "modality": modality,
-        "localizer": "LOCALIZER" in [str(word).upper() for word in header.get("ImageType") or ()],
+        "localizer": "LOCALIZER" in str(header.get("ImageType") or "").upper(),
+        "reference": str(header.get("FrameOfReferenceUID") or ""),
         "inverted": inverted,
         "telling": {keyword: str(value) for keyword, value in telling.items() if value not in (None, "")},
     }

@@ -161,7 +161,7 @@ def grid_of(stack: Stack, file: str, numbers: Sequence[int] | None = None) -> Gr
         distance, places = stack.thickness, np.zeros(1)
     else:
         distance, places = _distance(stack, steps, file, numbers, remarks)
-    even = bool(np.abs(places - np.rint(places)).max() == 0)
+    even = np.array_equal(places, np.arange(len(places)))
     drift, tilt = _tilt(stack, heights, file)
     if tilt is not None:
         remarks.append(tilt)
