@@ -217,7 +217,7 @@ def _join_pairs(found: Contents) -> None:
 
 def _dicom_problem(folder: Path, files: list[Path]) -> Problem:
     shown = ", ".join(file.name for file in files[:NAMED_AT_ONCE]) + (", ..." if len(files) > NAMED_AT_ONCE else "")
-    what = f"{counted(len(files), 'DICOM slice')} outside a folder of their own: {shown}"
+    what = f"{counted(len(files), 'DICOM file')} outside a folder of their own: {shown}"
     return Problem(None, str(files[0]), what, dicom_remedy(folder))
 
 

@@ -54,6 +54,7 @@ class Frame:
     number: int | None  # InstanceNumber, or that of the frame
     series: str
     reference: str  # UID of the frame of reference; empty: not stated
+    instance: str  # SOPInstanceUID of its file
     description: str
     modality: str
     localizer: bool
@@ -258,6 +259,7 @@ def _common(path: Path, header: Any, telling: dict[str, Any]) -> dict[str, Any]:
         "modality": modality,
         "localizer": "LOCALIZER" in str(header.get("ImageType") or "").upper(),
         "reference": str(header.get("FrameOfReferenceUID") or ""),
+        "instance": str(header.get("SOPInstanceUID") or ""),
         "inverted": inverted,
         "telling": {keyword: str(value) for keyword, value in telling.items() if value not in (None, "")},
     }

@@ -5,7 +5,7 @@
 
 A series of evenly spaced slices, each exactly behind the other, is a volume as it is stored. Two kinds are resampled:
 the slices of a tilted gantry, each of which is shifted in its plane, and slices whose distance changes, which are
-interpolated linearly between neighbours onto the smallest distance. Everything else is refused, with the numbers.
+interpolated linearly between neighbours onto the smallest usual distance. Everything else is refused, with the numbers.
 
 Positions are world (x, y, z) in mm (LPS). Array index (slice, row, column) is (Z, Y, X).
 """
@@ -22,6 +22,7 @@ from autoseg.messages import counted
 EVEN = 0.02  # of the distance between slices: how far a slice may lie from its place on a regular grid
 SAME_PLACE_MM = 1e-3  # slices closer than this are at one position
 OFF_LINE_MM = 0.1  # how far a slice of a tilted series may lie from the line through all
+USUAL = 0.1  # of the distances of a series must be alike to count as its smallest
 LARGEST_CHANGE = 3.0  # largest distance between slices over the smallest, up to which they are interpolated
 SHOWN = 3  # gaps that a message lists
 REMOVE_LOOSE = "move slices that do not belong to the series into another folder"
@@ -184,7 +185,7 @@ def _distance(
     mean = float(heights[-1] / len(steps))
     if np.abs(heights / mean - np.arange(len(heights))).max() <= EVEN:
         return mean, np.arange(len(heights), dtype=np.float64)
-    finest = float(np.median(steps[steps <= steps.min() * (1 + 2 * EVEN)]))
+    finest = _finest(steps)
     places = heights / finest
     _refuse_missing(stack, steps, finest, file, numbers)
     widest = float(steps.max())
@@ -202,6 +203,15 @@ def _distance(
         )
     )
     return finest, places
+
+
+def _finest(steps: np.ndarray) -> float:
+    """The smallest distance between slices that is usual: where two blocks of a scan meet, a single one is smaller."""
+    for step in np.sort(steps):
+        alike = steps[np.abs(steps - step) <= 2 * EVEN * step]
+        if len(alike) >= max(2, USUAL * len(steps)):
+            return float(np.median(alike))
+    return float(steps.min())
 
 
 def _refuse_missing(stack: Stack, steps: np.ndarray, finest: float, file: str, numbers: Sequence[int] | None) -> None:

@@ -139,7 +139,7 @@ def _from_segments(
             if number in values:
                 mask = plane == number if by_value else plane > 0
                 layers.add(values[number], place, lattice.turned(frame, mask))
-    remarks = [*layers.remarks(), *_other_reference(data.get("FrameOfReferenceUID"), series)]
+    remarks = [*layers.remarks(), *_of_another(data, data.get("FrameOfReferenceUID"), series)]
     if fractional:
         what = f"its segments are fractional: filled where they reach {HALF:g}"
         remarks.append(Remark("fractional", what, "nothing, or export it as a binary segmentation"))
@@ -176,7 +176,7 @@ def _from_contours(
         for k, polygons in sorted(by_slice.items()):
             layers.add(label, k, rasterise(polygons, (stack.shape[1], stack.shape[2])))
     references = [one.get("FrameOfReferenceUID") for one in data.get("ReferencedFrameOfReferenceSequence") or ()]
-    remarks = [*layers.remarks(), *_other_reference(next(iter(references), None), series)]
+    remarks = [*layers.remarks(), *_of_another(data, next(iter(references), None), series)]
     if beside and not layers.labels.any():
         what = f"{path}: all {counted(beside, 'contour')} lie outside the image, between {_span(stack)}"
         raise DataError(what, remedy="pair it with the image that it was drawn on")
@@ -189,12 +189,14 @@ def _from_contours(
     return Volume(labels, replace(geometry, remarks=tuple(remarks)))
 
 
-def _other_reference(uid: Any, series: Series | None) -> list[Remark]:
-    """A remark where labels and image state different frames of reference: their positions may not be comparable."""
-    own = series.frames[0].reference if series is not None else ""
-    if not uid or not own or str(uid) == own:
+def _of_another(data: Any, reference: Any, series: Series | None) -> list[Remark]:
+    """A remark where labels state another frame of reference, and no slice, of the image: may be not comparable."""
+    if series is None or not reference or str(reference) == series.frames[0].reference:
         return []
-    what = "its frame of reference is not that of the image: it may have been drawn on another scan"
+    instances = {frame.instance for frame in series.frames}
+    if any(one.keyword == "ReferencedSOPInstanceUID" and str(one.value) in instances for one in data.iterall()):
+        return []
+    what = "its frame of reference is not that of the image, and it refers to no slice of it: drawn on another scan?"
     return [Remark("frame of reference", what, "check one case in a viewer; anonymisation may have replaced the UIDs")]
 
 

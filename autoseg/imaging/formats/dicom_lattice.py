@@ -95,7 +95,7 @@ class Lattice:
         first = frames[0]
         stack, _ = stack_of(
             _apart([frame.position for frame in frames], first.axes), first.axes, first.extent, first.spacing,
-            first.thickness, [],
+            first.thickness, [frame.name for frame in frames],
         )  # fmt: skip
         return cls(None, _spanned(stack, path), None, path)
 

@@ -246,12 +246,14 @@ def test_a_contour_between_slices_above_all_or_oblique(tmp_path):
         data.save_as(tmp_path / "moved.dcm")
         return read_labels(tmp_path / "moved.dcm", like=folder, names=NAMES)
 
-    assert np.array_equal(moved(lambda p: [*p, 0, 0, 1.0]).array, EXPECTED)  # nearer to its own slice, 2.5 mm apart
-    above = moved(lambda p: [*p, 0, 0, 2.5 * 3])
+    assert np.array_equal(
+        moved(lambda p: np.add(p, [0, 0, 1.0])).array, EXPECTED
+    )  # nearer to its own slice, 2.5 mm apart
+    above = moved(lambda p: np.add(p, [0, 0, 2.5 * 3]))
     assert "contours outside the slices" in above.geometry.remarks[0].what
     assert np.array_equal(above.array[4:], EXPECTED[1:4])
     with pytest.raises(DataError, match=r"all \d+ contours lie outside the image"):
-        moved(lambda p: [*p, 0, 0, 500.0])
+        moved(lambda p: np.add(p, [0, 0, 500.0]))
     with pytest.raises(DataError, match=r"a contour of liver is not parallel to the slices"):
         moved(lambda p: p[:, [0, 2, 1]])
 

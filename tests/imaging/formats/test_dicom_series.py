@@ -11,12 +11,15 @@ import pytest
 
 pytest.importorskip("pydicom", reason="DICOM needs the extra dicom")
 
+import pydicom
 import SimpleITK as sitk
+from pydicom.encaps import encapsulate
 
 import dicom
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats import dicom_files, dicom_series
-from autoseg.imaging.formats.readers import files_of, read_geometry, read_image, write_labels
+from autoseg.imaging.formats.dicom_frames import values_of
+from autoseg.imaging.formats.readers import files_of, read_geometry, read_image, read_labels, write_labels
 from autoseg.imaging.geometry import (
     Geometry,
     Volume,
@@ -142,34 +145,45 @@ def test_files_without_an_extension_are_found(tmp_path):
     assert len(files_of(folder)) == 7
 
 
-@pytest.mark.parametrize("syntax", ["RLELossless", "JPEG2000Lossless", "JPEGLSLossless"])
-def test_compressed_slices(tmp_path, syntax):
-    import pydicom
+@pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless"])
+def test_compressed_slices_by_pydicom(tmp_path, syntax):
+    if syntax == "JPEGLSLossless":
+        pytest.importorskip("jpeg_ls", reason="pyjpegls encodes such a file")
+    folder = dicom.slices(tmp_path / "s", dicom.phantom().astype(np.uint16), CANONICAL)
+    for file in folder.iterdir():
+        data = pydicom.dcmread(file)
+        data.compress(getattr(pydicom.uid, syntax))
+        data.save_as(file)
+    assert np.array_equal(read_image(folder).array[0], dicom.phantom().astype(np.uint16))
 
-    array = dicom.phantom()
-    folder = dicom.slices(tmp_path / "s", array, CANONICAL)
-    if syntax == "RLELossless":
-        for file in folder.iterdir():
-            data = pydicom.dcmread(file)
-            data.compress(pydicom.uid.RLELossless)
-            data.save_as(file)
-    else:
-        pytest.importorskip("pylibjpeg", reason="an encoder is needed to write such a file")
-        for file in folder.iterdir():
-            data = pydicom.dcmread(file)
-            try:
-                data.compress(getattr(pydicom.uid, syntax))
-            except (RuntimeError, NotImplementedError) as error:
-                pytest.skip(f"no encoder: {error}")
-            data.save_as(file)
-    assert np.array_equal(read_image(folder).array[0], array)
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+def test_compressed_slices_that_only_itk_decodes(tmp_path, compressor):
+    """Lossless JPEG needs a plugin of pydicom; SimpleITK has a decoder, and scales the values itself."""
+
+    def change(data, i):
+        data.RescaleIntercept = -1024
+
+    array = (dicom.phantom() + 1200).astype(np.uint16)
+    folder = dicom.slices(tmp_path / "s", array, CANONICAL, change=change)
+    for file in folder.iterdir():
+        data = pydicom.dcmread(file)
+        writer = sitk.ImageFileWriter()
+        writer.UseCompressionOn()
+        writer.SetCompressor(compressor)
+        writer.SetFileName(str(tmp_path / "packed.dcm"))
+        writer.Execute(sitk.GetImageFromArray(data.pixel_array))
+        packed = pydicom.dcmread(tmp_path / "packed.dcm")
+        data.file_meta.TransferSyntaxUID = packed.file_meta.TransferSyntaxUID
+        data.PixelData = packed.PixelData
+        data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+        data.save_as(file)
+    assert "JPEG" in data.file_meta.TransferSyntaxUID.name
+    assert np.array_equal(read_image(folder).array[0], array - np.float32(1024))
 
 
 def test_what_cannot_be_decoded_names_the_syntax(tmp_path):
     def change(data, i):
-        import pydicom
-        from pydicom.encaps import encapsulate
-
         data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLossless
         data.PixelData = encapsulate([b"\xff\xd8 not a JPEG"])
         data["PixelData"].VR = "OB"
@@ -349,8 +363,24 @@ def canonical(image: sitk.Image) -> tuple[np.ndarray, sitk.Image]:
     return sitk.GetArrayFromImage(turned), turned
 
 
+def repaired(folder: Path, out: Path) -> Path:
+    """A copy of the phantom's series in which the slice that lacks its last 2524 bytes is filled with zeros."""
+    shutil.copytree(folder, out)
+    out.chmod(0o755)
+    content = (out / "I90").read_bytes()
+    (out / "I90").unlink()
+    (out / "I90").write_bytes(content + bytes(2524))
+    return out
+
+
+def test_a_truncated_slice_of_a_real_series_is_named(data_dir):
+    what = fault(data_dir / "dicom_ct/philips_phantom")
+    assert "I90: its pixels are missing or damaged" in what
+    assert "521764" in what
+
+
 def test_a_plain_series_equals_dcm2niix_and_itk_voxel_by_voxel(data_dir, tmp_path):
-    folder = data_dir / "dicom_ct/philips_phantom"
+    folder = repaired(data_dir / "dicom_ct/philips_phantom", tmp_path / "series")
     volume = read_image(folder)
     found = to_canonical(Volume(volume.array[0], volume.geometry))
     image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
@@ -362,3 +392,101 @@ def test_a_plain_series_equals_dcm2niix_and_itk_voxel_by_voxel(data_dir, tmp_pat
     assert np.array_equal(found.array, array)
     assert np.allclose(turned.GetSpacing()[::-1], found.geometry.spacing, atol=1e-3)
     assert np.allclose(turned.GetOrigin(), found.geometry.origin, atol=1e-2)
+
+
+def test_a_slice_less_of_a_real_series_is_missed(data_dir, tmp_path):
+    folder = repaired(data_dir / "dicom_ct/philips_phantom", tmp_path / "series")
+    (folder / "I150").unlink()
+    assert "1 slice missing of 28: the distance between slices is 5 mm, but 10 mm between" in fault(folder)
+
+
+def test_a_tilted_series_of_two_distances_equals_dcm2niix(data_dir, tmp_path):
+    """Slices as stored, exactly; sheared back, on dcm2niix's own heights, to its rounding of values and shifts."""
+    folder = data_dir / "dicom_ct/ge_tilted"
+    series = dicom_series.open_series(folder)
+    slices = np.stack([values_of(frame, {}) for frame in series.frames])
+    images = by_dcm2niix(folder, tmp_path / "out")
+    stored = sitk.GetArrayFromImage(images["x.nii"])
+    assert np.array_equal(slices, stored[:, ::-1])
+    theirs = images["x_Tilt_Eq_1.nii"]
+    expected = sitk.GetArrayFromImage(theirs)[:, ::-1].astype(np.float32)
+    assert series.geometry.shape[1:] == expected.shape[1:] == (611, 512)
+    heights = series.stack.heights - series.stack.heights[0]
+    grid = replace(
+        series.grid,
+        heights=heights / (heights[-1] / (len(expected) - 1)),
+        geometry=replace(series.geometry, shape=expected.shape),
+    )
+    found = grid.from_slices(slices)
+    inside = (found > -1400) & (expected > -1400)
+    assert inside.mean() > 0.5
+    assert np.corrcoef(found[inside], expected[inside])[0, 1] > 0.9999
+    assert np.abs(found - expected)[inside].mean() < 1  # Hounsfield unit, which dcm2niix rounds to
+    moved = np.roll(found, 1, axis=1)
+    assert np.abs(moved - expected)[inside].mean() > 5  # a shift by one pixel would be seen
+
+
+def test_what_is_resampled_of_a_tilted_series_is_reported(data_dir):
+    geometry = read_geometry(data_dir / "dicom_ct/ge_tilted")
+    words = {remark.kind: remark.what for remark in geometry.remarks}
+    assert (
+        "13 of 4.002 mm, then 1 of 1.081 mm, then 13 of 6.999 mm; interpolated linearly to 4.002 mm"
+        in (words["slice distance"])
+    )
+    assert "tilted by 18.5 degrees" in words["tilt"]
+    assert geometry.shape == (37, 611, 512)
+
+
+def test_a_point_of_a_tilted_series_is_where_its_slice_says(data_dir):
+    """The brightest pixels of stored slices, by the position in their headers, against the grid's own affine."""
+    folder = data_dir / "dicom_ct/ge_tilted"
+    volume, series = read_image(folder), dicom_series.open_series(folder)
+    for k in (0, 5, 13):  # these lie on slices of the grid
+        plane = values_of(series.frames[k], {})
+        rows, columns = (axis.ravel() for axis in np.indices(plane.shape))
+        flat = np.stack([rows, columns], axis=1) * np.array(series.stack.spacing)
+        world = series.stack.positions[k] + flat @ series.stack.axes[1:]
+        geometry = volume.geometry
+        index = (world - np.array(geometry.origin)) @ np.array(geometry.direction).T / np.array(geometry.spacing)
+        assert np.abs(index[:, 0] - k).max() < 0.01
+        z, y, x = np.rint(index).astype(int).T
+        right = np.corrcoef(volume.array[0][z, y, x], plane.ravel())[0, 1]
+        assert right > 0.995
+        for wrong in (-2, 2):
+            there = np.clip(y + wrong, 0, geometry.shape[1] - 1)
+            assert np.corrcoef(volume.array[0][z, there, x], plane.ravel())[0, 1] < right - 0.002
+
+
+# ---- real labels ----------------------------------------------------------------------------------------------------
+
+
+def test_a_real_structure_set(data_dir):
+    draw = pytest.importorskip("skimage.draw", reason="scikit-image is the oracle")
+    folder = data_dir / "dicom_ct/rtstruct"
+    labels = read_labels(folder / "rt.dcm", like=folder)
+    assert labels.geometry.remarks == ()
+    image = pydicom.dcmread(folder / "ct_1.dcm")
+    spacing, origin = np.array(image.PixelSpacing, float), np.array(image.ImagePositionPatient, float)
+    expected = np.zeros((512, 512), bool)
+    for contour in pydicom.dcmread(folder / "rt.dcm").ROIContourSequence[0].ContourSequence:
+        points = (np.array(contour.ContourData, float).reshape(-1, 3) - origin)[:, :2] / spacing
+        expected ^= draw.polygon2mask((512, 512), points[:, ::-1])
+    assert np.count_nonzero(expected) > 1000
+    both = np.count_nonzero(expected & (labels.array[0] > 0))
+    assert 2 * both / (np.count_nonzero(expected) + np.count_nonzero(labels.array[0])) > 0.99
+    assert not labels.array[1].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "voxels"), [("binary", {1: 638}), ("binary_overlap", {1: 48, 2: 16}), ("true_fractional", {1: 638})]
+)
+def test_real_segmentations_equal_another_reader(data_dir, name, voxels):
+    highdicom = pytest.importorskip("highdicom", reason="highdicom is the second reader")
+    path = data_dir / f"dicom_ct/seg/seg_image_ct_{name}.dcm"
+    labels = read_labels(path)
+    values, counts = np.unique(labels.array[labels.array > 0], return_counts=True)
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == voxels
+    segments = highdicom.seg.segread(path)
+    other = segments.get_volume(rescale_fractional=True)
+    merged = np.max((other.array >= 0.5) * np.arange(1, other.array.shape[-1] + 1), axis=-1)
+    assert np.array_equal(np.unique(merged, return_counts=True)[1], np.unique(labels.array, return_counts=True)[1])
