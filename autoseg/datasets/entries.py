@@ -172,7 +172,7 @@ def is_volume(path: Path) -> bool:
 
 
 def dicom_remedy(folder: Path) -> str:
-    """Where DICOM slices that are no image where they are should go."""
+    """Where DICOM slices among other files should go."""
     return (
         f"move each series into a folder of its own, which is read as one image named after it: {quoted(folder)}/NAME/"
     )

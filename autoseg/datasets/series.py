@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autoseg.datasets.contents import Problem
 from autoseg.datasets.pairing import Case, Found
-from autoseg.errors import DataError
+from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.dicom_labels import names_in, same_name
 from autoseg.imaging.formats.dicom_series import patient_of
 from autoseg.imaging.formats.readers import is_dicom
@@ -27,9 +27,6 @@ def patients_in_headers(found: Found) -> dict[str, str]:
     """Patients by the PatientID of DICOM series: case id -> hash; empty where that does not name them.
 
     Notes and problems are added to `found`. An id that all cases share is what a program for anonymisation wrote.
-
-    Raises:
-        UsageError: pydicom is not installed.
     """
     cases = [*found.cases, *found.test_cases]
     series = {case.id: Path(case.images[0]) for case in cases if case.images and is_dicom(case.images[0])}
@@ -39,7 +36,7 @@ def patients_in_headers(found: Found) -> dict[str, str]:
     for case_id, path in series.items():
         try:
             patients[case_id] = patient_of(path)
-        except DataError:
+        except (DataError, UsageError):
             continue  # `check` reports it
     named = {case_id: patient for case_id, patient in patients.items() if patient}
     if not named or (len(set(named.values())) == 1 and len(cases) > 1):

@@ -179,9 +179,9 @@ def test_series_among_case_folders_are_named(tmp_path):
     put(tmp_path / "p/raw/IM0001", DICOM)
     (tmp_path / "q/pet.nii").symlink_to("/nowhere")
     tiny.nifti(tmp_path / "loose.nii", tiny.image(3))
-    problems = discover(tmp_path)[1]
+    problems = discover(tmp_path)[1]  # p/raw is a channel, which q lacks
     assert sorted((Path(p.file).name, p.severity) for p in problems) == [
-        ("IM0001", "error"), ("loose.nii", "warning"), ("pet.nii", "error"), ("raw", "error"), ("scripts", "warning")
+        ("IM0001", "error"), ("loose.nii", "warning"), ("pet.nii", "error"), ("q", "error"), ("scripts", "warning")
     ]  # fmt: skip
 
 

@@ -201,7 +201,7 @@ def _of_another(data: Any, reference: Any, series: Series | None) -> list[Remark
 
 
 def _slice_of(points: np.ndarray, stack: Stack, name: str, path: Path) -> int | None:
-    """The slice that a contour was drawn on; None where it lies above or below all.
+    """The slice that a contour was drawn on; None where it is above or below all slices.
 
     Raises:
         DataError: the contour is not parallel to the slices.

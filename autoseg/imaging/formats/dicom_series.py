@@ -5,7 +5,7 @@
     load           voxels on that grid
     patient_of     a hash of the PatientID, never the id itself
 
-Slices are sorted by position along the normal of their planes, never by name or number. What is no volume is refused
+Slices are sorted by position along the normal of their planes, never by name or number. What is not a volume is refused
 with the numbers that show it: several series in a folder, slices of several sizes or directions, missing slices,
 several images at one position. Localizers and objects that are not images are left out, with a remark.
 """

@@ -45,8 +45,15 @@ def test_a_missing_slice_is_named_with_its_neighbours(numbers):
 
 
 def test_numbers_that_jump_over_several_wide_gaps_show_lost_slices():
-    with pytest.raises(DataError, match="3 slices missing of 8"):
-        grid_of(stack(axial([0, 2, 6, 10, 14]))[0], "f", [1, 2, 4, 6, 8])
+    with pytest.raises(DataError, match="3 slices missing of 9"):
+        grid_of(stack(axial([0, 2, 4, 8, 12, 16]))[0], "f", [1, 2, 3, 5, 7, 9])
+
+
+def test_a_single_smaller_distance_where_two_blocks_meet_does_not_decide():
+    """4, 4, 4, 1, 7, 7, 7 mm, as of a head scan in two blocks."""
+    grid = grid_of(stack(axial([0, 4, 8, 12, 13, 20, 27, 34]))[0], "f", range(8))
+    assert grid.geometry.spacing[0] == 4.0
+    assert grid.geometry.shape[0] == 9
 
 
 def test_a_distance_that_changes_is_interpolated_to_the_smallest():
