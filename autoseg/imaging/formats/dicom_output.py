@@ -11,10 +11,10 @@ the patient where the series does.
 import colorsys
 import datetime
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from autoseg.imaging.formats.dicom_files import STRUCTURE_SET, import_highdicom,
 from autoseg.imaging.formats.dicom_frames import Frame
 from autoseg.imaging.formats.dicom_labels import read
 from autoseg.imaging.formats.dicom_series import Series, open_series
+from autoseg.imaging.formats.readers import is_dicom
 
+Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
 PROGRAM = "autoseg"
 ORGANS = {  # names of labels -> keyword of their SNOMED code in pydicom; every other label is "tissue"
     **{name: name.capitalize() for name in ("liver", "spleen", "pancreas", "kidney", "lung", "heart", "brain")},
@@ -40,7 +42,23 @@ _COPIED = (
 )
 
 
-def write(path: Path, kind: str, labels: np.ndarray, like: Path, names: Mapping[str, int]) -> None:
+class Structure(NamedTuple):
+    """One label as it is written."""
+
+    number: int  # in the file, from 1
+    name: str
+    value: int  # in the label map
+    colour: Colour
+
+
+def write(
+    path: Path,
+    kind: str,
+    labels: np.ndarray,
+    like: Path,
+    names: Mapping[str, int],
+    colours: Mapping[int, Colour] = {},
+) -> None:
     """Write a label map as DICOM, verified: it is read back, compared with the labels, and only then named.
 
     Args:
@@ -49,11 +67,15 @@ def write(path: Path, kind: str, labels: np.ndarray, like: Path, names: Mapping[
         labels: (Z, Y, X) integer, values in the stored order of the series' grid.
         like: the DICOM series that was segmented.
         names: label name -> value; every value of `labels` but 0 has a name.
+        colours: value -> red, green, blue, 0 to 255; others get distinct hues.
 
     Raises:
-        UsageError: pydicom or highdicom is not installed, or the image is not a DICOM series with a position.
+        UsageError: pydicom or highdicom is not installed, the image is not DICOM, or has no position in space.
         DataError: the series cannot be read. StorageError: writing failed, or the file reads back differently.
     """
+    if not is_dicom(like):
+        what = f"{like} is not DICOM, and a {kind} file has to refer to a DICOM series"
+        raise UsageError(what, remedy="omit --format, or give the folders of the series as images")
     series = open_series(like)
     if series.stack is None:
         raise UsageError(
@@ -65,7 +87,7 @@ def write(path: Path, kind: str, labels: np.ndarray, like: Path, names: Mapping[
     staging = path.with_name(f".{path.stem}.{os.getpid()}.part.dcm")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        WRITERS[kind](staging, slices, series, names)
+        WRITERS[kind](staging, slices, series, _structures(names, colours))
         with open(staging, "rb+") as file:
             os.fsync(file.fileno())
         _verify(staging, path, slices, series, names)
@@ -78,8 +100,17 @@ def write(path: Path, kind: str, labels: np.ndarray, like: Path, names: Mapping[
             staging.unlink(missing_ok=True)
 
 
-def colour_of(index: int) -> tuple[int, int, int]:
-    """A colour (red, green, blue), 0 to 255, for the label with this index, 1, 2, ...: distinct hues."""
+def _structures(names: Mapping[str, int], colours: Mapping[int, Colour]) -> list[Structure]:
+    """The labels in order of their values, numbered from 1, each with a colour."""
+    ordered = sorted(names.items(), key=lambda item: item[1])
+    return [
+        Structure(number, name, value, colours.get(value) or _colour(number))
+        for number, (name, value) in enumerate(ordered, start=1)
+    ]
+
+
+def _colour(index: int) -> Colour:
+    """A colour for the label with this index, 1, 2, ...: distinct hues."""
     hue = (0.05 + (index - 1) * 0.6180339887) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -116,21 +147,19 @@ def _datasets(series: Series) -> tuple[list[Any], np.ndarray]:
 # ---- DICOM-SEG ------------------------------------------------------------------------------------------------------
 
 
-def _write_seg(path: Path, slices: np.ndarray, series: Series, names: Mapping[str, int]) -> None:
+def _write_seg(path: Path, slices: np.ndarray, series: Series, structures: Sequence[Structure]) -> None:
     highdicom = import_highdicom()
     from highdicom.seg import Segmentation, SegmentationTypeValues
 
     data, order = _datasets(series)
-    values = sorted(names.values())
-    numbers = np.zeros(max(values) + 1, dtype=np.uint8 if len(values) < 256 else np.uint16)
-    numbers[values] = np.arange(1, len(values) + 1)
-    by_value = {value: name for name, value in names.items()}
-    described = [_described(i, by_value[value]) for i, value in enumerate(values, start=1)]
+    numbers = np.zeros(max(one.value for one in structures) + 1, dtype=np.uint8 if len(structures) < 256 else np.uint16)
+    for one in structures:
+        numbers[one.value] = one.number
     written = Segmentation(
         source_images=data,
         pixel_array=numbers[slices][order],
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=described,
+        segment_descriptions=[_described(one) for one in structures],
         series_instance_uid=highdicom.UID(),
         series_number=_series_number(data[0]),
         sop_instance_uid=highdicom.UID(),
@@ -141,26 +170,26 @@ def _write_seg(path: Path, slices: np.ndarray, series: Series, names: Mapping[st
         device_serial_number="0",
         series_description="autoseg segmentation",
     )
-    for i, item in enumerate(written.SegmentSequence, start=1):
-        item.RecommendedDisplayCIELabValue = _cielab(colour_of(i))
+    for one, item in zip(structures, written.SegmentSequence, strict=True):
+        item.RecommendedDisplayCIELabValue = _cielab(one.colour)
     written.save_as(path)
 
 
-def _described(number: int, name: str) -> Any:
+def _described(structure: Structure) -> Any:
     """The description of a segment; its code is that of a known organ, otherwise "tissue"."""
     highdicom = import_highdicom()
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
     from pydicom.sr.codedict import codes
 
-    keyword = ORGANS.get(name.casefold().replace("_", " "), "Tissue")
+    keyword = ORGANS.get(structure.name.casefold().replace("_", " "), "Tissue")
     code = getattr(codes.SCT, keyword, codes.SCT.Tissue)
     if keyword in ALTERED:
         category = codes.SCT.MorphologicallyAlteredStructure
     else:
         category = codes.SCT.Tissue if code == codes.SCT.Tissue else codes.SCT.AnatomicalStructure
     return SegmentDescription(
-        segment_number=number,
-        segment_label=name[:64],
+        segment_number=structure.number,
+        segment_label=structure.name[:64],
         segmented_property_category=category,
         segmented_property_type=code,
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -170,7 +199,7 @@ def _described(number: int, name: str) -> Any:
     )
 
 
-def _cielab(colour: tuple[int, int, int]) -> list[int]:
+def _cielab(colour: Colour) -> list[int]:
     """sRGB as DICOM's CIELab: three 16-bit numbers. Source: PS3.3 C.10.7.1.1, IEC 61966-2-1, white point D65."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
     matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -184,7 +213,7 @@ def _cielab(colour: tuple[int, int, int]) -> list[int]:
 # ---- RTSTRUCT -------------------------------------------------------------------------------------------------------
 
 
-def _write_rtstruct(path: Path, slices: np.ndarray, series: Series, names: Mapping[str, int]) -> None:
+def _write_rtstruct(path: Path, slices: np.ndarray, series: Series, structures: Sequence[Structure]) -> None:
     pydicom = import_pydicom()
     headers = {file: open_dataset(file) for file in dict.fromkeys(frame.file for frame in series.frames)}
     first = headers[series.frames[0].file]
@@ -194,13 +223,13 @@ def _write_rtstruct(path: Path, slices: np.ndarray, series: Series, names: Mappi
     reference.RTReferencedStudySequence = [_referenced_study(headers, first)]
     data.ReferencedFrameOfReferenceSequence = [reference]
     data.StructureSetROISequence, data.ROIContourSequence, data.RTROIObservationsSequence = [], [], []
-    for number, (name, value) in enumerate(sorted(names.items(), key=lambda item: item[1]), start=1):
+    for number, name, value, colour in structures:
         roi = pydicom.Dataset()
         roi.ROINumber, roi.ROIName, roi.ROIGenerationAlgorithm = number, name[:64], "AUTOMATIC"
         roi.ReferencedFrameOfReferenceUID = reference.FrameOfReferenceUID
         data.StructureSetROISequence.append(roi)
         contours = pydicom.Dataset()
-        contours.ReferencedROINumber, contours.ROIDisplayColor = number, list(colour_of(number))
+        contours.ReferencedROINumber, contours.ROIDisplayColor = number, list(colour)
         contours.ContourSequence = [
             contour
             for k in np.flatnonzero((slices == value).any(axis=(1, 2))).tolist()
@@ -286,7 +315,7 @@ def _version() -> str:
     return __version__
 
 
-WRITERS: dict[str, Callable[[Path, np.ndarray, Series, Mapping[str, int]], None]] = {
+WRITERS: dict[str, Callable[[Path, np.ndarray, Series, Sequence[Structure]], None]] = {
     "dicom-seg": _write_seg,
     "rtstruct": _write_rtstruct,
 }

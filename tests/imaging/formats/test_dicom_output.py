@@ -163,8 +163,10 @@ def test_what_a_segmentation_states(tmp_path):
 
 def test_what_a_structure_set_states(tmp_path):
     folder = series(tmp_path / "s")
-    dicom_output.write(tmp_path / "rt.dcm", "rtstruct", segmented(dicom.phantom()), folder, NAMES)
+    colours = {5: (255, 0, 128)}
+    dicom_output.write(tmp_path / "rt.dcm", "rtstruct", segmented(dicom.phantom()), folder, NAMES, colours)
     data = pydicom.dcmread(tmp_path / "rt.dcm")
+    assert [int(v) for v in data.ROIContourSequence[1].ROIDisplayColor] == [255, 0, 128]
     assert [roi.ROIName for roi in data.StructureSetROISequence] == ["liver", "the tumour"]
     image = pydicom.dcmread(next(folder.iterdir()))
     reference = data.ReferencedFrameOfReferenceSequence[0]
@@ -219,6 +221,8 @@ def test_a_radiograph_cannot_be_referred_to(tmp_path):
     folder = dicom.slices(tmp_path / "x", dicom.phantom()[:1], CANONICAL, change=change)
     with pytest.raises(UsageError, match="no position in space"):
         dicom_output.write(tmp_path / "a.dcm", "rtstruct", np.zeros((1, 12, 10), np.uint8), folder, NAMES)
+    with pytest.raises(UsageError, match="is not DICOM"):
+        dicom_output.write(tmp_path / "a.dcm", "rtstruct", np.zeros((1, 1, 1), np.uint8), tmp_path / "x.nii.gz", NAMES)
 
 
 # ---- reading labels -------------------------------------------------------------------------------------------------
