@@ -160,6 +160,39 @@ def test_a_faulty_series_is_a_problem_of_its_case(tmp_path):
     assert sorted(measured) == ["a", "b", "d"]
 
 
+def test_a_corrected_copy_leaves_out_a_faulty_series_with_all_its_slices(tmp_path):
+    from autoseg.commands.fix import fix_dataset
+
+    root = dataset(tmp_path / "set")
+    sorted((root / "images/c").iterdir())[3].write_bytes(b"nonsense")
+    options = parse_options(channels="CT", labels="liver=1,tumour=2")
+    fix_dataset(root, tmp_path / "copy", options, workers=0, say=lambda text: None)
+    assert sorted(path.name for path in (tmp_path / "copy/images").iterdir()) == ["a", "b", "d"]
+    assert sorted(path.name for path in (tmp_path / "copy/labels").iterdir()) == [f"{n}.nii.gz" for n in "abd"]
+    for file in (root / "images/a").iterdir():
+        assert (tmp_path / "copy/images/a" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_changed_slice_is_a_change_of_the_dataset(tmp_path):
+    from autoseg.preprocessing import sources
+    from autoseg.records import save
+    from autoseg.workspace import Workspace
+
+    found, _ = discover(dataset(tmp_path / "set"), parse_options(channels="CT", labels="liver=1,tumour=2"))
+    workspace = Workspace(tmp_path / "ws")
+    workspace.root.mkdir()
+    save(workspace.sources, sources.measure(found, workers=0))
+    assert sources.changed_since(workspace, found.cases) == []
+    slice_of_b = sorted(Path(found.cases[1].images[0]).iterdir())[2]
+    content = slice_of_b.read_bytes()
+    slice_of_b.write_bytes(content)  # a new time, the same bytes
+    assert sources.changed_since(workspace, found.cases) == []
+    slice_of_b.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert sources.changed_since(workspace, found.cases) == [found.cases[1].images[0]]
+    slice_of_b.unlink()
+    assert sources.changed_since(workspace, found.cases) == [found.cases[1].images[0]]
+
+
 # ---- images to segment ----------------------------------------------------------------------------------------------
 
 
