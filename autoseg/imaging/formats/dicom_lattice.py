@@ -122,7 +122,7 @@ class Lattice:
             return mask
         _, steps = self._in_voxels(frame)
         along = [int(np.argmax(np.abs(step))) for step in steps]
-        flips = [axis for axis, (step, way) in enumerate(zip(steps, along, strict=True)) if step[way] < 0]
+        flips = tuple(axis for axis, (step, way) in enumerate(zip(steps, along, strict=True)) if step[way] < 0)
         mask = np.flip(mask, flips)
         return mask if along[0] < along[1] else mask.T
 

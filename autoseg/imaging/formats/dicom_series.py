@@ -213,7 +213,8 @@ def _each_once(frames: list[Frame], path: Path, remarks: list[Remark]) -> list[F
     axes = frames[0].axes
     assert axes is not None
     normal = np.cross(axes[1], axes[0])
-    heights = np.array([frame.position @ normal for frame in frames if frame.position is not None])
+    positions = np.array([frame.position for frame in frames])
+    heights = positions @ normal
     order = np.argsort(heights, kind="stable")
     groups: list[list[int]] = []
     for i in order:
@@ -228,7 +229,7 @@ def _each_once(frames: list[Frame], path: Path, remarks: list[Remark]) -> list[F
     copies: set[int] = set()
     for group in several:
         first = values_of(frames[group[0]], opened)
-        moved = [i for i in group[1:] if np.abs(frames[i].position - frames[group[0]].position).max() > SAME_PLACE_MM]
+        moved = [i for i in group[1:] if np.abs(positions[i] - positions[group[0]]).max() > SAME_PLACE_MM]
         if moved or any(not np.array_equal(first, values_of(frames[i], opened)) for i in group[1:]):
             raise _several_images(frames, several, len(groups), path)
         copies |= set(group[1:])

@@ -75,5 +75,19 @@ def test_a_ring_is_one_polygon_without_a_crossing_of_its_hole():
     assert abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 == pytest.approx(25 - 4 / 8 - 0.5)
 
 
+@settings(max_examples=300, deadline=None)
+@given(arrays.arrays(np.bool_, st.tuples(st.integers(3, 12), st.integers(3, 12)), elements=st.booleans()))
+def test_cuts_to_holes_stay_inside(mask):
+    """Along a cut, programs that draw outlines fill pixels: all of them belong to the structure.
+
+    Outlines run half-way between rows where they are level, so a level edge through the centres of a row is a cut.
+    """
+    for polygon in trace(mask):
+        for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+            if y0 == y1 == round(y0):
+                low, high = sorted((x0, x1))
+                assert mask[int(y0), int(np.ceil(low)) : int(np.floor(high)) + 1].all()
+
+
 def test_pixels_that_touch_at_a_corner_are_two_polygons():
     assert len(trace(np.eye(2, dtype=bool))) == 2
