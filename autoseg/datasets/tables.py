@@ -16,6 +16,7 @@ from pathlib import Path
 from autoseg.datasets.contents import table_beside
 from autoseg.datasets.given_folds import numbered_splits, report_spelling, report_unknown
 from autoseg.datasets.pairing import Found, Problem, choose_channels, listed_case
+from autoseg.datasets.series import patients_in_headers
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed, match_ids
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import stem_of
@@ -146,7 +147,8 @@ def _digest(path: Path) -> str:
 def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str, str], bool]:
     """Patient of every case, and whether patients are given at all; doubtful cases are reported in `found`.
 
-    The first that exists decides: the pattern, the table's column, patients.csv, participants.tsv (BIDS).
+    The first that exists decides: the pattern, the table's column, patients.csv, participants.tsv (BIDS), the PatientID
+    of DICOM series as a hash.
 
     Raises:
         UsageError: the pattern is not a regular expression with a group, or does not match every case.
@@ -159,6 +161,10 @@ def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str
         source, patients = path.name, _patients_by_case(found, path, ids)
     elif not patients and (path := table_beside(root, PATIENT_TABLES[1])):
         source, patients = path.name, _patients_by_prefix(found, path, ids)
+    if not patients:
+        source, patients = "the DICOM headers", patients_in_headers(found)
+        if patients:
+            return {case_id: patients.get(case_id, case_id) for case_id in ids}, True
     if not patients:
         found.notes.append(NO_PATIENTS)
         return {case_id: case_id for case_id in ids}, False

@@ -6,6 +6,7 @@ fast, and read only files whose size or time differ: a copy has other times and 
 patients and folds, it stores what they say, and that they are absent.
 """
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.tables import lists_of
 from autoseg.errors import StateError, StorageError
+from autoseg.imaging.formats.readers import files_of
 from autoseg.messages import some, suggest
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
@@ -26,7 +28,7 @@ PATIENTS_BY_NAME = "--patient-regex"  # then no table of patients is read
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file when the dataset was planned."""
+    """One file, or the files of one DICOM series, when the dataset was planned."""
 
     size: int  # bytes
     mtime_ns: int
@@ -92,11 +94,11 @@ def changed_since(workspace: Workspace, cases: Sequence[Case]) -> list[str]:
         before = known.files.get(path)
         if before is None or not Path(path).exists():
             continue
-        stat = Path(path).stat()
-        if (stat.st_size, stat.st_mtime_ns) == (before.size, before.mtime_ns):
+        size, mtime_ns = _size_and_time(path)
+        if (size, mtime_ns) == (before.size, before.mtime_ns):
             continue
-        if stat.st_size == before.size and sha256(Path(path)) == before.sha256:
-            renewed[path] = replace(before, mtime_ns=stat.st_mtime_ns)
+        if size == before.size and _digest(path) == before.sha256:
+            renewed[path] = replace(before, mtime_ns=mtime_ns)
         else:
             changed.append(path)
     if renewed:
@@ -143,8 +145,21 @@ def _files(case: Case) -> list[str]:
 
 
 def _measured(path: str) -> SourceFile:
-    stat = Path(path).stat()
-    return SourceFile(stat.st_size, stat.st_mtime_ns, sha256(Path(path)))
+    return SourceFile(*_size_and_time(path), _digest(path))
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    """Bytes, and when last changed; of a DICOM series the sum, and the latest."""
+    stats = [file.stat() for file in files_of(path)]
+    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+
+
+def _digest(path: str) -> str:
+    """sha256 of a file; of a DICOM series, of the names and digests of its files."""
+    if not Path(path).is_dir():
+        return sha256(Path(path))
+    text = "".join(f"{sha256(file)}  {file.name}\n" for file in files_of(path))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _some(paths: Sequence[str]) -> str:
