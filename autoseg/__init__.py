@@ -15,10 +15,12 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.models import calibrate_device as calibrate_device
     from autoseg.api.models import cross_validate as cross_validate
     from autoseg.api.models import evaluate_folders as evaluate_folders
+    from autoseg.api.models import measure_speeds as measure_speeds
     from autoseg.api.models import predict_images as predict_images
     from autoseg.api.models import score_test_set as score_test_set
     from autoseg.api.models import status as status
     from autoseg.api.models import train_folds as train_folds
+    from autoseg.api.predictor import Predictor as Predictor
     from autoseg.errors import AutosegError as AutosegError
     from autoseg.errors import Stopped as Stopped
 
@@ -39,9 +41,11 @@ PUBLIC = {  # name -> the module that has it
     "cross_validate": "autoseg.api.models",
     "score_test_set": "autoseg.api.models",
     "evaluate_folders": "autoseg.api.models",
+    "measure_speeds": "autoseg.api.models",
     "predict_images": "autoseg.api.models",
     "calibrate_device": "autoseg.api.models",
     "status": "autoseg.api.models",
+    "Predictor": "autoseg.api.predictor",
     "AutosegError": "autoseg.errors",
     "Stopped": "autoseg.errors",
 }

@@ -13,6 +13,7 @@ from autoseg.commands.answers import OPTION, Answer, Outcome, answer
 from autoseg.commands.arguments import parse_folds
 from autoseg.commands.parser import build_parser
 from autoseg.errors import AutosegError, DataError, Misuse, OutOfMemory, Stopped, UsageError
+from autoseg.lines import show, shown_by
 from autoseg.messages import LESS_MEMORY, complete
 from autoseg.plugins import load_plugins
 
@@ -49,11 +50,13 @@ def _outcome(typed: Sequence[str], *, misuse: bool = False) -> Outcome:
         return Outcome(command, 2, error=error)
     workspace = getattr(options, "workspace", None)
     try:
-        load_plugins(getattr(options, "plugins", ()))
-        found = RUN[options.command](options)
+        with shown_by(show):
+            load_plugins(getattr(options, "plugins", ()))
+            found = RUN[options.command](options)
         return Outcome(command, found.code, found.result) if isinstance(found, Answer) else Outcome(command, found or 0)
     except Stopped as stopped:
         again = [a for a in typed if a != "--restart" or stopped.restart_due]
+        again += [option for option in stopped.resumed_with if option not in again]
         resume = shlex.join(["autoseg", *again])
         if "TORCHELASTIC_RUN_ID" in os.environ:
             resume = f"rerun the same torchrun command, which this process is part of: {resume}"
@@ -182,6 +185,12 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
     workspace = Workspace(options.workspace)
     if (options.predictions is None) != (options.references is None):
         raise UsageError("--predictions and --references need each other", remedy="give both, or neither")
+    if options.test and options.speeds:
+        raise UsageError("--test and --speeds exclude each other", remedy="run one after the other")
+    if options.speeds:
+        from autoseg.commands.speeds import measure_speeds
+
+        return Answer(measure_speeds(workspace, options.configuration, network=options.network))
     if options.test:
         return Answer(score_test_set(workspace, options.configuration, network=options.network))
     if options.predictions is not None:
@@ -203,14 +212,27 @@ def run_predict(options: argparse.Namespace) -> Answer:
     chosen = PredictOptions(
         configuration=options.configuration, network=options.network, models=tuple(options.models),
         folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
-        step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
+        speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
+        shard=options.shard, resume=options.resume,
     )  # fmt: skip
+    workspace = Workspace(options.workspace)
     try:
-        files = predict_images(Workspace(options.workspace), options.images, options.out, chosen)
+        if options.device == "all" or "," in options.device:
+            from autoseg.launch.several_devices import devices_of, predict_on_devices
+
+            files = predict_on_devices(workspace, options.images, options.out, chosen, devices_of(options.device))
+        else:
+            files = predict_images(workspace, options.images, options.out, chosen)
     except PartlySegmented as partly:
         partly.result = {"files": partly.written, "failed": partly.failed}
         raise
     return Answer({"files": files, "failed": ()})
+
+
+def run_import_nnunet(options: argparse.Namespace) -> None:
+    from autoseg.commands.import_nnunet import import_nnunet
+
+    import_nnunet(options.folder, options.model)
 
 
 def run_export(options: argparse.Namespace) -> Answer:
@@ -273,6 +295,7 @@ RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # comma
     "predict": run_predict,
     "export": run_export,
     "info": run_info,
+    "import-nnunet": run_import_nnunet,
     "status": run_status,
     "calibrate": run_calibrate,
     "env": run_env,

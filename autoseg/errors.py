@@ -68,6 +68,7 @@ class Stopped(_Told):
 
     exit_code = 75
     restart_due = False  # a --restart was asked for, and nothing was set aside yet
+    resumed_with: tuple[str, ...] = ()  # options that the command needs, in addition, to resume
 
 
 class Interrupted(Stopped):

@@ -3,7 +3,7 @@
     WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
-      models/<configuration>-<network>/ crossval.json
+      models/<configuration>-<network>/ crossval.json speeds.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
           inference.json}; fold_full/ of the model that trains on all cases
 
@@ -11,8 +11,10 @@ A file appears under its final name only when it is complete: it is written besi
 may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.
 """
 
+import errno
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -82,12 +84,26 @@ class Workspace:
     def model(self, configuration: str, network: str) -> Path:
         return self.root / "models" / f"{configuration}-{network}"
 
+    def expected_dice(self, configuration: str, network: str) -> Path:
+        """What Dice a model's segmentations are expected to have, learnt from its held-out predictions."""
+        return self.model(configuration, network) / "expected_dice.json"
+
     def crossval(self, configuration: str, network: str) -> Path:
         """Scores of a model's held-out predictions."""
         return self.model(configuration, network) / "crossval.json"
 
+    def speeds(self, configuration: str, network: str) -> Path:
+        """What each speed of `predict` costs and loses with a model."""
+        return self.model(configuration, network) / "speeds.json"
+
     def fold(self, configuration: str, network: str, fold: FoldName) -> Path:
         return self.model(configuration, network) / f"fold_{fold}"
+
+
+def is_workspace(folder: Path) -> bool:
+    """Whether a dataset was planned into this folder."""
+    workspace = Workspace(folder)
+    return all(path.is_file() for path in (workspace.plan, workspace.splits, workspace.fingerprint))
 
 
 def fold_of(folder: Path) -> FoldName | None:
@@ -120,8 +136,11 @@ def begun_folds(model: Path) -> dict[FoldName, Path]:
     return {fold: found[fold] for fold in sorted((f for f in found if f is not None), key=fold_order)}
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, nbytes: int = 0) -> None:
     """Let `write` fill a file beside `path`, flush it to disk and rename it to `path`.
+
+    Args:
+        nbytes: how much will be written, for the message of a full disk; 0: not known.
 
     Raises:
         StorageError: the disk is full or refuses; what stood under `path` before is untouched.
@@ -136,7 +155,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary.replace(path)
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}",
+            f"{path} cannot be written: {refusal(error, path.parent, nbytes)}",
             remedy="check free space and permissions there, or choose another folder",
         ) from error
     finally:
@@ -144,9 +163,21 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             temporary.unlink()
 
 
+def refusal(error: OSError, folder: Path, nbytes: int = 0) -> str:
+    """Why the system does not write a file to a folder; of a full disk, how much it needs and has."""
+    reason = error.strerror or str(error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not nbytes:
+        return reason
+    needs = f"{reason}: it needs {nbytes / 2**20:.1f} MiB there"
+    with suppress(OSError):
+        return f"{needs}, {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
+    return needs
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    content = text.encode("utf-8")
+    write_atomically(path, lambda file: file.write(content), nbytes=len(content))
 
 
 def sha256(path: Path) -> str:

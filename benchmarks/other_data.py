@@ -59,7 +59,7 @@ def main() -> int:
             print(f"({time.perf_counter() - began:.1f} s)", flush=True)
         images = {path.name.replace("_0000", ""): path for path in sorted((data / "images").iterdir())
                   if not any(f"_000{channel}." in path.name for channel in (1, 2, 3))}  # fmt: skip
-        written = {path.name for path in out.iterdir()}
+        written = {path.name for path in out.iterdir() if not path.name.lstrip(".").startswith("autoseg_")}
         right = [image for image, path in images.items() if image in written and same_grid(path, out / image)]
         print(
             f"{name}: {len(written)} outputs for {len(images)} images, {len(right)} with the id and grid of their image"

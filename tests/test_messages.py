@@ -207,7 +207,7 @@ def test_each_suggestion_leads_on(tmp_path, capsys, monkeypatch):
         {"IMAGES": str(data / "imagesTr"), "SEGMENTATIONS": str(root / "out")}.get(word, word) for word in command
     ]
     assert outcome(capsys, *command)[0] == 0
-    assert len(list((root / "out").iterdir())) == 5
+    assert len(list((root / "out").glob("*.nii.gz"))) == 5
 
     # the dataset has gone: what was planned tells how, and whoever moved it knows where to
     data.rename(root / "elsewhere")

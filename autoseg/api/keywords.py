@@ -3,7 +3,7 @@
 checked      a function whose calls are refused with an AutosegError that says what was expected
 options_of   keywords as the record of options whose fields have their names
 intake_of    what a dataset cannot say itself, from lists and dicts, or as it is typed
-teller       what shows a line
+lines_to     where lines are shown while a call runs
 """
 
 import difflib
@@ -22,10 +22,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
+from autoseg.api.spelling import in_python
 from autoseg.cli import as_out_of_memory
 from autoseg.commands.arguments import parse_folds
 from autoseg.datasets.dataset import IntakeOptions, parse_options
 from autoseg.errors import AutosegError, UsageError
+from autoseg.lines import show, shown_by
 from autoseg.messages import complete
 from autoseg.processes import is_import_of_main
 from autoseg.rules import FieldError, shown
@@ -53,30 +55,30 @@ class _Unfit(Exception):
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Hold the arguments of every call against the names and annotations of a function.
+    """Hold the arguments of every call against the names and annotations of a function, or of a method.
 
     Numbers of numpy become Python's; a list or an array becomes a tuple. Commands that errors suggest name the
-    workspace.
+    workspace and are calls of Python. Lines go to the argument `say`, where the function has one.
 
     Raises (when it is called):
         UsageError: an unknown or missing argument, a wrong type, or a call by a worker that imports a user's script.
         OutOfMemory: whatever torch calls it.
     """
-    signature = inspect.signature(function)
+    signature, name = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if is_import_of_main():
             raise UsageError(
-                f"autoseg.{function.__name__}() is called by a script that a worker process imports",
+                f"autoseg.{name}() is called by a script that a worker process imports",
                 remedy='move the call below the line `if __name__ == "__main__":`, or remove that line',
             )
-        arguments = _bound(function.__name__, signature, args, kwargs)
+        arguments = _bound(name, signature, args, kwargs)
         try:
-            with _without_bars() if arguments.get("say", print) is None else nullcontext():
+            with lines_to(arguments["say"]) if "say" in arguments else nullcontext():
                 return function(**arguments)  # type: ignore[call-arg]
         except AutosegError as error:
-            _complete(error, arguments.get("workspace"))
+            _complete(error, arguments.get("workspace", arguments.get("path")))
             raise
         except Exception as error:
             if full := as_out_of_memory(error):
@@ -87,9 +89,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _complete(error: AutosegError, workspace: File | None) -> AutosegError:
-    """The same error; commands that it suggests name the workspace."""
+    """The same error; commands that it suggests name the workspace, and are calls."""
     where = None if workspace is None else as_path(workspace)
-    error.what, error.remedy = complete(error.what, where), complete(error.remedy, where)
+    error.what, error.remedy = (in_python(complete(text, where)) for text in (error.what, error.remedy))
     return error
 
 
@@ -107,6 +109,13 @@ class _NoTerminal:
 
 
 @contextmanager
+def lines_to(say: Say | None) -> Iterator[None]:
+    """Let a function take the lines of the body; `print` beside progress bars, and None takes none and shows no bar."""
+    with shown_by(show if say is print else say), _without_bars() if say is None else nullcontext():
+        yield
+
+
+@contextmanager
 def _without_bars() -> Iterator[None]:
     """Let no progress bar appear while the body runs: they do on a terminal alone."""
     with redirect_stderr(_NoTerminal(sys.stderr)):
@@ -115,7 +124,7 @@ def _without_bars() -> Iterator[None]:
 
 def _bound(name: str, signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, defaults included. Raises UsageError."""
-    takes = f"it takes {', '.join(signature.parameters)}"
+    takes = f"it takes {', '.join(key for key in signature.parameters if key != 'self')}"
     if unknown := next((key for key in kwargs if key not in signature.parameters), None):
         close = difflib.get_close_matches(unknown, signature.parameters, 1)
         remedy = f"did you mean {close[0]}? {takes}" if close else takes
@@ -125,7 +134,8 @@ def _bound(name: str, signature: inspect.Signature, args: tuple, kwargs: Mapping
     except TypeError as error:
         raise UsageError(f"autoseg.{name}(): {error}", remedy=takes) from None
     for key, value in bound.arguments.items():
-        annotation = signature.parameters[key].annotation
+        if (annotation := signature.parameters[key].annotation) is inspect.Parameter.empty:
+            continue  # self
         try:
             bound.arguments[key] = _fitted(annotation, value)
         except _Unfit:
@@ -198,15 +208,6 @@ def as_path(file: File) -> Path:
 
 def in_workspace(folder: File) -> Workspace:
     return Workspace(as_path(folder))
-
-
-def teller(say: Say | None) -> Say:
-    """What shows a line; None shows nothing."""
-    return say or _say_nothing
-
-
-def _say_nothing(_: str) -> None:
-    pass
 
 
 def folds_of(folds: FoldNames | None) -> tuple[FoldName, ...] | None:

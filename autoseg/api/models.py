@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,16 @@ from autoseg.api.keywords import (
     in_workspace,
     labels_text,
     options_of,
-    teller,
 )
+from autoseg.api.spelling import in_python
+from autoseg.inference.options import SpeedName
 
 if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.evaluate import FolderScores
     from autoseg.commands.train import TrainedFold
     from autoseg.datasets.dataset import Problem
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
+    from autoseg.evaluation.speeds import SpeedTable
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def train_folds(
     from autoseg.commands.folds import TrainOptions
     from autoseg.commands.train import train_folds
 
-    return train_folds(in_workspace(workspace), options_of(TrainOptions, locals()), teller(say))
+    trained = train_folds(in_workspace(workspace), options_of(TrainOptions, locals()))
+    return [replace(fold, warnings=tuple(map(in_python, fold.warnings))) for fold in trained]
 
 
 @checked
@@ -125,9 +128,7 @@ def cross_validate(
     from autoseg.commands.evaluate import cross_validate
 
     table = None if csv is None else as_path(csv)
-    return cross_validate(
-        in_workspace(workspace), configuration, network=network, csv=table, workers=workers, say=teller(say)
-    )
+    return cross_validate(in_workspace(workspace), configuration, network=network, csv=table, workers=workers)
 
 
 @checked
@@ -157,7 +158,37 @@ def score_test_set(
     """
     from autoseg.commands.evaluate import score_test_set
 
-    return score_test_set(in_workspace(workspace), configuration, network=network, device=device, say=teller(say))
+    return score_test_set(in_workspace(workspace), configuration, network=network, device=device)
+
+
+@checked
+def measure_speeds(
+    workspace: File,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    device: str = "auto",
+    say: Say | None = print,
+) -> "SpeedTable":
+    """Segment the held-out cases of every trained fold at each speed of `predict_images`.
+
+    Args:
+        workspace, configuration, network, say: as for `cross_validate`.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Returns:
+        `speeds`, each with `name`, `dice`, `change` against the accurate one, and `seconds_per_case`.
+
+    Raises:
+        AutosegError: no fold is trained, or a file cannot be read.
+
+    Example:
+        >>> table = autoseg.measure_speeds("ws")
+        >>> [(speed.name, speed.dice.mean, speed.seconds_per_case) for speed in table.speeds]
+    """
+    from autoseg.commands.speeds import measure_speeds
+
+    return measure_speeds(in_workspace(workspace), configuration, network=network, device=device)
 
 
 @checked
@@ -193,7 +224,7 @@ def evaluate_folders(
 
     return evaluate_folders(
         as_path(predictions), as_path(references), None if workspace is None else in_workspace(workspace),
-        labels=labels_text(labels), csv=None if csv is None else as_path(csv), workers=workers, say=teller(say),
+        labels=labels_text(labels), csv=None if csv is None else as_path(csv), workers=workers,
     )  # fmt: skip
 
 
@@ -208,10 +239,13 @@ def predict_images(
     models: Names = (),
     folds: FoldNames | None = None,
     device: str = "auto",
-    step: float = 0.5,
+    speed: SpeedName | None = None,
+    step: float | None = None,
     mirroring: bool | None = None,
     unfinished: bool = False,
     tile: float | None = None,
+    shard: str | None = None,
+    resume: bool = False,
     say: Say | None = print,
 ) -> Segmentations:
     """Segment images with the ensemble of the trained folds, each on its own grid.
@@ -224,17 +258,21 @@ def predict_images(
         models: or models to average, as their folders are called: ["3d_fullres-unet", "2d-unet"].
         folds: that form the ensemble; None: all that are trained.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        step: distance of tiles as a share of the tile.
-        mirroring: average over flips; None: as planned.
+        speed: "accurate", "balanced" or "fast"; None: accurate. `step` and `mirroring` have precedence.
+        step: distance of tiles as a share of the tile; None: by the speed.
+        mirroring: average over flips; None: by the speed.
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
+        shard: "2/8" for the second of eight parts of the cases.
+        resume: keep segmentations that are verified to be of the same images, by the same model and options.
         say: what shows a line; None: nothing is shown.
 
     Returns:
-        `files` that were written, and `failed`: images that could not be segmented, each with the reason.
+        `files` that were written or kept, and `failed`: images that could not be segmented, each with the reason.
 
     Raises:
         AutosegError: no model is trained, there is nothing to segment, or a file would be overwritten.
+        Stopped: by a signal; the same call with `resume` keeps what is finished.
 
     Example:
         >>> segmented = autoseg.predict_images("ws", "images", "out")
@@ -245,7 +283,7 @@ def predict_images(
     options = options_of(PredictOptions, locals())
     files = [as_path(images)] if isinstance(images, (str, os.PathLike)) else [as_path(file) for file in images]
     try:
-        written = predict_images(in_workspace(workspace), files, as_path(out), options, say=teller(say))
+        written = predict_images(in_workspace(workspace), files, as_path(out), options)
     except PartlySegmented as partly:
         return Segmentations(partly.written, partly.failed)
     return Segmentations(tuple(written), ())
@@ -268,7 +306,7 @@ def calibrate_device(device: str = "auto", *, say: Say | None = print) -> None:
     """
     from autoseg.commands.calibrate import calibrate_device
 
-    calibrate_device(device, teller(say))
+    calibrate_device(device)
 
 
 @checked

@@ -39,10 +39,10 @@ class Anonymizer:
     replaced: set[str] = field(default_factory=set)  # what was found so far, in words
 
     @classmethod
-    def of(cls, dataset: Dataset | None, fingerprint: Fingerprint, plan: Plan) -> "Anonymizer":
+    def of(cls, dataset: Dataset | None, fingerprint: Fingerprint | None, plan: Plan) -> "Anonymizer":
         """For all cases that a workspace knows."""
         cases = (*dataset.cases, *dataset.test_cases) if dataset else ()
-        ids = {case.id for case in fingerprint.cases} | {case.id for case in cases}
+        ids = {case.id for case in (fingerprint.cases if fingerprint else ())} | {case.id for case in cases}
         names = _numbered(ids, "case") | _numbered({case.patient for case in cases} - ids, "patient")
         return cls(names, frozenset([*plan.labels.values, *plan.labels.regions, *plan.channels, plan.dataset]))
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.commands.anonymous import Anonymizer, kept_names
-from autoseg.commands.inputs import PLAN_FIRST, Say, open_plan
+from autoseg.commands.inputs import PLAN_FIRST, open_plan
 from autoseg.datasets.dataset import Dataset
 from autoseg.errors import UsageError
 from autoseg.evaluation.crossval import CrossValidation
+from autoseg.lines import LOG
 from autoseg.messages import some, suggest
 from autoseg.models.agreements import Agreement, Agreements, add_agreements, known_agreements
 from autoseg.models.manifest import AGREEMENTS
@@ -48,9 +49,7 @@ class Exported:
     left_out: tuple[str, ...]
 
 
-def export(
-    workspace: Workspace, out: Path | None, onnx: Path | None, options: ExportOptions, *, say: Say = print
-) -> dict[str, Any]:
+def export(workspace: Workspace, out: Path | None, onnx: Path | None, options: ExportOptions) -> dict[str, Any]:
     """Write a file, ONNX networks, or both: what is compared with torch is then in the file.
 
     Raises:
@@ -62,15 +61,13 @@ def export(
         raise UsageError(f"{out} is not the name of a ZIP file", remedy="name it MODEL.zip")
     done: dict[str, Any] = {}
     if onnx is not None:
-        done["onnx"] = export_onnx(workspace, onnx, options, say=say)
+        done["onnx"] = export_onnx(workspace, onnx, options)
     if out is not None:
-        done["model"] = export_model(workspace, out, options, say=say)
+        done["model"] = export_model(workspace, out, options)
     return done
 
 
-def export_model(
-    workspace: Workspace, out: Path, options: ExportOptions = ExportOptions(), *, say: Say = print
-) -> Exported:
+def export_model(workspace: Workspace, out: Path, options: ExportOptions = ExportOptions()) -> Exported:
     """Write trained models into one file; the previous stage of a cascade is in it, too.
 
     Raises:
@@ -80,19 +77,20 @@ def export_model(
     from autoseg.models.archive import open_archive
     from autoseg.models.exporting import About, write_archive
 
-    plan = open_plan(workspace, options.network, say)
-    measured = load(Fingerprint, workspace.fingerprint, remedy=PLAN_FIRST)
+    plan = open_plan(workspace, options.network)
+    measured = _measured(workspace)
     dataset = load(Dataset, workspace.dataset) if workspace.dataset.exists() else None
     names = kept_names() if options.keep_case_ids else Anonymizer.of(dataset, measured, plan)
-    opened = open_asked(workspace, plan, options, say)
-    packed = [_packed(workspace, model, names, say) for model in with_previous(opened)]
+    opened = open_asked(workspace, plan, options)
+    packed = [_packed(workspace, model, names) for model in with_previous(opened)]
     models = tuple(one.model for one in packed)
-    fingerprint, patients = names.fingerprint(measured), _patients(dataset, names)
+    fingerprint = names.fingerprint(measured) if measured else None
+    patients = _patients(dataset, names)
     scores = {one.model.name: one.scores for one in packed if one.scores is not None}
     left_out = names.left_out()
     card = model_card(Described(models, fingerprint, scores, patients, left_out))
     predicts = tuple(dict.fromkeys(model.name for model in opened))
-    about = About(predicts, card, dumps(fingerprint), options.keep_case_ids, left_out)
+    about = About(predicts, card, dumps(fingerprint) if fingerprint else None, options.keep_case_ids, left_out)
     write_archive(out, models, about)
     open_archive(out)  # as whoever gets it does
     done = Exported(
@@ -104,11 +102,18 @@ def export_model(
         left_out=left_out,
     )
     for line in _described(done):
-        say(line)
+        LOG.info(line)
     return done
 
 
-def open_asked(workspace: Workspace, plan: Plan, options: ExportOptions, say: Say) -> "list[Model]":
+def _measured(workspace: Workspace) -> Fingerprint | None:
+    """The training data, measured; None where the models came without them, as imported ones do."""
+    if not workspace.fingerprint.exists() and not workspace.splits.exists():
+        return None
+    return load(Fingerprint, workspace.fingerprint, remedy=PLAN_FIRST)
+
+
+def open_asked(workspace: Workspace, plan: Plan, options: ExportOptions) -> "list[Model]":
     """The models that are to be exported, on the CPU. Raises StateError where one is not trained."""
     import torch
 
@@ -121,7 +126,7 @@ def open_asked(workspace: Workspace, plan: Plan, options: ExportOptions, say: Sa
             workspace, name, chosen.network.name, folds=options.folds, device=torch.device("cpu")
         )  # fmt: skip
         for fold, how in model.left_out.items():
-            say(f"note: fold {fold} of {model.name} is not trained to the end ({how}) and is not exported")
+            LOG.info(f"note: fold {fold} of {model.name} is not trained to the end ({how}) and is not exported")
         models.append(model)
     return models
 
@@ -141,7 +146,7 @@ class _Packed:
     agreements: Agreements
 
 
-def _packed(workspace: Workspace, model: "Model", names: Anonymizer, say: Say) -> _Packed:
+def _packed(workspace: Workspace, model: "Model", names: Anonymizer) -> _Packed:
     """A model with the records that were made with it, none of which names anybody."""
     from autoseg.models.exporting import ModelToExport, roundtrip
 
@@ -152,7 +157,7 @@ def _packed(workspace: Workspace, model: "Model", names: Anonymizer, say: Say) -
     agreements = agreements.with_rows([roundtrip(ModelToExport(model.configuration_name, folds, previous))])
     records = {name: names.json(folder / name) for name in CARRIED if (folder / name).exists()}
     records[AGREEMENTS] = dumps(agreements)
-    scores = _scores(folder, names, say)
+    scores = _scores(folder, names)
     if scores is not None:
         records[CROSSVAL] = dumps(scores)
     return _Packed(ModelToExport(model.configuration_name, folds, previous, records), scores, agreements)
@@ -180,16 +185,16 @@ def _fold(workspace: Workspace, model: "Model", number: int, names: Anonymizer) 
     )
 
 
-def _scores(folder: Path, names: Anonymizer, say: Say) -> CrossValidation | None:
+def _scores(folder: Path, names: Anonymizer) -> CrossValidation | None:
     """The cross-validation of a model; None where there is none, or where its folds were trained since."""
     path = folder / CROSSVAL
     again = suggest("evaluate", workspace=folder.parent.parent)
     if not path.exists():
-        say(f"note: {folder.name} was not evaluated: the model says nothing about its quality ({again})")
+        LOG.info(f"note: {folder.name} was not evaluated: the model says nothing about its quality ({again})")
         return None
     trained = max(file.stat().st_mtime for file in folder.glob("fold_*/last.pt"))
     if path.stat().st_mtime < trained:
-        say(f"note: {folder.name} was trained after it was evaluated: its scores are not exported ({again})")
+        LOG.info(f"note: {folder.name} was trained after it was evaluated: its scores are not exported ({again})")
         return None
     return names.scores(load(CrossValidation, path))
 
@@ -223,7 +228,7 @@ class ExportedNetwork:
 
 
 def export_onnx(
-    workspace: Workspace, out: Path, options: ExportOptions = ExportOptions(), *, say: Say = print
+    workspace: Workspace, out: Path, options: ExportOptions = ExportOptions()
 ) -> tuple[ExportedNetwork, ...]:
     """Write the network of each fold as ONNX to a folder, compared with torch, and the plan of each model beside them.
 
@@ -238,17 +243,17 @@ def export_onnx(
     require_libraries()
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, expected a folder for the networks", remedy="choose another name")
-    plan = open_plan(workspace, options.network, say)
-    measured = load(Fingerprint, workspace.fingerprint, remedy=PLAN_FIRST)
+    plan = open_plan(workspace, options.network)
+    measured = _measured(workspace)
     dataset = load(Dataset, workspace.dataset) if workspace.dataset.exists() else None
     names = kept_names() if options.keep_case_ids else Anonymizer.of(dataset, measured, plan)
     done = []
-    for model in with_previous(open_asked(workspace, plan, options, say)):
+    for model in with_previous(open_asked(workspace, plan, options)):
         rows = []
         for number, fold in enumerate(model.folds):
             made = export_fold(model, number, out / f"{model.name}-fold_{fold}.onnx")
             size = "any batch, any size" if made.any_size else "any batch, tiles of the patch's size"
-            say(f"{made.path}: {size}; largest difference to torch {made.difference:.2g}")
+            LOG.info(f"{made.path}: {size}; largest difference to torch {made.difference:.2g}")
             rows.append(made.agreement)
             done.append(ExportedNetwork(made.path, model.name, fold, made.any_size, made.difference))
         save(out / f"{model.name}.json", names.plan(model.plan))

@@ -29,7 +29,7 @@ class Described:
     """What a card is made of."""
 
     models: Sequence[ModelToExport]  # the first is the one described, previous stages among them
-    fingerprint: Fingerprint
+    fingerprint: Fingerprint | None  # None: the training data are not known
     scores: Mapping[str, CrossValidation]  # model -> its cross-validation, where there is one
     patients: Mapping[str, str]  # case, as `scores` calls it -> patient; empty: not known
     left_out: Sequence[str]
@@ -65,6 +65,8 @@ def _what(plan: Plan) -> str:
 
 
 def _trained_on(of: Described, plan: Plan) -> str:
+    if of.fingerprint is None:
+        return "Not known: the model was imported without the cases it was trained on."
     cases = of.fingerprint.cases
     patients = len(set(of.patients.values()))
     people = f" of {counted(patients, 'patient')}" if patients else ""
@@ -116,12 +118,13 @@ def _limits(of: Described, plan: Plan) -> str:
     lines = [
         "It was measured on the data it was trained with. Images of another scanner, protocol, population or disease "
         "may be segmented worse; measure it on images of your own before you rely on it.",
-        f"Images whose voxels are more than {FAR:g} times larger or smaller than all above are refused, and from a "
-        f"factor of {WORTH_A_WORD:g} along one axis there is a warning.",
+        f"Images whose voxels are more than {FAR:g} times larger or smaller than those it was trained on are refused, "
+        f"and from a factor of {WORTH_A_WORD:g} along one axis there is a warning.",
         "It always gives an answer: a segmentation does not say whether the image shows what the model knows.",
     ]
-    rare = [name for name in plan.labels.values if 0 < _cases_with(of, name) < 10]
-    absent = [name for name in plan.labels.values if not _cases_with(of, name)]
+    counts = {name: _cases_with(of, name) for name in plan.labels.values} if of.fingerprint else {}
+    rare = [name for name, count in counts.items() if 0 < count < 10]
+    absent = [name for name, count in counts.items() if not count]
     if rare:
         lines.append(f"Few cases show {', '.join(rare)}: what was measured of it says little.")
     if absent:
@@ -155,7 +158,8 @@ def _made(model: ModelToExport) -> list[str]:
 
 def _fold(model: ModelToExport, fold: FoldToExport) -> str:
     length = f"{counted(fold.epochs, 'epoch')}, {counted(fold.steps, 'step')}"
-    return f"{model.name}, fold {fold.fold}: {counted(fold.cases, 'case')}, {length}"
+    cases = f"{counted(fold.cases, 'case')}, " if fold.cases else ""
+    return f"{model.name}, fold {fold.fold}: {cases}{length}"
 
 
 def _typed(*words: str) -> str:
@@ -164,7 +168,8 @@ def _typed(*words: str) -> str:
 
 
 def _cases_with(of: Described, label: str) -> int:
-    return sum(case.class_voxels.get(label, 0) > 0 for case in of.fingerprint.cases)
+    cases = of.fingerprint.cases if of.fingerprint else ()
+    return sum(case.class_voxels.get(label, 0) > 0 for case in cases)
 
 
 def _range(values: np.ndarray, form: str) -> str:

@@ -149,6 +149,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, help="folder of expert labels")
     parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
     parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
+    parser.add_argument(
+        "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"
+    )
     parser.add_argument("--csv", type=Path, help="also write one row per case and label")
     add_workers(parser)
     add_json(parser)
@@ -173,8 +176,17 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also use folds that are not trained to the end, in their current state",
     )
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | mps (default: auto)")
-    parser.add_argument("--step", type=share, default=0.5, help="tile distance, a fraction of the tile (default: 0.5)")
+    parser.add_argument(
+        "--device", default="auto",
+        help="auto | cpu | cuda | mps | several, a process each: cuda:0,cuda:1 | all GPUs (default: auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--speed", choices=("accurate", "balanced", "fast"), default=None,
+        help="balanced and fast flip less and overlap tiles less; evaluate --speeds measures them (default: accurate)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--step", type=share, default=None, help="tile distance, a fraction of the tile (default: that of the speed)"
+    )
     parser.add_argument(
         "--no-mirroring", action="store_true", help="no test-time flips: faster, slightly less accurate"
     )
@@ -182,7 +194,21 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "--tile", type=float, metavar="N",
         help="tiles up to N times as long as the training patch: faster, less accurate on small images (default: 1)",
     )  # fmt: skip
+    parser.add_argument("--shard", default=None, metavar="N/M", help="only part N of M of the cases, e.g. 2/8")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="keep segmentations that are verified: of the same image, by the same model and options",
+    )  # fmt: skip
     add_json(parser)
+
+
+def add_import_nnunet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER",
+        help="a model that nnU-Net v2 trained: the folder with plans.json, dataset.json and fold_0, ...; or the folder "
+        "of a dataset in nnUNet_results, for all its configurations",
+    )  # fmt: skip
+    parser.add_argument("model", type=Path, metavar="MODEL", help="new folder, to predict with: predict -w MODEL")
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
@@ -286,6 +312,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
     "export": ("write a trained model as one file, or its networks as ONNX", add_export),
     "info": ("show what an exported model, a workspace or a checkpoint is", add_info),
+    "import-nnunet": ("convert a model that nnU-Net v2 trained into one that predicts the same", add_import_nnunet),
     "status": ("show the state of a workspace and the next command", add_status),
     "calibrate": ("measure this machine's memory and speed for new plans", add_calibrate),
     "env": ("show versions and hardware", add_json),

@@ -1,25 +1,30 @@
 """Images to segmentations, by the ensemble of the trained folds of one model, or of several."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.commands.inputs import Say, open_plan
+from autoseg.commands.inputs import open_plan
 from autoseg.datasets.checks.grids import header_notes
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
-from autoseg.errors import DataError, StateError, UsageError
-from autoseg.inference.options import InferenceOptions
-from autoseg.messages import counted, suggest
+from autoseg.errors import DataError, StateError, Stopped, UsageError
+from autoseg.inference.options import InferenceOptions, SpeedName, options_at
+from autoseg.inference.shards import Shard, parse_shard
+from autoseg.lines import LOG
+from autoseg.messages import counted, some, suggest
 from autoseg.models.same_training import SEEN, what_is_seen
 from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
 from autoseg.records import load, to_plain
+from autoseg.stopping import StopSignals
 from autoseg.workspace import FULL, FoldName, Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
+    from autoseg.inference.finished import Ledger
     from autoseg.inference.predict import Prediction
+    from autoseg.inference.predictor import ArrayPredictor
     from autoseg.models.model import Model
 
 
@@ -33,9 +38,12 @@ class PredictOptions:
     folds: tuple[FoldName, ...] | None = None  # of each model; None: all that are trained, or FULL where it alone is
     unfinished: bool = False  # also use folds that are not trained to the end, as they stand
     device: str = "auto"
-    step: float = InferenceOptions.step  # distance of neighbouring tiles as a share of the tile
-    mirroring: bool | None = InferenceOptions.mirroring  # average over flips; None: as the plan says
+    speed: SpeedName | None = None  # None: "accurate"; what follows has precedence
+    step: float | None = None  # distance of neighbouring tiles as a share of the tile; None: by the speed
+    mirroring: bool | None = InferenceOptions.mirroring  # average over flips; None: by the speed
     tile: float | None = InferenceOptions.tile  # longest tile edges as a multiple of the patch's; None: by the device
+    shard: str | None = None  # "2/8": the second of eight parts of the cases; None: all of them
+    resume: bool = False  # keep segmentations that are verified to be what would be made
 
     def __post_init__(self) -> None:
         exported = [is_exported(name) for name in self.models]
@@ -45,11 +53,25 @@ class PredictOptions:
             raise UsageError(
                 "-m names both exported files and models of the workspace", remedy="export these, or name one kind"
             )
-        self.inference_options()
+        self.inference_options(())
+        if self.shard is not None:
+            parse_shard(self.shard)
 
-    def inference_options(self) -> InferenceOptions:
-        """How the networks are run over an image. Raises UsageError for tiles that cannot be."""
-        return InferenceOptions(step=self.step, mirroring=self.mirroring, tile=self.tile)
+    def inference_options(self, planned_axes: Sequence[int]) -> InferenceOptions:
+        """How the networks are run over an image.
+
+        Args:
+            planned_axes: that are mirrored as planned, (Z, Y, X); none where the plan does without.
+
+        Raises:
+            UsageError: tiles that cannot be.
+        """
+        options = options_at(self.speed or "accurate", planned_axes)
+        if self.step is not None:
+            options = replace(options, step=self.step)
+        if self.mirroring is not None:
+            options = replace(options, mirroring=self.mirroring, mirror_axes=None)
+        return replace(options, tile=self.tile)
 
 
 def is_exported(name: str) -> bool:
@@ -74,8 +96,6 @@ def predict_images(
     images: Sequence[Path],
     out: Path,
     options: PredictOptions = PredictOptions(),
-    *,
-    say: Say = print,
 ) -> list[Path]:
     """Segment images with the ensemble of the trained folds; one label file per case, on the image's own grid.
 
@@ -89,33 +109,122 @@ def predict_images(
         StateError: a model is not trained, or models were trained on different channels, labels or orientations.
         UsageError: there is nothing to segment, or `out` is a file.
     """
-    from autoseg.inference.predict import predict_cases
-
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, expected a folder for the segmentations", remedy="choose another name")
-    models = _open_exported(options)
-    plan = models[0].plan if models else open_plan(workspace, options.network, say)
-    pairs = [] if models else _models_asked_for(workspace, plan, options)
+    opened = open_exported(workspace, options)
+    plan = opened[0].plan if opened else open_plan(workspace, options.network)
+    pairs = [] if opened else models_asked_for(workspace, plan, options)
     found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names, out)
-    models = models or _open_models(workspace, pairs, options)
-    for model in models:
-        for note in notes_on(model, plan):
-            say(note)
+    models = opened or open_models_for(workspace, plan, pairs, options)
     trained = models[0].plan
     if trained.file_names not in (None, plan.file_names):  # the model was trained on images named differently
         found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names, out)
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
     _spare_references(workspace, cases, out)
+    if options.shard is not None:
+        cases, faults = _part(parse_shard(options.shard), cases, faults)
+    if options.speed:
+        from autoseg.commands.speeds import say_expected
+
+        if not opened:
+            say_expected(workspace, models, options.speed)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    written = predict_cases(models, cases, out, options.inference_options(), faults=faults) if cases else []
-    pairs = pairs or [(model.configuration_name, model.configuration.network.name) for model in models]
-    voters = [f"{_voters(model)} of {name} ({network})" for model, (name, network) in zip(models, pairs, strict=True)]
-    _say_what_was_written(written, before, voters, out, say)
-    _report(faults, paths := [prediction.path for prediction in written], out, say)
+    written, kept = _predict(models, cases, out, options, faults)
+    voters = [f"{_voters(one)} of {one.configuration_name} ({one.configuration.network.name})" for one in models]
+    _say_what_was_written(written, before, voters, out)
+    paths = sorted([*(prediction.path for prediction in written), *kept])
+    _report(faults, paths, out)
     return paths
 
 
-def _models_asked_for(workspace: Workspace, plan: Plan, options: PredictOptions) -> list[tuple[str, str]]:
+def open_predictor(workspace: Workspace, options: PredictOptions) -> "ArrayPredictor":
+    """Load what `predict_images` would segment with, for arrays.
+
+    Raises:
+        StateError: a model is not trained, or models were trained on different channels, labels or orientations.
+    """
+    from autoseg.inference.predictor import ArrayPredictor
+
+    models = open_exported(workspace, options)
+    if not models:
+        plan = open_plan(workspace, options.network)
+        models = open_models_for(workspace, plan, models_asked_for(workspace, plan, options), options)
+    return ArrayPredictor(models, options.inference_options(_planned_axes(models[0])))
+
+
+def _planned_axes(model: "Model") -> tuple[int, ...]:
+    """The axes (Z, Y, X) over whose flips a model averages as planned."""
+    training = model.plan.training
+    return training.mirror_axes if training.test_time_mirroring else ()
+
+
+def _predict(
+    models: "Sequence[Model]",
+    cases: Sequence[Case],
+    out: Path,
+    options: PredictOptions,
+    faults: list[Problem],
+) -> "tuple[list[Prediction], list[Path]]":
+    """Segment cases and record what is finished; return what was made, and with --resume the files that were kept.
+
+    Raises:
+        Stopped, Interrupted: by a signal; what is finished is recorded, and --resume keeps it.
+    """
+    from autoseg.inference.finished import Ledger, made_by
+    from autoseg.inference.predict import predict_cases
+    from autoseg.models.build import tile_growth
+    from autoseg.models.identity import ensemble_digest
+
+    if not cases:
+        return [], []
+    planned = _planned_axes(models[0])
+    chosen = options.inference_options(planned)
+    used = models[0].plan.training.mirror_axes if chosen.mirroring else planned if chosen.mirroring is None else ()
+    axes = [axis for axis in used if chosen.mirror_axes is None or axis in chosen.mirror_axes]
+    made = made_by(ensemble_digest(models), chosen, axes, tile_growth(models[0].device.type))
+    ledger = Ledger(out, made, parse_shard(options.shard) if options.shard else None)
+    kept = _finished(ledger, cases, out) if options.resume else {}
+    todo = [case for case in cases if case.id not in kept]
+    try:
+        with StopSignals():
+            return predict_cases(models, todo, out, chosen, faults=faults, ledger=ledger), [*kept.values()]
+    except Stopped as stopped:
+        stopped.resumed_with = ("--resume",)
+        raise
+
+
+def _finished(ledger: "Ledger", cases: Sequence[Case], out: Path) -> dict[str, Path]:
+    """The cases whose segmentations are verified, with their files; says which are made again, and why."""
+    from autoseg.inference.predict import output_ending
+
+    for what in ledger.unreadable:
+        LOG.info(f"note: {what}: what it recorded is predicted again")
+    kept: dict[str, Path] = {}
+    again: dict[str, list[str]] = {}
+    for case in cases:
+        path = out / f"{case.id}{output_ending(case)}"
+        doubt = ledger.doubt(case, path)
+        if doubt is None:
+            kept[case.id] = path
+        elif doubt:
+            again.setdefault(doubt, []).append(case.id)
+    LOG.info(f"resuming: {len(kept)} of {len(cases)} segmentations in {out} are verified and kept")
+    for reason, ids in again.items():
+        LOG.info(f"predicting {counted(len(ids), 'case')} again: {reason}: {some(ids)}")
+    return kept
+
+
+def _part(shard: Shard, cases: Sequence[Case], faults: list[Problem]) -> tuple[list[Case], list[Problem]]:
+    """The cases of a shard, which are listed, and the problems it reports: those of no case are the first shard's."""
+    chosen = shard.of(cases)
+    LOG.info(f"shard {shard}: {len(chosen)} of {counted(len(cases), 'case')}: {some([case.id for case in chosen])}")
+    if shard.number == 1 or not faults:
+        return chosen, faults
+    LOG.info(f"note: {counted(len(faults), 'file')} cannot be used: shard 1/{shard.count} lists them")
+    return chosen, []
+
+
+def models_asked_for(workspace: Workspace, plan: Plan, options: PredictOptions) -> list[tuple[str, str]]:
     """Configuration and network of each model that is to predict."""
     if options.models:
         return _named_models(workspace, options.models)
@@ -123,46 +232,70 @@ def _models_asked_for(workspace: Workspace, plan: Plan, options: PredictOptions)
     return [(name, configuration.network.name)]
 
 
-def _open_exported(options: PredictOptions) -> "list[Model]":
-    """The models of the exported files that -m names; none where it names none."""
-    paths = [Path(name) for name in options.models if is_exported(name)]
-    if not paths:
+def open_exported(workspace: Workspace, options: PredictOptions) -> "list[Model]":
+    """Load the models of exported files: of those that -m names, or of one that is named in place of a workspace.
+
+    Says what a user should know of them. Empty where no such file is named.
+
+    Raises:
+        StateError: a file is refused, or models of several files do not fit together.
+    """
+    files = [Path(name).expanduser() for name in options.models if is_exported(name)]
+    names = () if files else options.models  # of models in the one file
+    if not files and is_exported(workspace.root.name) and not workspace.root.is_dir():
+        files = [workspace.root]
+    if not files:
         return []
+    from autoseg.models.model import require_common
     from autoseg.models.opening import open_models
 
     device = choose_device(options.device)
-    return [
-        model
-        for path in paths
-        for model in open_models(
-            path, configuration=options.configuration, network=options.network, folds=options.folds, device=device
+    found = {
+        path: open_models(
+            path, names=names, configuration=options.configuration, network=options.network, folds=options.folds,
+            device=device,
         )
-    ]
+        for path in dict.fromkeys(files)
+    }  # fmt: skip
+    require_common({f"{model.name} of {path}": model.plan for path, models in found.items() for model in models})
+    opened = [model for models in found.values() for model in models]
+    _say_notes(opened, opened[0].plan)
+    return opened
 
 
-def _open_models(workspace: Workspace, pairs: Sequence[tuple[str, str]], options: PredictOptions) -> "list[Model]":
-    """Load the folds of each model, given by configuration and network."""
+def open_models_for(
+    workspace: Workspace, plan: Plan, pairs: Sequence[tuple[str, str]], options: PredictOptions
+) -> "list[Model]":
+    """Load the folds of each model, given by configuration and network, and say what a user should know of them."""
     from autoseg.models.model import open_model
 
     device, unfinished = choose_device(options.device), options.unfinished
-    return [open_model(workspace, *pair, folds=options.folds, device=device, unfinished=unfinished) for pair in pairs]
+    models = [open_model(workspace, *pair, folds=options.folds, device=device, unfinished=unfinished) for pair in pairs]
+    _say_notes(models, plan)
+    return models
+
+
+def _say_notes(models: "Sequence[Model]", plan: Plan) -> None:
+    for model in models:
+        for note in notes_on(model, plan):
+            LOG.info(note)
 
 
 def _say_what_was_written(
-    written: "Sequence[Prediction]", before: Collection[str], voters: Sequence[str], out: Path, say: Say
+    written: "Sequence[Prediction]", before: Collection[str], voters: Sequence[str], out: Path
 ) -> None:
     """Say what is odd about the headers, how many segmentations there are, and how many replaced a file."""
     for problem in header_notes([remark for prediction in written for remark in prediction.remarks]):
-        say(f"warning: {problem.file}: {problem.what} ({problem.remedy})")
-    say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
+        LOG.warning(f"warning: {problem.file}: {problem.what} ({problem.remedy})")
+    LOG.info(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
     if replaced := [prediction for prediction in written if prediction.path.name in before]:
-        say(f"note: {len(replaced)} of them replaced files in {out}")
+        LOG.info(f"note: {len(replaced)} of them replaced files in {out}")
 
 
-def _report(faults: Sequence[Problem], written: Sequence[Path], out: Path, say: Say) -> None:
+def _report(faults: Sequence[Problem], written: Sequence[Path], out: Path) -> None:
     """List what is wrong with the images. Raises PartlySegmented where one of them could not be segmented."""
     if faults:
-        say(problem_table(faults))
+        LOG.info(problem_table(faults))
     if errors := [fault for fault in faults if fault.severity == "error"]:
         raise PartlySegmented(errors, written, out)
 
@@ -171,15 +304,15 @@ def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) ->
     """Refuse to write a segmentation over a label of the dataset: `-i imagesTr -o labelsTr`. Raises UsageError."""
     from autoseg.inference.predict import output_ending
 
-    if not workspace.dataset.exists():
+    paths = [path for case in cases if (path := out / f"{case.id}{output_ending(case)}").exists()]
+    if not paths or not workspace.dataset.exists():
         return
     dataset = load(Dataset, workspace.dataset)
     labels = {Path(case.label).resolve() for case in (*dataset.cases, *dataset.test_cases) if case.label}
-    for case in cases:
-        if (path := out / f"{case.id}{output_ending(case)}").resolve() in labels:
-            raise UsageError(
-                f"{path} is a label of the dataset and would be overwritten", remedy="choose another folder"
-            )
+    if over := [path for path in paths if path.resolve() in labels]:
+        raise UsageError(
+            f"{over[0]} is a label of the dataset and would be overwritten", remedy="choose another folder"
+        )
 
 
 def notes_on(model: "Model", plan: Plan) -> list[str]:

@@ -9,13 +9,15 @@ from autoseg.commands.inputs import known_plan
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
-from autoseg.messages import ANY_DATASET, suggest
+from autoseg.messages import ANY_DATASET, counted, suggest
 from autoseg.models.begun import BegunFold, begun_of, standing
 from autoseg.planning.plan import Plan
-from autoseg.preprocessing.sources import changed_since, plan_again, require_in_place
+from autoseg.preprocessing.sources import changed_lists, changed_since, plan_again, require_in_place
 from autoseg.records import load
 from autoseg.training.history import read_history
 from autoseg.workspace import FULL, FoldName, Workspace
+
+ALONE = "models without their dataset"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class WorkspaceStatus:
     next: str
     dataset: str | None = None  # None: nothing is planned yet
     cases: int = 0
-    folds: int = 0
+    folds: int = 0  # 0: the models came without the cases they were trained on
     device: str | None = None
     remarks: tuple[str, ...] = ()  # where the dataset is not as it was planned
     models: tuple[ModelStatus, ...] = ()
@@ -74,7 +76,8 @@ class WorkspaceStatus:
         """As a few lines to read."""
         if self.dataset is None:
             return f"{self.workspace}: nothing planned yet\nnext: {self.next}"
-        what = f"{self.dataset}, {self.cases} cases, {self.folds} folds, planned for {self.device}"
+        sizes = f"{counted(self.cases, 'case')}, {counted(self.folds, 'fold')}"
+        what = f"{self.dataset}, {sizes}, planned for {self.device}" if self.folds else f"{self.dataset}, {ALONE}"
         models = [line for model in self.models for line in model.lines()]
         return "\n".join([f"{self.workspace}: {what}", *self.remarks, *models, f"next: {self.next}"])
 
@@ -88,6 +91,8 @@ def status_of(workspace: Workspace) -> WorkspaceStatus:
     """What exists in a workspace, fold by fold, and the next command."""
     if not workspace.plan.exists():
         return WorkspaceStatus(workspace.root, suggest("plan", ANY_DATASET, workspace=workspace.root))
+    if not workspace.splits.exists() and workspace.models():
+        return _without_dataset(workspace)
     plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
     remarks, replan = _dataset_status(workspace)
     planned = [(name, configuration.network.name) for name, configuration in plan.configurations.items()]
@@ -107,6 +112,22 @@ def status_of(workspace: Workspace) -> WorkspaceStatus:
         remarks=tuple(remarks),
         models=tuple(models.values()),
     )
+
+
+def _without_dataset(workspace: Workspace) -> WorkspaceStatus:
+    """Models that came without the cases they were trained on, such as imported ones: they can only predict."""
+    plan = load(Plan, workspace.plan)
+    models = []
+    for name, network in workspace.models():
+        found, damaged = begun_of(workspace, name, network)
+        folds = [
+            *(FoldStatus(i, f"{one.epoch} epochs", one.finished, one.epoch, one.step) for i, one in found.items()),
+            *(FoldStatus(i, why, False) for i, why in damaged.items()),
+        ]
+        previous = plan.configurations[name].cascade_from if name in plan.configurations else None
+        models.append(ModelStatus(name, network, name == plan.recommended, previous, tuple(folds)))
+    command = suggest("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", workspace=workspace.root)
+    return WorkspaceStatus(workspace.root, command, plan.dataset, models=tuple(models))
 
 
 def next_command(workspace: Workspace) -> str:
@@ -145,7 +166,7 @@ def _dataset_status(workspace: Workspace) -> tuple[list[str], str]:
     except StateError as error:
         moved = not Path(dataset.root).exists()
         return [f"{error.what}; {error.remedy}"], plan_again(workspace, "NEWPLACE" if moved else None)
-    changed = changed_since(workspace, dataset.cases)
+    changed = [*changed_lists(workspace), *changed_since(workspace, dataset.cases)]
     if not changed:
         return [], ""
     others = f" and {len(changed) - 1} other files" if len(changed) > 1 else ""
@@ -228,14 +249,20 @@ def _begun_status(
 
 
 def _fold_status(folder: Path, split: Split) -> FoldStatus:
-    """What the history and the segmentations of a fold say."""
-    history = read_history(folder)
-    if not history:
-        started = (folder / "last.pt").exists()
-        return FoldStatus(split.fold, "started, first epoch not complete" if started else "not trained", False)
-    last = history[-1]
-    text = f"epoch {last.epoch}, step {last.step}, pseudo Dice {last.mean_dice or 0:.3f}"
+    """How far a fold is by its history and its segmentations; a history may be damaged."""
+    known = FoldStatus(split.fold, "", False)
+    try:
+        history = read_history(folder)
+    except StateError as error:
+        text = f"{error.what} ({error.remedy})"
+    else:
+        if not history:
+            started = (folder / "last.pt").exists()
+            return replace(known, state="started, first epoch not complete" if started else "not trained")
+        last = history[-1]
+        text = f"epoch {last.epoch}, step {last.step}, pseudo Dice {last.mean_dice or 0:.3f}"
+        known = replace(known, epoch=last.epoch, step=last.step, pseudo_dice=last.mean_dice)
     predicted = sum(path.name[0] != "." for path in (folder / "validation").glob("*"))
     done = predicted >= len(split.validation)
     more = "trained and validated" if done else f"{predicted} of {len(split.validation)} validation cases predicted"
-    return FoldStatus(split.fold, f"{text}; {more}", done, last.epoch, last.step, last.mean_dice)
+    return replace(known, state=f"{text}; {more}", done=done)

@@ -12,16 +12,18 @@ torch has no tool for that, so it is damaged before, in the patch as it was cut.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.augmentation.host_chain import HostChain
 from autoseg.dataloading.patches import Chain, PatchReader
 from autoseg.dataloading.shared_memory import Batch, for_tensors
 from autoseg.dataloading.store import CaseInfo
+
+if TYPE_CHECKING:  # it imports batchgenerators, which prediction does without
+    from autoseg.augmentation.host_chain import HostChain
 
 RAW_ROOM = 4  # times a raw batch is larger than its patches: 1.5 on average, 1 of 50 batches of two exceeds 4
 
@@ -76,7 +78,7 @@ class HostBatches:
     """Step -> batch, augmented by the host chain."""
 
     reader: PatchReader
-    chain: HostChain
+    chain: "HostChain"
     shard: Shard
     weigh: Weigh | None = None
 

@@ -24,7 +24,9 @@ from autoseg.datasets.entries import (
     foreign,
     is_dicom,
     is_foreign,
+    is_series,
     is_side_file,
+    is_volume,
     stem,
 )
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed
@@ -54,7 +56,7 @@ class Problem:
 class Contents:
     """The entries of one folder."""
 
-    images: list[Path] = field(default_factory=list)  # files of a known format, sorted
+    images: list[Path] = field(default_factory=list)  # files of a known format, and folders of DICOM series, sorted
     folders: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)  # one for each other entry that is not a side file
 
@@ -81,13 +83,13 @@ def contents(folder: Path, ending: str = "") -> Contents:
             continue
         if path.is_dir():
             if not path.name.startswith("__"):
-                found.folders.append(path)
+                (found.images if is_series(path) else found.folders).append(path)
         elif fault := absence(path):
             found.problems.append(Problem(stem(path), str(path), *fault))
         elif ending_of(path):
             found.images.append(path)
         elif is_dicom(path):
-            dicom.append(path)
+            (found.images if is_volume(path) else dicom).append(path)
         else:
             others.append(Problem(stem(path), str(path), *foreign(path)))
     names = {composed(stem_of(image)): image.name for image in found.images[::-1]}
@@ -215,7 +217,7 @@ def _join_pairs(found: Contents) -> None:
 
 def _dicom_problem(folder: Path, files: list[Path]) -> Problem:
     shown = ", ".join(file.name for file in files[:NAMED_AT_ONCE]) + (", ..." if len(files) > NAMED_AT_ONCE else "")
-    what = f"{counted(len(files), 'DICOM file')}, which autoseg does not read: {shown}"
+    what = f"{counted(len(files), 'DICOM file')} outside a folder of their own: {shown}"
     return Problem(None, str(files[0]), what, dicom_remedy(folder))
 
 

@@ -20,21 +20,23 @@ from typing import Annotated
 from autoseg.datasets.checks.annotation import agree_on_colours, colours_of_labels
 from autoseg.datasets.checks.voxels import picture_channels
 from autoseg.datasets.contents import dicom_below, table_beside
-from autoseg.datasets.entries import dicom_remedy
 from autoseg.datasets.fixing.lists import repeated_keys
 from autoseg.datasets.given_folds import read_splits, sound_splits
 from autoseg.datasets.inputs import FileNames, images_in, naming_of
 from autoseg.datasets.layouts import LAYOUTS
 from autoseg.datasets.loading import LoadedCase, count_values, is_picture, load_case
 from autoseg.datasets.pairing import Case, Found, Problem, identical_ids
+from autoseg.datasets.series import missing_structures, names_in_labels
 from autoseg.datasets.splits import Split
-from autoseg.datasets.tables import lists_images, patients_of
+from autoseg.datasets.tables import FOLDS_FILE, lists_images, patients_of
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.formats.readers import read_image, read_labels
+from autoseg.imaging.formats.readers import files_of, read_image, read_labels
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.regions import refuse_lost_labels
+from autoseg.messages import dataset_of, suggest
 from autoseg.processes import map_in_processes
 from autoseg.rules import anything, entries, exactly
+from autoseg.workspace import is_workspace
 
 __all__ = [
     "Case",
@@ -125,13 +127,19 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     root = Path(root).expanduser().absolute()
     if not root.exists():
         raise UsageError(f"{root} does not exist", remedy="give the folder of a dataset, or a table of its images")
+    if is_workspace(root):
+        raise UsageError(
+            f"{root} is a workspace of autoseg, expected a dataset",
+            remedy=f"name the dataset that it was planned from: {dataset_of(root)}; or see where the workspace stands: "
+            + suggest("status", workspace=root),
+        )
     if not root.is_dir() and not root.is_file():
         raise UsageError(f"{root} is neither a folder nor a file", remedy="give the folder of a dataset, or a table")
     found = next((f for layout in LAYOUTS.values() if (f := layout(root, options.channels)) is not None), None)
     if found is None:
         dicom = dicom_below(root) if root.is_dir() else []
         holds = f"; it contains DICOM files, such as {dicom[0]}" if dicom else ""
-        remedy = f"{dicom_remedy(dicom[0].parent)}; {_LAYOUTS_KNOWN}" if dicom else _LAYOUTS_KNOWN
+        remedy = f"{_SERIES_IN}; {_LAYOUTS_KNOWN}" if dicom else _LAYOUTS_KNOWN
         raise DataError(f"{root} has none of the layouts that autoseg knows{holds}", remedy=remedy)
     folder = root if root.is_dir() else root.parent
     found.problems += repeated_keys(folder)
@@ -146,7 +154,7 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     test_cases = [
         replace(case, patient=patients[case.id]) for case in sorted(found.test_cases, key=lambda case: case.id)
     ]
-    if path := table_beside(folder, "splits_final.json"):
+    if path := table_beside(folder, FOLDS_FILE):
         if found.splits is None:
             found.splits = read_splits(found, path)
         else:
@@ -168,11 +176,16 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
 
 def workers_for(files: Sequence[str], workers: int | None) -> int | None:
     """Number of processes to read files with: 0 (this one alone) where that is faster than starting others."""
-    if workers is None and sum(Path(file).stat().st_size for file in files if Path(file).is_file()) < LIGHT_BYTES:
+    sizes = (one.stat().st_size for file in files for one in files_of(file) if one.is_file())
+    if workers is None and sum(sizes) < LIGHT_BYTES:
         return 0
     return workers
 
 
+_SERIES_IN = (
+    "put each DICOM series into a folder images/CASE/ and its labels into labels/CASE.nii.gz (or .dcm: DICOM-SEG, "
+    "RTSTRUCT)"
+)
 _LAYOUTS_KNOWN = (
     "it needs a dataset.json (nnU-Net or MSD), or images/ next to labels/ (masks/, segmentations/), or one folder per "
     "case with a file named seg, or a CSV or TSV with columns image and label"
@@ -271,8 +284,15 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
         labels = LabelSet(values, ignore=ignore)
     elif found.labels is not None:
         labels = found.labels if ignore is None else replace(found.labels, ignore=ignore)
+    elif named := names_in_labels(cases):
+        labels = LabelSet(named, ignore=ignore)
+        shown = ",".join(f"{name}={value}" for name, value in named.items())
+        found.notes.append(f"the labels are the structures of the DICOM label files: {shown} (choose with --labels)")
     else:
         labels = LabelSet(_found_labels(found, ignore, cases, colours), ignore=ignore)
+    problems, notes = missing_structures(cases, labels.values)
+    found.problems += problems
+    found.notes += notes
     if options.regions is not None:
         labels = replace(labels, regions=options.regions, region_values=_values_to_write(options.regions))
         refuse_lost_labels(labels.regions, labels.region_values, as_option=True)

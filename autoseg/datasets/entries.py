@@ -3,7 +3,8 @@
     is_side_file   whether it is silently skipped
     absence        why it is not a file: a broken link, a device, iCloud
     foreign        what a file without a known extension is, and what to do about it
-    is_dicom       whether it is DICOM, with or without an extension
+    is_series      whether a folder is one DICOM series, which is an image like a file
+    is_volume      whether a DICOM file is an image or label map of its own, not a slice
     stem           the case that a name would belong to
 
 At most the first bytes of a file are read.
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from autoseg.datasets.spelling import composed
-from autoseg.imaging.formats.readers import READERS, stem_of
+from autoseg.imaging.formats import dicom_files
+from autoseg.imaging.formats.dicom_files import is_dicom
+from autoseg.imaging.formats.readers import READERS, ending_of, stem_of
 
 SIDE_NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "readme", "license", "licence", "changes", "@eadir")
 SIDE_ENDINGS = (
@@ -25,7 +28,6 @@ SIDE_ENDINGS = (
 )
 PARTIAL_ENDINGS = (".part", ".partial", ".crdownload", ".download", ".filepart", ".opdownload", ".aria2", ".tmp")
 PACKED_ENDINGS = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst", ".lz4", ".gz")
-DICOM_ENDINGS = (".dcm", ".dicom", ".dic", ".ima")
 PAIR_ENDINGS = (".hdr", ".img", ".hdr.gz", ".img.gz")
 FOREIGN = {  # formats of images that autoseg does not read -> what they are
     ".mgz": "a FreeSurfer volume",
@@ -141,19 +143,39 @@ def is_foreign(path: Path) -> bool:
     return name.endswith((*PAIR_ENDINGS, *FOREIGN))
 
 
-def is_dicom(path: Path) -> bool:
-    """By its extension, its name, or the magic word after the first 128 bytes of a file without a clear extension."""
-    name = path.name.lower()
-    if name == "dicomdir" or name.endswith(DICOM_ENDINGS):
-        return True
-    telling = re.search(r"\.[a-z][a-z0-9]{0,7}$", name)
-    return not telling and _beginning(path)[128:132] == b"DICM"
+def is_series(folder: Path) -> bool:
+    """Whether the files of a folder are one image: DICOM slices, or one DICOM volume, and no image of another format.
+
+    Hidden files, and DICOM objects that are not images, do not count.
+    """
+    if ending_of(folder):
+        return False
+    try:
+        files = [path for path in folder.iterdir() if not path.name.startswith(".") and not is_side_file(path)]
+    except OSError:
+        return False
+    if any(ending_of(path) and path.is_file() for path in files):
+        return False
+    volumes = 0
+    for path in files:
+        if path.is_file() and is_dicom(path):
+            kind = dicom_files.kind_of(path)
+            if kind == "slice":
+                return True
+            volumes += kind == "frames"
+    return volumes == 1
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a DICOM file is an image or a label map by itself: many frames, DICOM-SEG, RTSTRUCT."""
+    return dicom_files.kind_of(path) in ("frames", "labels")
 
 
 def dicom_remedy(folder: Path) -> str:
-    """How to make NIfTI of the DICOM series in a folder."""
-    command = f"dcm2niix -z y -f %f_%s -o {quoted(folder)} {quoted(folder)}"
-    return f"convert the series, for example with {command}, and move it away"
+    """Where DICOM slices among other files should go."""
+    return (
+        f"move each series into a folder of its own, which is read as one image named after it: {quoted(folder)}/NAME/"
+    )
 
 
 def data_files_of(images: list[Path]) -> set[str]:

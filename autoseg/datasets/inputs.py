@@ -10,6 +10,7 @@ Nothing is raised for a single case: the sound ones are segmented, and all probl
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from autoseg.datasets.contents import (
     stray_folders,
     why_absent,
 )
+from autoseg.datasets.entries import is_dicom, is_series, is_volume, quoted
 from autoseg.datasets.pairing import LABEL_STEMS, Case, by_channel, channel_files, name_of
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed
 from autoseg.errors import UsageError
@@ -31,6 +33,8 @@ from autoseg.messages import some
 from autoseg.rules import anything, entries
 
 Group = list[tuple[int, Path]]  # (channel, file) of one case
+IMAGE_FOLDERS = ("imagests", "imagestr", "images")  # of a dataset, in lower case: the first of them is offered
+LABEL_FOLDERS = {"labelstr", "labels", "masks", "segmentations"}
 FOUR_DIGITS = re.compile(r"_\d{4}")
 
 
@@ -63,7 +67,8 @@ def images_in(
     """Find the cases to segment among files and folders.
 
     Args:
-        paths: image files, folders of image files, folders of case folders.
+        paths: image files, folders of image files, folders of case folders; DICOM series, and folders that hold some at
+            any depth.
         channels: how many a case has, in files of their own or in one file together.
         names: of the channels.
         rule: how files were named in training; None where that is not known: `<case>_0000`, `<case>_0001`, ..., and
@@ -81,8 +86,8 @@ def images_in(
     problems: list[Problem] = []
     reader = _Names(rule, channels, tuple(names), problems)
     for path in dict.fromkeys(Path(path).expanduser().absolute() for path in paths):
-        if not path.is_dir():
-            files += _one_file(path, problems)
+        if not path.is_dir() or is_series(path):
+            files += [path] if path.is_dir() else _one_file(path, problems)
             continue
         inside = contents(path)
         inside.folders = [folder for folder in inside.folders if out is None or folder.resolve() != out.resolve()]
@@ -92,13 +97,28 @@ def images_in(
         elif inside.images:
             problems += [*inside.problems, *stray_folders(inside)]
             files += inside.images
+        elif channels == 1 and (series := series_below(path, out)):
+            groups += [(case_id, [(0, folder)]) for case_id, folder in series]
         else:
+            _refuse_dataset(path, inside)
             groups += _of_folders(reader, path, inside)
     groups += reader.of_files([*dict.fromkeys(files)])  # a file may be given beside its folder
     one_file_each = all(len(group) == 1 for _, group in groups)
     complete = [g for g in _each_once(groups, problems) if _is_complete(*g, reader, one_file_each)]
     cases = sorted((case_id, tuple(file for _, file in group)) for case_id, group in complete)
     return cases, list(dict.fromkeys(problems))
+
+
+def _refuse_dataset(path: Path, inside: Contents) -> None:
+    """Raise UsageError for a folder that holds images and labels in folders of their own, not cases."""
+    names = {folder.name.lower(): folder for folder in inside.folders}
+    if not names.keys() & LABEL_FOLDERS:
+        return
+    if images := next((names[name] for name in IMAGE_FOLDERS if name in names), None):
+        raise UsageError(
+            f"{path} is a dataset with labels, expected a folder of images",
+            remedy=f"name the folder of images in it: -i {shlex.quote(str(images))}",
+        )
 
 
 @dataclass
@@ -205,6 +225,11 @@ def _extra(case_id: str, file: Path) -> Problem:
 
 def _one_file(path: Path, problems: list[Problem]) -> list[Path]:
     """A file given by name; a broken link is a problem like any other (`-i folder/*`)."""
+    if path.is_file() and ending_of(path) is None and is_dicom(path):
+        if is_volume(path):
+            return [path]
+        what = f"{path} is one slice of a DICOM series, or a DICOM object without an image"
+        raise UsageError(what, remedy=f"give the folder of the series: -i {quoted(path.parent)}")
     if path.is_file() and ending_of(path) is None:
         remedy = f"known file extensions: {', '.join(READERS)}"
         raise UsageError(f"{path} is not an image of a known format", remedy=remedy)
@@ -242,6 +267,31 @@ def _of_folders(reader: _Names, root: Path, inside: Contents) -> list[tuple[str,
     if not groups and not any(fault.severity == "error" for fault in reader.problems):
         raise UsageError(f"{root} contains no image", remedy=f"known file extensions: {', '.join(READERS)}")
     return groups
+
+
+def series_below(root: Path, out: Path | None = None) -> list[tuple[str, Path]]:
+    """DICOM series at any depth of a folder (patients, studies, series), if they lie deeper than case folders do.
+
+    Returns:
+        (id, folder): the names on the way joined by "_", without those that all have in common; empty where a folder of
+        images of another format is found as well.
+    """
+    found: list[Path] = []
+    for where, folders, _ in os.walk(root):
+        here = Path(where)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        if out is not None and here.resolve() == out.resolve():
+            folders.clear()
+        elif here != root and is_series(here):
+            found.append(here)
+            folders.clear()
+        elif contents(here).images and not any(map(is_series, contents(here).images)):
+            return []
+    parts = [folder.relative_to(root).parts for folder in found]
+    shared = 0
+    while len(parts) > 1 and len({way[: shared + 1] for way in parts}) == 1 and all(len(w) > shared + 1 for w in parts):
+        shared += 1
+    return [(composed("_".join(way[shared:])), folder) for way, folder in zip(parts, found, strict=True)]
 
 
 def _without_image(folder: Path) -> Problem:

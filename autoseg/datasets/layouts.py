@@ -146,7 +146,7 @@ def folders(root: Path, wanted: Wanted) -> Found | None:
     beside = [folder for parent in sorted({folder.parent for folder in candidates}) for folder in subfolders(parent)]
     within = [folder for folder in beside if folder not in used and folder.parent not in candidates]
     case_folders(found, sorted({*candidates, *within}), None, wanted)
-    for file in contents(root).images:
+    for file in [file for file in contents(root).images if not file.is_dir()]:
         what = "an image next to the case folders: it is not used"
         found.problems.append(Problem(None, str(file), what, "move it into its case folder, or remove it", "warning"))
     return found

@@ -81,7 +81,7 @@ def load_case(
             raise DataError(f"{file}: {bad}", remedy=REPLACE_NON_FINITE)
     label_file = None
     if labels is not None and case.label is not None:
-        label_file = (case.label, read_labels(Path(case.label), labels.colours))
+        label_file = (case.label, read_label(case, labels))
     aligned = align(case.id, images, label_file)
     if aligned.problems:
         file, remedy = aligned.problems[0].file, aligned.problems[0].remedy
@@ -98,6 +98,13 @@ def load_case(
     volumes = [aligned.volumes[file] for file in case.images]
     loaded = assemble(case.id, volumes, indices, orientation=orientation, axis_order=axis_order)
     return replace(loaded, file=aligned.reference, remarks=tuple(aligned.remarks))
+
+
+def read_label(case: Case, labels: LabelSet) -> Volume:
+    """Read the label map of a case; DICOM-SEG and RTSTRUCT on the grid of its first image. Raises as `read_labels`."""
+    assert case.label is not None
+    like = case.images[0] if case.images else None
+    return read_labels(Path(case.label), labels.colours, like=like, names=labels.values)
 
 
 def assemble(

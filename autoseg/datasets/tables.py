@@ -4,21 +4,28 @@ CSV (commas, semicolons or tabs) and TSV, UTF-8 with or without a byte order mar
 """
 
 import csv
+import hashlib
 import io
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from autoseg.datasets.contents import table_beside
 from autoseg.datasets.given_folds import numbered_splits, report_spelling, report_unknown
 from autoseg.datasets.pairing import Found, Problem, choose_channels, listed_case
+from autoseg.datasets.series import patients_in_headers
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed, match_ids
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.messages import some, suggest
+from autoseg.workspace import sha256
 
 TABLE_ENDINGS = (".csv", ".tsv")
+PATIENT_TABLES = ("patients.csv", "participants.tsv")  # beside a dataset, the first that exists decides
+FOLDS_FILE = "splits_final.json"
 CASE_COLUMNS = ("case", "case_id", "id")
 PATIENT_COLUMNS = ("patient", "patient_id", "participant_id", "subject")
 IMAGE_COLUMN = re.compile(r"image(?:_(.+))?")
@@ -112,10 +119,36 @@ def cases_of_table(path: Path, wanted: tuple[str, ...] | None) -> Found:
     return found
 
 
+def lists_of(root: Path, *, patients: bool) -> dict[str, str]:
+    """What the lists of a dataset say about patients and folds: path -> digest, "" of one that is not there.
+
+    Of a table of patients, only the columns of cases and patients count; of a table of images and of folds, every byte.
+
+    Args:
+        root: the folder of the dataset, or the table of its images.
+        patients: tables of patients beside it are read.
+    """
+    folder = root if root.is_dir() else root.parent
+    names = (*(PATIENT_TABLES if patients else ()), FOLDS_FILE)
+    found = {str(folder / name): table_beside(folder, name) for name in names}
+    digests = {path: "" if file is None else _digest(file) for path, file in found.items()}
+    return digests if root.is_dir() else digests | {str(root): sha256(root)}
+
+
+def _digest(path: Path) -> str:
+    if path.suffix.lower() in TABLE_ENDINGS:
+        with suppress(DataError):  # one that cannot be read counts by its bytes
+            columns = (*CASE_COLUMNS, *PATIENT_COLUMNS)
+            rows = [[row.get(name, "") for name in columns] for row in read_table(path)]
+            return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return sha256(path)
+
+
 def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str, str], bool]:
     """Patient of every case, and whether patients are given at all; doubtful cases are reported in `found`.
 
-    The first that exists decides: the pattern, the table's column, patients.csv, participants.tsv (BIDS).
+    The first that exists decides: the pattern, the table's column, patients.csv, participants.tsv (BIDS), the PatientID
+    of DICOM series as a hash.
 
     Raises:
         UsageError: the pattern is not a regular expression with a group, or does not match every case.
@@ -124,10 +157,14 @@ def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str
     if pattern is not None:
         return _patients_by_pattern(ids, pattern), True
     source, patients = "the column patient", found.patients
-    if not patients and (path := table_beside(root, "patients.csv")):
+    if not patients and (path := table_beside(root, PATIENT_TABLES[0])):
         source, patients = path.name, _patients_by_case(found, path, ids)
-    elif not patients and (path := table_beside(root, "participants.tsv")):
+    elif not patients and (path := table_beside(root, PATIENT_TABLES[1])):
         source, patients = path.name, _patients_by_prefix(found, path, ids)
+    if not patients:
+        source, patients = "the DICOM headers", patients_in_headers(found)
+        if patients:
+            return {case_id: patients.get(case_id, case_id) for case_id in ids}, True
     if not patients:
         found.notes.append(NO_PATIENTS)
         return {case_id: case_id for case_id in ids}, False
@@ -142,6 +179,44 @@ def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str
             f"{source} names no patient for {len(set(alone) & testing)} test cases: each counts as its own"
         )
     return {case_id: patients.get(case_id, case_id) for case_id in ids}, True
+
+
+def scans_of_patients(path: Path) -> dict[str, tuple[str, int]]:
+    """Patient of each case in a table, and the place of the case among the patient's scans, from 0.
+
+    The columns are case and patient, and for the order date (as 2024-05-31 or 20240531) or order (numbers); without
+    either, the order is that of the rows.
+
+    Raises:
+        DataError: the table cannot be read, a column is missing, or a case occurs twice.
+    """
+    rows = read_table(path)
+    case_column = next((name for name in CASE_COLUMNS if rows and name in rows[0]), None)
+    patient_column = next((name for name in PATIENT_COLUMNS if rows and name in rows[0]), None)
+    if case_column is None or patient_column is None:
+        raise DataError(f"{path} has no columns case and patient", remedy="its first line must be: case,patient,date")
+    scans: dict[str, list[tuple[float, int, str]]] = {}
+    for number, row in enumerate(rows):
+        if row[case_column] and row[patient_column]:
+            scan = (_moment(row, path), number, composed(row[case_column]))
+            scans.setdefault(_patient(row[patient_column]), []).append(scan)
+    cases = [case for found in scans.values() for *_, case in found]
+    if twice := sorted({case for case in cases if cases.count(case) > 1}):
+        raise DataError(f"{path} lists a case twice: {some(twice)}", remedy="keep one row per case")
+    return {
+        case: (patient, place) for patient, found in scans.items() for place, (*_, case) in enumerate(sorted(found))
+    }
+
+
+def _moment(row: dict[str, str], path: Path) -> float:
+    """When a scan was made, as a number that grows; 0 where the table does not say."""
+    text = row.get("date") or row.get("order") or ""
+    digits = re.fullmatch(r"(\d{4})-?(\d\d)-?(\d\d)(?:[T ].*)?", text) if row.get("date") else None
+    try:
+        return float("".join(digits.groups())) if digits else float(text or 0)
+    except ValueError:
+        what = f"{path}: {text!r} is neither a date (2024-05-31) nor a number"
+        raise DataError(what, remedy="correct the column date or order") from None
 
 
 def _patient(text: str) -> str:

@@ -19,7 +19,7 @@ from autoseg.datasets.pairing import LABEL_SUFFIX, name_of
 from autoseg.errors import DataError
 from autoseg.evaluation.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
 from autoseg.imaging.alignment import compare_grids
-from autoseg.imaging.formats.readers import ending_of, read_labels
+from autoseg.imaging.formats.readers import ending_of, is_dicom, read_labels
 from autoseg.imaging.geometry import Vector3, Volume
 from autoseg.imaging.labels import LabelSet
 from autoseg.messages import ruled
@@ -54,6 +54,7 @@ class ScoreJob:
     reference: Path
     segmentation: Path
     labels: LabelSet
+    surfaces: bool = True  # measure distances, too
 
 
 def score_case(job: ScoreJob) -> CaseScore:
@@ -62,7 +63,8 @@ def score_case(job: ScoreJob) -> CaseScore:
     Raises:
         DataError: the grids differ, or a file contains values that are not labels.
     """
-    reference, segmentation = (read_labels(file, job.labels.colours) for file in (job.reference, job.segmentation))
+    reference = _read(job.reference, job.segmentation, job.labels)
+    segmentation = _read(job.segmentation, job.reference, job.labels)
     segmentation, spacing = _on_grid_of(job, reference, segmentation)
     maps = []
     for path, volume in ((job.reference, reference), (job.segmentation, segmentation)):
@@ -87,9 +89,15 @@ def score_case(job: ScoreJob) -> CaseScore:
     for name, indices in job.labels.scored.items():
         counts = overlap_counts(confusion, indices)
         scores[name] = {metric: _or_none(function(counts)) for metric, function in METRICS.items()}
-        surfaces = surface_distances(np.isin(maps[0], indices), np.isin(maps[1], indices), spacing)
-        scores[name] |= {metric: _or_none(function(surfaces)) for metric, function in SURFACE_METRICS.items()}
+        if job.surfaces:
+            surfaces = surface_distances(np.isin(maps[0], indices), np.isin(maps[1], indices), spacing)
+            scores[name] |= {metric: _or_none(function(surfaces)) for metric, function in SURFACE_METRICS.items()}
     return CaseScore(job.case, tuple(tuple(int(v) for v in row) for row in confusion), scores)
+
+
+def _read(path: Path, other: Path, labels: LabelSet) -> Volume:
+    """Read one of two label maps; a DICOM-SEG or RTSTRUCT on the grid of the other one."""
+    return read_labels(path, labels.colours, like=None if is_dicom(other) else other, names=labels.values)
 
 
 def score_cases(jobs: Sequence[ScoreJob], *, workers: int | None = None) -> tuple[CaseScore, ...]:
@@ -207,7 +215,8 @@ def _label_files(folder: Path) -> list[Path]:
     """Files of a known format, sorted, not hidden; never none."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", remedy="give two folders of label files")
-    files = [path for path in sorted(folder.iterdir()) if ending_of(path) and path.name[0] != "."]
+    files = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]
+    files = [path for path in files if ending_of(path) or (path.is_file() and is_dicom(path))]
     if not files:
         raise DataError(f"{folder} contains no label file", remedy="give two folders of label files")
     return files

@@ -16,7 +16,8 @@ import numpy as np
 
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.geometry import Axes3, Box, Vector3
-from autoseg.imaging.resample import require_possible, resample_labels, resample_probabilities
+from autoseg.imaging.resample import require_possible, resample_labels, resample_probabilities, separate_axis
+from autoseg.imaging.taps import Taps, taps
 
 
 class ResamplingRules(Protocol):
@@ -69,6 +70,15 @@ class Placement:
             probabilities, self.target_spacing, self.spacing, self.shape_after_crop,
             anisotropy_threshold=rules.anisotropy_threshold,
         )  # fmt: skip
+
+    def axes_back(self, rules: ResamplingRules) -> tuple[Taps, Taps, Taps]:
+        """How each axis of the grid becomes that of the box, where logits are brought back row by row (see `back`)."""
+        coarse = separate_axis(self.target_spacing, self.spacing, rules.anisotropy_threshold)
+        z, y, x = (
+            taps(size, new_size, nearest=axis == coarse)
+            for axis, (size, new_size) in enumerate(zip(self.shape, self.shape_after_crop, strict=True))
+        )
+        return z, y, x
 
     def uncrop(self, indices: np.ndarray) -> np.ndarray:
         """Class indices (Z, Y, X) of the box as those of the whole image, which is background beyond it; same dtype."""

@@ -107,7 +107,8 @@ def resample_image(
     Splines of `order` (0 nearest, 1 linear, 3 cubic), `coarse_axis_order` along a separate axis. An interpolated axis
     whose extent shrinks by a factor f > `antialias_factor` is first smoothed by a Gaussian of (f - 1) / 2 voxels, as
     `skimage.transform.resize` does. Cubic results are clipped to the range of their channel, so that no overshoot
-    invents intensities. Works on one channel at a time. Spacings in mm (Z, Y, X).
+    invents intensities; where an axis is separate and its slices are copied, to the range of the slice (nnU-Net v2's
+    rule). Works on one channel at a time. Spacings in mm (Z, Y, X).
 
     Raises:
         UsageError: an order that is not 0, 1 or 3.
@@ -120,8 +121,21 @@ def resample_image(
     for channel, result in zip(array, resampled, strict=True):
         result[...] = _apply_all(operators, channel)
         if max(orders) > 1:
-            np.clip(result, channel.min(), channel.max(), out=result)
+            np.clip(result, *_range_around(channel, operators, orders), out=result)
     return resampled
+
+
+def _range_around(
+    channel: np.ndarray, operators: "Sequence[_Operator]", orders: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest value that a resampled channel may take: of the channel, or of the slice that was resampled."""
+    coarse = [axis for axis, order in enumerate(orders) if order == 0]
+    if len(coarse) != 1:
+        return channel.min(), channel.max()
+    others = tuple(axis for axis in range(3) if axis not in coarse)
+    rows = operators[coarse[0]].first  # of each resampled slice, the one it copies
+    low, high = (end(channel, axis=others, keepdims=True).take(rows, axis=coarse[0]) for end in (np.min, np.max))
+    return low, high
 
 
 def resample_probabilities(

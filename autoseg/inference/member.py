@@ -1,10 +1,11 @@
-"""One model of an ensemble, ready to run: it prepares the image, computes logits, and returns them to the image's grid.
+"""One model of an ensemble, ready to run: it prepares the image and streams logits, which `decide` turns into labels.
 
-The members of an ensemble process the same image one after the other. Those with the same spacing, normalisation and
-resampling share one prepared image; so does a cascade with its previous stage.
+Those with the same spacing, normalisation and resampling share one prepared image; so does a cascade with its previous
+stage, of which it keeps the labels and nothing else.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,12 +14,19 @@ from torch import Tensor, nn
 
 from autoseg.dataloading.previous_stage import one_hot
 from autoseg.datasets.dataset import LoadedCase
+from autoseg.errors import UsageError
+from autoseg.imaging.components import as_slices
 from autoseg.imaging.placement import Placement
 from autoseg.inference.options import InferenceOptions
-from autoseg.models.build import configuration_mirror_axes, head_probabilities, tile_growth, tile_size
+from autoseg.inference.rows_on_disk import kept
+from autoseg.inference.streaming import Consumer, LabelConsumer, empty_labels, hand_over
+from autoseg.inference.worthwhile import keep_labels, worthwhile
+from autoseg.models.build import configuration_mirror_axes, tile_growth, tile_size
 from autoseg.models.model import Model
+from autoseg.nn.label_rows import Axes, LabelRows, resampled_rows
 from autoseg.nn.precision import autocast
-from autoseg.nn.sliding_window import mirrored, predict_logits
+from autoseg.nn.rolling_sums import Block
+from autoseg.nn.sliding_window import Image, Tiling, Window, mirrored, stream_logits
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.prepare import Prepared, prepare, target_spacing
 
@@ -39,7 +47,8 @@ class Preparations:
         key = (plan.normalization, plan.resampling, target_spacing(configuration, loaded.spacing))
         if key not in self._made:
             name = loaded.file or loaded.id
-            self._made[key] = prepare(loaded.image, None, loaded.spacing, plan, configuration, name)
+            made = prepare(loaded.image, None, loaded.spacing, plan, configuration, name)
+            self._made[key] = replace(made, image=kept(made.image))  # type: ignore[arg-type]
         return self._made[key]
 
     def forget(self) -> None:
@@ -67,14 +76,19 @@ class EnsembleMember:
         self.preparations = Preparations() if preparations is None else preparations
         self.previous: EnsembleMember | None = None
         if model.previous:
-            self.previous = EnsembleMember(model.previous, options, self.preparations)
+            self.previous = EnsembleMember(model.previous, replace(options, top_k=None), self.preparations)
+        elif options.top_k is not None:
+            raise UsageError(
+                f"--top-k: {model.name} has no previous stage that says which tiles are worthwhile",
+                remedy="predict with 3d_cascade, or without --top-k",
+            )
         mirroring = plan.training.test_time_mirroring if options.mirroring is None else options.mirroring
         axes = configuration_mirror_axes(plan, configuration, options.mirror_axes) if mirroring else ()
         self._networks = [mirrored(partial(_finest_logits, network, model), axes) for network in model.networks]
         planned = configuration.cost.tile_batch if configuration.cost else 4
         self._tile_batch = options.tile_batch or (1 if model.device.type == "cpu" else planned)
         self._growth = options.tile or tile_growth(model.device.type)
-        self._step = options.step
+        self._step, self._top_k = options.step, options.top_k
 
     def prepare(self, loaded: LoadedCase) -> Prepared:
         """An image as the model sees it, without the segmentation of its previous stage."""
@@ -82,39 +96,89 @@ class EnsembleMember:
 
     def logits(self, image: np.ndarray) -> Tensor:
         """Mean logits (K, Z, Y, X) float32 of all folds and mirrorings for a prepared image (C, Z, Y, X)."""
-        tile = tile_size(self.model.configuration, image.shape[1:], growth=self._growth, step=self._step)
-        return predict_logits(
-            torch.from_numpy(np.ascontiguousarray(image)).to(self.model.device), self._networks,
-            out_channels=self.model.plan.heads.num_heads, tile=tile, step=self._step, tile_batch=self._tile_batch,
+        logits = torch.empty((self.model.plan.heads.num_heads, *image.shape[1:]), device=self.model.device)
+        for block in self.stream(image):
+            logits[:, block.rows, block.lines] = block.logits
+        return logits
+
+    def stream(
+        self, image: Image, *, whole_rows: bool = False, chosen: Callable[[Window], bool] | None = None
+    ) -> Iterator[Block]:
+        """The same, block by block, as soon as they are finished; see `stream_logits`."""
+        yield from stream_logits(
+            image, self._networks, self.tiling(image.shape), out_channels=self.model.plan.heads.num_heads,
+            device=self.model.device, whole_rows=whole_rows, chosen=chosen,
         )  # fmt: skip
 
-    def probabilities(self, loaded: LoadedCase) -> np.ndarray:
-        """Probabilities (K, Z, Y, X) float32 on the grid of the image, in its cropped box."""
-        plan, prepared = self.model.plan, self.prepare(loaded)
-        image = prepared.image
-        if self.previous:
-            before = previous_channels(decide([self.previous], loaded), prepared.placement, plan)
-            image = np.concatenate([image, before])
-        probabilities = head_probabilities(self.logits(image)[None], plan.heads.has_regions)[0].cpu().numpy()
-        return prepared.placement.back(probabilities, plan.resampling)
+    def tiling(self, shape: Sequence[int]) -> Tiling:
+        """How an image (C, Z, Y, X) of this shape is divided into tiles."""
+        _, z, y, x = shape
+        tile = tile_size(self.model.configuration, (z, y, x), growth=self._growth, step=self._step)
+        return Tiling(tile, self._step, self._tile_batch, reuse_constant=True)
+
+    def blocks(self, loaded: LoadedCase, *, whole_rows: bool = False) -> Iterator[Block]:
+        """Mean logits of an image on the grid of the configuration, block by block."""
+        prepared, plan = self.prepare(loaded), self.model.plan
+        if not self.previous:
+            yield from self.stream(prepared.image, whole_rows=whole_rows)
+            return
+        before = previous_labels(decide([self.previous], loaded), prepared.placement, plan)
+        image = _WithLabels(prepared.image, before, plan.labels.num_labels)
+        if self._top_k is None:
+            yield from self.stream(image, whole_rows=whole_rows)
+            return
+        chosen = worthwhile(before, self.tiling(image.shape), self._top_k)
+        for block in self.stream(image, whole_rows=whole_rows, chosen=chosen.__contains__):
+            keep_labels(block, before, plan.heads)
+            yield block
+
+    def axes_back(self, loaded: LoadedCase) -> Axes:
+        """How the axes of the grid become those of the image, in its cropped box."""
+        return self.prepare(loaded).placement.axes_back(self.model.plan.resampling)
 
 
-def decide(members: Sequence[EnsembleMember], loaded: LoadedCase) -> np.ndarray:
-    """Class indices (Z, Y, X) of the whole image by the mean of the members' probabilities, in the plan's axis order.
+def decide(members: Sequence[EnsembleMember], loaded: LoadedCase, consumers: Sequence[Consumer] = ()) -> np.ndarray:
+    """Class indices (Z, Y, X) of the whole image, in the plan's axis order; background beyond the cropped box.
+
+    The logits of each member are resampled to the image's grid. A single member decides by them: the largest, or the
+    regions above 0; several by the mean of their probabilities. Never are logits of the whole image held.
 
     Every member crops to the same box, which depends only on the image.
+
+    Args:
+        consumers: are given the logits of all members on the image's grid, too. Blocks are then whole rows, for which
+            more memory is needed.
     """
-    total = members[0].probabilities(loaded)
-    for member in members[1:]:
-        total += member.probabilities(loaded)
-    total /= len(members)
-    decided = members[0].model.plan.heads.decide(total)
-    return members[0].prepare(loaded).placement.uncrop(decided)
+    plan, placement = members[0].model.plan, members[0].prepare(loaded).placement
+    heads, shape = plan.heads, placement.shape_after_crop
+    whole = empty_labels(placement.shape_before_crop, heads)
+    labels = whole[as_slices(placement.box)]
+    if len(members) == 1 and not consumers:
+        regions = heads.region_indices if heads.has_regions else None
+        with LabelRows(members[0].axes_back(loaded), regions, labels) as rows:
+            for block in members[0].blocks(loaded):
+                rows.take(block)
+        return whole
+    rows_of = [resampled_rows(m.blocks(loaded, whole_rows=True), m.axes_back(loaded)) for m in members]
+    hand_over(rows_of, (LabelConsumer(heads, labels), *consumers), shape)
+    return whole
 
 
-def previous_channels(indices: np.ndarray, placement: Placement, plan: Plan) -> np.ndarray:
-    """A segmentation of the whole image as channels (n, Z, Y, X) on the grid of a prepared one, as in training."""
-    return one_hot(placement.to_grid(indices, plan.resampling), plan.labels.num_labels)
+class _WithLabels:
+    """A prepared image with the labels of a previous stage as further channels, made of the rows that are asked for."""
+
+    def __init__(self, image: Image, labels: np.ndarray, num_labels: int) -> None:
+        self._image, self._labels, self._num_labels = image, labels, num_labels
+        self.shape = (image.shape[0] + num_labels, *image.shape[1:])
+
+    def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        channels, rows = index
+        return np.concatenate([self._image[:, rows], one_hot(self._labels[rows], self._num_labels)])[channels]
+
+
+def previous_labels(indices: np.ndarray, placement: Placement, plan: Plan) -> np.ndarray:
+    """A segmentation of the whole image as class indices (Z, Y, X) on the grid of a prepared one, as in training."""
+    return placement.to_grid(indices, plan.resampling)
 
 
 def _finest_logits(network: nn.Module, model: Model, image: Tensor) -> Tensor:

@@ -1,9 +1,16 @@
-"""Options of sliding-window inference: distance and size of tiles, flips to average."""
+"""Options of sliding-window inference: distance and size of tiles, flips to average; and the three speeds.
 
+SPEEDS       name -> how the networks are run, whatever the plan; literal, and measured (benchmarks/README.md)
+options_at   a speed, for a plan
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from autoseg.errors import UsageError
 
+SpeedName = Literal["accurate", "balanced", "fast"]
 MOST_GROWTH = 8.0  # longest edges of tiles as a multiple of the patch's
 
 
@@ -16,6 +23,7 @@ class InferenceOptions:
     tile_batch: int | None = None  # tiles per forward pass; None: 1 on a CPU, elsewhere as planned
     tile: float | None = None  # longest tile edges as a multiple of the patch's; None: TILE_GROWTH of the device
     mirror_axes: tuple[int, ...] | None = None  # the axes to use of those that the plan mirrors, (Z, Y, X); None: all
+    top_k: float | None = None  # share of a cascade's tiles to compute, the most worthwhile ones; None: all
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
@@ -25,3 +33,32 @@ class InferenceOptions:
                 f"--tile {self.tile} is not a valid multiple of the training patch",
                 remedy=f"give a number from 1 to {MOST_GROWTH:g}",
             )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How the networks are run at one of the speeds."""
+
+    step: float  # distance of neighbouring tiles as a share of the tile
+    mirrored: float  # share of the planned axes that are mirrored, rounded down: the last ones
+
+
+SPEEDS: dict[SpeedName, Speed] = {
+    "accurate": Speed(step=0.5, mirrored=1.0),
+    "balanced": Speed(step=0.5, mirrored=0.5),
+    "fast": Speed(step=0.75, mirrored=0.0),
+}
+
+
+def options_at(speed: SpeedName, planned_axes: Sequence[int]) -> InferenceOptions:
+    """Options of a speed.
+
+    Args:
+        planned_axes: that the plan mirrors, (Z, Y, X).
+    """
+    chosen = SPEEDS[speed]
+    if chosen.mirrored == 1.0:
+        return InferenceOptions(step=chosen.step)
+    left_out = len(planned_axes) - int(chosen.mirrored * len(planned_axes))
+    axes = tuple(sorted(planned_axes)[left_out:])
+    return InferenceOptions(step=chosen.step, mirroring=bool(axes), mirror_axes=axes)

@@ -4,28 +4,38 @@ Each case is read, brought to canonical orientation, cropped and resampled as in
 window with all folds. The probabilities of all models are averaged at the original spacing in the cropped box, the
 label of each voxel is decided, and the result is written in the image's orientation with its header. A cascade first
 runs its previous stage in the same way.
+
+While a case is computed, the next one is read and prepared, and the one before is written (`pipeline`).
 """
 
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from autoseg.datasets.dataset import Case, LoadedCase, Problem, load_case
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.imaging.formats.readers import ending_of, write_labels
+from autoseg.imaging.formats.readers import READERS, ending_of, read_geometry, write_labels
 from autoseg.imaging.geometry import Remark
+from autoseg.inference.finished import Ledger
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
+from autoseg.inference.pipeline import Ahead, Writer
+from autoseg.inference.streaming import Consumer
 from autoseg.models.model import Model, require_common
 from autoseg.nn.training_step import is_out_of_memory
 from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.plan import Plan
+from autoseg.processes import free_memory
 from autoseg.training.validation_budget import Inference
 
-LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must read back unchanged
+ARRAYS_AHEAD = 4  # float32 arrays of an image's size that reading and preparing it takes
+SHARE_AHEAD = 0.25  # of the free memory that the case which is read ahead may take; larger ones are read when due
 
 
 def options_for(way: Inference | None) -> InferenceOptions:
@@ -35,13 +45,44 @@ def options_for(way: Inference | None) -> InferenceOptions:
     return InferenceOptions(way.step, mirroring=bool(way.mirror_axes), tile=way.tile, mirror_axes=way.mirror_axes)
 
 
+Remarks = tuple[tuple[str, str, Remark], ...]  # case id, file, what is odd about it though it is used
+
+
+class Extra(Protocol):
+    """What is made of every case in addition to its label file, such as probabilities or statistics.
+
+    One object serves all cases of a call, one after the other: `begin` and `finish` of a case are called before those
+    of the next, in the thread that computes. The label file is written after `finish`, so that it is the last file of
+    its case: where it exists, the others do. What these methods raise counts as raised for the image.
+    """
+
+    def begin(self, loaded: LoadedCase, members: Sequence[EnsembleMember], path: Path) -> Consumer | None:
+        """Start a case.
+
+        Args:
+            loaded: the image (C, Z, Y, X) in the plan's axis order; `loaded.to_stored` brings arrays to that of files.
+            members: the ensemble that is about to segment it.
+            path: of the label file that follows.
+
+        Returns:
+            What is to see the logits, row by row (`autoseg.inference.streaming`); None: nothing.
+        """
+
+    def finish(self, labels: np.ndarray) -> None:
+        """End a case.
+
+        Args:
+            labels: class indices (Z, Y, X) of the whole image, in the axis order of `loaded`; not to be changed.
+        """
+
+
 @dataclass(frozen=True)
 class Prediction:
     """One case's segmentation, as written."""
 
     case: str
     path: Path
-    remarks: tuple[tuple[str, str, Remark], ...] = ()  # case id, file, what is odd about it though it is used
+    remarks: Remarks = ()
 
 
 def predict_cases(
@@ -52,43 +93,92 @@ def predict_cases(
     *,
     title: str = "predict",
     faults: list[Problem] | None = None,
+    extras: Sequence[Extra] = (),
+    ledger: Ledger | None = None,
 ) -> list[Prediction]:
     """Segment cases and write one label file per case, named after it, in the format of its image.
 
     Args:
         models: an ensemble: the mean of their probabilities decides.
         faults: problems of single images are added to it, and the others are segmented; None: they are raised.
+        extras: what else is made of every case.
+        ledger: where finished cases are recorded; None: nowhere.
 
     Raises:
         DataError: an image cannot be read, has other channels than the model, or differs too much from its training
             data, and `faults` is None.
         StateError: the models were trained on different channels, labels or orientations.
+        StorageError: a segmentation cannot be written; those before are.
         UsageError: a segmentation would overwrite an image.
     """
     require_common({model.name: model.plan for model in models})
-    plan = models[0].plan
-    paths = [out / f"{case.id}{output_ending(case)}" for case in cases]
+    paths = _label_files(cases, out)
+    ensembles = [_Ensemble(models, options) for _ in range(2)]  # one has the current case, the other the next one
+    written: list[Prediction] = []
+
+    def write(case: Case, values: np.ndarray, like: str, remarks: Remarks) -> None:
+        write_labels(paths[case.id], values, like=Path(like))
+        written.append(Prediction(case.id, paths[case.id], remarks))
+        if ledger:
+            ledger.add(case, paths[case.id])
+
+    with ExitStack() as stack:
+        if ledger:
+            stack.callback(ledger.save)
+        writer = stack.enter_context(Writer())
+        ahead = stack.enter_context(Ahead(lambda case, slot: ensembles[slot].read(case), cases, _fits_ahead))
+        bar = stack.enter_context(tqdm(total=len(cases), desc=title, disable=None, leave=False))
+        for number, (case, read) in enumerate(ahead):
+            writer.check()
+            try:
+                loaded, remarks = read.result()
+                indices = segment(ensembles[number % 2].members, loaded, extras, paths[case.id])
+            except Exception as error:
+                fault = _fault_of_image(case, error)
+                if faults is None or fault is None:
+                    raise
+                faults.append(fault)
+            else:
+                writer.put(write, case, models[0].plan.labels.to_file_values(indices), loaded.file, remarks)
+                del loaded, indices
+            bar.update()
+    return written
+
+
+def _label_files(cases: Sequence[Case], out: Path) -> dict[str, Path]:
+    """The label file of each case, by its id. Raises UsageError where one is an image."""
+    paths = {case.id: out / f"{case.id}{output_ending(case)}" for case in cases}
     images = {Path(file).resolve() for case in cases for file in case.images}
-    if over := [path for path in paths if path.resolve() in images]:
+    if over := [path for path in paths.values() if path.resolve() in images]:
         raise UsageError(f"{over[0]} is an image to segment, and would be overwritten", remedy="choose another folder")
-    shared = Preparations()
-    members = [EnsembleMember(model, options, shared) for model in models]
-    predictions = []
-    for case, path in zip(tqdm(cases, desc=title, disable=None, leave=False), paths, strict=True):
+    return paths
+
+
+class _Ensemble:
+    """Models with room for one image, prepared as each of them needs it."""
+
+    def __init__(self, models: Sequence[Model], options: InferenceOptions) -> None:
+        self.models = models
+        self.preparations = Preparations()
+        self.members = [EnsembleMember(model, options, self.preparations) for model in models]
+
+    def read(self, case: Case) -> tuple[LoadedCase, Remarks]:
+        """Read a case, and prepare it for the members. Raises what is wrong with it."""
         try:
-            loaded = _load(case, plan)
-            remarks = [(case.id, *remark) for remark in loaded.remarks]
-            remarks += [(case.id, loaded.file, remark) for remark in _unlike_training(models, loaded)]
-            indices = segment(members, loaded)
-        except Exception as error:
-            fault = _fault_of_image(case, error)
-            if faults is None or fault is None:
-                raise
-            faults.append(fault)
-            continue
-        write_labels(path, plan.labels.to_file_values(indices), like=Path(loaded.file))
-        predictions.append(Prediction(case.id, path, tuple(remarks)))
-    return predictions
+            loaded = _load(case, self.models[0].plan)
+            unlike = [(loaded.file, remark) for remark in unlike_training(self.models, loaded)]
+            for member in self.members:
+                member.prepare(loaded)
+        except BaseException:
+            self.preparations.forget()
+            raise
+        return loaded, tuple((case.id, *remark) for remark in (*loaded.remarks, *unlike))
+
+
+def _fits_ahead(case: Case) -> bool:
+    """Whether there is room for a case while another one is computed."""
+    voxels = sum(math.prod(read_geometry(Path(file)).shape) for file in case.images)
+    return ARRAYS_AHEAD * 4 * voxels <= SHARE_AHEAD * free_memory()
 
 
 def _load(case: Case, plan: Plan) -> LoadedCase:
@@ -114,7 +204,7 @@ def _fault_of_image(case: Case, error: Exception) -> Problem | None:
     return None
 
 
-def _unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark]:
+def unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark]:
     """Warning about an image that differs from the first model's training data. Raises DataError."""
     plan = models[0].plan
     slices_alone = all(model.configuration.dims == 2 for model in models)
@@ -126,17 +216,29 @@ def _unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark
 def output_ending(case: Case) -> str:
     """Extension of a case's segmentation: that of its image, or .png where that would lose information."""
     ending = ending_of(Path(case.images[0])) or ".nii.gz"
-    return ".png" if ending in LOSSY_ENDINGS else ending
+    return ".png" if READERS[ending].write is None else ending
 
 
-def segment(members: Sequence[EnsembleMember], loaded: LoadedCase) -> np.ndarray:
+def segment(
+    members: Sequence[EnsembleMember], loaded: LoadedCase, extras: Sequence[Extra] = (), path: Path = Path()
+) -> np.ndarray:
     """Segment one loaded case.
+
+    Args:
+        extras: what else is made of it.
+        path: of its label file, for the extras.
 
     Returns:
         Class indices (Z, Y, X) in the axis order and orientation of the stored image.
     """
     try:
-        return loaded.to_stored(decide(members, loaded))
+        begun = [extra.begin(loaded, members, path) for extra in extras]
+        consumers = [consumer for consumer in begun if consumer is not None]
+        more: dict[str, Any] = {"consumers": consumers} if consumers else {}
+        labels = decide(members, loaded, **more)
+        for extra in extras:
+            extra.finish(labels)
+        return loaded.to_stored(labels)
     finally:
         for member in members:
             member.preparations.forget()

@@ -7,12 +7,11 @@ they take longer than the network. The case is not the largest one, and time is 
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, load_case
@@ -20,6 +19,8 @@ from autoseg.imaging.formats.readers import write_labels
 from autoseg.inference.member import EnsembleMember
 from autoseg.inference.predict import output_ending, segment
 from autoseg.models.model import Model
+from autoseg.nn.rolling_sums import Block
+from autoseg.nn.sliding_window import Image, Window
 from autoseg.planning.plan import Plan
 from autoseg.workspace import Workspace
 
@@ -51,8 +52,13 @@ def case_to_measure(volumes: Sequence[float]) -> int:
 class _WithoutNetwork(EnsembleMember):
     """A member whose networks take no time: their logits are 0."""
 
-    def logits(self, image: np.ndarray) -> Tensor:
-        return torch.zeros((self.model.plan.heads.num_heads, *image.shape[1:]), device=self.model.device)
+    def stream(
+        self, image: Image, *, whole_rows: bool = False, chosen: Callable[[Window], bool] | None = None
+    ) -> Iterator[Block]:
+        _, z, y, x = image.shape
+        for row in range(z):
+            logits = torch.zeros((self.model.plan.heads.num_heads, 1, y, x), device=self.model.device)
+            yield Block(slice(row, row + 1), slice(0, y), logits, torch.ones_like(logits[0]))
 
 
 def _segment_without_network(plan: Plan, name: str, case: Case, device: torch.device) -> None:

@@ -21,11 +21,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from autoseg.commands.inputs import Say, load_records
+from autoseg.commands.inputs import load_records
 from autoseg.commands.train import TrainOptions
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
 from autoseg.launch.jobs import (
@@ -35,11 +34,12 @@ from autoseg.launch.jobs import (
     split_into_phases,
     train_arguments,
 )
-from autoseg.messages import aligned, duration, suggest
+from autoseg.lines import LOG
+from autoseg.messages import aligned, counted, duration, suggest
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.history import read_history
-from autoseg.training.logger import warning
+from autoseg.training.logger import warning_of_fold
 from autoseg.workspace import FoldName, Workspace, set_aside_since
 
 POLL_SECONDS = 0.2
@@ -48,16 +48,19 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOPPED = (Stopped.exit_code, Interrupted.exit_code)
 
 
-say_now = partial(print, flush=True)  # a log that is followed should not lag behind
-
-
 @dataclass(frozen=True)
 class FoldJob:
-    """One fold, to be trained by a process of its own."""
+    """One fold, to be trained by a process of its own; or another part of a command's work."""
 
-    fold: FoldName
+    fold: FoldName  # or the number of the part
     command: Sequence[str]
     output: Path  # all that the process says is appended here
+    called: str = ""  # how its lines begin; "": "fold 0" and so on
+    one_gpu: bool = True  # the process sees one GPU; False: its command names the device
+
+    @property
+    def title(self) -> str:
+        return self.called or f"fold {self.fold}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class FoldEnd:
     seconds: float
 
 
-def train_on_gpus(workspace: Workspace, options: TrainOptions, gpus: str, say: Say = say_now) -> None:
+def train_on_gpus(workspace: Workspace, options: TrainOptions, gpus: str) -> None:
     """Train folds side by side, one per GPU; a cascade first trains the missing folds of its previous stage.
 
     Args:
@@ -83,14 +86,14 @@ def train_on_gpus(workspace: Workspace, options: TrainOptions, gpus: str, say: S
     """
     devices = choose_gpus(gpus, options.device)
     with StopSignals(options.stop_after_seconds) as stop:
-        for phase in split_into_phases(workspace, options, say):
-            preprocess_phase(workspace, phase, say)
-            bring_previous_stage(workspace, phase, say)
+        for phase in split_into_phases(workspace, options):
+            preprocess_phase(workspace, phase)
+            bring_previous_stage(workspace, phase)
             with stop.deferred():
-                _train_phase(workspace, phase, devices, stop, say)
+                _train_phase(workspace, phase, devices, stop)
 
 
-def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str], stop: StopSignals, say: Say) -> None:
+def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str], stop: StopSignals) -> None:
     """Train the folds of a phase, whose shared parts are there, show a table of them, and raise if one is missing."""
     plan = load_records(workspace, phase.network)[1]
     _, configuration = plan.configuration(phase.configuration)
@@ -99,12 +102,12 @@ def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str],
         FoldJob(fold, fold_command(workspace, phase, fold), model / f"fold_{fold}.output.txt")
         for fold in phase.folds or ()
     ]
-    say(f"{phase.configuration}: {len(jobs)} folds on GPU {', '.join(gpus)}")
+    LOG.info(f"{phase.configuration}: {counted(len(jobs), 'fold')} on GPU {', '.join(gpus)}")
     began = time.time()
-    ends = run_folds(jobs, gpus, stop, say)
-    say(table(ends, model))
+    ends = run_folds(jobs, gpus, stop)
+    LOG.info(table(ends, model))
     for line in warnings(ends, model, (str(phase.configuration), configuration.network.name), list(plan.labels.scored)):
-        say(line)
+        LOG.info(line)
     replaced = [fold for fold in phase.folds or () if set_aside_since(model / f"fold_{fold}", began)]
     _require_success(ends, phase, replaced if phase.restart else None)
 
@@ -146,7 +149,7 @@ def fold_command(workspace: Workspace, phase: TrainOptions, fold: FoldName) -> l
     return [sys.executable, "-m", "autoseg", *train_arguments(workspace, options)]
 
 
-def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals, say: Say) -> list[FoldEnd]:
+def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals) -> list[FoldEnd]:
     """Run jobs in order, at most one on each GPU at a time, until all have ended or were asked to stop.
 
     Must be called from the main thread: the kernel ties children to the thread that started them.
@@ -168,16 +171,16 @@ def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals, s
             while waiting and free and not stop.due:
                 child = _Child(waiting.popleft(), free.popleft(), cores)
                 running.append(child)
-                say(f"fold {child.job.fold}  started on GPU {child.gpu}, process {child.process.pid}")
+                LOG.info(f"{child.job.title}  started on {child.where}, process {child.process.pid}")
             time.sleep(POLL_SECONDS)
             if stop.due and sent is None:
                 sent = stop.to_pass_on
                 name = signal.Signals(sent).name
-                say(f"sent {name} to {len(running)} folds; waiting for them to save and exit")
+                LOG.info(f"sent {name} to {len(running)} processes; waiting for them to save and exit")
                 for child in running:
                     child.process.send_signal(sent)
             for child in list(running):
-                if end := child.follow(say, sent):
+                if end := child.follow(sent):
                     ends[end.fold] = end
                     running.remove(child)
                     free.append(child.gpu)
@@ -201,6 +204,7 @@ class _Child:
     def __init__(self, job: FoldJob, gpu: str, cores: dict[str, set[int]]) -> None:
         self.job = job
         self.gpu = gpu
+        self.where = f"GPU {gpu}" if job.one_gpu else gpu
         self.began = time.monotonic()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         job.output.parent.mkdir(parents=True, exist_ok=True)
@@ -208,11 +212,11 @@ class _Child:
             self.shown = output.tell()  # bytes
             self.process = subprocess.Popen(
                 job.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0,
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONUNBUFFERED": "1"},
+                env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if job.one_gpu else {}) | {"PYTHONUNBUFFERED": "1"},
                 preexec_fn=bound_to_parent(cores.get(gpu)),
             )  # fmt: skip
 
-    def follow(self, say: Say, sent: int | None) -> FoldEnd | None:
+    def follow(self, sent: int | None) -> FoldEnd | None:
         """Show the new output, and how the process ended, once it has; `sent`: a signal it was sent."""
         code = self.process.poll()
         with open(self.job.output, "rb") as output:
@@ -221,19 +225,19 @@ class _Child:
         if code is None:
             new = new[: new.rfind(b"\n") + 1]  # a line that is not complete is shown when it is
         self.shown += len(new)
-        prefix = f"fold {self.job.fold}  "
+        prefix = f"{self.job.title}  "
         for line in new.decode(errors="replace").splitlines():
             self.tail.append(line)
-            say(prefix + line.removeprefix(prefix))
+            LOG.info(prefix + line.removeprefix(prefix))
         if code is None:
             return None
         if sent is not None and code == -sent:  # it was still starting, and had nothing to save
             code = _stopped_code(sent)
         end = FoldEnd(self.job.fold, self.gpu, code, time.monotonic() - self.began)
         if code not in (0, *STOPPED):
-            say(f"{prefix}failed on GPU {self.gpu}: {_how_ended(end)}; last lines of {self.job.output}:")
+            LOG.info(f"{prefix}failed on {self.where}: {how_ended(end)}; last lines of {self.job.output}:")
             for line in self.tail:
-                say(f"    {line}")
+                LOG.info(f"    {line}")
         return end
 
 
@@ -271,7 +275,7 @@ def _stopped_code(number: int | None) -> int:
     return Interrupted.exit_code if number == signal.SIGINT else Stopped.exit_code
 
 
-def _how_ended(end: FoldEnd) -> str:
+def how_ended(end: FoldEnd) -> str:
     if end.gpu is None:
         return "not begun"
     if end.code == 0:
@@ -295,7 +299,7 @@ def table(ends: Sequence[FoldEnd], model: Path) -> str:
         if history := read_history(model / f"fold_{end.fold}"):
             dice = history[-1].mean_dice
             epoch, mean = str(history[-1].epoch), "-" if dice is None else f"{dice:.3f}"
-        rows.append((str(end.fold), end.gpu or "-", duration(end.seconds), epoch, mean, _how_ended(end)))
+        rows.append((str(end.fold), end.gpu or "-", duration(end.seconds), epoch, mean, how_ended(end)))
     return "\n".join(aligned(rows, right=range(5), least=(4, 5, 7)))
 
 
@@ -307,7 +311,7 @@ def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labe
         model: their configuration and network.
     """
     histories = {end.fold: read_history(folder / f"fold_{end.fold}") for end in ends}
-    return [warning(fold, f, model) for fold, rows in histories.items() for f in diagnose(rows, labels)]
+    return [warning_of_fold(f, fold, *model) for fold, rows in histories.items() for f in diagnose(rows, labels)]
 
 
 def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Sequence[FoldName] | None = None) -> None:

@@ -78,7 +78,7 @@ class About:
 
     predicts: tuple[str, ...]
     card: str  # Markdown
-    fingerprint: str  # JSON
+    fingerprint: str | None  # JSON; None: the training data are not known
     case_ids_kept: bool = False
     left_out: tuple[str, ...] = ()
 
@@ -89,7 +89,8 @@ def write_archive(path: Path, models: Sequence[ModelToExport], about: About) -> 
     Raises:
         StorageError: the disk is full or refuses.
     """
-    contents = [Content.of_text(CARD, about.card), Content.of_text(FINGERPRINT, about.fingerprint)]
+    contents = [Content.of_text(CARD, about.card)]
+    contents += [Content.of_text(FINGERPRINT, about.fingerprint)] if about.fingerprint else []
     archived = {}
     for model in models:
         folder = f"models/{model.name}"

@@ -2,7 +2,7 @@
 
     manifest.json                          this record: what the model is, and size and sha256 of every other file
     README.md                              the model card
-    fingerprint.json                       the training data, measured
+    fingerprint.json                       the training data, measured; not of a model that was imported without them
     models/3d_fullres-unet/
       plan.json                            what its folds were trained under; plan-fold_2.json where fold 2 differs
       fold_0.safetensors ...               the weights each fold predicts with

@@ -6,9 +6,10 @@
     the rest    the tensors' numbers, little-endian, one after the other, without gaps
 
 Any program that reads safetensors reads these files. They are written and read here, in a page, because the usual
-library opens files by their path alone: it cannot read weights in place inside an archive, and it accepts headers of
-100 MB. Written are always the same bytes for the same tensors: they are sorted by name, larger elements first, so that
-every tensor begins at a multiple of the size of its elements.
+library opens files by their path, or copies all bytes of one in memory: it cannot read weights in place inside an
+archive nor write them a tensor at a time, its errors name no entry, and it accepts headers of 100 MB. Written are
+always the same bytes for the same tensors: they are sorted by name, larger elements first, so that every tensor begins
+at a multiple of the size of its elements.
 
 Source of the format: github.com/huggingface/safetensors, section "Format".
 """

@@ -1,19 +1,48 @@
 """Overlapping tiles over a whole image: Gaussian weights, mirroring, any number of networks, one accumulator.
 
 Source: nnU-Net v2 (tile positions, Gaussian importance with sigma = tile / 8, mean of logits over tiles and mirrors).
-Two differences: several tiles run in one batch, and members of an ensemble share one pass and one float32 accumulator.
+The differences: several tiles run in one batch; the folds of an ensemble share one pass and one float32 accumulator;
+and the logits of rows that no later tile touches are handed over at once, so that those of the whole image are never
+held (`stream_logits`; `predict_logits` collects them all).
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autoseg.nn.rolling_sums import Block, RollingSums
+from autoseg.nn.training_step import is_out_of_memory
+
+LOG = logging.getLogger("autoseg")
+
 Network = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]  # (tiles done, tiles in all)
+Window = tuple[int, ...]  # where a tile begins, on every spatial axis; may be negative
+
+
+class Image(Protocol):
+    """What is read of an image (C, *spatial): its shape, and `image[:, first:stop]`, float32 rows of all channels."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor | np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How an image is divided into tiles."""
+
+    tile: tuple[int, ...]  # its edges; one axis fewer than the image has: a 2-D network visits every slice
+    step: float = 0.5  # distance of neighbouring tiles as a share of the tile
+    batch: int = 1  # tiles per forward pass
+    reuse_constant: bool = False  # tiles of one value in every voxel are computed once; exact
 
 
 def tile_starts(size: int, tile: int, step: float) -> list[int]:
@@ -62,10 +91,7 @@ def mirrored(network: Network, axes: Sequence[int]) -> Network:
     subsets = [s for n in range(len(axes) + 1) for s in itertools.combinations([a + 2 for a in axes], n)]
 
     def averaged(image: Tensor) -> Tensor:
-        total = network(image)
-        for flips in subsets[1:]:
-            total = total + network(image.flip(flips)).flip(flips)
-        return total / len(subsets)
+        return _mean(network(image.flip(flips)).flip(flips) if flips else network(image) for flips in subsets)
 
     return averaged
 
@@ -93,57 +119,192 @@ def predict_logits(
     Returns:
         Logits (K, *spatial) float32 on the device of `image`.
     """
-    tile = tuple(tile)
-    if image.ndim - 1 == len(tile) + 1:
-        stack = torch.empty((out_channels, *image.shape[1:]), device=image.device)
-        for z in range(len(stack[0])):
-            stack[:, z] = predict_logits(
-                image[:, z], networks, out_channels=out_channels, tile=tile, step=step, tile_batch=tile_batch,
-                progress=_over_slices(progress, z, len(stack[0])),
-            )  # fmt: skip
-        return stack
-    padded, inner = _pad_to(image, tile)
-    spatial = padded.shape[1:]
-    positions = list(itertools.product(*(tile_starts(s, t, step) for s, t in zip(spatial, tile, strict=True))))
-    windows = [tuple(slice(p, p + t) for p, t in zip(position, tile, strict=True)) for position in positions]
-    importance = gaussian_importance(tile).to(image.device)
-    total = torch.zeros((out_channels, *spatial), device=image.device)
-    weight = torch.zeros(spatial, device=image.device)
+    tile, lines = tuple(tile), image
+    if image.ndim == 2:  # a signal, in tests: an axis of lines is added
+        tile, lines, networks = (*tile, 1), image[..., None], [_without_axis(network, -1) for network in networks]
+    logits = torch.empty((out_channels, *lines.shape[1:]), device=image.device)
+    tiling = Tiling(tile, step, tile_batch)
+    for block in stream_logits(
+        lines, networks, tiling, out_channels=out_channels, device=image.device, progress=progress
+    ):
+        logits[:, block.rows, block.lines] = block.logits
+    return logits.reshape(out_channels, *image.shape[1:])
+
+
+def stream_logits(
+    image: Image | Tensor,
+    networks: Sequence[Network],
+    tiling: Tiling,
+    *,
+    out_channels: int,
+    device: torch.device,
+    whole_rows: bool = False,
+    chosen: Callable[[Window], bool] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Block]:
+    """Run networks over overlapping tiles of one image; yield mean logits as soon as no later tile touches them.
+
+    Every voxel comes once: the rows (first spatial axis) of a strip of lines in their order, and those of the strips
+    before it earlier. The logits are the same bit for bit whatever the blocks are. What is held grows with a layer of
+    tiles, and not with the number of rows (see `rolling_sums`).
+
+    Where memory runs out, batches of tiles are halved; then the sums move to the host, then to a temporary file. What
+    was computed is kept: the tile that failed is repeated, and no other.
+
+    Args:
+        image: (C, *spatial) float32, anywhere; rows of it are brought to the device. Spatial has as many axes as the
+            tile, or one more at the front.
+        networks: each maps (B, C, *tile) on the device to logits (B, K, *tile).
+        whole_rows: blocks have all lines of some rows. Holds about twice as much.
+        chosen: by where a tile begins, whether it is computed; None: all are. Where none is, logits are 0 and so is
+            `Block.covered`.
+        progress: called with (tiles done, tiles in all).
+
+    Raises:
+        What the networks raise, and what says that there is no memory where none of this helps.
+    """
+    spatial = tuple(image.shape[1:])
+    tile, starts = _layout(spatial, tiling)
+    if len(tile) > len(tiling.tile):
+        networks = [_without_axis(network, 2) for network in networks]
+    sums = RollingSums(out_channels, spatial, tile, (starts[0], starts[1]), whole_rows=whole_rows, device=device)
+    source = _Source(image, tile, device)
+    runner = _Runner(networks, source, sums, tiling)
+    importance = gaussian_importance(tile).to(device)
+    places = [(layer, (row, *rest)) for layer, row in enumerate(starts[0]) for rest in itertools.product(*starts[1:])]
+    todo = [place for place in places if chosen is None or chosen(place[1])]
     done = 0
-    with torch.inference_mode():
-        for batch in _batches(windows, tile_batch):
-            tiles = torch.stack([padded[(slice(None), *window)] for window in batch])
-            logits = networks[0](tiles).float()
-            for network in networks[1:]:
-                logits = logits + network(tiles).float()
-            logits = logits / len(networks)
-            for window, tile_logits in zip(batch, logits, strict=True):
-                total[(slice(None), *window)] += tile_logits * importance
-                weight[window] += importance
-            del logits, tile_logits  # or they would be held together with those of the next batch
-            done += len(batch)
-            if progress:
-                progress(done, len(windows))
-        total /= weight
-    return total[(slice(None), *inner)]
+    while batch := todo[done : done + runner.batch]:
+        yield from sums.finish_before(batch[0][0], batch[0][1][1])  # before the network needs memory
+        logits = runner.run([window for _, window in batch])
+        for layer, window in batch:
+            yield from sums.finish_before(layer, window[1])
+            _add(sums, layer, window, logits.pop(0), importance)
+        done += len(batch)
+        if progress:
+            progress(done, len(todo))
+    yield from sums.finish()
 
 
-def _over_slices(progress: Progress | None, z: int, slices: int) -> Progress | None:
-    """What slice z reports, as progress over all slices."""
-    if progress is None:
+def windows_of(shape: Sequence[int], tiling: Tiling) -> list[Window]:
+    """Where the tiles of an image of this shape begin, in the order in which they are computed."""
+    return list(itertools.product(*_layout(shape, tiling)[1]))
+
+
+def _layout(shape: Sequence[int], tiling: Tiling) -> tuple[tuple[int, ...], list[list[int]]]:
+    """The tile on every spatial axis of an image (of one voxel where a 2-D network visits slices), and its starts."""
+    tile = (1,) * (len(shape) - len(tiling.tile)) + tuple(tiling.tile)
+    return tile, [_starts(size, edge, tiling.step) for size, edge in zip(shape, tile, strict=True)]
+
+
+def _starts(size: int, tile: int, step: float) -> list[int]:
+    """Where tiles begin along an axis: one in the middle of an axis that is shorter, every voxel for tiles of one."""
+    if tile == 1:
+        return list(range(size))
+    return tile_starts(size, tile, step) if size >= tile else [-((tile - size) // 2)]
+
+
+@torch.inference_mode()
+def _add(sums: RollingSums, layer: int, window: Window, logits: Tensor, importance: Tensor) -> None:
+    sums.add(layer, window, logits, importance)
+
+
+def _without_axis(network: Network, axis: int) -> Network:
+    """A network for tiles with an axis of one voxel that it does not have."""
+    return lambda tiles: network(tiles.squeeze(axis)).unsqueeze(axis)
+
+
+class _Source:
+    """Tiles of an image; of its rows only those of one layer are on the device."""
+
+    def __init__(self, image: Image | Tensor, tile: Sequence[int], device: torch.device) -> None:
+        self.image, self.tile, self.device = image, tuple(tile), device
+        self._first: int | None = None
+        self._rows = torch.empty(0)
+
+    def cut(self, window: Window) -> Tensor:
+        """The tile (C, *tile) that begins there, with zeros where it lies beyond the image; a view where it can."""
+        spatial = self.image.shape[1:]
+        inside = [
+            slice(max(begin, 0), min(begin + edge, size))
+            for begin, edge, size in zip(window, self.tile, spatial, strict=True)
+        ]
+        if self._first != window[0]:
+            rows = self.image[:, inside[0]]
+            self._rows, self._first = torch.as_tensor(rows).to(self.device), window[0]
+        part = self._rows[(slice(None), slice(None), *inside[1:])]
+        if part.shape[1:] == self.tile:
+            return part
+        tile = part.new_zeros((len(part), *self.tile))
+        at = [slice(i.start - begin, i.stop - begin) for i, begin in zip(inside, window, strict=True)]
+        tile[(slice(None), *at)] = part
+        return tile
+
+
+class _Runner:
+    """Runs the networks on batches of tiles, and recovers where memory runs out. `batch` is how many it takes now."""
+
+    def __init__(self, networks: Sequence[Network], source: _Source, sums: RollingSums, tiling: Tiling) -> None:
+        self.batch = tiling.batch
+        self._networks, self._source, self._sums = networks, source, sums
+        self._reuse = tiling.reuse_constant
+        self._known: tuple[tuple[float, ...], Tensor] | None = None  # values of a constant tile, its logits
+
+    def run(self, windows: Sequence[Window]) -> list[Tensor]:
+        """Mean logits (K, *tile) float32 of the networks, for each tile."""
+        logits: list[Tensor] = []
+        while len(logits) < len(windows):
+            batch = windows[len(logits) : len(logits) + self.batch]
+            try:
+                logits += self._compute(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._relieve(len(batch)):
+                    raise
+            else:
+                continue
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+        return logits
+
+    def _relieve(self, tiles: int) -> bool:
+        """Whether there is something left to do for want of memory; says what is done."""
+        if tiles > 1:
+            self.batch = max(1, tiles // 2)
+            LOG.warning("out of memory with %d tiles at once: continuing with %d", tiles, self.batch)
+            return True
+        return self._sums.step_down()
+
+    @torch.inference_mode()
+    def _compute(self, windows: Sequence[Window]) -> list[Tensor]:
+        tiles = [self._source.cut(window) for window in windows]
+        values = [_constant(tile) if self._reuse else None for tile in tiles]
+        known = [value is not None and self._known is not None and value == self._known[0] for value in values]
+        needed = [tile for tile, is_known in zip(tiles, known, strict=True) if not is_known]
+        computed: list[Tensor] = []
+        if needed:
+            stacked = torch.stack(needed)
+            computed = list(_mean(network(stacked).float() for network in self._networks))
+        logits = [self._known[1] if is_known and self._known else computed.pop(0) for is_known in known]
+        for value, of_tile in zip(values, logits, strict=True):
+            if value is not None and (self._known is None or self._known[0] != value):
+                self._known = value, of_tile.clone()
+        return logits
+
+
+def _constant(tile: Tensor) -> tuple[float, ...] | None:
+    """The values of a tile (C, *tile) whose channels are constant; None for any other."""
+    flat = tile.flatten(1)
+    first = flat[:, :1]
+    if not bool((flat[:, ::101] == first).all()) or not bool((flat == first).all()):
         return None
-    return lambda done, total: progress(z * total + done, slices * total)
+    return tuple(first[:, 0].tolist())
 
 
-def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _pad_to(image: Tensor, tile: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
-    """Pad (C, *spatial) with zeros, centred, to at least the tile; also return where the image now lies."""
-    pads = [max(t - s, 0) for s, t in zip(image.shape[1:], tile, strict=True)]
-    before = [p // 2 for p in pads]
-    inner = tuple(slice(b, b + s) for b, s in zip(before, image.shape[1:], strict=True))
-    flat = [n for b, p in zip(reversed(before), reversed(pads), strict=True) for n in (b, p - b)]
-    return torch.nn.functional.pad(image, flat), inner
+def _mean(logits: Iterator[Tensor]) -> Tensor:
+    """Mean of tensors that are made one after the other; the first may be somebody else's and is left as it is."""
+    total, count = next(logits), 1
+    for more in logits:
+        total = total + more if count == 1 else total.add_(more)
+        count += 1
+        del more  # or it would be held while the next one is made
+    return total if count == 1 else total.div_(count)

@@ -16,6 +16,7 @@ from typing import Any
 from autoseg.errors import DataError
 from autoseg.imaging.geometry import Axes3, Geometry, Remark, Vector3
 from autoseg.planning.fingerprint import Fingerprint
+from autoseg.planning.foreign_images import intensity_ranges
 from autoseg.planning.plan import TrainingGrids
 
 FAR = 5.0
@@ -24,12 +25,12 @@ WORTH_A_WORD = 2.0
 
 
 def training_grids(fingerprint: Fingerprint) -> TrainingGrids:
-    """The range of voxel sizes and shapes over the cases of a fingerprint."""
+    """The range of voxel sizes, shapes and intensities over the cases of a fingerprint."""
     spacings = [case.spacing for case in fingerprint.cases]
     shapes = [case.shape for case in fingerprint.cases]
     return TrainingGrids(
         spacing_min=_each(min, spacings), spacing_max=_each(max, spacings),
-        shape_min=_each(min, shapes), shape_max=_each(max, shapes),
+        shape_min=_each(min, shapes), shape_max=_each(max, shapes), intensities=intensity_ranges(fingerprint),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from autoseg.dataloading.sampling import SAMPLERS
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics
+from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics, Intensity
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.plan_fields import (
     Axis,
@@ -45,6 +45,7 @@ from autoseg.planning.tables import (
     SCHEDULES,
     check_loss_options,
     check_network_options,
+    loss_traits,
 )
 from autoseg.records import override
 from autoseg.rules import (
@@ -248,8 +249,8 @@ class Training:
         return self.steps if self.epochs is None else self.epochs * self.iterations_per_epoch
 
     def heads(self, labels: LabelSet) -> LabelSet:
-        """Labels as the network predicts them: with sigmoid heads when the loss is Dice + BCE."""
-        return labels.as_regions() if self.loss == "dice_bce" else labels
+        """Labels as the network predicts them: with sigmoid heads where the loss predicts regions."""
+        return labels.as_regions() if loss_traits(self.loss).predicts == "regions" else labels
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,16 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class IntensityRange:
+    """Range of one channel over the images a plan was made for: of percentiles of whole images."""
+
+    p00_5: tuple[Intensity, Intensity]  # smallest and largest over the images
+    median: tuple[Intensity, Intensity]
+    p99_5: tuple[Intensity, Intensity]
+    widest: Annotated[float, at_least(0, 1e39)]  # from p00_5 to p99_5, of the image where it is largest
+
+
+@dataclass(frozen=True)
 class TrainingGrids:
     """Range of the cases a plan was made for, in their canonical order of axes (Z, Y, X), before `axis_order`."""
 
@@ -269,6 +280,7 @@ class TrainingGrids:
     spacing_max: tuple[Millimetres, Millimetres, Millimetres]
     shape_min: tuple[Voxels, Voxels, Voxels]  # voxels
     shape_max: tuple[Voxels, Voxels, Voxels]
+    intensities: tuple[IntensityRange, ...] = ()  # one per channel; empty: not known
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -334,11 +346,11 @@ class Plan:
 
     def _check_loss(self) -> None:
         """Check that labels and loss fit together."""
-        training, heads = self.training, self.heads
-        if heads.has_regions and training.loss == "dice_ce":
+        training, heads, loss = self.training, self.heads, loss_traits(self.training.loss)
+        if heads.has_regions and loss.predicts == "labels":
             raise FieldError(
-                "training.loss: expected dice_bce or another loss for labels that form regions, found dice_ce, which "
-                "predicts one label per voxel",
+                "training.loss: expected dice_bce or another loss for labels that form regions, found "
+                f"{training.loss}, which predicts one label per voxel",
                 remedy="set training.loss to dice_bce, or plan without regions",
             )
         if training.class_weights is not None and len(training.class_weights) != heads.num_heads:
@@ -347,16 +359,16 @@ class Plan:
                 f"{heads.num_heads} heads, found {len(training.class_weights)}",
                 remedy="give one weight per head: background and labels, or regions; or null for none",
             )
-        if training.loss == "tversky" and training.component_weight:
+        if training.component_weight and not loss.cross_entropy:
             raise FieldError(
-                "training.component_weight: expected 0, because tversky has no cross-entropy to weight, "
+                f"training.component_weight: expected 0, because {training.loss} has no cross-entropy to weight, "
                 f"found {training.component_weight:g}",
                 remedy="--set training.component_weight=0, or another loss",
             )
 
     @property
     def heads(self) -> LabelSet:
-        """The labels as the network predicts them: with sigmoid heads when the loss is Dice + BCE."""
+        """The labels as the network predicts them: with sigmoid heads where the loss predicts regions."""
         return self.training.heads(self.labels)
 
     def input_channels(self, configuration: Configuration) -> int:

@@ -1,9 +1,9 @@
 """The tables that names in a plan are checked against, and the options of what is named.
 
 The tables are those of `nn`, which needs torch, and torch takes seconds to load. While it is not loaded, the keys of a
-table are read from the source that defines it, where one line adds an entry: plans that name these and set no options
-are checked without torch. Any other name, and every option, is checked against the table itself, which also has what
-was registered from outside the package. Once a table is loaded, it alone counts.
+table are read from the source that defines it, where one line adds an entry, and so are the traits of a loss: plans
+that name these and set no options are checked without torch. Any other name, and every option, is checked against the
+table itself, which also has what was registered from outside the package. Once a table is loaded, it alone counts.
 """
 
 import ast
@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from autoseg.nn.traits import Traits
 from autoseg.planning.options import check_options, with_defaults
 
 PACKAGE = Path(__file__).parents[1]
@@ -70,6 +71,15 @@ def check_loss_options(name: str, options: Mapping[str, Any], where: str) -> Non
         check_options(options, LOSSES.loaded()[name], GIVEN, name=name, where=where)
 
 
+def loss_traits(name: str) -> Traits:
+    """What a plan must know of the loss called `name`."""
+    if LOSSES.known_unloaded(name) and (traits := _traits_in_source(LOSSES.module, LOSSES.table, name)) is not None:
+        return traits
+    from autoseg.nn.losses import traits_of
+
+    return traits_of(name)
+
+
 def all_loss_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the loss called `name`, with its defaults for those that are not set; unchanged if it is unknown."""
     if LOSSES.known_unloaded(name) and (defaults := _defaults_in_source(LOSSES.module, LOSSES.table, name)) is not None:
@@ -101,15 +111,38 @@ def _in_source(module: str, table: str) -> dict[str, ast.expr]:
     return {}
 
 
+def _function_in_source(module: str, table: str, name: str) -> ast.FunctionDef | None:
+    """The function that a table names; None where its module does not define it."""
+    called = ast.unparse(_in_source(module, table)[name])
+    return next((node for node in _source(module) if isinstance(node, ast.FunctionDef) and node.name == called), None)
+
+
 def _defaults_in_source(module: str, table: str, name: str) -> dict[str, Any] | None:
     """Keywords with a literal default of the function that a table names; None where not all of them have one."""
-    called = ast.unparse(_in_source(module, table)[name])
-    for node in _source(module):
-        if isinstance(node, ast.FunctionDef) and node.name == called:
-            arguments = node.args
-            pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-            try:
-                return {one.arg: ast.literal_eval(default) for one, default in pairs if default is not None}
-            except ValueError:
-                return None
+    if (function := _function_in_source(module, table, name)) is None:
+        return None
+    pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    try:
+        return {one.arg: ast.literal_eval(default) for one, default in pairs if default is not None}
+    except ValueError:
+        return None
+
+
+def _traits_in_source(module: str, table: str, name: str) -> Traits | None:
+    """The traits that `@with_traits(Traits(...))` gives to a function; None where they are not written like this."""
+    if (function := _function_in_source(module, table, name)) is None:
+        return None
+    if not function.decorator_list:
+        return Traits()
+    try:
+        match function.decorator_list:
+            case [
+                ast.Call(
+                    func=ast.Name(id="with_traits"),
+                    args=[ast.Call(func=ast.Name(id="Traits"), args=[], keywords=given)],
+                )
+            ]:
+                return Traits(**{str(one.arg): ast.literal_eval(one.value) for one in given})
+    except (ValueError, TypeError):
+        pass
     return None

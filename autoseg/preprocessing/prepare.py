@@ -53,7 +53,7 @@ def prepare(
     inside = nonzero_mask(image)
     z, y, x = image.shape[1:]
     placement = place((z, y, x), bounding_box(inside), spacing, target_spacing(configuration, spacing), name)
-    _require_memory(placement.shape, len(image) + 1 + (plan.heads.num_heads if target is None else 0), name)
+    _require_memory(placement.shape, len(image) + 1, name)
     inside, rules = placement.crop(inside), plan.resampling
     resampled = resample_image(
         _normalized(placement.crop(image), inside, plan), spacing, placement.target_spacing, placement.shape,

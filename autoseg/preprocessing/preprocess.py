@@ -12,6 +12,7 @@ import numpy as np
 from autoseg.dataloading.store import CaseInfo, CaseStore
 from autoseg.datasets.dataset import Case, Dataset, LoadedCase, load_case
 from autoseg.errors import DataError, StateError
+from autoseg.imaging.formats.readers import files_of
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.preprocessing.prepare import prepare
@@ -104,7 +105,7 @@ def _key(case: Case, settings: str) -> str:
     stats = {}
     for path in (*case.images, case.label):
         try:
-            stats[path] = Path(path).stat()
+            stats |= {str(file): file.stat() for file in files_of(path)}
         except OSError as error:
             raise DataError(
                 f"{path} of case {case.id} cannot be found: {error.strerror or error}",

@@ -2,16 +2,20 @@
 
 `plan` checks every file; a later change was never checked, and the plan was not made from it. So `plan` stores size,
 time and sha256 of every image and label in `sources.json`. `train` and `evaluate` compare sizes and times, which is
-fast, and read only files whose size or time differ: a copy has other times and the same bytes.
+fast, and read only files whose size or time differ: a copy has other times and the same bytes. Of the lists that decide
+patients and folds, it stores what they say, and that they are absent.
 """
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoseg.datasets.dataset import Case, Dataset
+from autoseg.datasets.tables import lists_of
 from autoseg.errors import StateError, StorageError
+from autoseg.imaging.formats.readers import files_of
 from autoseg.messages import some, suggest
 from autoseg.processes import map_in_processes
 from autoseg.records import load, save
@@ -19,11 +23,12 @@ from autoseg.workspace import Workspace, sha256
 
 VERSION = 1
 NAMED = 3  # files of a message
+PATIENTS_BY_NAME = "--patient-regex"  # then no table of patients is read
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file when the dataset was planned."""
+    """One file, or the files of one DICOM series, when the dataset was planned."""
 
     size: int  # bytes
     mtime_ns: int
@@ -38,13 +43,17 @@ class Sources:
     root: str  # of the dataset
     files: dict[str, SourceFile]  # by path, as the cases name them
     planned_with: tuple[str, ...] = ()  # further options of `autoseg plan`, to repeat the plan
+    lists: dict[str, str] = field(default_factory=dict)  # of patients and folds: path -> digest, see `tables.lists_of`
 
 
 def measure(dataset: Dataset, planned_with: Sequence[str] = (), *, workers: int | None = None) -> Sources:
     """Measure all images and labels of the training cases; they exist."""
     paths = sorted({path for case in dataset.cases for path in _files(case)})
     measured = map_in_processes(_measured, paths, title="digests", workers=workers)
-    return Sources(VERSION, dataset.root, dict(zip(paths, measured, strict=True)), tuple(planned_with))
+    return Sources(
+        VERSION, dataset.root, dict(zip(paths, measured, strict=True)), tuple(planned_with),
+        lists_of(Path(dataset.root), patients=PATIENTS_BY_NAME not in planned_with),
+    )  # fmt: skip
 
 
 def plan_again(workspace: Workspace, root: str | None = None) -> str:
@@ -85,17 +94,28 @@ def changed_since(workspace: Workspace, cases: Sequence[Case]) -> list[str]:
         before = known.files.get(path)
         if before is None or not Path(path).exists():
             continue
-        stat = Path(path).stat()
-        if (stat.st_size, stat.st_mtime_ns) == (before.size, before.mtime_ns):
+        size, mtime_ns = _size_and_time(path)
+        if (size, mtime_ns) == (before.size, before.mtime_ns):
             continue
-        if stat.st_size == before.size and sha256(Path(path)) == before.sha256:
-            renewed[path] = replace(before, mtime_ns=stat.st_mtime_ns)
+        if size == before.size and _digest(path) == before.sha256:
+            renewed[path] = replace(before, mtime_ns=mtime_ns)
         else:
             changed.append(path)
     if renewed:
         with suppress(StorageError):  # without write permission, they are read again next time
             save(workspace.sources, replace(known, files=known.files | renewed))
     return sorted(changed)
+
+
+def changed_lists(workspace: Workspace) -> list[str]:
+    """Lists of patients and folds that are other than when they were planned, that are new or gone."""
+    if not workspace.sources.exists():
+        return []
+    known = load(Sources, workspace.sources)
+    if not known.lists or not Path(known.root).exists():
+        return []
+    now = lists_of(Path(known.root), patients=PATIENTS_BY_NAME not in known.planned_with)
+    return sorted(path for path, before in known.lists.items() if now.get(path, "") != before)
 
 
 def require_unchanged(workspace: Workspace, dataset: Dataset, cases: Sequence[Case]) -> None:
@@ -105,6 +125,12 @@ def require_unchanged(workspace: Workspace, dataset: Dataset, cases: Sequence[Ca
         StateError: names them, or the path where the dataset is missing.
     """
     require_in_place(workspace, dataset, cases)
+    if lists := changed_lists(workspace):
+        raise StateError(
+            f"{_some(lists)} no longer as planned: the folds were made from the old content",
+            remedy=f"plan again: {plan_again(workspace)} (it lists the folds that stay valid), or restore the "
+            "original files",
+        )
     if changed := changed_since(workspace, cases):
         raise StateError(
             f"{_some(changed)} no longer as planned: the new content was never checked, and the plan was made from the "
@@ -119,8 +145,21 @@ def _files(case: Case) -> list[str]:
 
 
 def _measured(path: str) -> SourceFile:
-    stat = Path(path).stat()
-    return SourceFile(stat.st_size, stat.st_mtime_ns, sha256(Path(path)))
+    return SourceFile(*_size_and_time(path), _digest(path))
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    """Bytes, and when last changed; of a DICOM series the sum, and the latest."""
+    stats = [file.stat() for file in files_of(path)]
+    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+
+
+def _digest(path: str) -> str:
+    """sha256 of a file; of a DICOM series, of the names and digests of its files."""
+    if not Path(path).is_dir():
+        return sha256(Path(path))
+    text = "".join(f"{sha256(file)}  {file.name}\n" for file in files_of(path))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _some(paths: Sequence[str]) -> str:

@@ -10,7 +10,9 @@ import pytest
 
 import autoseg
 from autoseg.api.keywords import READ, intake_of
-from autoseg.commands import calibrate, evaluate, fix
+from autoseg.api.spelling import FUNCTIONS as CALLS
+from autoseg.api.spelling import KEYWORDS
+from autoseg.commands import calibrate, evaluate, fix, speeds
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -23,6 +25,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
     "cross_validate": (evaluate.cross_validate, set()),
     "score_test_set": (evaluate.score_test_set, set()),
+    "measure_speeds": (speeds.measure_speeds, set()),
     "evaluate_folders": (evaluate.evaluate_folders, set()),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
@@ -31,22 +34,17 @@ OF_COMMAND = {
     "check": ("check_dataset", "fix_dataset"),
     "plan": ("plan_dataset",),
     "train": ("train_folds",),
-    "evaluate": ("cross_validate", "score_test_set", "evaluate_folders"),
-    "predict": ("predict_images",),
+    "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "evaluate_folders"),
+    "predict": ("predict_images", "Predictor"),
     "status": ("status",),
     "calibrate": ("calibrate_device",),
 }
-KEYWORDS = {  # of an option that is called otherwise when it is typed
-    "fix": "out", "map": "mapping", "nan_to": "non_finite_to", "vram": "vram_gb", "time_budget": "time_budget_seconds",
-    "no_preprocess": "preprocess", "stop_after": "stop_after_seconds", "checkpoint_every": "checkpoint_seconds",
-    "no_mirroring": "mirroring",
-}  # fmt: skip
 TYPED_ONLY = {
     "check": {"skip_bad"},  # does nothing there
     "train": {"gpus", "slurm"},  # start other processes of the command line
-    "evaluate": {"test"},  # a function of its own
+    "evaluate": {"test", "speeds"},  # functions of their own
 }
-CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}}
+CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}, "predict": {"path"}}
 
 
 def parameters(function: Callable) -> dict[str, inspect.Parameter]:
@@ -74,9 +72,18 @@ def test_keywords_are_those_of_the_function_below(name):
     function, others = BELOW[name]
     here, below = parameters(getattr(autoseg, name)), parameters(function)
     intake = {"dataset", *INTAKE} if "intake" in others else set()
-    assert set(here) - intake == set(below) - others
+    assert set(here) - intake - {"say"} == set(below) - others
     for key in set(below) - others:
         assert here[key].default == below[key].default, key
+
+
+def test_a_predictor_takes_what_predict_takes():
+    """But for what concerns files: which of them, and where to."""
+    files = {"images", "out", "shard", "resume", "workspace"}
+    here, there = parameters(autoseg.Predictor), parameters(autoseg.predict_images)
+    assert set(here) - {"path"} == set(there) - files
+    for key in set(here) - {"path"}:
+        assert (here[key].default, here[key].annotation) == (there[key].default, there[key].annotation), key
 
 
 def test_what_a_dataset_cannot_say_itself_is_one_list():
@@ -122,3 +129,10 @@ def test_editors_see_the_names_that_are_loaded_late():
     source = inspect.getsource(autoseg)
     for name, module in autoseg.PUBLIC.items():
         assert f"    from {module} import {name} as {name}\n" in source
+
+
+def test_messages_know_the_function_of_every_command():
+    assert {command.split()[0] for command in CALLS} == set(OF_COMMAND)
+    for command, (name, first) in CALLS.items():
+        assert name in OF_COMMAND[command.split()[0]]
+        assert list(parameters(getattr(autoseg, name)))[: len(first)] == [KEYWORDS.get(key, key) for key in first]

@@ -3,18 +3,21 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
+from autoseg import Predictor
 from autoseg.cli import main
 from autoseg.commands.predict import PredictOptions
-from autoseg.errors import UsageError
+from autoseg.errors import AutosegError, UsageError
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.models.pretrained import open_source
 from commands import outcome
-from exported import plan_for_tests, scored, workspace_of
+from exported import contents_of, plan_for_tests, scored, workspace_of
 from files import nifti
 from phantom import tiny_case
 
@@ -43,7 +46,7 @@ def segmented(folder: Path, out: Path, *options: object) -> dict[str, np.ndarray
     assert (
         main([str(word) for word in ("predict", "-i", folder / "images", "-o", out, "--device", "cpu", *options)]) == 0
     )
-    return {path.name: read_labels(path).array for path in sorted(out.iterdir())}
+    return {path.name: read_labels(path).array for path in sorted(out.glob("*.nii.gz"))}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,52 @@ def test_labels_equal_those_of_the_workspace(folder, tmp_path, monkeypatch, file
     for name in here:
         np.testing.assert_array_equal(here[name], there[name])
         assert len(np.unique(here[name])) > 1, "a segmentation of one value proves nothing"
+
+
+def test_a_predictor_opens_an_exported_model_as_the_command_does(folder, tmp_path, monkeypatch):
+    labels = segmented(folder, tmp_path / "out", "-m", folder / "full.zip")
+    image = nibabel.load(folder / "images" / "a.nii.gz")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for options in ({}, {"models": ["3d_fullres-unet"]}):
+        with Predictor(folder / "full.zip", device="cpu", say=None, **options) as predictor:
+            found = predictor.predict(np.asarray(image.dataobj).T, spacing=(2.0, 1.0, 1.0))
+        np.testing.assert_array_equal(found, labels["a.nii.gz"])
+    with pytest.raises(AutosegError, match="holds no model '2d-unet'"):
+        Predictor(folder / "full.zip", models=["2d-unet"], device="cpu", say=None)
+
+
+def test_finished_segmentations_of_an_exported_model_are_kept(folder, tmp_path, capsys):
+    options = ("predict", "-i", folder / "images", "-o", tmp_path, "--device", "cpu", "-m")
+    assert outcome(capsys, *options, folder / "full.zip")[0] == 0
+    code, said = outcome(capsys, *options, folder / "full.zip", "--resume")
+    assert (code, "2 of 2 segmentations" in said) == (0, True)
+    code, said = outcome(capsys, *options, folder / "both.zip", "-c", "3d_lowres", "--resume")
+    assert (code, "another model made it" in said) == (0, True)
+
+
+def test_files_of_models_that_do_not_fit_together_are_refused(folder, tmp_path, capsys):
+    other = replace(plan_for_tests(), channels=("CT",))
+    workspace = workspace_of(tmp_path / "w", other)
+    assert main(["export", str(tmp_path / "other.zip"), "-w", str(workspace.root)]) == 0
+    options = ("-i", folder / "images", "-o", tmp_path / "o", "-m", folder / "full.zip", tmp_path / "other.zip")
+    code, said = outcome(capsys, "predict", *options)
+    assert (code, "they have different channels" in said) == (4, True)
+
+
+def test_a_model_without_its_dataset_is_exported(folder, tmp_path, capsys):
+    workspace = workspace_of(tmp_path / "w", plan_for_tests().with_settings(["training.test_time_mirroring=false"]))
+    for record in (workspace.dataset, workspace.splits, workspace.fingerprint):
+        record.unlink()
+    code, said = outcome(capsys, "status", "-w", workspace.root, "--json")
+    assert (code, "models without their dataset" in said) == (0, True)
+    assert main(["export", str(tmp_path / "a.zip"), "-w", str(workspace.root)]) == 0
+    assert "imported without the cases" in contents_of(tmp_path / "a.zip")["README.md"].decode()
+    assert main(["info", str(tmp_path / "a.zip")]) == 0
+    here = segmented(folder, tmp_path / "here", "-m", tmp_path / "a.zip")
+    there = segmented(folder, tmp_path / "there", "-m", folder / "full.zip")
+    for name in here:
+        np.testing.assert_array_equal(here[name], there[name])
 
 
 def test_images_unlike_the_training_data_are_refused_by_the_same_rules(folder, tmp_path, capsys):

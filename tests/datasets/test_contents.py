@@ -157,17 +157,17 @@ def test_dicom_is_recognised_by_ending_name_and_content(tmp_path):
         put(root / "images" / name, DICOM if "." not in name or name[0] == "1" else b"")
     (problem,) = discover(root)[1]
     assert "5 DICOM files" in problem.what
-    assert f"dcm2niix -z y -f %f_%s -o {root}/images {root}/images" in problem.remedy
-    put(root / "images/series/IM0001", DICOM)
-    (problem, folder) = discover(root)[1]
-    assert "IM0001" in folder.what
+    assert f"{root}/images/NAME/" in problem.remedy
+    put(root / "images/series/IM0001", DICOM)  # a folder of slices is an image
+    (problem, image) = discover(root)[1]
+    assert (image.case, "missing label" in image.what) == ("series", True)
 
 
 def test_a_folder_of_dicom_series_is_named_where_no_layout_fits(tmp_path):
     put(tmp_path / "p1/IM0001", DICOM)
     with pytest.raises(DataError, match=r"DICOM files, such as .*p1/IM0001") as error:
         discover(tmp_path)
-    assert "dcm2niix" in error.value.remedy
+    assert "images/CASE/" in error.value.remedy
 
 
 def test_series_among_case_folders_are_named(tmp_path):
@@ -179,9 +179,9 @@ def test_series_among_case_folders_are_named(tmp_path):
     put(tmp_path / "p/raw/IM0001", DICOM)
     (tmp_path / "q/pet.nii").symlink_to("/nowhere")
     tiny.nifti(tmp_path / "loose.nii", tiny.image(3))
-    problems = discover(tmp_path)[1]
+    problems = discover(tmp_path)[1]  # p/raw is a channel, which q lacks
     assert sorted((Path(p.file).name, p.severity) for p in problems) == [
-        ("IM0001", "error"), ("loose.nii", "warning"), ("pet.nii", "error"), ("raw", "error"), ("scripts", "warning")
+        ("IM0001", "error"), ("loose.nii", "warning"), ("pet.nii", "error"), ("q", "error"), ("scripts", "warning")
     ]  # fmt: skip
 
 

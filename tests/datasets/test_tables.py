@@ -7,6 +7,7 @@ import pytest
 import tiny
 from autoseg.datasets.dataset import Case, discover, parse_options
 from autoseg.datasets.splits import Split
+from autoseg.datasets.tables import scans_of_patients
 from autoseg.errors import DataError, UsageError
 
 
@@ -167,3 +168,26 @@ def test_patients_of_bids(tmp_path):
     assert problems == []
     patients = {case.id: case.patient for case in dataset.cases}
     assert patients == {"sub-1_ses-1_T1w": "sub-1", "sub-1_ses-2_T1w": "sub-1", "sub-10_T1w": "10"}
+
+
+def test_scans_of_a_patient_are_in_the_order_of_their_dates(tmp_path):
+    path = tmp_path / "scans.csv"
+    path.write_text("case,patient,date\nlater,P 1,2024-05-31\nfirst,P  1,20231201\nalone,Q,2020-01-01\n,R,\n")
+    assert scans_of_patients(path) == {"first": ("P 1", 0), "later": ("P 1", 1), "alone": ("Q", 0)}
+    path.write_text("id;subject;order\nb;P;10\na;P;9\n")
+    assert scans_of_patients(path) == {"a": ("P", 0), "b": ("P", 1)}
+    path.write_text("case,patient\nb,P\na,P\n")
+    assert scans_of_patients(path) == {"b": ("P", 0), "a": ("P", 1)}
+
+
+def test_a_table_of_scans_that_cannot_be_read(tmp_path):
+    path = tmp_path / "scans.csv"
+    path.write_text("case,patient,date\na,P,31.5.2024\n")
+    with pytest.raises(DataError, match=r"'31\.5\.2024' is neither a date"):
+        scans_of_patients(path)
+    path.write_text("case,patient\na,P\na,Q\n")
+    with pytest.raises(DataError, match="lists a case twice: a"):
+        scans_of_patients(path)
+    path.write_text("case,date\na,2024-05-31\n")
+    with pytest.raises(DataError, match="no columns case and patient"):
+        scans_of_patients(path)

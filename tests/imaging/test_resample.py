@@ -174,8 +174,8 @@ def test_a_coarse_axis_is_resampled_on_its_own(axis, coarse):
     array = noise(shape)
     in_plane = new_shape[:axis] + new_shape[axis + 1 :]
     slices = [
-        resize(s.astype(np.float64), in_plane, order=3, mode="edge", anti_aliasing=False, clip=False)
-        for s in np.moveaxis(array, axis, 0)
+        resize(s.astype(np.float64), in_plane, order=3, mode="edge", anti_aliasing=False, clip=coarse == 0)
+        for s in np.moveaxis(array, axis, 0)  # copied slices keep to their own range, others to that of the channel
     ]
     position = (np.arange(9) + 0.5) * 5 / 9 - 0.5
     grid = np.meshgrid(position, *[np.arange(n) for n in in_plane], indexing="ij")

@@ -55,7 +55,8 @@ def test_mirroring_is_that_of_the_plan_unless_told(tmp_path):
         training = replace(plan.training, mirror_axes=axes, test_time_mirroring=planned)
         model = model_of((1.0,) * 3, plan=replace(plan, training=training), network=First(), patch=(9, 10, 11))
         First.calls = 0
-        logits = EnsembleMember(model, InferenceOptions(mirroring=told)).logits(np.ones((1, 9, 10, 11), np.float32))
+        image = np.random.default_rng(0).random((1, 9, 10, 11), np.float32)
+        logits = EnsembleMember(model, InferenceOptions(mirroring=told)).logits(image)
         return bool(logits[1].abs().max() < 1e-5), First.calls
 
     assert run((0, 1, 2), True, None) == (True, 8)
@@ -76,7 +77,7 @@ def test_tiles_are_as_near_as_told():
             return super().forward(image)
 
     model = model_of((1.0,) * 3, network=Counting())
-    image = np.ones((1, 18, 10, 12), np.float32)
+    image = np.random.default_rng(0).random((1, 18, 10, 12), np.float32)
     for options, expected in (
         (InferenceOptions(mirroring=False), [1] * 4),
         (InferenceOptions(mirroring=False, step=1.0), [1] * 3),
@@ -175,7 +176,7 @@ def seen_by(image: np.ndarray, patch, tile: float | None = None, **changes) -> l
 
 
 def test_tiles_grow_where_that_is_less_to_compute():
-    image = picture((20, 18, 30))[None].astype(np.float32)
+    image = picture((20, 18, 30))[None] + np.random.default_rng(0).random((1, 20, 18, 30), np.float32)
     assert seen_by(image, (16, 16, 16)) == [(16, 16, 16)] * 2 * 2 * 3
     # one tile of 20 instead of two of 16; 20 voxels would exceed 18; two of 20 or of 24 instead of three of 16
     assert seen_by(image, (16, 16, 16), 1.5) == [(20, 16, 20)] * 1 * 2 * 2

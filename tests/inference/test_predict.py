@@ -349,3 +349,67 @@ def test_a_damaged_image_is_named_and_those_before_are_kept(tmp_path):
     with pytest.raises(DataError, match=r"bad\.nii"):
         predict_cases([model_of((1.0,) * 3)], cases, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.nii"]
+
+
+# ---- what else is made of a case
+
+
+class Notes:
+    """An extra that writes down how it is called."""
+
+    def __init__(self, consumer: object = None, refused: str = "") -> None:
+        self.calls: list[tuple] = []
+        self.consumer, self.refused = consumer, refused
+
+    def begin(self, loaded, members, path):
+        self.calls.append(("begin", loaded.id, len(members), path.name, path.exists()))
+        self.loaded, self.path = loaded, path
+        return self.consumer
+
+    def finish(self, labels):
+        self.calls.append(("finish", labels.shape, int(labels.sum()), self.path.exists()))
+        self.labels = labels
+        if self.loaded.id == self.refused:
+            raise DataError(f"{self.loaded.file}: refused", remedy="none")
+
+
+def test_an_extra_sees_every_case_before_its_label_file_is_written(tmp_path):
+    """In the axis order of the plan, in which the image is: brightness and labels agree voxel by voxel."""
+    image = picture((8, 9, 10))
+    files = [nifti(tmp_path / f"{name}.nii", image, np.diag([1, -1, 1, 1])) for name in "ab"]
+    cases = [Case(path.stem, path.stem, (str(path),), None) for path in files]
+    extra, bright = Notes(), int((image > THRESHOLD).sum())
+    model = model_of((1.0,) * 3, plan=plan_of(axis_order=(2, 0, 1)))
+    predict_cases([model], cases, tmp_path / "out", extras=[extra])
+    assert extra.calls == [
+        call
+        for name in "ab"
+        for call in (("begin", name, 1, f"{name}.nii", False), ("finish", (10, 8, 9), bright, False))
+    ]
+    np.testing.assert_array_equal(extra.labels, (extra.loaded.image[0] > THRESHOLD).astype(int))
+
+
+def test_what_an_extra_refuses_is_a_fault_of_its_image(tmp_path):
+    files = [nifti(tmp_path / f"{name}.nii", picture((8, 9, 10))) for name in "ab"]
+    cases = [Case(path.stem, path.stem, (str(path),), None) for path in files]
+    faults: list = []
+    made = predict_cases(
+        [model_of((1.0,) * 3)], cases, tmp_path / "out", faults=faults, extras=[Notes(refused="a")]
+    )  # fmt: skip
+    assert [(fault.case, fault.what) for fault in faults] == [("a", "refused")]
+    assert [prediction.case for prediction in made] == ["b"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.nii"]
+
+
+def test_consumers_of_extras_are_passed_to_what_decides(tmp_path, monkeypatch):
+    seen = []
+
+    def decided(members, loaded, consumers=()):
+        seen.append(list(consumers))
+        return np.zeros(loaded.image.shape[1:], np.uint8)
+
+    monkeypatch.setattr("autoseg.inference.predict.decide", decided)
+    path = nifti(tmp_path / "image.nii", picture((8, 9, 10)))
+    for extras in ([], [Notes()], [Notes("one"), Notes(), Notes("two")]):
+        predict_cases([model_of((1.0,) * 3)], [case_of(path)], tmp_path / "out", extras=extras)
+    assert seen == [[], [], ["one", "two"]]

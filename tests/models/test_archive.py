@@ -1,6 +1,7 @@
 """A model as one file: it holds what was trained, names nobody, and is refused where it was changed."""
 
 import json
+import os
 import re
 import zipfile
 from dataclasses import replace
@@ -26,7 +27,7 @@ WEIGHTS, PLAN = "models/3d_fullres-unet/fold_0.safetensors", "models/3d_fullres-
 
 
 def exported(workspace: Workspace, path: Path, **options) -> Path:
-    export_model(workspace, path, ExportOptions(**options), say=lambda text: None)
+    export_model(workspace, path, ExportOptions(**options))
     return path
 
 
@@ -158,11 +159,12 @@ def test_weights_read_again_compute_the_same(sound):
     assert [(row["what"], row["value"], row["limit"]) for row in rows] == [("archive against workspace", 0.0, 0.0)]
 
 
-def test_scores_from_before_the_last_training_stay_behind(tmp_path):
-    workspace, said = workspace_of(tmp_path / "w"), []
+def test_scores_from_before_the_last_training_stay_behind(tmp_path, said):
+    workspace = workspace_of(tmp_path / "w")
     scored(workspace)
-    (workspace.fold("3d_fullres", "unet", 1) / "last.pt").touch()
-    export_model(workspace, tmp_path / "a.zip", say=said.append)
+    later = workspace.crossval("3d_fullres", "unet").stat().st_mtime + 60
+    os.utime(workspace.fold("3d_fullres", "unet", 1) / "last.pt", (later, later))
+    export_model(workspace, tmp_path / "a.zip")
     assert "was trained after it was evaluated" in said[0]
     assert "models/3d_fullres-unet/crossval.json" not in contents_of(tmp_path / "a.zip")
 
@@ -182,13 +184,12 @@ def test_weights_that_are_not_finite_are_not_exported(tmp_path, folds):
 # ---- nobody is named
 
 
-def test_nothing_in_it_names_a_case_a_patient_or_a_path(tmp_path):
+def test_nothing_in_it_names_a_case_a_patient_or_a_path(tmp_path, said):
     plan = plan_for_tests()
     decisions = tuple(replace(d, reason=f"{d.reason}; {IDS[0]} is in /home/anna/data/x.nii") for d in plan.decisions)
     workspace = workspace_of(tmp_path / "w", replace(plan, decisions=decisions), init_from="/home/anna/other/last.pt")
     scored(workspace)
-    said = []
-    done = export_model(workspace, tmp_path / "a.zip", say=said.append)
+    done = export_model(workspace, tmp_path / "a.zip")
     texts = {name: data.decode("utf-8", "replace") for name, data in contents_of(tmp_path / "a.zip").items()}
     for name in (*IDS, *(p for p in PATIENTS), "/data", "/home", str(tmp_path), "hospital", "anna"):
         assert [file for file, text in texts.items() if name in text] == []

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.nn.losses import GIVEN as GIVEN_TO_LOSSES
+from autoseg.nn.losses import traits_of
 from autoseg.nn.networks import GIVEN as GIVEN_TO_NETWORKS
 from autoseg.planning.options import REQUIRED, options_of
 from autoseg.planning.tables import (
@@ -16,7 +17,9 @@ from autoseg.planning.tables import (
     SCHEDULES,
     _defaults_in_source,
     _in_source,
+    _traits_in_source,
     all_loss_options,
+    loss_traits,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dense.plan.json"
@@ -47,6 +50,11 @@ def test_the_source_holds_the_defaults_of_the_losses(name):
     defaults = all_loss_options(name, {})
     assert _defaults_in_source("nn.losses", "LOSSES", name) == defaults
     assert set(defaults) == set(options_of(LOSSES.loaded()[name], GIVEN_TO_LOSSES))
+
+
+@pytest.mark.parametrize("name", LOSSES.loaded())
+def test_the_source_holds_the_traits_of_the_losses(name):
+    assert _traits_in_source("nn.losses", "LOSSES", name) == traits_of(name) == loss_traits(name)
 
 
 def test_a_plan_is_read_without_torch():

@@ -23,6 +23,22 @@ class Bright(nn.Module):
         return [torch.cat([torch.zeros_like(above), above], dim=1), torch.full((1,), torch.nan)]
 
 
+class Lopsided(nn.Module):
+    """Logits that depend on where a voxel is in the tile, so that each flip gives others."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        where = sum(
+            (axis + 1) * torch.arange(n, dtype=torch.float32).reshape([-1 if i == axis else 1 for i in range(3)])
+            for axis, n in enumerate(image.shape[2:])
+        )
+        above = (image[:, -1:] - THRESHOLD) / 20 + self.slope * where
+        return [torch.cat([torch.zeros_like(above), above], dim=1)]
+
+
 def plan_of(labels=ORGAN, channels=("MR",), **changes) -> Plan:
     """A plan that leaves intensities as they are."""
     raw = (ChannelNormalization("none"),) * len(channels)

@@ -44,7 +44,7 @@ def copy_of(workspace: Workspace, root: Path) -> Workspace:
 def dice_of(folder: Path, dataset: Path) -> float:
     """Of all foreground, over the files of a folder."""
     both = total = 0
-    for path in folder.iterdir():
+    for path in folder.glob("*.nii.gz"):
         found = np.asarray(nib.load(path).dataobj) > 0
         wanted = np.asarray(nib.load(dataset / "labelsTr" / path.name).dataobj) > 0
         both, total = both + (found & wanted).sum(), total + found.sum() + wanted.sum()

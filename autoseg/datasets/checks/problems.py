@@ -39,10 +39,11 @@ from autoseg.datasets.loading import (
     class_indices,
     count_values,
     non_finite,
+    read_label,
 )
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import AutosegError, DataError
-from autoseg.imaging.formats.readers import read_image, read_labels
+from autoseg.imaging.formats.readers import is_dicom, read_image
 from autoseg.imaging.geometry import Geometry, Remark, Volume, orientation_code
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
@@ -134,7 +135,9 @@ def inspect_case(
     complete = complete and bool(case.images)
     inspection = Inspection(case, training)
     volumes = {file: v for file in case.images if (v := _read(inspection, file, read_image)) is not None}
-    label = _read(inspection, case.label, partial(read_labels, colours=labels.colours)) if case.label else None
+    label = None
+    if case.label and not (is_dicom(case.label) and case.images and case.images[0] not in volumes):  # it needs its grid
+        label = _read(inspection, case.label, lambda path: read_label(case, labels))
     for file, volume in [*volumes.items()]:
         volumes[file] = to_channels(volume, file, channels, len(case.images))
         if facts := look_at_picture(file, volume, volumes[file]):
@@ -234,7 +237,8 @@ def _read(inspection: Inspection, file: str, read: Callable[[Path], Volume]) -> 
     try:
         return read(Path(file))
     except AutosegError as error:
-        inspection.report(file, error.what.removeprefix(file).lstrip(": "), error.remedy)
+        what = error.what.removeprefix(f"{file}{os.sep}").removeprefix(file).lstrip(": ")
+        inspection.report(file, what, error.remedy)
     return None
 
 

@@ -26,7 +26,7 @@ from autoseg.datasets.fixing.changes import LEFT_OUT, PASSED_OVER, Change
 from autoseg.datasets.fixing.lists import PARTICIPANTS, PATIENTS, SPLITS, listed_files, named
 from autoseg.datasets.spelling import find
 from autoseg.errors import AutosegError, StateError, StorageError
-from autoseg.imaging.formats.readers import READERS, ending_of, stem_of
+from autoseg.imaging.formats.readers import READERS, ending_of, is_dicom, stem_of
 from autoseg.imaging.formats.rewrite import convert, family_of
 from autoseg.imaging.formats.signatures import endings_of_content
 from autoseg.messages import counted, suggest
@@ -251,6 +251,9 @@ def with_companions(path: Path) -> Iterator[Path]:
     """A listed file and those that belong to it: detached voxels, a file with its spacing, the channels of its stem."""
     ending = ending_of(path) or path.suffix
     stem = stem_of(path)
+    if is_dicom(path):
+        yield path
+        return
     if not path.is_file():
         siblings = path.parent.glob("*") if path.parent.is_dir() else ()
         pattern = re.compile(re.escape(stem) + r"_\d{4}" + re.escape(ending))

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -60,10 +61,15 @@ def load(path: Path) -> StoredVoxels:
     return StoredVoxels(np.moveaxis(array.reshape(*geometry.shape, components), -1, 0), geometry)
 
 
-def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None) -> None:
+def write(
+    path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None, fields: Mapping[str, str] | None = None
+) -> None:
     """Write labels (Z, Y, X), any integer dtype, compressed, into one file.
 
     The grid is taken from the NRRD or MetaImage file `like`, or from `geometry` where there is none; nothing else is.
+
+    Args:
+        fields: key -> value, added to the header of a NRRD file.
 
     Raises:
         StorageError: ITK could not write.
@@ -85,6 +91,8 @@ def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None)
     image.SetSpacing(spacing_xyz)
     image.SetOrigin(origin_xyz)
     image.SetDirection(matrix.ravel().tolist())
+    for key, value in (fields or {}).items():
+        image.SetMetaData(key, value)
     # ITK splits .mhd into two files, of which the second would be written in place; the text format allows one file.
     single = path.with_suffix(".mha") if path.suffix == ".mhd" else path
     try:

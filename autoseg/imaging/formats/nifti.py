@@ -14,6 +14,7 @@ import gzip
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from autoseg.errors import DataError
 from autoseg.imaging.formats.nifti_affine import nifti_geometry
+from autoseg.imaging.formats.segments import EXTENSIONS, Segment, caret_labels
 from autoseg.imaging.formats.signatures import COPY_AGAIN, StoredVoxels, decoding
 from autoseg.imaging.geometry import Geometry
 
@@ -67,17 +69,17 @@ def load(path: Path) -> StoredVoxels:
     return StoredVoxels(buffer.view(dtype).reshape(channels, *geometry.shape), geometry, slope, intercept)
 
 
-def write(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None) -> None:
+def write(
+    path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None, segments: Sequence[Segment] = ()
+) -> None:
     """Write labels (Z, Y, X), any integer dtype, as NIfTI, compressed where the name ends in .gz.
 
-    The grid comes bit for bit from the NIfTI file `like`, or from `geometry` where there is none. Equal input gives
-    equal bytes (no time stamp).
+    The grid comes bit for bit from the NIfTI file `like`, or from `geometry` where there is none. Names and colours of
+    segments are put into an extension of the header. Equal input gives equal bytes (no time stamp).
     """
-    header = header_like(read_header(like)) if like is not None else _header_from(geometry)
-    header.set_data_dtype(labels.dtype)
-    pixdim = header["pixdim"].copy()
-    header.set_data_shape(labels.shape[:0:-1] if geometry.flat else labels.shape[::-1])
-    header["pixdim"] = pixdim  # set_data_shape resets those of absent axes
+    header = new_header(geometry, like, labels.dtype)
+    for code in EXTENSIONS if segments else ():
+        header.extensions.append(nib.nifti1.Nifti1Extension(code, caret_labels(segments).encode()))
     with open(path, "wb") as file:
         if path.name.lower().endswith(".gz"):
             with gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=file, mtime=0) as packed:
@@ -98,6 +100,16 @@ def header_like(header: Header) -> Header:
     for field in GEOMETRY_FIELDS:
         fresh.structarr[field] = header.structarr[field]
     return fresh
+
+
+def new_header(geometry: Geometry, like: Path | None, dtype: np.dtype) -> Header:
+    """Return the header of a file with one value per voxel: the grid of the NIfTI file `like`, or `geometry`."""
+    header = header_like(read_header(like)) if like is not None else _header_from(geometry)
+    header.set_data_dtype(dtype)
+    pixdim = header["pixdim"].copy()
+    header.set_data_shape(geometry.shape[:0:-1] if geometry.flat else geometry.shape[::-1])
+    header["pixdim"] = pixdim  # set_data_shape resets those of absent axes
+    return header
 
 
 def _write_to(file: "IO[bytes] | gzip.GzipFile", header: Header, labels: np.ndarray) -> None:

@@ -5,13 +5,15 @@
     read_labels          any accepted file -> Volume, (Z, Y, X) int32
     read_geometry        the grid alone, from the header
     write_labels         a label map on the grid of a given image; complete and verified, or not written at all
+    files_of             the files that hold an image: itself, or the slices of a DICOM series
 
 Everything is in stored order; `geometry.to_canonical` changes it. A file that is detectably damaged is refused by name,
-never read in part. To add a format, write a module like `raster.py` and one line per extension in `READERS`.
+never read in part. To add a format, write a module like `raster.py` and one line per extension in `READERS`. DICOM is
+known by its content, not by an extension: a folder is a series, and an image or label map like any file.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.imaging.formats import itk, nifti, raster
+from autoseg.imaging.formats import dicom_files, dicom_labels, dicom_series, itk, nifti, raster, seg_nrrd
+from autoseg.imaging.formats.segments import Segment
 from autoseg.imaging.formats.signatures import StoredVoxels, refuse_other_content
 from autoseg.imaging.geometry import Geometry, Volume, corner_distance_voxels
 
@@ -32,18 +35,23 @@ class Reader:
     geometry: Callable[[Path], Geometry]
     image: Callable[[Path], StoredVoxels]
     labels: Callable[[Path], StoredVoxels] | None  # None: the format alters values
-    write: Callable[[Path, np.ndarray, Geometry, Path | None], None] | None  # (path, labels, geometry, like)
+    write: Callable[..., None] | None  # (path, labels, geometry, like)
+    names: bool = False  # True: `write` takes segments as a last argument, and stores their names and colours
     any_content: bool = False  # True: files that begin like another format (a ZIP archive) are accepted
 
 
-_NIFTI = Reader("nifti", nifti.read_geometry, nifti.load, nifti.load, nifti.write)
+_NIFTI = Reader("nifti", nifti.read_geometry, nifti.load, nifti.load, nifti.write, names=True)
 _ITK = Reader("itk", itk.read_geometry, itk.load, itk.load, itk.write)
+_SEGMENTS = Reader("itk", itk.read_geometry, itk.load, seg_nrrd.load_labels, seg_nrrd.write, names=True)
 _NATURAL = Reader("natural", raster.read_geometry, raster.load, raster.load_labels, raster.write)
 _JPEG = Reader("natural", raster.read_geometry, raster.load, None, None)
+
+DICOM = Reader("dicom", dicom_series.read_geometry, dicom_series.load, None, None, any_content=True)
 
 READERS: dict[str, Reader] = {
     ".nii.gz": _NIFTI,
     ".nii": _NIFTI,
+    ".seg.nrrd": _SEGMENTS,  # before .nrrd: the first that fits is chosen
     ".nrrd": _ITK,
     ".mha": _ITK,
     ".mhd": _ITK,
@@ -63,9 +71,25 @@ def ending_of(path: Path | str) -> str | None:
 
 
 def stem_of(path: Path | str) -> str:
-    """Return the file name without its known extension; the whole name if it has none."""
+    """Return the file name without its known extension, or DICOM's; the whole name if it has none."""
     name = Path(path).name
+    if ending_of(path) is None and name.lower().endswith(dicom_files.ENDINGS) and not Path(path).is_dir():
+        return name[: name.rindex(".")] or name
     return name[: len(name) - len(ending_of(path) or "")]
+
+
+def files_of(path: Path | str) -> list[Path]:
+    """The files whose content is an image or a label map: the path itself, or all DICOM files of a folder, sorted."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    return sorted(file for files in dicom_files.dicom_files(path).values() for file in files)
+
+
+def is_dicom(path: Path | str) -> bool:
+    """Whether a path is read as DICOM: a folder, or a DICOM file without the extension of another format."""
+    path = Path(path)
+    return ending_of(path) is None and (path.is_dir() or (path.is_file() and dicom_files.is_dicom(path)))
 
 
 def read_image(path: Path | str) -> Volume:
@@ -86,11 +110,19 @@ def read_image(path: Path | str) -> Volume:
         return Volume(stored.to_float32(path), stored.geometry)
 
 
-def read_labels(path: Path | str, colours: Mapping[str, int] = {}) -> Volume:
+def read_labels(
+    path: Path | str,
+    colours: Mapping[str, int] = {},
+    *,
+    like: Path | str | None = None,
+    names: Mapping[str, int] = {},
+) -> Volume:
     """Read a label map.
 
     Args:
         colours: `LabelSet.colours`, for pictures that show labels by colour.
+        like: the image it belongs to, which DICOM-SEG and RTSTRUCT are put on the grid of.
+        names: label name -> value, for these two; without, the numbers in the file are the values.
 
     Returns:
         Volume of int32, (Z, Y, X) in stored order. Files of floating-point numbers within 1e-3 of integers are rounded.
@@ -100,6 +132,9 @@ def read_labels(path: Path | str, colours: Mapping[str, int] = {}) -> Volume:
     """
     path = Path(path)
     reader = _reader_for(path)
+    if reader.family == "dicom":
+        with _resources(path):
+            return _read_dicom_labels(path, None if like is None else Path(like), names)
     if reader.labels is None:
         raise DataError(
             f"{path}: labels cannot be stored as {ending_of(path)}: lossy compression alters their values",
@@ -123,7 +158,9 @@ def read_geometry(path: Path | str) -> Geometry:
         return reader.geometry(path)
 
 
-def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | str) -> None:
+def write_labels(
+    path: Path | str, indices_or_values: np.ndarray, like: Path | str, segments: Sequence[Segment] = ()
+) -> None:
     """Write a label map on the grid of an image, so that it overlays that image in any program.
 
     From NIfTI to NIfTI the fields of the grid are copied bit for bit (and no others: descriptions may name a patient).
@@ -134,6 +171,7 @@ def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | s
         indices_or_values: (Z, Y, X), integer or bool, in the stored order of `like`; its dtype is kept where the
             format can.
         like: the image.
+        segments: names and colours of the labels, for formats that have a place for them.
 
     Raises:
         UsageError: the format cannot hold these labels. DataError: `like` cannot be read.
@@ -156,7 +194,8 @@ def write_labels(path: Path | str, indices_or_values: np.ndarray, like: Path | s
     try:
         with _storage(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            writer(staging, labels, geometry, like if same_family else None)
+            named = (segments,) if segments and READERS[ending].names else ()
+            writer(staging, labels, geometry, like if same_family else None, *named)
             with open(staging, "rb+") as file:
                 os.fsync(file.fileno())
         _verify(staging, path, labels, None if READERS[ending].family == "natural" else geometry)
@@ -182,8 +221,25 @@ def _verify(staging: Path, path: Path, labels: np.ndarray, geometry: Geometry | 
         )
 
 
+def _read_dicom_labels(path: Path, like: Path | None, names: Mapping[str, int]) -> Volume:
+    """DICOM-SEG or RTSTRUCT on the grid of an image in any format; a folder may hold one such file."""
+    if path.is_dir():
+        found = dicom_files.dicom_files(path)["labels"]
+        if len(found) != 1:
+            raise DataError(
+                f"{path} is a folder with {len(found)} DICOM-SEG or RTSTRUCT files, expected one",
+                remedy="name the file that holds the labels",
+            )
+        path = found[0]
+    if like is None or is_dicom(like):
+        return dicom_labels.read(path, like, names)
+    return dicom_labels.read(path, None, names, on=read_geometry(like))
+
+
 def _reader_for(path: Path) -> Reader:
     ending = ending_of(path)
+    if ending is None and is_dicom(path):
+        return DICOM
     if ending is None:
         raise DataError(
             f"{path}: its file extension is not that of a known image format",

@@ -128,7 +128,7 @@ _KINDS = (
     _Kind(b"MM\x00*", "a TIFF image", (".tif", ".tiff"), "rename it to .tif"),
     _Kind(b"II+\x00", "a BigTIFF image", (".tif", ".tiff"), "rename it to .tif"),
     _Kind(b"MM\x00+", "a BigTIFF image", (".tif", ".tiff"), "rename it to .tif"),
-    _Kind(b"NRRD000", "an NRRD image", (".nrrd",), "rename it to .nrrd"),
+    _Kind(b"NRRD000", "an NRRD image", (".nrrd", ".seg.nrrd"), "rename it to .nrrd"),
     _Kind(b"BM", "a BMP image", (".bmp",), "rename it to .bmp"),
     _Kind(b"PK\x03\x04", "a ZIP archive", (), "unpack it"),
     _Kind(b"%PDF", "a PDF document", (), "convert it to an image"),

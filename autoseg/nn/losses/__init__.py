@@ -34,17 +34,27 @@ from autoseg.nn.deep_supervision import stage_weights
 from autoseg.nn.distributed import mean_over_ranks, sum_over_ranks
 from autoseg.nn.losses.boundary import boundary_term
 from autoseg.nn.losses.terms import SigmoidHeads, SoftmaxHeads, Terms
+from autoseg.nn.traits import Traits, with_traits
 from autoseg.rules import above, at_least
 
 SMOOTH = 1e-5
+
+
+def traits_of(name: str) -> Traits:
+    """What a plan must know of the loss called `name`."""
+    return getattr(LOSSES[name], "traits", Traits())
+
+
 BoundaryWeight = Annotated[float, at_least(0, 1000)]  # of a boundary term beside the rest; 0 leaves it out
 
 
+@with_traits(Traits(predicts="labels"))
 def dice_ce(*, boundary_weight: BoundaryWeight = 0.0, **given: Any) -> nn.Module:
     """Soft Dice of the foreground labels plus cross-entropy, for softmax heads."""
     return SegmentationLoss(weighted_mean, boundary_weight=boundary_weight, **given | {"regions": ()})
 
 
+@with_traits(Traits(predicts="regions"))
 def dice_bce(*, regions: Sequence[Sequence[int]], boundary_weight: BoundaryWeight = 0.0, **given: Any) -> nn.Module:
     """Soft Dice plus binary cross-entropy of every region, for sigmoid heads."""
     assert regions, "sigmoid heads are made of regions"
@@ -65,6 +75,7 @@ def dice_topk(
     return SegmentationLoss(partial(hardest_mean, share=topk_share), boundary_weight=boundary_weight, **given)
 
 
+@with_traits(Traits(cross_entropy=False))
 def tversky(
     *,
     tversky_alpha: Annotated[float, at_least(0, 1000)] = 0.3,
@@ -165,9 +176,9 @@ class SegmentationLoss(nn.Module):
             return self._index(*sum_over_ranks(torch.stack([s.sum(0) for s in terms[1:]])))
         return mean_over_ranks(self._index(*terms[1:]))
 
-    def _index(self, common: Tensor, predicted: Tensor, present: Tensor) -> Tensor:
-        counted = 2 * (self.alpha * predicted + self.beta * present + (1 - self.alpha - self.beta) * common)
-        return ((2 * common + SMOOTH) / (counted + SMOOTH).clamp_min(1e-8)).mean()
+    def _index(self, intersection: Tensor, predicted: Tensor, reference: Tensor) -> Tensor:
+        counted = 2 * (self.alpha * predicted + self.beta * reference + (1 - self.alpha - self.beta) * intersection)
+        return ((2 * intersection + SMOOTH) / (counted + SMOOTH).clamp_min(1e-8)).mean()
 
 
 def weighted_mean(cross_entropy: Tensor, weight: Tensor | None) -> Tensor:

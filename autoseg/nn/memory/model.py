@@ -153,7 +153,9 @@ def trace_forward(
 
 
 def inference_bytes(forward_peak: int, *, out_channels: int, channels: int, shape: Sequence[int]) -> int:
-    """Peak bytes of a sliding window over an image of `shape`, tiles of it running through the network.
+    """Peak bytes of a sliding window over an image of `shape`, tiles of it running through the network; at most.
+
+    Rows are handed over as they are finished (`sliding_window.stream_logits`): of a long image far less is held.
 
     Args:
         forward_peak: of one batch of tiles, from `trace_forward`.

@@ -27,7 +27,7 @@ from autoseg.imaging.geometry import corner_distance_voxels
         ("case_0000.nii.gz", ".nii.gz", "case_0000"),
         ("Case 1.NII.GZ", ".nii.gz", "Case 1"),
         ("a.b.nii", ".nii", "a.b"),
-        ("scan.seg.nrrd", ".nrrd", "scan.seg"),
+        ("scan.seg.nrrd", ".seg.nrrd", "scan"),
         ("photo.JPEG", ".jpeg", "photo"),
         ("archive.gz", None, "archive.gz"),
         ("notes.txt", None, "notes.txt"),

@@ -26,7 +26,7 @@ from autoseg.nn.memory.model import (
     trace_step,
 )
 from autoseg.nn.memory.trace import LiveBytes
-from autoseg.nn.sliding_window import predict_logits
+from autoseg.nn.sliding_window import Tiling, stream_logits
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "memory.py"
 specification = importlib.util.spec_from_file_location("benchmark_memory", BENCHMARK)
@@ -311,20 +311,24 @@ def test_inference_bytes_by_hand():
 
 
 @pytest.mark.parametrize("heads", [2, 30])
-def test_inference_agrees_with_a_real_sliding_window(heads):
+def test_a_streamed_sliding_window_stays_below_what_is_predicted(heads):
+    """What is predicted holds the logits of all rows; how much less is held depends on how many rows there are."""
     trial = Trial("unet", FEATURES, heads, (16, 16, 16), 2)
     network = trial.build().eval()
     network.deep_supervision = False
     with LiveBytes() as watched:
         weights = sum(4 * p.numel() for p in network.parameters())  # made outside, so not watched
         image = torch.randn(1, 40, 36, 32)
-        predict_logits(image, [lambda x: network(x)[0]], out_channels=heads, tile=(16, 16, 16), tile_batch=2)
+        blocks = stream_logits(
+            image, [lambda x: network(x)[0]], Tiling((16, 16, 16), batch=2), out_channels=heads, device=image.device
+        )
+        assert sum(block.logits.numel() for block in blocks) == heads * 40 * 36 * 32
         real = max(watched.timeline) + weights
     forward = trace_forward(
         trial.build, in_channels=1, patch_size=(16, 16, 16), batch_size=2, dtype="float32", rules="cpu"
     )
     predicted = inference_bytes(forward.peak, out_channels=heads, channels=1, shape=(40, 36, 32))
-    assert predicted == pytest.approx(real, rel=0.02)
+    assert 0.5 * predicted < real < predicted
 
 
 def test_prediction_takes_less_than_training():

@@ -1,0 +1,108 @@
+"""A model that is loaded once and segments arrays: `autoseg.Predictor`."""
+
+from typing import Any
+
+import numpy as np
+
+from autoseg.api.keywords import File, FoldNames, Names, Say, as_path, checked, in_workspace, lines_to, options_of
+from autoseg.inference.options import SpeedName
+from autoseg.lines import LOG
+
+
+class Predictor:
+    """Load a model once, and segment arrays with it: no files, no processes.
+
+    `predict` returns what `autoseg predict` writes for a file that holds the array. It may be called from several
+    threads; one call at a time computes. As a context manager it releases the memory at the end.
+
+    Args:
+        path: a workspace with trained folds, or a file that `autoseg export` has written: "model.zip".
+        configuration, network: of the model; None: the recommended one, as planned.
+        models: or models to average, as their folders are called: ["3d_fullres-unet", "2d-unet"].
+        folds: that form the ensemble; None: all that are trained.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        speed: "accurate", "balanced" or "fast"; None: accurate. `step` and `mirroring` have precedence.
+        step: distance of tiles as a share of the tile; None: by the speed.
+        mirroring: average over flips; None: by the speed.
+        unfinished: also use folds that are not trained to the end.
+        tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
+        say: what shows a line, such as a warning about an image; None: nothing is shown.
+
+    Raises:
+        AutosegError: no such model is trained, or the models cannot be combined.
+
+    Example:
+        >>> with autoseg.Predictor("ws", folds=[0]) as predictor:
+        >>>     labels = predictor.predict(array, spacing=(1.0, 0.8, 0.8))
+
+    Its attributes: `channels` of the images it takes, in order; `labels` by name with their values; `heads`, what
+    probabilities are of, in order.
+    """
+
+    @checked
+    def __init__(
+        self,
+        path: File,
+        configuration: str | None = None,
+        *,
+        network: str | None = None,
+        models: Names = (),
+        folds: FoldNames | None = None,
+        device: str = "auto",
+        speed: SpeedName | None = None,
+        step: float | None = None,
+        mirroring: bool | None = None,
+        unfinished: bool = False,
+        tile: float | None = None,
+        say: Say | None = print,
+    ) -> None:
+        from autoseg.commands.predict import PredictOptions, open_predictor
+
+        self._say = say
+        options = options_of(PredictOptions, locals() | {"shard": None, "resume": False})
+        self._arrays = open_predictor(in_workspace(as_path(path)), options)
+        plan = self._arrays.plan
+        self.channels: tuple[str, ...] = plan.channels
+        self.labels: dict[str, int] = dict(plan.labels.values)
+        regions = tuple(plan.heads.regions)
+        self.heads: tuple[str, ...] = regions or ("background", *plan.labels.values)
+
+    @checked
+    def predict(
+        self, array: Any, spacing: Any = None, orientation: str = "LPS", *, probabilities: bool = False
+    ) -> "np.ndarray | tuple[np.ndarray, np.ndarray]":
+        """Segment one image.
+
+        Args:
+            array: numbers, (C, Z, Y, X), or (Z, Y, X) of one channel; for a model of flat images (C, Y, X), or (Y, X)
+                of one channel. Axes are in the order in which SimpleITK's arrays have them; those of nibabel are
+                reversed: `image.get_fdata().T`.
+            spacing: mm, one number for each spatial axis in the order of the array; None where the training images
+                stated no voxel size.
+            orientation: where the x, y and z indices grow, as three letters, such as "RAS"; "LPS" is how networks see
+                images: to the patient's left, back and head. Flat images have none.
+            probabilities: return them, too.
+
+        Returns:
+            Labels of the array's spatial shape, with the values that label files have. With `probabilities`, a pair
+            of them and of the probabilities (K, *spatial) float32, one per entry of `heads`.
+
+        Raises:
+            AutosegError: another form than the model needs, NaN or infinity, an image unlike the training data, or
+                the predictor was closed.
+        """
+        made = self._arrays.segment(array, spacing, orientation, probabilities=probabilities)
+        with lines_to(self._say):
+            for remark in made.remarks:
+                LOG.warning(f"warning: {remark.what} ({remark.remedy})")
+        return made.labels if made.probabilities is None else (made.labels, made.probabilities)
+
+    def close(self) -> None:
+        """Release the model and its memory. `predict` then raises an AutosegError."""
+        self._arrays.release()
+
+    def __enter__(self) -> "Predictor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,88 @@
+"""`autoseg evaluate --speeds`: what each speed of `predict` costs and loses on the held-out cases."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.commands.evaluate import folds_to_score
+from autoseg.commands.folds import require_known
+from autoseg.commands.inputs import load_records
+from autoseg.errors import StateError
+from autoseg.lines import LOG
+from autoseg.messages import suggest
+from autoseg.nn.devices import choose_device
+from autoseg.preprocessing.sources import require_in_place
+from autoseg.records import load, save
+from autoseg.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoseg.evaluation.speeds import SpeedTable
+    from autoseg.models.model import Model
+
+
+def measure_speeds(
+    workspace: Workspace,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    device: str = "auto",
+) -> "SpeedTable":
+    """Segment every held-out case at all speeds by its own fold, show the table and write speeds.json.
+
+    Raises:
+        StateError: no fold with held-out cases is trained.
+    """
+    from autoseg.evaluation.speeds import describe, measure_speeds
+    from autoseg.models.model import open_model
+
+    dataset, plan, splits = load_records(workspace, network)
+    name, chosen = plan.configuration(configuration)
+    known = {case.id: case for case in dataset.cases}
+    scored, notes = folds_to_score(workspace, plan, name, splits)
+    require_known(workspace, dataset, scored)
+    for note in notes:
+        LOG.info(note)
+    if not scored:
+        raise StateError(
+            f"{workspace.root} has no trained fold of {name} ({chosen.network.name}) with held-out cases",
+            remedy="train first: "
+            + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
+        )
+    held_out = {split.fold: [known[i] for i in split.validation] for split in scored}
+    require_in_place(workspace, dataset, [case for cases in held_out.values() for case in cases])
+    where = choose_device(device)
+    models = {
+        fold: open_model(workspace, name, chosen.network.name, folds=[fold], device=where) for fold in held_out
+    }  # fmt: skip
+    folder = workspace.model(name, chosen.network.name)
+    with tempfile.TemporaryDirectory(prefix=".speeds-", dir=folder) as temporary:
+        table = measure_speeds(models, held_out, Path(temporary))
+    save(workspace.speeds(name, chosen.network.name), table)
+    LOG.info(describe(table))
+    return table
+
+
+def say_expected(workspace: Workspace, models: "Sequence[Model]", speed: str) -> None:
+    """Say what the speed was measured to give, where that was measured for the weights that are about to predict."""
+    from autoseg.evaluation.speeds import SpeedTable, expected
+    from autoseg.models.identity import weights_digest
+
+    model, *others = models
+    path = workspace.speeds(model.configuration_name, model.configuration.network.name)
+    if others or not path.exists():
+        return
+    table = load(SpeedTable, path)
+    measured = {
+        fold: table.weights[str(fold)] == weights_digest(network)
+        for fold, network in zip(model.folds, model.networks, strict=True)
+        if str(fold) in table.weights
+    }
+    if measured and all(measured.values()):
+        LOG.info(expected(table, speed))
+    else:
+        command = suggest(
+            "evaluate", "--speeds", workspace=workspace.root, configuration=model.configuration_name,
+            network=model.configuration.network.name,
+        )  # fmt: skip
+        LOG.info(f"note: the speeds were measured with other weights than these; to measure them again: {command}")

@@ -1,0 +1,88 @@
+"""The logits of all members of an ensemble on the image's own grid, a few rows at a time, and what is made of them.
+
+Members may see the image on different grids. Each computes its tiles as far as the next rows of the image need them, so
+that all move forward together and none ever holds the logits of a whole image.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoseg.imaging.geometry import Axes3
+from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.logit_rows import decide_row
+from autoseg.models.build import head_probabilities
+
+CHUNK_BYTES = 2**26  # of logits handed over at once, at least a row
+MAPPED_BYTES = 2**32  # labels of a larger image are in a file
+
+
+class Consumer(Protocol):
+    """Something that wants the logits of an image: to write probabilities, to measure uncertainty."""
+
+    def take(self, rows: slice, logits: Sequence[Tensor]) -> None:
+        """Use the next rows.
+
+        Args:
+            rows: of the cropped box, along the first axis of the plan's order; they follow those of the call before.
+            logits: one (K, rows, Y, X) float32 per member, on the CPU, on the image's grid in the cropped box. To be
+                read only, and valid during the call.
+        """
+
+
+class LabelConsumer:
+    """Decides labels by the mean of the members' probabilities, into an array (Z, Y, X) of the cropped box."""
+
+    def __init__(self, heads: LabelSet, labels: np.ndarray) -> None:
+        self.heads, self.labels = heads, labels
+
+    def take(self, rows: slice, logits: Sequence[Tensor]) -> None:
+        """Decide some rows; a single member's by its logits, which order classes as probabilities do."""
+        if len(logits) == 1:
+            regions = self.heads.region_indices if self.heads.has_regions else None
+            self.labels[rows] = decide_row(logits[0].numpy().copy(), regions, self.labels.dtype)
+            return
+        total: Tensor | None = None
+        for of_member in logits:
+            probabilities = head_probabilities(of_member[None], self.heads.has_regions)[0]
+            total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None
+        self.labels[rows] = self.heads.decide(total.div_(len(logits)).numpy())
+
+
+def empty_labels(shape: Axes3, heads: LabelSet) -> np.ndarray:
+    """Background (Z, Y, X), of the smallest unsigned dtype; in a temporary file where the image is very large."""
+    dtype = np.min_scalar_type(heads.num_labels)
+    if np.prod(shape, dtype=np.int64) * dtype.itemsize <= MAPPED_BYTES:
+        return np.zeros(shape, dtype=dtype)
+    with tempfile.TemporaryFile() as file:  # it is gone with the last array that is mapped from it
+        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
+def hand_over(members: Sequence[Iterator[Tensor]], consumers: Sequence[Consumer], shape: Axes3) -> None:
+    """Give all rows of an image to all consumers, a few at a time.
+
+    Args:
+        members: of each the rows (K, Y, X) in order.
+        shape: (Z, Y, X) of the cropped box.
+    """
+    start = 0
+    while start < shape[0]:
+        first = [next(rows) for rows in members]
+        count = min(max(1, CHUNK_BYTES // (4 * first[0].numel() * len(members))), shape[0] - start)
+        logits = []
+        for row, others in zip(first, members, strict=True):
+            chunk = row[:, None]
+            if count > 1:
+                chunk = torch.empty((len(row), count, *row.shape[1:]))
+                chunk[:, 0] = row
+                for n in range(1, count):
+                    chunk[:, n] = next(others)
+            logits.append(chunk)
+        for consumer in consumers:
+            consumer.take(slice(start, start + count), logits)
+        start += count

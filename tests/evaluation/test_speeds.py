@@ -1,0 +1,115 @@
+"""The table of speeds: what is measured of whom, intervals by hand, and the record."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.datasets.dataset import Case
+from autoseg.evaluation.evaluate import ScoreJob, score_case
+from autoseg.evaluation.speeds import (
+    Estimate,
+    MeasuredSpeed,
+    SpeedTable,
+    describe,
+    expected,
+    mean_dice,
+    measure_speeds,
+)
+from autoseg.inference.options import SPEEDS
+from autoseg.records import load, save
+from bright import ORGAN, THRESHOLD, Bright, model_of, picture, plan_of
+from files import nifti
+
+TABLE = SpeedTable(
+    1, "3d_fullres", "unet", "cpu, 2 threads", {"0": "a" * 64}, 32,
+    (
+        MeasuredSpeed("accurate", 0.5, 8, Estimate(0.9, 0.88, 0.92), Estimate(0.0, 0.0, 0.0), 4.0),
+        MeasuredSpeed("fast", 0.75, 1, Estimate(0.898, 0.875, 0.921), Estimate(-0.002, -0.004, 0.0), 0.5),
+        MeasuredSpeed("none", 0.75, 1, None, None, 0.5),
+    ),
+)  # fmt: skip
+
+
+def test_an_interval_is_students():
+    """Of 1, 2, 3: mean 2, deviation 1, and t of two degrees of freedom is 4.302653: 2 +- 4.302653 / sqrt(3)."""
+    found = Estimate.of([1.0, 2.0, 3.0])
+    assert found.mean == 2
+    assert (found.low, found.high) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-5)
+    assert Estimate.of([0.7]) == Estimate(0.7, 0.7, 0.7)
+
+
+class Shy(Bright):
+    """Sees nothing in what begins with a bright voxel, and so agrees with itself less when it is flipped."""
+
+    passes = 0
+
+    def forward(self, image):
+        type(self).passes += 1
+        return super().forward(image)
+
+
+@pytest.fixture
+def held_out(tmp_path) -> dict[int, list[Case]]:
+    """Two folds of two cases; the reference of case d is empty, and so is what its image shows."""
+    cases = []
+    for seed, name in enumerate("abcd"):
+        image = picture((8, 9, 10), seed) if name != "d" else np.full((8, 9, 10), 50, np.int16)
+        label = np.where(image > THRESHOLD, 7, 0).astype(np.uint8)
+        if name == "b":
+            label[:4] = 0  # half of what is found is not there
+        files = [
+            nifti(tmp_path / folder / f"{name}.nii", array, np.eye(4))
+            for folder, array in (("in", image), ("labels", label))
+        ]
+        cases.append(Case(name, name, (str(files[0]),), str(files[1])))
+    return {0: cases[:2], 1: cases[2:]}
+
+
+def test_every_case_is_segmented_at_every_speed_by_its_own_fold(tmp_path, held_out):
+    plan = plan_of(mirror_axes=(0, 2))
+    models = {fold: model_of((1.0,) * 3, plan=plan, network=Shy(), patch=(8, 10, 12)) for fold in held_out}
+    Shy.passes = 0
+    table = measure_speeds(models, held_out, tmp_path / "made")
+    assert [(speed.name, speed.step, speed.flips) for speed in table.speeds] == [
+        (name, speed.step, 2 ** int(2 * speed.mirrored)) for name, speed in SPEEDS.items()
+    ]
+    assert Shy.passes == 4 * sum(speed.flips for speed in table.speeds)  # each image is one tile
+    assert (table.cases, table.device.partition(",")[0], set(table.weights)) == (4, "cpu", {"0", "1"})
+    for fold, cases in held_out.items():
+        for name in SPEEDS:
+            made = sorted(path.name for path in (tmp_path / "made" / name / f"fold_{fold}").iterdir())
+            assert made == [f"{case.id}.nii" for case in cases]
+    accurate = table.speeds[0]
+    image, found = picture((8, 9, 10), 1), 0
+    found = int((image > THRESHOLD).sum())
+    half = int((image[4:] > THRESHOLD).sum())
+    assert accurate.dice.mean == pytest.approx(np.mean([1, 2 * half / (found + half), 1]))  # d has no Dice
+    assert {(speed.change.mean, speed.change.low) for speed in table.speeds} == {(0.0, 0.0)}
+    assert all(speed.seconds_per_case > 0 for speed in table.speeds)
+    save(tmp_path / "speeds.json", table)
+    assert load(SpeedTable, tmp_path / "speeds.json") == table
+
+
+def test_distances_are_not_measured_where_nobody_asks_for_them(tmp_path, held_out):
+    case = held_out[0][0]
+    label = Path(case.label)
+    job = ScoreJob("a", label, label, ORGAN)
+    assert "hd95" in score_case(job).scores["organ"]
+    scores = score_case(ScoreJob("a", label, label, ORGAN, surfaces=False))
+    assert "hd95" not in scores.scores["organ"]
+    assert mean_dice(scores) == 1.0
+
+
+def test_the_table_is_shown_and_a_speed_is_one_line():
+    lines = describe(TABLE).splitlines()
+    assert lines[0] == "3d_fullres, unet: 32 held-out cases, cpu, 2 threads"
+    assert lines[2].split()[:3] == ["speed", "step", "passes"]
+    assert lines[5].split() == [
+        "fast", "0.75", "1", "0.8980", "0.8750", "to", "0.9210", "-0.0020", "(-0.0040", "to", "+0.0000)", "0.5", "8.0x"
+    ]  # fmt: skip
+    assert expected(TABLE, "fast") == (
+        "fast: Dice 0.8980 (0.8750 to 0.9210) on 32 held-out cases, -0.0020 against accurate; 0.5 s per case "
+        "(cpu, 2 threads)"
+    )
+    assert expected(TABLE, "none") == expected(TABLE, "unheard") == ""
