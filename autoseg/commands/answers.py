@@ -114,7 +114,7 @@ def _stdout_for_the_document() -> Iterator[Callable[[str], None]]:
         with redirect_stdout(sys.stderr):
             yield show
     finally:
-        if saved is not None:
+        if saved is not None and out is not None:
             out.flush()
             os.dup2(saved, 1)
             os.close(saved)

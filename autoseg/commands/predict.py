@@ -126,8 +126,7 @@ def predict_images(
     if options.speed:
         from autoseg.commands.speeds import say_expected
 
-        if not opened:
-            say_expected(workspace, models, options.speed)
+        say_expected(workspace, models, options.speed, exported_files(workspace, options))
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     written, kept = _predict(models, cases, out, options, faults)
     voters = [f"{_voters(one)} of {one.configuration_name} ({one.configuration.network.name})" for one in models]
@@ -232,6 +231,14 @@ def models_asked_for(workspace: Workspace, plan: Plan, options: PredictOptions) 
     return [(name, configuration.network.name)]
 
 
+def exported_files(workspace: Workspace, options: PredictOptions) -> list[Path]:
+    """The exported files that predict, each once: those that -m names, or the one in place of a workspace."""
+    files = [Path(name).expanduser() for name in options.models if is_exported(name)]
+    if not files and is_exported(workspace.root.name) and not workspace.root.is_dir():
+        files = [workspace.root]
+    return list(dict.fromkeys(files))
+
+
 def open_exported(workspace: Workspace, options: PredictOptions) -> "list[Model]":
     """Load the models of exported files: of those that -m names, or of one that is named in place of a workspace.
 
@@ -240,10 +247,8 @@ def open_exported(workspace: Workspace, options: PredictOptions) -> "list[Model]
     Raises:
         StateError: a file is refused, or models of several files do not fit together.
     """
-    files = [Path(name).expanduser() for name in options.models if is_exported(name)]
-    names = () if files else options.models  # of models in the one file
-    if not files and is_exported(workspace.root.name) and not workspace.root.is_dir():
-        files = [workspace.root]
+    files = exported_files(workspace, options)
+    names = [name for name in options.models if not is_exported(name)]  # of models in a file that is the workspace
     if not files:
         return []
     from autoseg.models.model import require_common
@@ -255,7 +260,7 @@ def open_exported(workspace: Workspace, options: PredictOptions) -> "list[Model]
             path, names=names, configuration=options.configuration, network=options.network, folds=options.folds,
             device=device,
         )
-        for path in dict.fromkeys(files)
+        for path in files
     }  # fmt: skip
     require_common({f"{model.name} of {path}": model.plan for path, models in found.items() for model in models})
     opened = [model for models in found.values() for model in models]
