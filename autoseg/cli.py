@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from autoseg.commands.arguments import parse_folds
 from autoseg.commands.parser import build_parser
 from autoseg.errors import AutosegError, DataError, OutOfMemory, Stopped, UsageError
+from autoseg.lines import show, shown_by
 from autoseg.messages import LESS_MEMORY, complete
 from autoseg.plugins import load_plugins
 
@@ -28,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     try:
-        load_plugins(getattr(options, "plugins", ()))
-        return RUN[options.command](options) or 0
+        with shown_by(show):
+            load_plugins(getattr(options, "plugins", ()))
+            return RUN[options.command](options) or 0
     except Stopped as stopped:
         typed = sys.argv[1:] if arguments is None else arguments
         again = [a for a in typed if a != "--restart" or stopped.restart_due]

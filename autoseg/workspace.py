@@ -11,8 +11,10 @@ A file appears under its final name only when it is complete: it is written besi
 may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.
 """
 
+import errno
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -94,6 +96,12 @@ class Workspace:
         return self.model(configuration, network) / f"fold_{fold}"
 
 
+def is_workspace(folder: Path) -> bool:
+    """Whether a dataset was planned into this folder."""
+    workspace = Workspace(folder)
+    return all(path.is_file() for path in (workspace.plan, workspace.splits, workspace.fingerprint))
+
+
 def fold_of(folder: Path) -> FoldName | None:
     """The fold whose folder this is: 0 of `fold_0`, FULL of `fold_full`; None for `fold_0.before-...` and others."""
     name = folder.name.removeprefix("fold_")
@@ -124,8 +132,11 @@ def begun_folds(model: Path) -> dict[FoldName, Path]:
     return {fold: found[fold] for fold in sorted((f for f in found if f is not None), key=fold_order)}
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, nbytes: int = 0) -> None:
     """Let `write` fill a file beside `path`, flush it to disk and rename it to `path`.
+
+    Args:
+        nbytes: how much will be written, for the message of a full disk; 0: not known.
 
     Raises:
         StorageError: the disk is full or refuses; what stood under `path` before is untouched.
@@ -140,7 +151,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary.replace(path)
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}",
+            f"{path} cannot be written: {refusal(error, path.parent, nbytes)}",
             remedy="check free space and permissions there, or choose another folder",
         ) from error
     finally:
@@ -148,9 +159,21 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             temporary.unlink()
 
 
+def refusal(error: OSError, folder: Path, nbytes: int = 0) -> str:
+    """Why the system does not write a file to a folder; of a full disk, how much it needs and has."""
+    reason = error.strerror or str(error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not nbytes:
+        return reason
+    needs = f"{reason}: it needs {nbytes / 2**20:.1f} MiB there"
+    with suppress(OSError):
+        return f"{needs}, {shutil.disk_usage(folder).free / 2**20:.1f} MiB are free"
+    return needs
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    content = text.encode("utf-8")
+    write_atomically(path, lambda file: file.write(content), nbytes=len(content))
 
 
 def sha256(path: Path) -> str:

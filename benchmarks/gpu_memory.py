@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from memory import cpu_trials, describe, gpu_trials  # beside this file
 
+from autoseg.lines import shown_by
 from autoseg.nn.memory.calibration import TRIALS, Trial, calibrate, observe, trained_dtype
 from autoseg.nn.memory.model import DEFAULT_TERMS, DeviceTerms
 
@@ -74,7 +75,8 @@ def main() -> int:
         print(line, flush=True)
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")  # what there is, should a later step fail
 
-    terms = calibrate(device, say=lambda line: say(f"- {line}"))
+    with shown_by(lambda line: say(f"- {line}")):
+        terms = calibrate(device)
     say(f"- calibrated in {time.perf_counter() - began:.0f} s; torch {torch.__version__}, cuDNN {terms.cudnn}")
     dtype = trained_dtype(device)
     trials = gpu_trials() if device.type == "cuda" else [trial for trial, _ in cpu_trials()]

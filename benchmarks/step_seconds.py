@@ -73,7 +73,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             workspace = Workspace(Path(folder))
             quiet = PlanOptions(preprocess=False, cpu_rate="reference")
-            usual = plan_dataset(options.data / dataset, workspace, quiet, lambda _: None)
+            usual = plan_dataset(options.data / dataset, workspace, quiet)
             found = load(Fingerprint, workspace.fingerprint)
         for network in options.networks:
             plan = usual if network == "unet" else with_network(usual, found, network)

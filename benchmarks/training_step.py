@@ -48,6 +48,7 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
 
     from autoseg.commands.inputs import load_records
     from autoseg.dataloading.store import CaseStore
+    from autoseg.lines import shown_by
     from autoseg.models.build import build_plan_loss, build_plan_network
     from autoseg.nn.optimization import OPTIMIZERS
     from autoseg.training.autotune import apply, choose, worker_count
@@ -75,10 +76,9 @@ def autoseg_side(folder: Path) -> tuple[Step, dict]:
     said: list[str] = []
     samples = choose_batches(store, split.validation, plan, configuration, samples=configuration.batch_size)
     image = next(iter(samples))["image"]
-    runtime = choose(
-        network, plan, configuration, stream_of, image, workers=workers, say=said.append, seconds=EXPECTED_SECONDS
-    )
-    apply(runtime, network, image, said.append)
+    with shown_by(said.append):
+        runtime = choose(network, plan, configuration, stream_of, image, workers=workers, seconds=EXPECTED_SECONDS)
+        apply(runtime, network, image)
     optimizer = OPTIMIZERS[training.optimizer](
         network.parameters(), training.learning_rate, training.weight_decay, training.momentum
     )

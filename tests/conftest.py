@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from autoseg.lines import show, shown_by
+
 settings.register_profile("autoseg", deadline=None)  # no test asserts a duration
 settings.load_profile("autoseg")
 
@@ -28,6 +30,21 @@ def data_dir(request) -> Path:
     if folder is None or not folder.is_dir():
         pytest.skip("real data not given: pass --data=DIR, or make DATA=DIR (see benchmarks/README.md)")
     return folder
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """The lines that are shown while the test runs, outside of commands and functions that show theirs themselves."""
+    lines: list[str] = []
+    with shown_by(lines.append):
+        yield lines
+
+
+@pytest.fixture
+def on_screen() -> Iterator[None]:
+    """Lines are shown on standard output while the test runs, as those of a command are."""
+    with shown_by(show):
+        yield
 
 
 @pytest.fixture(params=[True, False], ids=["in pieces", "at once"])

@@ -28,14 +28,13 @@ TOO_MANY_PARAMETERS = {
     "nn.networks.segformer.SegFormer.__init__",
     "nn.networks.swin_unet.SwinUNet.__init__",
     "nn.networks.transunet.TransUNet.__init__",
-    "planning.planner.make_plan",
 }
 
 # From the bottom up: files at the top of the package, and folders.
 ORDER: list[set[str]] = [
     {"errors"},
     {"plugins"},
-    {"messages", "processes", "stopping", "workspace"},
+    {"lines", "messages", "processes", "stopping", "workspace"},
     {"rules"},
     {"records"},
     {"imaging"},
@@ -73,6 +72,7 @@ TORCH_AT_TOP = {
 }
 TORCH_NOWHERE = {
     "errors",
+    "lines",
     "messages",
     "plugins",
     "processes",

@@ -504,7 +504,7 @@ def test_what_calibrate_measures_is_what_later_plans_count_on(monkeypatch, tmp_p
     assert not calibration.load_terms("cpu").measured
     name = calibration.device_name(torch.device("cpu"))
     terms = replace(calibration.DEFAULT_TERMS, device=name, measured=True, workspace_bytes=123, flops_per_second=1e9)
-    monkeypatch.setattr(calibration, "calibrate", lambda device, say: terms)
+    monkeypatch.setattr(calibration, "calibrate", lambda device: terms)
     found = rate.CpuRate(2e11, 3e11, "float32", name, torch.__version__, calibrated=True)
     monkeypatch.setattr(rate, "calibrate_rate", lambda: found)
     assert run("calibrate", "--device", "cpu") == 0

@@ -17,38 +17,17 @@ from autoseg.cli import main
 from autoseg.commands.parser import build_parser
 from autoseg.planning.plan import Training
 from commands import SHORT, run
+from pages import PAGES, ROOT, blocks, prose, section
 from phantom import tiny_dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import planted_faults
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "autoseg"
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
-    if path.name != "CHANGELOG.md"  # which speaks of versions that were
-}
 README, COMMANDS, ARCHITECTURE = (PAGES[name] for name in ("README.md", "docs/commands.md", "docs/architecture.md"))
 README_LINES = 150
 EXAMPLE_LINES = 8
 ANNOUNCED: set[str] = set()
-FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-def blocks(text: str, language: str | None = None) -> list[str]:
-    """What stands between fences; of one language, or of all."""
-    return [body for tag, body in FENCE.findall(text) if language is None or tag == language]
-
-
-def prose(text: str) -> str:
-    return FENCE.sub("", text)
-
-
-def section(text: str, title: str) -> str:
-    """What stands below a heading of the second level, up to the next one."""
-    (found,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    return found
 
 
 def anchors(text: str) -> set[str]:

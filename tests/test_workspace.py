@@ -1,5 +1,6 @@
 """Files appear whole or not at all; a lock holds between processes and dies with them."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -96,6 +97,23 @@ def test_disk_that_refuses_leaves_the_old_file(tmp_path, monkeypatch, call):
         write_text(tmp_path / "a", "new")
     monkeypatch.undo()
     assert content(tmp_path) == {"a": b"old"}
+
+
+def test_of_a_full_disk_it_is_said_how_much_it_needs(tmp_path, monkeypatch):
+    def refuse(number):
+        def call(*arguments):
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        monkeypatch.setattr(os, "fsync", refuse(number))
+        with pytest.raises(StorageError, match=r"written: .*: it needs 3\.0 MiB there, \d+\.\d MiB are free"):
+            write_text(tmp_path / "a", 3 * 2**20 * "x")
+    monkeypatch.setattr(os, "fsync", refuse(errno.EACCES))
+    with pytest.raises(StorageError, match=r"a cannot be written: Permission denied\n"):
+        write_text(tmp_path / "a", "x")
+    assert content(tmp_path) == {}
 
 
 def test_full_disk_in_the_middle_of_a_file_leaves_the_old_one(tmp_path):

@@ -15,7 +15,6 @@ from autoseg.api.keywords import (
     in_workspace,
     intake_of,
     options_of,
-    teller,
 )
 
 if TYPE_CHECKING:  # imported when they are made
@@ -61,7 +60,7 @@ def check_dataset(
     from autoseg.commands.check import check_dataset
 
     intake = intake_of(channels, labels, regions, ignore, patient_regex)
-    return check_dataset(as_path(dataset), intake, workers=workers, say=teller(say))
+    return check_dataset(as_path(dataset), intake, workers=workers)
 
 
 @checked
@@ -102,7 +101,6 @@ def fix_dataset(
     intake = intake_of(channels, labels, regions, ignore, patient_regex)
     return fix_dataset(
         as_path(dataset), as_path(out), intake, mapping=mapping, non_finite_to=non_finite_to, workers=workers,
-        say=teller(say),
     )  # fmt: skip
 
 
@@ -162,4 +160,4 @@ def plan_dataset(
     from autoseg.commands.plan import PlanOptions, plan_dataset
 
     given = locals() | {"intake": intake_of(channels, labels, regions, ignore, patient_regex)}
-    return plan_dataset(as_path(dataset), in_workspace(workspace), options_of(PlanOptions, given), teller(say))
+    return plan_dataset(as_path(dataset), in_workspace(workspace), options_of(PlanOptions, given))

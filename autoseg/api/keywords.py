@@ -3,7 +3,6 @@
 checked      a function whose calls are refused with an AutosegError that says what was expected
 options_of   keywords as the record of options whose fields have their names
 intake_of    what a dataset cannot say itself, from lists and dicts, or as it is typed
-teller       what shows a line
 """
 
 import difflib
@@ -22,10 +21,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
+from autoseg.api.spelling import in_python
 from autoseg.cli import as_out_of_memory
 from autoseg.commands.arguments import parse_folds
 from autoseg.datasets.dataset import IntakeOptions, parse_options
 from autoseg.errors import AutosegError, UsageError
+from autoseg.lines import show, shown_by
 from autoseg.messages import complete
 from autoseg.processes import is_import_of_main
 from autoseg.rules import FieldError, shown
@@ -56,7 +57,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Hold the arguments of every call against the names and annotations of a function.
 
     Numbers of numpy become Python's; a list or an array becomes a tuple. Commands that errors suggest name the
-    workspace.
+    workspace and are calls of Python. Lines go to the argument `say`, where the function has one.
 
     Raises (when it is called):
         UsageError: an unknown or missing argument, a wrong type, or a call by a worker that imports a user's script.
@@ -73,7 +74,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             )
         arguments = _bound(function.__name__, signature, args, kwargs)
         try:
-            with _without_bars() if arguments.get("say", print) is None else nullcontext():
+            with _shown(arguments["say"]) if "say" in arguments else nullcontext():
                 return function(**arguments)  # type: ignore[call-arg]
         except AutosegError as error:
             _complete(error, arguments.get("workspace"))
@@ -87,9 +88,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _complete(error: AutosegError, workspace: File | None) -> AutosegError:
-    """The same error; commands that it suggests name the workspace."""
+    """The same error; commands that it suggests name the workspace, and are calls."""
     where = None if workspace is None else as_path(workspace)
-    error.what, error.remedy = complete(error.what, where), complete(error.remedy, where)
+    error.what, error.remedy = (in_python(complete(text, where)) for text in (error.what, error.remedy))
     return error
 
 
@@ -104,6 +105,13 @@ class _NoTerminal:
 
     def isatty(self) -> bool:
         return False
+
+
+@contextmanager
+def _shown(say: Say | None) -> Iterator[None]:
+    """Let a function take the lines of the body; `print` beside progress bars, and None takes none and shows no bar."""
+    with shown_by(show if say is print else say), _without_bars() if say is None else nullcontext():
+        yield
 
 
 @contextmanager
@@ -198,15 +206,6 @@ def as_path(file: File) -> Path:
 
 def in_workspace(folder: File) -> Workspace:
     return Workspace(as_path(folder))
-
-
-def teller(say: Say | None) -> Say:
-    """What shows a line; None shows nothing."""
-    return say or _say_nothing
-
-
-def _say_nothing(_: str) -> None:
-    pass
 
 
 def folds_of(folds: FoldNames | None) -> tuple[FoldName, ...] | None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ from autoseg.api.keywords import (
     in_workspace,
     labels_text,
     options_of,
-    teller,
 )
+from autoseg.api.spelling import in_python
 
 if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.evaluate import FolderScores
@@ -90,7 +90,8 @@ def train_folds(
     from autoseg.commands.folds import TrainOptions
     from autoseg.commands.train import train_folds
 
-    return train_folds(in_workspace(workspace), options_of(TrainOptions, locals()), teller(say))
+    trained = train_folds(in_workspace(workspace), options_of(TrainOptions, locals()))
+    return [replace(fold, warnings=tuple(map(in_python, fold.warnings))) for fold in trained]
 
 
 @checked
@@ -125,9 +126,7 @@ def cross_validate(
     from autoseg.commands.evaluate import cross_validate
 
     table = None if csv is None else as_path(csv)
-    return cross_validate(
-        in_workspace(workspace), configuration, network=network, csv=table, workers=workers, say=teller(say)
-    )
+    return cross_validate(in_workspace(workspace), configuration, network=network, csv=table, workers=workers)
 
 
 @checked
@@ -157,7 +156,7 @@ def score_test_set(
     """
     from autoseg.commands.evaluate import score_test_set
 
-    return score_test_set(in_workspace(workspace), configuration, network=network, device=device, say=teller(say))
+    return score_test_set(in_workspace(workspace), configuration, network=network, device=device)
 
 
 @checked
@@ -193,7 +192,7 @@ def evaluate_folders(
 
     return evaluate_folders(
         as_path(predictions), as_path(references), None if workspace is None else in_workspace(workspace),
-        labels=labels_text(labels), csv=None if csv is None else as_path(csv), workers=workers, say=teller(say),
+        labels=labels_text(labels), csv=None if csv is None else as_path(csv), workers=workers,
     )  # fmt: skip
 
 
@@ -245,7 +244,7 @@ def predict_images(
     options = options_of(PredictOptions, locals())
     files = [as_path(images)] if isinstance(images, (str, os.PathLike)) else [as_path(file) for file in images]
     try:
-        written = predict_images(in_workspace(workspace), files, as_path(out), options, say=teller(say))
+        written = predict_images(in_workspace(workspace), files, as_path(out), options)
     except PartlySegmented as partly:
         return Segmentations(partly.written, partly.failed)
     return Segmentations(tuple(written), ())
@@ -268,7 +267,7 @@ def calibrate_device(device: str = "auto", *, say: Say | None = print) -> None:
     """
     from autoseg.commands.calibrate import calibrate_device
 
-    calibrate_device(device, teller(say))
+    calibrate_device(device)
 
 
 @checked

@@ -1,9 +1,9 @@
 """The host chain: augmentation of one patch at a time, in numpy, for training without an accelerator.
 
-The order is nnU-Net v2's, the numbers are those of `presets`. Noise, blur, contrast, low resolution and
-gamma are transforms of batchgenerators; so are the mesh of coordinates and its rotations. Resampling is ours: linear,
-with the same corners and weights for image and labels. Where nothing moves it costs nothing, and the part of the image
-that a deformation reaches is known before it is read:
+The order is nnU-Net v2's, the numbers are those of `presets`. What changes intensities is listed in `host_intensities`.
+The mesh of coordinates and its rotations are those of batchgenerators. Resampling is ours: linear, with the same
+corners and weights for image and labels. Where nothing moves it costs nothing, and the part of the image that a
+deformation reaches is known before it is read:
 
     deformation = chain.draw(rng)                      # often nothing moves: margin 0
     image, target = cut(patch grown by deformation.margin on both sides of every axis)
@@ -14,9 +14,7 @@ zoom-out misses). All draws come from `rng`: same generator, same result, in wha
 """
 
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,19 +27,14 @@ from batchgenerators.augmentations.utils import (
     create_matrix_rotation_z_3d,
     create_zero_centered_coordinate_mesh,
 )
-from batchgenerators.transforms.abstract_transforms import AbstractTransform
-from batchgenerators.transforms.color_transforms import ContrastAugmentationTransform, GammaTransform
-from batchgenerators.transforms.noise_transforms import GaussianBlurTransform, GaussianNoiseTransform
-from batchgenerators.transforms.resample_transforms import SimulateLowResolutionTransform
 
-from autoseg.augmentation.formulas import colour_matrix, spline_basis
+from autoseg.augmentation.formulas import spline_basis
+from autoseg.augmentation.host_intensities import COLOUR_STEPS, STEPS, Step
 from autoseg.augmentation.presets import ANISOTROPIC, ELASTIC_INTERVALS, OBLONG, Augmentation
 from autoseg.imaging.labels import OUTSIDE
 
 ROTATIONS_3D = (create_matrix_rotation_x_3d, create_matrix_rotation_y_3d, create_matrix_rotation_z_3d)
 POINTS_AT_ONCE = 2**15  # resampled together, so that corners and weights stay in the cache
-
-Step = Callable[[np.ndarray, np.random.Generator], None]  # changes an image (C, *patch) float32 in place
 
 
 @dataclass(frozen=True)
@@ -168,73 +161,14 @@ def build_chain(
     if anisotropic is None:
         anisotropic = max(patch) / patch[0] > ANISOTROPIC
     in_plane = anisotropic and len(patch) == 3
-    a = augmentation
-    fixed = [axis for axis, n in enumerate(patch) if (in_plane and axis == 0) or n * a.low_resolution_zoom[0] < 1]
-    blur = GaussianBlurTransform(a.blur_sigma, different_sigma_per_axis=True, p_per_channel=a.blur_per_channel)
-    low_resolution = SimulateLowResolutionTransform(
-        a.low_resolution_zoom, per_channel=True, p_per_channel=a.low_resolution_per_channel,
-        order_downsample=0, order_upsample=1, ignore_axes=fixed,
-    )  # fmt: skip
-    gamma_inverted, gamma = (
-        GammaTransform(a.gamma_range, invert_image=inverted, retain_stats=True, per_channel=True)
-        for inverted in (True, False)
-    )
-    steps: list[tuple[float, Step]] = [
-        (a.noise, Foreign(GaussianNoiseTransform(a.noise_std))),
-        (a.blur, Foreign(blur)),
-        (a.brightness, Brightness(a.brightness_range)),
-        (a.contrast, Foreign(ContrastAugmentationTransform(a.contrast_range, preserve_range=True, per_channel=True))),
-        (a.low_resolution, Foreign(low_resolution)),
-        (a.gamma_inverted, Foreign(gamma_inverted)),
-        (a.gamma, Foreign(gamma)),
-        (a.colour if rgb else 0.0, ColourJitter(a.colour_hue, a.colour_saturation)),
+    zoomed_out = augmentation.low_resolution_zoom[0]
+    fixed = [axis for axis, n in enumerate(patch) if (in_plane and axis == 0) or n * zoomed_out < 1]
+    steps = [
+        (getattr(augmentation, name), make(augmentation, fixed))
+        for name, make in STEPS.items()
+        if rgb or name not in COLOUR_STEPS
     ]
-    return HostChain(a, patch, tuple(mirror_axes), in_plane, tuple(masked_channels), border, steps)
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A transform of batchgenerators as a step. It draws from two global generators, which are lent to it."""
-
-    transform: AbstractTransform
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> None:
-        with _lent_generators(rng):
-            self.transform(data=image[None])  # writes into the view
-
-
-@dataclass(frozen=True)
-class Brightness:
-    """Multiply each channel by a factor: below 1 and above 1 with equal probability, where the range has both sides.
-
-    batchgenerators has this transform with one uniform range only.
-    """
-
-    limits: tuple[float, float]
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> None:
-        low, high = self.limits
-        for channel in image:
-            below = low < 1 and (high <= 1 or rng.random() < 0.5)
-            channel *= rng.uniform(low, min(high, 1)) if below else rng.uniform(max(low, 1), high)
-
-
-@dataclass(frozen=True)
-class ColourJitter:
-    """Turn the hue and stretch the saturation of red, green and blue, leaving their mean (the grey value) as it is.
-
-    Both are linear in the colour: a rotation about the grey axis, and a factor on the distance from it. So no range of
-    values is needed, and the result is defined where brightness or noise went beyond it.
-    """
-
-    hue: float  # +- share of the colour circle
-    saturation: tuple[float, float]
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> None:
-        assert len(image) == 3, f"colour jitter of {len(image)} channels"
-        angle = 2 * np.pi * rng.uniform(-self.hue, self.hue)
-        matrix = colour_matrix(angle, rng.uniform(*self.saturation))
-        image[...] = np.einsum("ij,j...->i...", matrix.astype(np.float32), image)
+    return HostChain(augmentation, patch, tuple(mirror_axes), in_plane, tuple(masked_channels), border, steps)
 
 
 def elastic_field(shape: tuple[int, ...], magnitude: float, rng: np.random.Generator) -> np.ndarray:
@@ -360,16 +294,3 @@ def _mesh(shape: tuple[int, ...]) -> np.ndarray:
     mesh = create_zero_centered_coordinate_mesh(shape).astype(np.float32)
     mesh.setflags(write=False)
     return mesh
-
-
-@contextmanager
-def _lent_generators(rng: np.random.Generator) -> Iterator[None]:
-    """Seed the global generators of numpy and Python from `rng` while the body runs, and restore them."""
-    before = np.random.get_state(), random.getstate()  # noqa: NPY002 (batchgenerators draws from it)
-    np.random.seed(int(rng.integers(2**32)))  # noqa: NPY002
-    random.seed(int(rng.integers(2**32)))
-    try:
-        yield
-    finally:
-        np.random.set_state(before[0])  # noqa: NPY002
-        random.setstate(before[1])

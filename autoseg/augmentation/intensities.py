@@ -6,7 +6,7 @@ A new step is one entry in STEPS with its two functions, and its numbers in `pre
     apply   changes the images of a batch (B, C, *patch) in place, by what was drawn for each of them
 
 Most steps change some channels of some samples, by parameters of their own: see `_change`. The chain on the host has
-steps of its own (`host_chain`).
+steps of its own (`host_intensities`).
 """
 
 from collections.abc import Callable, Sequence

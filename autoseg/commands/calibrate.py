@@ -1,11 +1,11 @@
 """Measuring the machine at hand, for the plans made on it."""
 
-from autoseg.commands.inputs import Say
 from autoseg.errors import UsageError
+from autoseg.lines import LOG
 from autoseg.nn.devices import choose_device
 
 
-def calibrate_device(device: str = "auto", say: Say = print) -> None:
+def calibrate_device(device: str = "auto") -> None:
     """Take a few real training steps, and keep what memory and time they took beside what was predicted.
 
     Raises:
@@ -19,11 +19,13 @@ def calibrate_device(device: str = "auto", say: Say = print) -> None:
             f"{chosen.type} devices cannot be calibrated: they do not report how much memory is in use",
             remedy=f"calibrate {' or '.join(TRIALS)}, or plan with the memory of this one: --vram GB",
         )
-    path = save_terms(calibrate(chosen, say=say))
+    path = save_terms(calibrate(chosen))
     if chosen.type == "cpu":
         from autoseg.nn.rate import calibrate_rate, save_rate
 
         rate = calibrate_rate()
         save_rate(rate)
-        say(f"{rate.flops_2d / 1e9:.3g} G operations per second in 2-D, {rate.flops_3d / 1e9:.3g} in 3-D, {rate.dtype}")
-    say(f"saved to {path}; new plans use it")
+        LOG.info(
+            f"{rate.flops_2d / 1e9:.3g} G operations per second in 2-D, {rate.flops_3d / 1e9:.3g} in 3-D, {rate.dtype}"
+        )
+    LOG.info(f"saved to {path}; new plans use it")

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.commands.inputs import Say
 from autoseg.datasets.checks.duplicates import as_one_patient
 from autoseg.datasets.checks.problems import check, problem_table
 from autoseg.datasets.dataset import Dataset, IntakeOptions, Problem, discover
 from autoseg.datasets.fixing.copying import refuse_unfinished
+from autoseg.lines import LOG
+from autoseg.messages import counted
 
 COUNTED_LABELS = 9  # more are counted where they are listed
 MENDED = "the same command with --fix OUT writes a copy that repairs every fault with one right answer"
@@ -31,7 +32,7 @@ class DatasetReport:
         return not self.errors
 
 
-def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = None, say: Say = print) -> DatasetReport:
+def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = None) -> DatasetReport:
     """Say what was understood of a dataset and everything that is wrong with it.
 
     Raises:
@@ -42,10 +43,10 @@ def check_dataset(root: Path, intake: IntakeOptions, *, workers: int | None = No
     dataset, problems = discover(root, intake)
     problems, _ = check(dataset, known=problems, workers=workers)
     report = DatasetReport(as_one_patient(dataset, problems), tuple(problems))
-    say(describe_dataset(report.dataset))
-    say(problem_table(problems))
-    if not report.usable:
-        say(MENDED)
+    LOG.info(describe_dataset(report.dataset))
+    LOG.info(problem_table(problems))
+    if any(not problem.stays for problem in report.errors):  # a copy can be without the faulty cases
+        LOG.info(MENDED)
     return report
 
 
@@ -60,7 +61,8 @@ def understood(dataset: Dataset) -> list[str]:
     many = len(dataset.labels.values)
     count = f" ({many})" if many > COUNTED_LABELS else ""
     lines = [
-        f"{dataset.name}: {len(dataset.cases)} cases of {patients} patients, {len(dataset.test_cases)} test cases "
+        f"{dataset.name}: {counted(len(dataset.cases), 'case')} of {counted(patients, 'patient')}, "
+        f"{counted(len(dataset.test_cases), 'test case')} "
         f"({dataset.layout} layout)",
         f"channels: {', '.join(dataset.channels)}",
         f"labels{count}: " + ", ".join(f"{name}={value}" for name, value in dataset.labels.values.items()),

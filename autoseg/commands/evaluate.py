@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.commands.folds import require_known
-from autoseg.commands.inputs import Say, load_records
+from autoseg.commands.inputs import load_records
 from autoseg.datasets.dataset import parse_options
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
-from autoseg.messages import suggest
+from autoseg.lines import LOG
+from autoseg.messages import counted, suggest
 from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
 from autoseg.plugins import require_plugins
-from autoseg.preprocessing.sources import changed_since, require_in_place
+from autoseg.preprocessing.sources import changed_lists, changed_since, plan_again, require_in_place
 from autoseg.records import load, save
 from autoseg.workspace import FULL, Workspace, begun_folds
 
@@ -45,7 +46,6 @@ def cross_validate(
     network: str | None = None,
     csv: Path | None = None,
     workers: int | None = None,
-    say: Say = print,
 ) -> "CrossValidation":
     """Score the held-out predictions of every trained fold of one model, show the tables and write its crossval.json.
 
@@ -55,7 +55,7 @@ def cross_validate(
     from autoseg.evaluation.evaluate import write_csv
     from autoseg.training.validation_budget import inference_of
 
-    dataset, plan, splits = load_records(workspace, network, say)
+    dataset, plan, splits = load_records(workspace, network)
     name, chosen = plan.configuration(configuration)
     cases = {case.id: case for case in dataset.cases}
     scored, notes = folds_to_score(workspace, plan, name, splits)
@@ -67,27 +67,30 @@ def cross_validate(
         folder = workspace.fold(name, chosen.network.name, split.fold)
         jobs[split.fold] = validation_jobs(folder / "validation", held_out, plan.labels)
     for note in notes:
-        say(note)
+        LOG.info(note)
     if not jobs:
         raise StateError(
             f"{workspace.root} has no trained fold of {name} ({chosen.network.name}) with held-out cases",
             remedy="train first: "
             + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
         )
+    for path in changed_lists(workspace):
+        again = plan_again(workspace)
+        LOG.warning(f"note: {path} changed since it was planned; the folds were made from the old content: {again}")
     for path in changed_since(workspace, [cases[i] for split in scored for i in split.validation]):
-        say(f"note: {path} changed since it was planned; the scores compare with the current files")
+        LOG.warning(f"note: {path} changed since it was planned; the scores compare with the current files")
     result = cross_validate_folds(name, chosen.network.name, jobs, len(splits.splits), workers=workers)
     save(workspace.crossval(name, chosen.network.name), result)
     if csv:
         write_csv(csv, result.cases)
-    say(describe(result, plan.labels))
+    LOG.info(describe(result, plan.labels))
     for fold in jobs:
         way = inference_of(workspace.fold(name, chosen.network.name, fold))
         if way and way.cheaper:
-            say(f"note: fold {fold} lacked the time to segment as predict does: {way}; predict may score higher")
+            LOG.info(f"note: fold {fold} lacked the time to segment as predict does: {way}; predict may score higher")
     if configuration is None and network is None:
         for line in _other_models(workspace, (name, chosen.network.name)):
-            say(line)
+            LOG.info(line)
     return result
 
 
@@ -147,7 +150,8 @@ def _other_models(workspace: Workspace, shown: tuple[str, str]) -> list[str]:
         dice = mean_over_labels(result.summary)
         mean = "-" if dice is None else f"{dice:.4f}"
         lines.append(
-            f"{configuration}, {network}: mean Dice {mean}, {len(result.cases)} cases in {len(result.folds)} folds"
+            f"{configuration}, {network}: mean Dice {mean}, {counted(len(result.cases), 'case')} in "
+            f"{counted(len(result.folds), 'fold')}"
         )
     return lines
 
@@ -158,7 +162,6 @@ def score_test_set(
     *,
     network: str | None = None,
     device: str = "auto",
-    say: Say = print,
 ) -> "HeldOutScores":
     """Predict the dataset's held-out test cases with the ensemble of all folds, score them once, and keep the scores.
 
@@ -172,10 +175,12 @@ def score_test_set(
     from autoseg.inference.predict import predict_cases
     from autoseg.models.model import open_model
 
-    dataset, plan, splits = load_records(workspace, network, say)
+    dataset, plan, splits = load_records(workspace, network)
     if workspace.test.exists():
         result = load(HeldOutScores, workspace.test)
-        say(f"the test set is scored only once; these are the results of {result.configuration} ({result.network}):")
+        LOG.info(
+            f"the test set is scored only once; these are the results of {result.configuration} ({result.network}):"
+        )
     else:
         cases = [case for case in dataset.test_cases if case.label is not None]
         if not cases:
@@ -187,14 +192,14 @@ def score_test_set(
         folds = [split.fold for split in splits.splits]
         begun = begun_folds(workspace.model(name, chosen.network.name))
         if FULL in begun and not set(folds) & set(begun):
-            say("note: no fold is trained; predicting with the model of all cases")
+            LOG.info("note: no fold is trained; predicting with the model of all cases")
             folds = [FULL]
         model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
         folder = workspace.model(name, chosen.network.name) / "test"
         predict_cases([model], cases, folder, title="test set")
         result = score_test_cases(name, chosen.network.name, folder, cases, model.plan.labels)
         save(workspace.test, result)
-    say(summary_table(summarise(result.cases), f"{len(result.cases)} test cases"))
+    LOG.info(summary_table(summarise(result.cases), counted(len(result.cases), "test case")))
     return result
 
 
@@ -206,7 +211,6 @@ def evaluate_folders(
     labels: str | None = None,
     csv: Path | None = None,
     workers: int | None = None,
-    say: Say = print,
 ) -> FolderScores:
     """Compare two folders of label files and show the tables.
 
@@ -235,8 +239,8 @@ def evaluate_folders(
         label_set = labels_found(references)
     scores = score_cases(pair_folders(predictions, references, label_set), workers=workers)
     summary = summarise(scores)
-    say(summary_table(summary, f"{len(scores)} cases"))
-    say("\n" + confusion_table(total_confusion(scores), ["background", *label_set.values]))
+    LOG.info(summary_table(summary, counted(len(scores), "case")))
+    LOG.info("\n" + confusion_table(total_confusion(scores), ["background", *label_set.values]))
     if csv:
         write_csv(csv, scores)
     return FolderScores(scores, summary)

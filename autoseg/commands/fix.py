@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 from autoseg.commands.check import describe_dataset
-from autoseg.commands.inputs import Say
 from autoseg.datasets.checks.duplicates import as_one_patient
 from autoseg.datasets.checks.problems import check, problem_table
 from autoseg.datasets.dataset import Dataset, IntakeOptions, discover, workers_for
@@ -42,6 +41,7 @@ from autoseg.datasets.fixing.repair import Wishes, mend_cases
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import DataError, StorageError, UsageError
 from autoseg.imaging.formats.readers import ending_of
+from autoseg.lines import LOG
 from autoseg.messages import counted
 from autoseg.processes import map_in_processes
 from autoseg.workspace import lock, write_text
@@ -75,7 +75,6 @@ def fix_dataset(
     mapping: Mapping[int, int] | None = None,
     non_finite_to: float | None = None,
     workers: int | None = None,
-    say: Say = print,
 ) -> FixReport:
     """Write a corrected copy of a data set, list every change (in OUT/changes.csv, too), and check the copy.
 
@@ -99,7 +98,7 @@ def fix_dataset(
     _refuse_little_room(plan, out)
     with lock(out / GUARD, f"writing a copy to {out}"):
         begin(root, out, GUARD)
-        say(f"copying {len(plan.jobs)} files ({plan.bytes / 2**20:.1f} MiB) of {root} to {out}")
+        LOG.info(f"copying {len(plan.jobs)} files ({plan.bytes / 2**20:.1f} MiB) of {root} to {out}")
         try:
             changes = [*plan.left_out, *_copy(plan, root, out, workers), *_mend(out, intake, wishes, workers)]
             dataset, problems, more = _sound(out, intake, workers)
@@ -107,7 +106,7 @@ def fix_dataset(
             what = error.what.replace(str(out), str(root.parent if root.is_file() else root))
             raise DataError(what, remedy=error.remedy) from None
         changes = _told(out, dataset, [*changes, *more])
-        listed = _report(out, dataset, changes, problems, say)
+        listed = _report(out, dataset, changes, problems)
         write_text(listed, change_csv(changes))
         (out / MARK).unlink()
     (out / GUARD).unlink(missing_ok=True)
@@ -284,18 +283,18 @@ def _told(out: Path, dataset: Dataset, changes: Sequence[Change]) -> list[Change
     return sorted(listed, key=lambda change: change.method in (LEFT_OUT, NOT_MENDED))
 
 
-def _report(out: Path, dataset: Dataset, changes: Sequence[Change], problems: Sequence[Problem], say: Say) -> Path:
+def _report(out: Path, dataset: Dataset, changes: Sequence[Change], problems: Sequence[Problem]) -> Path:
     """Say what was understood, changed, left out and remains; returns the file for the list of changes."""
     made = [change for change in changes if change.method not in (LEFT_OUT, NOT_MENDED)]
     rest = [change for change in changes if change.method in (LEFT_OUT, NOT_MENDED)]
     names = ("changes.csv", *(f"changes_{number}.csv" for number in range(2, 1000)))
     listed = next(out / name for name in names if not (out / name).exists())
-    say(describe_dataset(as_one_patient(dataset, problems)))
-    say(f"{counted(len(made), 'change')} in {out}, also listed in {listed.name}")
+    LOG.info(describe_dataset(as_one_patient(dataset, problems)))
+    LOG.info(f"{counted(len(made), 'change')} in {out}, also listed in {listed.name}")
     if made:
-        say(change_table(made))
+        LOG.info(change_table(made))
     if rest:
-        say("not repaired:")
-        say(change_table(rest))
-    say(f"the copy: {problem_table(problems)}")
+        LOG.info("not repaired:")
+        LOG.info(change_table(rest))
+    LOG.info(f"the copy: {problem_table(problems)}")
     return listed

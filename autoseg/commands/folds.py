@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from autoseg.commands.inputs import Say, load_records
+from autoseg.commands.inputs import load_records
 from autoseg.commands.plan import FOLDS
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
+from autoseg.lines import LOG
 from autoseg.planning.plan import Plan
 from autoseg.planning.plan_fields import Seconds, Steps
 from autoseg.preprocessing.cascade import prepare_previous
@@ -64,9 +65,9 @@ class Folds:
     splits: Splits
 
     @classmethod
-    def open(cls, workspace: Workspace, options: TrainOptions, say: Say) -> "Folds":
+    def open(cls, workspace: Workspace, options: TrainOptions) -> "Folds":
         """Those of a workspace. Raises StateError where nothing has been planned."""
-        dataset, plan, splits = load_records(workspace, options.network, say)
+        dataset, plan, splits = load_records(workspace, options.network)
         return cls(workspace, dataset, _with_length(plan.with_settings(options.settings), options), splits)
 
     def chosen(self, folds: Sequence[FoldName] | None) -> list[Split]:
@@ -155,7 +156,7 @@ class Folds:
         """Preprocess the cases for a configuration; those that are stored are left alone."""
         preprocess(self.dataset, self.plan, name, self.workspace)
 
-    def bring_previous_stage(self, name: str, *, restart: bool, chosen: Sequence[Split], say: Say) -> None:
+    def bring_previous_stage(self, name: str, *, restart: bool, chosen: Sequence[Split]) -> None:
         """Bring the previous stage's held-out segmentations to a cascade's grid.
 
         Says which folds learnt from older ones.
@@ -171,7 +172,7 @@ class Folds:
         old = [split.fold for split in chosen if self.done(name, split)]
         if replaced and old and not restart:
             which = f"fold {','.join(map(str, old))} of {name}"
-            say(f"note: {which} was trained on outdated segmentations; retrain with --restart")
+            LOG.warning(f"note: {which} was trained on outdated segmentations; retrain with --restart")
 
 
 def require_known(workspace: Workspace, dataset: Dataset, splits: Sequence[Split]) -> None:

@@ -2,13 +2,13 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError
+from autoseg.lines import LOG
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import Plan
@@ -18,17 +18,16 @@ from autoseg.records import OtherVersion, load, save
 from autoseg.workspace import Workspace
 
 PLAN_FIRST = "make a plan first: " + suggest("plan", ANY_DATASET)
-Say = Callable[[str], None]
 
 
-def load_records(workspace: Workspace, network: str | None = None, say: Say = print) -> tuple[Dataset, Plan, Splits]:
+def load_records(workspace: Workspace, network: str | None = None) -> tuple[Dataset, Plan, Splits]:
     """Dataset, plan (see `open_plan`) and splits of a workspace.
 
     Raises:
         StateError: nothing has been planned, or the folds name a case that is not in the dataset.
     """
     dataset = load(Dataset, workspace.dataset, remedy=PLAN_FIRST)
-    plan = open_plan(workspace, network, say)
+    plan = open_plan(workspace, network)
     splits = load(Splits, workspace.splits, remedy=PLAN_FIRST)
     known = {case.id for case in dataset.cases}
     for i, split in enumerate(splits.splits):
@@ -43,7 +42,7 @@ def load_records(workspace: Workspace, network: str | None = None, say: Say = pr
     return dataset, plan, splits
 
 
-def open_plan(workspace: Workspace, network: str | None = None, say: Say = print) -> Plan:
+def open_plan(workspace: Workspace, network: str | None = None) -> Plan:
     """The plan of a workspace for one network: plan.json, or for another network than its own plan-<network>.json.
 
     That one is made from plan.json where it is missing, or where plan.json has come to see the data in another way
@@ -63,7 +62,7 @@ def open_plan(workspace: Workspace, network: str | None = None, say: Say = print
     keep_aside(path, time.strftime("%Y%m%d-%H%M%S"))
     made = with_network(plan, load(Fingerprint, workspace.fingerprint, remedy=PLAN_FIRST), network)
     save(path, made)
-    say("\n".join([f"plan for {network}, with all its decisions in {path}:", *glance(made)]))
+    LOG.info("\n".join([f"plan for {network}, with all its decisions in {path}:", *glance(made)]))
     return made
 
 

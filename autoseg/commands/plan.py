@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from autoseg.commands.check import describe_dataset, understood
-from autoseg.commands.inputs import Say
 from autoseg.commands.replan import (
     Replanning,
     folds_after,
@@ -23,7 +22,8 @@ from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.datasets.fixing.copying import refuse_unfinished
 from autoseg.datasets.splits import Splits, make_splits, splits_from_nnunet
 from autoseg.errors import DataError
-from autoseg.messages import complete, suggest
+from autoseg.lines import LOG, rewritten
+from autoseg.messages import complete, counted, suggest
 from autoseg.nn.devices import gpu_memory_gb
 from autoseg.planning.fingerprint import Fingerprint, measure_case, samples_per_case, summarise
 from autoseg.planning.foreign_grids import training_grids
@@ -31,7 +31,7 @@ from autoseg.planning.overview import overview
 from autoseg.planning.pace import REFERENCE, Pace, pace
 from autoseg.planning.plan import Plan
 from autoseg.planning.plan_fields import Seconds
-from autoseg.planning.planner import describe, make_plan
+from autoseg.planning.planner import Wishes, describe, make_plan
 from autoseg.planning.table import summary
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.preprocessing.sources import measure
@@ -57,7 +57,7 @@ class PlanOptions:
     time_budget_seconds: Seconds | None = None  # wall time of a fold; None: the recipe's epochs, sized for an hour
     # of a CPU: measured here, that of the reference machine (the same plans on every machine), or a multiple of it
     cpu_rate: Literal["measured", "reference"] | float = "measured"
-    explain: bool = False  # say every decision
+    explain: bool = False  # show every decision
     configurations: tuple[str, ...] = ()  # to preprocess; empty: the recommended one
     skip_bad: bool = False
     settings: tuple[str, ...] = ()  # key=value, applied to the finished plan
@@ -71,7 +71,7 @@ class PlanOptions:
             raise FieldError(f"cpu_rate: expected more than 0, at most {MAX_CPU_RATE:g}, found {self.cpu_rate}")
 
 
-def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOptions(), say: Say = print) -> Plan:
+def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOptions()) -> Plan:
     """Read a dataset once, decide everything, and preprocess it.
 
     Raises:
@@ -80,19 +80,18 @@ def plan_dataset(root: Path, workspace: Workspace, options: PlanOptions = PlanOp
     """
     require_own_folder(workspace, Path(root))
 
-    def say_complete(text: str) -> None:
-        say(complete(text, workspace.root))  # problems and notes do not know the workspace
+    # problems and notes do not know the workspace
+    completed = rewritten(lambda text: complete(text, workspace.root))
+    with lock(workspace.root / ".plan.lock", f"planning in {workspace.root}"), completed:
+        return _plan_and_keep(root, workspace, options)
 
-    with lock(workspace.root / ".plan.lock", f"planning in {workspace.root}"):
-        return _plan_and_keep(root, workspace, options, say_complete)
 
-
-def _plan_and_keep(root: Path, workspace: Workspace, options: PlanOptions, say: Say) -> Plan:
-    """Examine, decide, store and say all of it; see `plan_dataset`."""
+def _plan_and_keep(root: Path, workspace: Workspace, options: PlanOptions) -> Plan:
+    """Examine, decide, store and show all of it; see `plan_dataset`."""
     replanning = Replanning(workspace)
-    dataset, fingerprint = _examine(root, options, say)
+    dataset, fingerprint = _examine(root, options)
     require_related(workspace, dataset)
-    plan = with_kept_statistics(_decide(dataset, fingerprint, options), workspace, say)
+    plan = with_kept_statistics(_decide(dataset, fingerprint, options), workspace)
     budget = options.time_budget_seconds
     length = () if budget is None else (f"training.time_budget_seconds={budget:g}",)
     plan = plan.with_settings((*length, *options.settings))
@@ -106,20 +105,20 @@ def _plan_and_keep(root: Path, workspace: Workspace, options: PlanOptions, say: 
         replanning.keep(path)
         save(path, record)
     if options.explain:
-        say("\n".join([describe(plan), "", summary(plan), "", *(f"note: {note}" for note in splits.notes)]))
+        LOG.info("\n".join([describe(plan), "", summary(plan), "", *(f"note: {note}" for note in splits.notes)]))
     else:
-        say(_at_a_glance(dataset, plan, splits, workspace))
+        LOG.info(_at_a_glance(dataset, plan, splits, workspace))
     for note in replanning.kept():
-        say(note)
+        LOG.info(note)
     if options.preprocess:
         names = options.configurations or (plan.recommended,)
         stores = [preprocess(dataset, plan, name, workspace, workers=options.workers) for name in names]
         folder = stores[0].folder if len(stores) == 1 else workspace.root / "preprocessed"
-        say(f"{', '.join(names)}: {len(dataset.cases)} preprocessed cases in {folder}")
+        LOG.info(f"{', '.join(names)}: {counted(len(dataset.cases), 'preprocessed case')} in {folder}")
     for line in folds_after(workspace, dataset, plan, splits):
-        say(line)
+        LOG.info(line)
     begun = bool(workspace.models())  # folds that `train` may refuse without the options they were begun with
-    say(f"next: {next_command(workspace) if begun else suggest('train', workspace=workspace.root)}")
+    LOG.info(f"next: {next_command(workspace) if begun else suggest('train', workspace=workspace.root)}")
     return plan
 
 
@@ -133,11 +132,13 @@ def _decide(dataset: Dataset, fingerprint: Fingerprint, options: PlanOptions) ->
         channels=dataset.channels,
         labels=dataset.labels,
         fingerprint=fingerprint,
-        rules=options.rules,
-        preset=options.preset,
-        network=options.network,
-        device="cpu" if vram_gb is None else "gpu",
-        vram_gb=vram_gb,
+        wishes=Wishes(
+            rules=options.rules,
+            preset=options.preset,
+            network=options.network,
+            device="cpu" if vram_gb is None else "gpu",
+            vram_gb=vram_gb,
+        ),
         pace=_pace(options) if vram_gb is None and options.preset in (None, "s") else None,
     )
     return replace(plan, file_names=dataset.file_names, grids=training_grids(fingerprint))
@@ -188,7 +189,7 @@ def _as_typed(options: PlanOptions) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Fingerprint]:
+def _examine(root: Path, options: PlanOptions) -> tuple[Dataset, Fingerprint]:
     """Check and measure a dataset, reading every file once."""
     refuse_unfinished(root)
     dataset, problems = discover(root, options.intake)
@@ -197,19 +198,19 @@ def _examine(root: Path, options: PlanOptions, say: Say) -> tuple[Dataset, Finge
     dataset = as_one_patient(dataset, problems)
     errors = [p for p in problems if p.severity == "error"]
     if errors or options.explain:  # otherwise the plan begins with it
-        say(describe_dataset(dataset))
+        LOG.info(describe_dataset(dataset))
     if problems:
-        say(problem_table(problems))
+        LOG.info(problem_table(problems))
     if errors and not options.skip_bad:
         lasting = any(problem.stays for problem in errors)  # leaving cases out would be refused
         raise DataError(
-            f"{root} has {len(errors)} error{'s' * (len(errors) != 1)} (listed above)",
+            f"{root} has {counted(len(errors), 'error')} (listed above)",
             remedy="fix them" if lasting else "fix them, or leave the faulty cases out with --skip-bad",
         )
     known = len(dataset.notes)
     dataset = without_bad_cases(dataset, problems)
     for note in dataset.notes[known:] if options.explain else ():
-        say(f"note: {note}")
+        LOG.info(f"note: {note}")
     kept = {case.id: measured[case.id] for case in dataset.cases}
     return dataset, summarise(kept, channels=dataset.channels, labels=dataset.labels)
 

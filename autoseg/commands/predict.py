@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.commands.inputs import Say, open_plan
+from autoseg.commands.inputs import open_plan
 from autoseg.datasets.checks.grids import header_notes
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.inference.options import InferenceOptions
+from autoseg.lines import LOG
 from autoseg.messages import counted, suggest
 from autoseg.models.same_training import SEEN, what_is_seen
 from autoseg.nn.devices import choose_device
@@ -64,8 +65,6 @@ def predict_images(
     images: Sequence[Path],
     out: Path,
     options: PredictOptions = PredictOptions(),
-    *,
-    say: Say = print,
 ) -> list[Path]:
     """Segment images with the ensemble of the trained folds; one label file per case, on the image's own grid.
 
@@ -83,13 +82,13 @@ def predict_images(
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, expected a folder for the segmentations", remedy="choose another name")
-    plan = open_plan(workspace, options.network, say)
+    plan = open_plan(workspace, options.network)
     pairs = _models_asked_for(workspace, plan, options)
     found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names, out)
     models = _open_models(workspace, pairs, options)
     for model in models:
         for note in notes_on(model, plan):
-            say(note)
+            LOG.info(note)
     trained = models[0].plan
     if trained.file_names not in (None, plan.file_names):  # the model was trained on images named differently
         found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names, out)
@@ -98,8 +97,8 @@ def predict_images(
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     written = predict_cases(models, cases, out, options.inference_options(), faults=faults) if cases else []
     voters = [f"{_voters(model)} of {name} ({network})" for model, (name, network) in zip(models, pairs, strict=True)]
-    _say_what_was_written(written, before, voters, out, say)
-    _report(faults, paths := [prediction.path for prediction in written], out, say)
+    _say_what_was_written(written, before, voters, out)
+    _report(faults, paths := [prediction.path for prediction in written], out)
     return paths
 
 
@@ -120,20 +119,20 @@ def _open_models(workspace: Workspace, pairs: Sequence[tuple[str, str]], options
 
 
 def _say_what_was_written(
-    written: "Sequence[Prediction]", before: Collection[str], voters: Sequence[str], out: Path, say: Say
+    written: "Sequence[Prediction]", before: Collection[str], voters: Sequence[str], out: Path
 ) -> None:
     """Say what is odd about the headers, how many segmentations there are, and how many replaced a file."""
     for problem in header_notes([remark for prediction in written for remark in prediction.remarks]):
-        say(f"warning: {problem.file}: {problem.what} ({problem.remedy})")
-    say(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
+        LOG.warning(f"warning: {problem.file}: {problem.what} ({problem.remedy})")
+    LOG.info(f"{len(written)} segmentations in {out}, by {' and '.join(voters)}")
     if replaced := [prediction for prediction in written if prediction.path.name in before]:
-        say(f"note: {len(replaced)} of them replaced files in {out}")
+        LOG.info(f"note: {len(replaced)} of them replaced files in {out}")
 
 
-def _report(faults: Sequence[Problem], written: Sequence[Path], out: Path, say: Say) -> None:
+def _report(faults: Sequence[Problem], written: Sequence[Path], out: Path) -> None:
     """List what is wrong with the images. Raises PartlySegmented where one of them could not be segmented."""
     if faults:
-        say(problem_table(faults))
+        LOG.info(problem_table(faults))
     if errors := [fault for fault in faults if fault.severity == "error"]:
         raise PartlySegmented(errors, written, out)
 

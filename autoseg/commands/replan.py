@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoseg.commands.inputs import Say, keep_aside, open_plan
+from autoseg.commands.inputs import keep_aside, open_plan
 from autoseg.datasets.dataset import Dataset, IntakeOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.imaging.normalize import STATISTICS, uses_statistics
+from autoseg.lines import LOG, shown_by
 from autoseg.messages import suggest
 from autoseg.models.begun import begun_of, split_of, standing
 from autoseg.planning.plan import ChannelNormalization, Plan
@@ -88,7 +89,7 @@ class Replanning:
         return notes
 
 
-def with_kept_statistics(plan: Plan, workspace: Workspace, say: Say) -> Plan:
+def with_kept_statistics(plan: Plan, workspace: Workspace) -> Plan:
     """The plan with the intensity statistics that trained folds know, where today's hardly differ.
 
     They are measured on the foreground: one corrected label moves them by next to nothing, and yet no fold would see
@@ -105,7 +106,7 @@ def with_kept_statistics(plan: Plan, workspace: Workspace, say: Say) -> Plan:
     if not all(map(_hardly_differ, earlier.normalization, plan.normalization)):
         return plan
     if any(uses_statistics(channel.scheme) for channel in plan.normalization):
-        say(
+        LOG.info(
             "note: the foreground's intensity statistics differ from those of the trained folds by less than "
             f"{STATISTICS_TOLERANCE:.0%} of a standard deviation: keeping those of the folds"
         )
@@ -127,7 +128,8 @@ def folds_after(workspace: Workspace, dataset: Dataset, plan: Plan, splits: Spli
         if name not in plan.configurations:
             lines.append(f"note: {name}-{network} is trained, but the plan no longer has a configuration {name}")
             continue
-        own = open_plan(workspace, network, lambda _: None)
+        with shown_by(None):  # no plan that is made here is news
+            own = open_plan(workspace, network)
         valid: list[FoldName] = []
         for fold, begun in begun_of(workspace, name, network)[0].items():
             split = split_of(fold, splits.splits, everything)

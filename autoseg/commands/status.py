@@ -14,10 +14,10 @@ from autoseg.commands.inputs import known_plan
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
-from autoseg.messages import ANY_DATASET, suggest
+from autoseg.messages import ANY_DATASET, counted, suggest
 from autoseg.models.begun import BegunFold, begun_of, standing
 from autoseg.planning.plan import Plan
-from autoseg.preprocessing.sources import changed_since, plan_again, require_in_place
+from autoseg.preprocessing.sources import changed_lists, changed_since, plan_again, require_in_place
 from autoseg.processes import available_cores
 from autoseg.records import load
 from autoseg.training.history import read_history
@@ -32,7 +32,8 @@ def status(workspace: Workspace) -> str:
         return f"{workspace.root}: nothing planned yet\nnext: " + suggest("plan", ANY_DATASET, workspace=workspace.root)
     plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
     cases = len(splits.splits[0].train) + len(splits.splits[0].validation)
-    lines = [f"{workspace.root}: {plan.dataset}, {cases} cases, {len(splits.splits)} folds, planned for {plan.device}"]
+    sizes = f"{counted(cases, 'case')}, {counted(len(splits.splits), 'fold')}"
+    lines = [f"{workspace.root}: {plan.dataset}, {sizes}, planned for {plan.device}"]
     told, replan = _dataset_status(workspace)
     lines += told
     todo: dict[str, list[Todo]] = {}
@@ -96,7 +97,7 @@ def _dataset_status(workspace: Workspace) -> tuple[list[str], str]:
     except StateError as error:
         moved = not Path(dataset.root).exists()
         return [f"{error.what}; {error.remedy}"], plan_again(workspace, "NEWPLACE" if moved else None)
-    changed = changed_since(workspace, dataset.cases)
+    changed = [*changed_lists(workspace), *changed_since(workspace, dataset.cases)]
     if not changed:
         return [], ""
     others = f" and {len(changed) - 1} other files" if len(changed) > 1 else ""
@@ -178,11 +179,16 @@ def _begun_status(
 
 
 def _fold_status(folder: Path, validation_cases: int) -> tuple[str, bool]:
-    history = read_history(folder)
-    if not history:
-        return ("started, first epoch not complete" if (folder / "last.pt").exists() else "not trained"), False
-    last = history[-1]
-    text = f"epoch {last.epoch}, step {last.step}, pseudo Dice {last.mean_dice or 0:.3f}"
+    """How far a fold is by its history and its files, and whether it is done; a history may be damaged."""
+    try:
+        history = read_history(folder)
+    except StateError as error:
+        text = f"{error.what} ({error.remedy})"
+    else:
+        if not history:
+            return ("started, first epoch not complete" if (folder / "last.pt").exists() else "not trained"), False
+        last = history[-1]
+        text = f"epoch {last.epoch}, step {last.step}, pseudo Dice {last.mean_dice or 0:.3f}"
     predicted = sum(path.name[0] != "." for path in (folder / "validation").glob("*"))
     if predicted < validation_cases:
         return f"{text}; {predicted} of {validation_cases} validation cases predicted", False

@@ -1,16 +1,17 @@
 """Folds, one after the other, each with the predictions of its held-out cases; before a cascade, its previous stage."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.commands.folds import Folds, TrainOptions
-from autoseg.commands.inputs import Say
 from autoseg.commands.plan import FOLDS
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, Stopped, UsageError
-from autoseg.messages import duration, suggest
+from autoseg.lines import LOG, shown_by
+from autoseg.messages import counted, duration, suggest
 from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
 from autoseg.stopping import StopSignals
@@ -54,12 +55,11 @@ class _Run:
 
     folds: Folds
     device: "torch.device"
-    say: Say
     stop: StopSignals
     ranks: "Ranks"
 
 
-def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), say: Say = print) -> list[TrainedFold]:
+def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions()) -> list[TrainedFold]:
     """Train folds one after the other, each followed by the prediction of its validation cases.
 
     A fold that is trained already is left alone; one that was interrupted is resumed. A cascade first trains all
@@ -77,26 +77,26 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions(), sa
     with StopSignals(options.stop_after_seconds) as stop, Ranks.from_environment(device.type) as ranks:
         if ranks.count > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
-        say = say if ranks.rank == 0 else _say_nothing
-        results = _train(_Run(Folds.open(workspace, options, say), device, say, stop, ranks), options)
-        if len(results) > 1:  # of a single one they were printed last
-            for line in (line for result in results for line in result.warnings):
-                say(line)
+        with shown_by(None) if ranks.rank > 0 else nullcontext():  # of several processes, the first one reports
+            results = _train(_Run(Folds.open(workspace, options), device, stop, ranks), options)
+            if len(results) > 1:  # of a single one they were shown last
+                for line in (line for result in results for line in result.warnings):
+                    LOG.warning(line)
     return results
 
 
 def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:
-    folds, say = run.folds, run.say
+    folds = run.folds
     name, configuration = folds.plan.configuration(options.configuration)
     for one in filter(None, (configuration.cascade_from, name)):
         _require_even_batch(folds.plan.configurations[one].batch_size, run.ranks.count, one)
     chosen = folds.chosen(options.folds)
     if options.finish:
-        chosen = begun_among(folds, name, chosen, say)
+        chosen = begun_among(folds, name, chosen)
     folds.require_sources()
     results: list[TrainedFold] = []
     if options.folds is not None and len(chosen) < len(options.folds) and not options.finish:
-        say(f"note: only {len(folds.splits.splits)} folds: there are too few patients for {FOLDS}")
+        LOG.info(f"note: only {len(folds.splits.splits)} folds: there are too few patients for {FOLDS}")
     replaced = not options.restart
     try:
         if configuration.cascade_from:
@@ -104,8 +104,8 @@ def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:
         if run.ranks.rank == 0:
             folds.preprocess(name)
             if configuration.cascade_from:
-                say(f"stage 2 of 2: {name}")
-                folds.bring_previous_stage(name, restart=options.restart, chosen=chosen, say=say)
+                LOG.info(f"stage 2 of 2: {name}")
+                folds.bring_previous_stage(name, restart=options.restart, chosen=chosen)
         run.ranks.barrier()
         for number, split in enumerate(chosen):
             try:
@@ -116,7 +116,7 @@ def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:
                 replaced = replaced or not stopped.restart_due
                 later = [str(other.fold) for other in chosen[number + (not stopped.restart_due) :]]
                 if options.restart and replaced and later:
-                    say(f"not yet retrained, needs --restart: fold {','.join(later)}")
+                    LOG.info(f"not yet retrained, needs --restart: fold {','.join(later)}")
                 raise
     except Stopped as stopped:
         stopped.restart_due = not replaced
@@ -124,7 +124,7 @@ def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:
     return results
 
 
-def begun_among(folds: Folds, name: str, chosen: "list[Split]", say: Say) -> "list[Split]":
+def begun_among(folds: Folds, name: str, chosen: "list[Split]") -> "list[Split]":
     """The folds that were begun, of those chosen; says which were not. Raises StateError where none was."""
     begun = [split for split in chosen if (folds.folder(name, split.fold) / "last.pt").exists()]
     if not begun:
@@ -134,7 +134,7 @@ def begun_among(folds: Folds, name: str, chosen: "list[Split]", say: Say) -> "li
         )
     for split in chosen:
         if split not in begun:
-            say(f"note: fold {split.fold} has not been started: there is nothing to finish")
+            LOG.info(f"note: fold {split.fold} has not been started: there is nothing to finish")
     return begun
 
 
@@ -163,19 +163,16 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     def beside_network() -> float:
         return seconds_beside_network(folds.workspace, folds.plan, name, folds.cases(split), run.device)
 
-    show = None if run.say is print else run.say  # None: beside the progress bar
-    task = TrainingTask(
-        folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network, show=show
-    )
+    task = TrainingTask(folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network)
     result = train_fold(task, options, run.stop)
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold
     if result.already_finished:
         for remark in result.remarks:
-            run.say(f"fold {split.fold}  {remark}")
+            LOG.info(f"fold {split.fold}  {remark}")
     if split.fold == FULL:
         state = "is already trained" if result.already_finished else "is trained"
-        run.say(
+        LOG.info(
             f"fold {FULL}  {state} on all {len(split.train)} cases ({result.folder}); its quality is estimated "
             "only by the cross-validation of the folds"
         )
@@ -184,7 +181,7 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     missing = folds.unpredicted(name, split) if result.already_finished else folds.cases(split)
     if result.already_finished and not missing:
         done = f"fold {split.fold}  is already trained and validated ({result.folder})"
-        run.say(f"{done}; --restart retrains it from scratch")
+        LOG.info(f"{done}; --restart retrains it from scratch")
         return result
     network = folds.plan.configurations[name].network.name
     model = open_model(folds.workspace, name, network, folds=[split.fold], device=run.device)
@@ -194,7 +191,8 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     folds.note_predicted(name, split)
     how = f", {way}, which is cheaper than `predict`" if way and way.cheaper else ""
     took = duration(time.perf_counter() - began)
-    run.say(f"fold {split.fold}  {len(split.validation)} validation cases predicted into {folder} in {took}{how}")
+    cases = counted(len(split.validation), "validation case")
+    LOG.info(f"fold {split.fold}  {cases} predicted into {folder} in {took}{how}")
     return result
 
 
@@ -214,7 +212,7 @@ def _train_previous_stage(run: _Run, name: str, options: TrainOptions) -> list[T
         if split not in undone:
             _require_held_out(folds, before, split)
     done = len(folds.splits.splits) - len(undone)
-    run.say(f"stage 1 of 2: {before}, {done} of {len(folds.splits.splits)} folds are already trained and validated")
+    LOG.info(f"stage 1 of 2: {before}, {done} of {len(folds.splits.splits)} folds are already trained and validated")
     if undone:
         folds.preprocess(before)
     of_a_fold = FoldOptions(checkpoint_seconds=options.checkpoint_seconds, settings=options.settings)
@@ -250,7 +248,3 @@ def _require_even_batch(batch_size: int, processes: int, name: str) -> None:
             remedy=f"--set configurations.{name}.batch_size={-(-batch_size // processes) * processes}, "
             f"or start as many processes as divide {batch_size}",
         )
-
-
-def _say_nothing(_: str) -> None:
-    """What all processes but the first say."""

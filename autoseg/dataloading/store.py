@@ -35,7 +35,7 @@ from autoseg.imaging.labels import OUTSIDE
 from autoseg.imaging.placement import Placement
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.records import from_plain, to_plain
-from autoseg.workspace import sha256, write_text
+from autoseg.workspace import refusal, sha256, write_text
 
 VERSION = 1
 FLOAT16_TOLERANCE = 0.01  # largest rounding error, as a share of the channel's standard deviation
@@ -182,6 +182,7 @@ class CaseStore:
             info, channels=len(image), image_dtype=image.dtype.name, target_dtype=target.dtype.name,
             class_voxels=class_voxels, locations=tuple(map(len, lists)), version=VERSION,
         )  # fmt: skip
+        nbytes = sum(array.nbytes for array in arrays.values())
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = {part: self.folder / f".{case_id}.{part}.part" for part in (*ARRAYS, "json")}
         try:
@@ -194,7 +195,7 @@ class CaseStore:
                 path.replace(self.path(case_id, part))
         except OSError as error:
             raise StorageError(
-                f"case {case_id!r} cannot be stored in {self.folder}: {error.strerror or error}",
+                f"case {case_id!r} cannot be stored in {self.folder}: {refusal(error, self.folder, nbytes)}",
                 remedy="free some disk space, or choose another folder with -w",
             ) from error
         finally:

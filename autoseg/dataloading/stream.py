@@ -21,7 +21,7 @@ one channel more per label of a previous stage, and "weights": float32 (B, *patc
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -42,7 +42,6 @@ class BatchStream:
         start_step, stop_step: the first step to deliver, and the one after the last; None: a stream without end.
         worker_count: processes that prepare batches; 0 prepares them here. They start with the first batch.
         pin_memory: for copies to CUDA.
-        say: receives a line for each worker that died and was replaced.
 
     Raises (when a batch is asked for):
         OutOfMemory: workers die again and again.
@@ -57,7 +56,6 @@ class BatchStream:
         stop_step: int | None = None,
         worker_count: int = 0,
         pin_memory: bool = False,
-        say: Callable[[str], None] = print,
     ) -> None:
         self.batches = batches
         self.step = start_step
@@ -65,9 +63,7 @@ class BatchStream:
         self.pin_memory = pin_memory
         self.workers: Workers | None = None
         if worker_count:
-            self.workers = Workers(
-                batches, count=worker_count, start=start_step, stop=stop_step, nbytes=batches.nbytes, say=say
-            )
+            self.workers = Workers(batches, count=worker_count, start=start_step, stop=stop_step, nbytes=batches.nbytes)
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from autoseg.dataloading.shared_memory import FORKS, Batch, Slots, for_tensors, start_method
 from autoseg.errors import AutosegError, OutOfMemory
+from autoseg.lines import LOG
 from autoseg.plugins import Imported
 from autoseg.processes import main_kept_out
 
@@ -62,7 +63,6 @@ class Workers:
         prepare: makes the batch of a step, always the same one; sent to the workers where they are not forked.
         count: of the processes; they start with the first batch.
         nbytes: what a batch takes, in bytes. Larger ones are possible, but slow.
-        say: receives a line for each worker that died.
 
     Raises (when a batch is asked for):
         OutOfMemory: workers die again and again.
@@ -78,13 +78,11 @@ class Workers:
         start: int,
         stop: int | None,
         nbytes: int,
-        say: Callable[[str], None],
     ) -> None:
         self.prepare = prepare
         self.count = count
         self.due = self.upcoming = start  # the step to deliver next; the one to give to a worker next
         self.stop = math.inf if stop is None else stop
-        self.say = say
         self.slots = Slots(count * PREFETCHED + HELD, nbytes)
         self.free = deque(range(self.slots.count))
         self.ready: dict[int, tuple[int, Batch | Exception]] = {}  # step -> slot and what came
@@ -129,9 +127,9 @@ class Workers:
                 continue
             if waited > SLOW_SECONDS and not told:
                 told = True
-                self.say(f"process {owing.process.pid} has been preparing the batch of step {self.due} for a minute")
+                LOG.warning(f"process {owing.process.pid} has been preparing the batch of step {self.due} for a minute")
             if waited > HUNG_SECONDS:
-                self.say(f"process {owing.process.pid} seems to hang: killing it")
+                LOG.warning(f"process {owing.process.pid} seems to hang: killing it")
                 owing.process.kill()
                 began = time.monotonic()
 
@@ -179,7 +177,7 @@ class Workers:
         return worker
 
     def _mourn(self, worker: _Worker) -> None:
-        """Say how a worker ended; raise OutOfMemory if it was one too many."""
+        """Report how a worker ended; raise OutOfMemory if it was one too many."""
         worker.pipe.close()
         worker.process.join(LOOK_SECONDS)
         worker.process.kill()
@@ -193,7 +191,7 @@ class Workers:
         if self.deaths == DEATHS:
             self.close()
             raise OutOfMemory(f"{how}; {DEATHS} were lost in a row", remedy=fewer(self.count))
-        self.say(f"{how}; restarted, no batch was lost")
+        LOG.warning(f"{how}; restarted, no batch was lost")
 
 
 def fewer(count: int) -> str:

@@ -28,13 +28,15 @@ from autoseg.datasets.layouts import LAYOUTS
 from autoseg.datasets.loading import LoadedCase, count_values, is_picture, load_case
 from autoseg.datasets.pairing import Case, Found, Problem, identical_ids
 from autoseg.datasets.splits import Split
-from autoseg.datasets.tables import lists_images, patients_of
+from autoseg.datasets.tables import FOLDS_FILE, lists_images, patients_of
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.regions import refuse_lost_labels
+from autoseg.messages import dataset_of, suggest
 from autoseg.processes import map_in_processes
 from autoseg.rules import anything, entries, exactly
+from autoseg.workspace import is_workspace
 
 __all__ = [
     "Case",
@@ -125,6 +127,12 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     root = Path(root).expanduser().absolute()
     if not root.exists():
         raise UsageError(f"{root} does not exist", remedy="give the folder of a dataset, or a table of its images")
+    if is_workspace(root):
+        raise UsageError(
+            f"{root} is a workspace of autoseg, expected a dataset",
+            remedy=f"name the dataset that it was planned from: {dataset_of(root)}; or see where the workspace stands: "
+            + suggest("status", workspace=root),
+        )
     if not root.is_dir() and not root.is_file():
         raise UsageError(f"{root} is neither a folder nor a file", remedy="give the folder of a dataset, or a table")
     found = next((f for layout in LAYOUTS.values() if (f := layout(root, options.channels)) is not None), None)
@@ -146,7 +154,7 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     test_cases = [
         replace(case, patient=patients[case.id]) for case in sorted(found.test_cases, key=lambda case: case.id)
     ]
-    if path := table_beside(folder, "splits_final.json"):
+    if path := table_beside(folder, FOLDS_FILE):
         if found.splits is None:
             found.splits = read_splits(found, path)
         else:

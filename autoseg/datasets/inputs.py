@@ -10,6 +10,7 @@ Nothing is raised for a single case: the sound ones are segmented, and all probl
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from autoseg.messages import some
 from autoseg.rules import anything, entries
 
 Group = list[tuple[int, Path]]  # (channel, file) of one case
+IMAGE_FOLDERS = ("imagests", "imagestr", "images")  # of a dataset, in lower case: the first of them is offered
+LABEL_FOLDERS = {"labelstr", "labels", "masks", "segmentations"}
 FOUR_DIGITS = re.compile(r"_\d{4}")
 
 
@@ -93,12 +96,25 @@ def images_in(
             problems += [*inside.problems, *stray_folders(inside)]
             files += inside.images
         else:
+            _refuse_dataset(path, inside)
             groups += _of_folders(reader, path, inside)
     groups += reader.of_files([*dict.fromkeys(files)])  # a file may be given beside its folder
     one_file_each = all(len(group) == 1 for _, group in groups)
     complete = [g for g in _each_once(groups, problems) if _is_complete(*g, reader, one_file_each)]
     cases = sorted((case_id, tuple(file for _, file in group)) for case_id, group in complete)
     return cases, list(dict.fromkeys(problems))
+
+
+def _refuse_dataset(path: Path, inside: Contents) -> None:
+    """Raise UsageError for a folder that holds images and labels in folders of their own, not cases."""
+    names = {folder.name.lower(): folder for folder in inside.folders}
+    if not names.keys() & LABEL_FOLDERS:
+        return
+    if images := next((names[name] for name in IMAGE_FOLDERS if name in names), None):
+        raise UsageError(
+            f"{path} is a dataset with labels, expected a folder of images",
+            remedy=f"name the folder of images in it: -i {shlex.quote(str(images))}",
+        )
 
 
 @dataclass

@@ -4,9 +4,12 @@ CSV (commas, semicolons or tabs) and TSV, UTF-8 with or without a byte order mar
 """
 
 import csv
+import hashlib
 import io
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +20,11 @@ from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed, match_ids
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.messages import some, suggest
+from autoseg.workspace import sha256
 
 TABLE_ENDINGS = (".csv", ".tsv")
+PATIENT_TABLES = ("patients.csv", "participants.tsv")  # beside a dataset, the first that exists decides
+FOLDS_FILE = "splits_final.json"
 CASE_COLUMNS = ("case", "case_id", "id")
 PATIENT_COLUMNS = ("patient", "patient_id", "participant_id", "subject")
 IMAGE_COLUMN = re.compile(r"image(?:_(.+))?")
@@ -112,6 +118,31 @@ def cases_of_table(path: Path, wanted: tuple[str, ...] | None) -> Found:
     return found
 
 
+def lists_of(root: Path, *, patients: bool) -> dict[str, str]:
+    """What the lists of a dataset say about patients and folds: path -> digest, "" of one that is not there.
+
+    Of a table of patients, only the columns of cases and patients count; of a table of images and of folds, every byte.
+
+    Args:
+        root: the folder of the dataset, or the table of its images.
+        patients: tables of patients beside it are read.
+    """
+    folder = root if root.is_dir() else root.parent
+    names = (*(PATIENT_TABLES if patients else ()), FOLDS_FILE)
+    found = {str(folder / name): table_beside(folder, name) for name in names}
+    digests = {path: "" if file is None else _digest(file) for path, file in found.items()}
+    return digests if root.is_dir() else digests | {str(root): sha256(root)}
+
+
+def _digest(path: Path) -> str:
+    if path.suffix.lower() in TABLE_ENDINGS:
+        with suppress(DataError):  # one that cannot be read counts by its bytes
+            columns = (*CASE_COLUMNS, *PATIENT_COLUMNS)
+            rows = [[row.get(name, "") for name in columns] for row in read_table(path)]
+            return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return sha256(path)
+
+
 def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str, str], bool]:
     """Patient of every case, and whether patients are given at all; doubtful cases are reported in `found`.
 
@@ -124,9 +155,9 @@ def patients_of(found: Found, root: Path, pattern: str | None) -> tuple[dict[str
     if pattern is not None:
         return _patients_by_pattern(ids, pattern), True
     source, patients = "the column patient", found.patients
-    if not patients and (path := table_beside(root, "patients.csv")):
+    if not patients and (path := table_beside(root, PATIENT_TABLES[0])):
         source, patients = path.name, _patients_by_case(found, path, ids)
-    elif not patients and (path := table_beside(root, "participants.tsv")):
+    elif not patients and (path := table_beside(root, PATIENT_TABLES[1])):
         source, patients = path.name, _patients_by_prefix(found, path, ids)
     if not patients:
         found.notes.append(NO_PATIENTS)

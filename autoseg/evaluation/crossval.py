@@ -26,7 +26,7 @@ from autoseg.evaluation.metrics import METRICS
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.inference.predict import output_ending
-from autoseg.messages import ruled, suggest
+from autoseg.messages import counted, ruled, suggest
 from autoseg.workspace import FoldName
 
 VERSION = 1
@@ -118,7 +118,8 @@ def cross_validate_folds(
 
 def describe(result: CrossValidation, labels: LabelSet) -> str:
     """The tables of a cross-validation: over all cases, per fold, and the confusion of labels."""
-    parts = [f"{result.configuration}, {result.network}: {len(result.cases)} cases in {len(result.folds)} folds"]
+    size = f"{counted(len(result.cases), 'case')} in {counted(len(result.folds), 'fold')}"
+    parts = [f"{result.configuration}, {result.network}: {size}"]
     if len(result.folds) < result.planned_folds:
         parts[0] += f" (of {result.planned_folds}: the others are not trained)"
     parts.append(summary_table(result.summary, "all cases"))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from autoseg.datasets.dataset import Case, LoadedCase, Problem, load_case
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.imaging.formats.readers import ending_of, write_labels
+from autoseg.imaging.formats.readers import READERS, ending_of, write_labels
 from autoseg.imaging.geometry import Remark
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
@@ -24,8 +24,6 @@ from autoseg.nn.training_step import is_out_of_memory
 from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.plan import Plan
 from autoseg.training.validation_budget import Inference
-
-LOSSY_ENDINGS = (".jpg", ".jpeg")  # never written: a label map must read back unchanged
 
 
 def options_for(way: Inference | None) -> InferenceOptions:
@@ -126,7 +124,7 @@ def _unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark
 def output_ending(case: Case) -> str:
     """Extension of a case's segmentation: that of its image, or .png where that would lose information."""
     ending = ending_of(Path(case.images[0])) or ".nii.gz"
-    return ".png" if ending in LOSSY_ENDINGS else ending
+    return ".png" if READERS[ending].write is None else ending
 
 
 def segment(members: Sequence[EnsembleMember], loaded: LoadedCase) -> np.ndarray:

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from autoseg.commands.folds import Folds, TrainOptions
-from autoseg.commands.inputs import Say
 from autoseg.commands.train import begun_among
+from autoseg.lines import LOG
 from autoseg.plugins import plugin_options
 from autoseg.workspace import FULL, FoldName, Workspace
 
 FLAGS = {"settings": "--set", "checkpoint_seconds": "--checkpoint-every"}  # that are named differently from their field
 
 
-def split_into_phases(workspace: Workspace, options: TrainOptions, say: Say = print) -> list[TrainOptions]:
+def split_into_phases(workspace: Workspace, options: TrainOptions) -> list[TrainOptions]:
     """The phases of a command, in order: for each, what trains its folds, with configuration and folds named.
 
     A cascade has a phase before its own if folds of its previous stage are missing, which need not be those asked for.
@@ -27,18 +27,18 @@ def split_into_phases(workspace: Workspace, options: TrainOptions, say: Say = pr
         StateError: nothing is planned, or there is no such configuration.
         UsageError: there is no such fold.
     """
-    folds = Folds.open(workspace, options, say)
+    folds = Folds.open(workspace, options)
     name, configuration = folds.plan.configuration(options.configuration)
     splits = folds.chosen(options.folds)
     if options.finish:
-        splits = begun_among(folds, name, splits, say)
+        splits = begun_among(folds, name, splits)
     folds.require_sources()
     chosen = tuple(split.fold for split in splits)
     phases = [replace(options, configuration=name, folds=chosen)]
     if before := configuration.cascade_from:
         missing = tuple(split.fold for split in folds.splits.splits if folds.unpredicted(before, split))
         count = len(folds.splits.splits)
-        say(f"{before}, the previous stage: {count - len(missing)} of {count} folds are trained and validated")
+        LOG.info(f"{before}, the previous stage: {count - len(missing)} of {count} folds are trained and validated")
         if missing:
             phases.insert(
                 0, replace(options, configuration=before, folds=missing, restart=False, init_from=None, finish=False)
@@ -46,18 +46,18 @@ def split_into_phases(workspace: Workspace, options: TrainOptions, say: Say = pr
     return phases
 
 
-def preprocess_phase(workspace: Workspace, phase: TrainOptions, say: Say = print) -> None:
+def preprocess_phase(workspace: Workspace, phase: TrainOptions) -> None:
     """Preprocess the cases of a phase; those that are stored are left alone."""
-    folds = Folds.open(workspace, phase, say)
+    folds = Folds.open(workspace, phase)
     folds.preprocess(folds.plan.configuration(phase.configuration)[0])
 
 
-def bring_previous_stage(workspace: Workspace, phase: TrainOptions, say: Say = print) -> None:
+def bring_previous_stage(workspace: Workspace, phase: TrainOptions) -> None:
     """Bring the previous stage of a phase to its grid, once all folds of that stage are trained; else do nothing."""
-    folds = Folds.open(workspace, phase, say)
+    folds = Folds.open(workspace, phase)
     name, configuration = folds.plan.configuration(phase.configuration)
     if configuration.cascade_from:
-        folds.bring_previous_stage(name, restart=phase.restart, chosen=folds.chosen(phase.folds), say=say)
+        folds.bring_previous_stage(name, restart=phase.restart, chosen=folds.chosen(phase.folds))
 
 
 def train_arguments(workspace: Workspace, options: TrainOptions) -> list[str]:

@@ -21,11 +21,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from autoseg.commands.inputs import Say, load_records
+from autoseg.commands.inputs import load_records
 from autoseg.commands.train import TrainOptions
 from autoseg.errors import AutosegError, Interrupted, Stopped, UsageError
 from autoseg.launch.jobs import (
@@ -35,20 +34,18 @@ from autoseg.launch.jobs import (
     split_into_phases,
     train_arguments,
 )
-from autoseg.messages import aligned, duration, suggest
+from autoseg.lines import LOG
+from autoseg.messages import aligned, counted, duration, suggest
 from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.history import read_history
-from autoseg.training.logger import warning
+from autoseg.training.logger import warning_of_fold
 from autoseg.workspace import FoldName, Workspace, set_aside_since
 
 POLL_SECONDS = 0.2
 TAIL_LINES = 20
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOPPED = (Stopped.exit_code, Interrupted.exit_code)
-
-
-say_now = partial(print, flush=True)  # a log that is followed should not lag behind
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class FoldEnd:
     seconds: float
 
 
-def train_on_gpus(workspace: Workspace, options: TrainOptions, gpus: str, say: Say = say_now) -> None:
+def train_on_gpus(workspace: Workspace, options: TrainOptions, gpus: str) -> None:
     """Train folds side by side, one per GPU; a cascade first trains the missing folds of its previous stage.
 
     Args:
@@ -83,14 +80,14 @@ def train_on_gpus(workspace: Workspace, options: TrainOptions, gpus: str, say: S
     """
     devices = choose_gpus(gpus, options.device)
     with StopSignals(options.stop_after_seconds) as stop:
-        for phase in split_into_phases(workspace, options, say):
-            preprocess_phase(workspace, phase, say)
-            bring_previous_stage(workspace, phase, say)
+        for phase in split_into_phases(workspace, options):
+            preprocess_phase(workspace, phase)
+            bring_previous_stage(workspace, phase)
             with stop.deferred():
-                _train_phase(workspace, phase, devices, stop, say)
+                _train_phase(workspace, phase, devices, stop)
 
 
-def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str], stop: StopSignals, say: Say) -> None:
+def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str], stop: StopSignals) -> None:
     """Train the folds of a phase, whose shared parts are there, show a table of them, and raise if one is missing."""
     plan = load_records(workspace, phase.network)[1]
     _, configuration = plan.configuration(phase.configuration)
@@ -99,12 +96,12 @@ def _train_phase(workspace: Workspace, phase: TrainOptions, gpus: Sequence[str],
         FoldJob(fold, fold_command(workspace, phase, fold), model / f"fold_{fold}.output.txt")
         for fold in phase.folds or ()
     ]
-    say(f"{phase.configuration}: {len(jobs)} folds on GPU {', '.join(gpus)}")
+    LOG.info(f"{phase.configuration}: {counted(len(jobs), 'fold')} on GPU {', '.join(gpus)}")
     began = time.time()
-    ends = run_folds(jobs, gpus, stop, say)
-    say(table(ends, model))
+    ends = run_folds(jobs, gpus, stop)
+    LOG.info(table(ends, model))
     for line in warnings(ends, model, (str(phase.configuration), configuration.network.name), list(plan.labels.scored)):
-        say(line)
+        LOG.info(line)
     replaced = [fold for fold in phase.folds or () if set_aside_since(model / f"fold_{fold}", began)]
     _require_success(ends, phase, replaced if phase.restart else None)
 
@@ -146,7 +143,7 @@ def fold_command(workspace: Workspace, phase: TrainOptions, fold: FoldName) -> l
     return [sys.executable, "-m", "autoseg", *train_arguments(workspace, options)]
 
 
-def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals, say: Say) -> list[FoldEnd]:
+def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals) -> list[FoldEnd]:
     """Run jobs in order, at most one on each GPU at a time, until all have ended or were asked to stop.
 
     Must be called from the main thread: the kernel ties children to the thread that started them.
@@ -168,16 +165,16 @@ def run_folds(jobs: Sequence[FoldJob], gpus: Sequence[str], stop: StopSignals, s
             while waiting and free and not stop.due:
                 child = _Child(waiting.popleft(), free.popleft(), cores)
                 running.append(child)
-                say(f"fold {child.job.fold}  started on GPU {child.gpu}, process {child.process.pid}")
+                LOG.info(f"fold {child.job.fold}  started on GPU {child.gpu}, process {child.process.pid}")
             time.sleep(POLL_SECONDS)
             if stop.due and sent is None:
                 sent = stop.to_pass_on
                 name = signal.Signals(sent).name
-                say(f"sent {name} to {len(running)} folds; waiting for them to save and exit")
+                LOG.info(f"sent {name} to {counted(len(running), 'fold')}; waiting for them to save and exit")
                 for child in running:
                     child.process.send_signal(sent)
             for child in list(running):
-                if end := child.follow(say, sent):
+                if end := child.follow(sent):
                     ends[end.fold] = end
                     running.remove(child)
                     free.append(child.gpu)
@@ -212,7 +209,7 @@ class _Child:
                 preexec_fn=bound_to_parent(cores.get(gpu)),
             )  # fmt: skip
 
-    def follow(self, say: Say, sent: int | None) -> FoldEnd | None:
+    def follow(self, sent: int | None) -> FoldEnd | None:
         """Show the new output, and how the process ended, once it has; `sent`: a signal it was sent."""
         code = self.process.poll()
         with open(self.job.output, "rb") as output:
@@ -224,16 +221,16 @@ class _Child:
         prefix = f"fold {self.job.fold}  "
         for line in new.decode(errors="replace").splitlines():
             self.tail.append(line)
-            say(prefix + line.removeprefix(prefix))
+            LOG.info(prefix + line.removeprefix(prefix))
         if code is None:
             return None
         if sent is not None and code == -sent:  # it was still starting, and had nothing to save
             code = _stopped_code(sent)
         end = FoldEnd(self.job.fold, self.gpu, code, time.monotonic() - self.began)
         if code not in (0, *STOPPED):
-            say(f"{prefix}failed on GPU {self.gpu}: {_how_ended(end)}; last lines of {self.job.output}:")
+            LOG.info(f"{prefix}failed on GPU {self.gpu}: {_how_ended(end)}; last lines of {self.job.output}:")
             for line in self.tail:
-                say(f"    {line}")
+                LOG.info(f"    {line}")
         return end
 
 
@@ -307,7 +304,7 @@ def warnings(ends: Sequence[FoldEnd], folder: Path, model: tuple[str, str], labe
         model: their configuration and network.
     """
     histories = {end.fold: read_history(folder / f"fold_{end.fold}") for end in ends}
-    return [warning(fold, f, model) for fold, rows in histories.items() for f in diagnose(rows, labels)]
+    return [warning_of_fold(f, fold, *model) for fold, rows in histories.items() for f in diagnose(rows, labels)]
 
 
 def _require_success(ends: Sequence[FoldEnd], phase: TrainOptions, replaced: Sequence[FoldName] | None = None) -> None:

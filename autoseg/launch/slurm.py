@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.commands.inputs import Say, load_records
+from autoseg.commands.inputs import load_records
 from autoseg.commands.train import TrainOptions
 from autoseg.errors import Stopped, UsageError
 from autoseg.launch.jobs import (
@@ -34,6 +34,7 @@ from autoseg.launch.jobs import (
     train_arguments,
 )
 from autoseg.launch.local_gpus import bound_to_parent
+from autoseg.lines import LOG, show, shown_by
 from autoseg.messages import suggest
 from autoseg.workspace import FULL, Workspace, set_aside_since
 
@@ -96,23 +97,23 @@ def _minutes(text: str) -> int:
     return sum(int(number) * MINUTES[unit] for number, unit in parts)
 
 
-def submit_folds(workspace: Workspace, options: TrainOptions, slurm: SlurmOptions, say: Say = print) -> None:
-    """Preprocess here, submit the folds as an array and what follows from them, and say what to watch.
+def submit_folds(workspace: Workspace, options: TrainOptions, slurm: SlurmOptions) -> None:
+    """Preprocess here, submit the folds as an array and what follows from them, and show what to watch.
 
     Raises:
         UsageError: submitit is not installed, this machine submits no jobs, or sbatch refuses.
     """
     require_submitit()
     workspace = Workspace(workspace.root.resolve())
-    phases = split_into_phases(workspace, options, say)
+    phases = split_into_phases(workspace, options)
     for phase in phases:
-        preprocess_phase(workspace, phase, say)
+        preprocess_phase(workspace, phase)
     if len(phases) == 1:
-        bring_previous_stage(workspace, phases[0], say)
-    chain = _Chain((slurm.folder or workspace.root / "slurm").resolve(), slurm, say)
+        bring_previous_stage(workspace, phases[0])
+    chain = _Chain((slurm.folder or workspace.root / "slurm").resolve(), slurm)
     for number, phase in enumerate(phases):
         if number > 0:
-            chain.submit(f"bring {phases[0].configuration}", bring_previous_stage, [(workspace, phase)])
+            chain.submit(f"bring {phases[0].configuration}", bring_in_job, [(workspace, phase)])
         if slurm.gpus != "0" and phase.device == "auto":
             phase = replace(phase, device="cuda")  # or it would train on the CPU where a GPU fails
         folds = phase.folds or ()
@@ -124,8 +125,14 @@ def submit_folds(workspace: Workspace, options: TrainOptions, slurm: SlurmOption
         chain.submit("evaluate", AutosegJob(), [(["evaluate", f"--workspace={workspace.root}", *model],)])
     ids = ",".join(chain.ids)
     watch = suggest("status", workspace=workspace.root)
-    say(f"watch: squeue -j {ids}; tail -f {shlex.quote(str(chain.folder))}/*_log.out; {watch}")
-    say(f"cancel: scancel {ids.replace(',', ' ')}")
+    LOG.info(f"watch: squeue -j {ids}; tail -f {shlex.quote(str(chain.folder))}/*_log.out; {watch}")
+    LOG.info(f"cancel: scancel {ids.replace(',', ' ')}")
+
+
+def bring_in_job(workspace: Workspace, phase: TrainOptions) -> None:
+    """The job between two stages of a cascade; its output shows what it does."""
+    with shown_by(show):
+        bring_previous_stage(workspace, phase)
 
 
 def require_submitit() -> None:
@@ -146,10 +153,9 @@ def require_submitit() -> None:
 class _Chain:
     """Jobs of which each begins when all of the one before have succeeded."""
 
-    def __init__(self, folder: Path, slurm: SlurmOptions, say: Say) -> None:
+    def __init__(self, folder: Path, slurm: SlurmOptions) -> None:
         self.folder = folder
         self.slurm = slurm
-        self.say = say
         self.ids: list[str] = []
 
     def submit(self, title: str, function: Callable[..., Any], arguments: Sequence[tuple]) -> None:
@@ -164,7 +170,7 @@ class _Chain:
             raise UsageError(f"sbatch refused {title}: {error}", remedy=f"check --slurm{cancel}") from None
         after = f", after {self.ids[-1]}" if self.ids else ""
         self.ids.append(str(jobs[0].job_id).partition("_")[0])
-        self.say(f"job {self.ids[-1]}: {title}{after}")
+        LOG.info(f"job {self.ids[-1]}: {title}{after}")
 
     def _executor(self, title: str) -> "submitit.SlurmExecutor":
         import submitit

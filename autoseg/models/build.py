@@ -15,6 +15,7 @@ from autoseg.nn.networks import layout_of
 from autoseg.nn.sliding_window import tile_edge
 from autoseg.planning.build import build_loss, build_network
 from autoseg.planning.plan import Configuration, Plan
+from autoseg.planning.tables import loss_traits
 
 BYTES_PER_ELEMENT = 4  # of a feature map in float32
 TILE_BYTES = 2 * 2**30  # that the feature maps of a tile that is larger than the patch may take
@@ -36,15 +37,15 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
     Raises:
         UsageError: there are more or fewer class weights than heads, or regions under a loss of exclusive labels.
     """
-    heads, weights = plan.heads, plan.training.class_weights
-    if plan.training.loss == "tversky" and plan.training.component_weight:
+    heads, weights, name = plan.heads, plan.training.class_weights, plan.training.loss
+    if plan.training.component_weight and not loss_traits(name).cross_entropy:
         raise UsageError(
-            "training.component_weight weights the cross-entropy, which tversky does not have",
+            f"training.component_weight weights the cross-entropy, which {name} does not have",
             remedy="--set training.component_weight=0, or another loss",
         )
-    if heads.has_regions and plan.training.loss == "dice_ce":
+    if heads.has_regions and loss_traits(name).predicts == "labels":
         raise UsageError(
-            "training.loss=dice_ce predicts one label per voxel, but the labels form overlapping regions",
+            f"training.loss={name} predicts one label per voxel, but the labels form overlapping regions",
             remedy="set training.loss=dice_bce, or plan without regions",
         )
     if weights is not None and len(weights) != heads.num_heads:

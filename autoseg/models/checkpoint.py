@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()), nbytes=buffer.getbuffer().nbytes)
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
@@ -73,7 +73,11 @@ def _save_generation(folder: Path, state: dict[str, Any]) -> None:
     if sha256(coming) != digest:
         coming.unlink()
         raise StorageError(f"{coming}: the bytes read back differ from those written", remedy="check the disk")
-    write_text(folder / DIGESTS, f"{digest}  {NEWEST}\n" + (f"{kept}  {PREVIOUS}\n" if kept else ""))
+    try:
+        write_text(folder / DIGESTS, f"{digest}  {NEWEST}\n" + (f"{kept}  {PREVIOUS}\n" if kept else ""))
+    except StorageError:
+        coming.unlink(missing_ok=True)  # on a full disk, nobody needs it
+        raise
     if newest.exists():
         _keep(newest, previous)
     coming.replace(newest)

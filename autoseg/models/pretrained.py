@@ -11,7 +11,7 @@ Channels and labels are matched by name, whatever their order and their case. De
 - 2-D weights are not stretched to 3-D, nor kernels to other sizes. What does not fit is new, and listed.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.lines import LOG
 from autoseg.models.build import build_plan_network
 from autoseg.models.checkpoint import NEWEST
 from autoseg.models.same_training import Contents
@@ -56,13 +57,12 @@ def begin_from(
     network: nn.Module,
     plan: Plan,
     configuration_name: str,
-    say: Callable[[str], None],
     *,
     held_out: Sequence[str] = (),
     own: Path | None = None,
     contents: Contents | None = None,
 ) -> Path:
-    """Copy into a fresh network whatever fits of a trained one, and say in a few lines what was kept and what is new.
+    """Copy into a fresh network whatever fits of a trained one, and log what was kept and what is new.
 
     Args:
         path: a checkpoint, the folder of a fold, of a model (its first finished fold) or of a workspace (the model of
@@ -91,13 +91,15 @@ def begin_from(
     if done.share < MIN_SHARE or not first_layer:
         what = f"{done.share:.0%} of the parameters fit" + ("" if first_layer else ", the first layer does not")
         raise _too_different(source, configuration, configuration_name, what)
-    say(f"initialised from {source.path} ({source.described})")
+    LOG.info(f"initialised from {source.path} ({source.described})")
     there, here = _inputs(source.plan, source.configuration), _inputs(plan, configuration)
-    say("  channels: " + _assignment(here, there, channels, "initial weights 0"))
-    say("  output channels: " + _assignment(_heads(plan), _heads(source.plan), heads, "initialised at random"))
+    LOG.info("  channels: " + _assignment(here, there, channels, "initial weights 0"))
+    LOG.info("  output channels: " + _assignment(_heads(plan), _heads(source.plan), heads, "initialised at random"))
     warnings = _leakage(source, plan, held_out, contents or {})
-    for line in (*_parameters(done), *_notes(source, plan, configuration), *warnings):
-        say(f"  {line}")
+    for line in (*_parameters(done), *_notes(source, plan, configuration)):
+        LOG.info(f"  {line}")
+    for line in warnings:
+        LOG.warning(f"  {line}")
     return source.path
 
 

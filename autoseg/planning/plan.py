@@ -41,6 +41,7 @@ from autoseg.planning.plan_fields import (
 from autoseg.planning.tables import (
     check_loss_options,
     check_network_options,
+    loss_traits,
     losses,
     networks,
     optimizers,
@@ -248,8 +249,8 @@ class Training:
         return self.steps if self.epochs is None else self.epochs * self.iterations_per_epoch
 
     def heads(self, labels: LabelSet) -> LabelSet:
-        """Labels as the network predicts them: with sigmoid heads when the loss is Dice + BCE."""
-        return labels.as_regions() if self.loss == "dice_bce" else labels
+        """Labels as the network predicts them: with sigmoid heads where the loss predicts regions."""
+        return labels.as_regions() if loss_traits(self.loss).predicts == "regions" else labels
 
 
 @dataclass(frozen=True)
@@ -345,11 +346,11 @@ class Plan:
 
     def _check_loss(self) -> None:
         """Check that labels and loss fit together."""
-        training, heads = self.training, self.heads
-        if heads.has_regions and training.loss == "dice_ce":
+        training, heads, loss = self.training, self.heads, loss_traits(self.training.loss)
+        if heads.has_regions and loss.predicts == "labels":
             raise FieldError(
-                "training.loss: expected dice_bce or another loss for labels that form regions, found dice_ce, which "
-                "predicts one label per voxel",
+                "training.loss: expected dice_bce or another loss for labels that form regions, found "
+                f"{training.loss}, which predicts one label per voxel",
                 remedy="set training.loss to dice_bce, or plan without regions",
             )
         if training.class_weights is not None and len(training.class_weights) != heads.num_heads:
@@ -358,16 +359,16 @@ class Plan:
                 f"{heads.num_heads} heads, found {len(training.class_weights)}",
                 remedy="give one weight per head: background and labels, or regions; or null for none",
             )
-        if training.loss == "tversky" and training.component_weight:
+        if training.component_weight and not loss.cross_entropy:
             raise FieldError(
-                "training.component_weight: expected 0, because tversky has no cross-entropy to weight, "
+                f"training.component_weight: expected 0, because {training.loss} has no cross-entropy to weight, "
                 f"found {training.component_weight:g}",
                 remedy="--set training.component_weight=0, or another loss",
             )
 
     @property
     def heads(self) -> LabelSet:
-        """The labels as the network predicts them: with sigmoid heads when the loss is Dice + BCE."""
+        """The labels as the network predicts them: with sigmoid heads where the loss predicts regions."""
         return self.training.heads(self.labels)
 
     def input_channels(self, configuration: Configuration) -> int:

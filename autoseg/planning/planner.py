@@ -36,12 +36,12 @@ from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.pace import ENOUGH_STEPS, Pace, pace_of
 from autoseg.planning.plan import VERSION, ChannelNormalization, Configuration, Plan, Resampling
 from autoseg.planning.recipe import base_recipe, plan_training
-from autoseg.planning.request import Orientation, Request, Rules, describe, text, validate
+from autoseg.planning.request import Request, Rules, Wishes, describe, text, validate
 from autoseg.planning.space import ANISOTROPY, Space, plan_space
 from autoseg.planning.tables import networks
 from autoseg.planning.topology import initial_patch, shrinking
 
-__all__ = ["Rules", "describe", "make_plan", "with_network"]
+__all__ = ["Rules", "Wishes", "describe", "make_plan", "with_network"]
 
 MASKED_BELOW = 0.75  # of the image: z-scores are taken inside the body where its box is smaller (nnU-Net v2)
 FEW_SLICES = 4  # at most this many thick slices are a set of slices rather than a volume
@@ -57,15 +57,7 @@ def make_plan(
     channels: Sequence[str],
     labels: LabelSet,
     fingerprint: Fingerprint,
-    orientation: Orientation = "canonical",
-    rules: Rules = "autoseg",
-    preset: Preset | None = None,
-    network: str | None = None,
-    device: Literal["cpu", "gpu"] = "cpu",
-    vram_gb: float | None = None,
-    patch_size: Sequence[int] | None = None,
-    spacing: Sequence[float] | None = None,
-    batch_size: int | None = None,
+    wishes: Wishes = Wishes(),
     memory: Memory | None = None,
     pace: Pace | None = None,
 ) -> Plan:
@@ -74,32 +66,26 @@ def make_plan(
     Args:
         dataset: its name.
         channels: names of the channels, in order.
-        preset: s for a CPU; m, l and xl for residual encoders on GPUs of 8, 24 and 40 GB.
-        network: a key of `NETWORKS`; None: the preset's, or the plain U-Net.
-        vram_gb: plan for a GPU with this much memory, whatever the `device`; the default for a GPU is 8, or that of
-            the preset.
-        patch_size: voxels; overrides the patch of the 3-D configurations (Z, Y, X), or of 2d (its two axes).
-        spacing: mm (Z, Y, X); overrides the target spacing.
-        batch_size: overrides the batch size of all configurations.
+        wishes: rules, network, device and overrides.
         memory: predicts the cost of training steps; None: traces them.
         pace: of the CPU, and the time of a fold, that steps are sized for; None: not known, and steps are as large as
             measurements justify. Not used in a plan for a GPU.
 
-    Overrides are in the axis order of the images; the plan permutes them.
-
     Raises:
-        UsageError: options that exclude each other, an override of the wrong length or not positive, or a GPU too
+        UsageError: wishes that exclude each other, an override of the wrong length or not positive, or a GPU too
             small for any plan.
         StateError: the fingerprint was made for other channels or labels.
     """
-    budget = _budget(rules, preset, device, vram_gb)
+    budget = _budget(wishes.rules, wishes.preset, wishes.device, wishes.vram_gb)
     pace = pace if budget.gigabytes is None else None
     asked = Request(
-        channels=tuple(channels), labels=labels, fingerprint=fingerprint, rules=rules,
-        preset=preset or ("s" if budget is CPU else None), network=_network(network, budget, rules),
-        budget=pace.limits(budget) if pace else budget, memory=cast(Memory, memory), pace=pace, orientation=orientation,
-        patch_size=None if patch_size is None else tuple(patch_size),
-        spacing=None if spacing is None else tuple(spacing), batch_size=batch_size,
+        channels=tuple(channels), labels=labels, fingerprint=fingerprint, rules=wishes.rules,
+        preset=wishes.preset or ("s" if budget is CPU else None),
+        network=_network(wishes.network, budget, wishes.rules),
+        budget=pace.limits(budget) if pace else budget, memory=cast(Memory, memory), pace=pace,
+        orientation=wishes.orientation,
+        patch_size=None if wishes.patch_size is None else tuple(wishes.patch_size),
+        spacing=None if wishes.spacing is None else tuple(wishes.spacing), batch_size=wishes.batch_size,
     )  # fmt: skip
     validate(asked)
     if memory is None:

@@ -25,6 +25,24 @@ Orientation = Literal["canonical", "as_stored"]
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What a person may ask of a plan. None, and what is left out, is decided by the rules.
+
+    Overrides are in the axis order of the images; the plan permutes them.
+    """
+
+    rules: Rules = "autoseg"
+    preset: Preset | None = None  # s for a CPU; m, l and xl for residual encoders on GPUs of 8, 24 and 40 GB
+    network: str | None = None  # a key of `NETWORKS`; None: the preset's, or the plain U-Net
+    device: Literal["cpu", "gpu"] = "cpu"
+    vram_gb: float | None = None  # a GPU of this memory, whatever the device; None: 8 for a GPU, or the preset's
+    patch_size: Sequence[int] | None = None  # voxels of the 3-D configurations (Z, Y, X), or of 2d (its two axes)
+    spacing: Sequence[float] | None = None  # mm (Z, Y, X), of the target
+    batch_size: int | None = None  # of all configurations
+    orientation: Orientation = "canonical"
+
+
+@dataclass(frozen=True)
 class Request:
     """The inputs of a plan; `decisions`, and what would change them, are added while it is made.
 

@@ -5,9 +5,12 @@ name, so that functions registered from outside the package are found.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoseg.planning.options import check_options, with_defaults
+
+if TYPE_CHECKING:
+    from autoseg.nn.losses import Traits
 
 
 def networks() -> Mapping[str, Callable[..., Any]]:
@@ -46,6 +49,13 @@ def check_loss_options(name: str, options: Mapping[str, Any], where: str) -> Non
     from autoseg.nn.losses import GIVEN, LOSSES
 
     check_options(options, LOSSES[name], GIVEN, name=name, where=where)
+
+
+def loss_traits(name: str) -> "Traits":
+    """What a plan must know of the loss called `name`."""
+    from autoseg.nn.losses import traits_of
+
+    return traits_of(name)
 
 
 def all_loss_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

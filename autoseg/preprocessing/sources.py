@@ -2,15 +2,17 @@
 
 `plan` checks every file; a later change was never checked, and the plan was not made from it. So `plan` stores size,
 time and sha256 of every image and label in `sources.json`. `train` and `evaluate` compare sizes and times, which is
-fast, and read only files whose size or time differ: a copy has other times and the same bytes.
+fast, and read only files whose size or time differ: a copy has other times and the same bytes. Of the lists that decide
+patients and folds, it stores what they say, and that they are absent.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoseg.datasets.dataset import Case, Dataset
+from autoseg.datasets.tables import lists_of
 from autoseg.errors import StateError, StorageError
 from autoseg.messages import some, suggest
 from autoseg.processes import map_in_processes
@@ -19,6 +21,7 @@ from autoseg.workspace import Workspace, sha256
 
 VERSION = 1
 NAMED = 3  # files of a message
+PATIENTS_BY_NAME = "--patient-regex"  # then no table of patients is read
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,17 @@ class Sources:
     root: str  # of the dataset
     files: dict[str, SourceFile]  # by path, as the cases name them
     planned_with: tuple[str, ...] = ()  # further options of `autoseg plan`, to repeat the plan
+    lists: dict[str, str] = field(default_factory=dict)  # of patients and folds: path -> digest, see `tables.lists_of`
 
 
 def measure(dataset: Dataset, planned_with: Sequence[str] = (), *, workers: int | None = None) -> Sources:
     """Measure all images and labels of the training cases; they exist."""
     paths = sorted({path for case in dataset.cases for path in _files(case)})
     measured = map_in_processes(_measured, paths, title="digests", workers=workers)
-    return Sources(VERSION, dataset.root, dict(zip(paths, measured, strict=True)), tuple(planned_with))
+    return Sources(
+        VERSION, dataset.root, dict(zip(paths, measured, strict=True)), tuple(planned_with),
+        lists_of(Path(dataset.root), patients=PATIENTS_BY_NAME not in planned_with),
+    )  # fmt: skip
 
 
 def plan_again(workspace: Workspace, root: str | None = None) -> str:
@@ -98,6 +105,17 @@ def changed_since(workspace: Workspace, cases: Sequence[Case]) -> list[str]:
     return sorted(changed)
 
 
+def changed_lists(workspace: Workspace) -> list[str]:
+    """Lists of patients and folds that are other than when they were planned, that are new or gone."""
+    if not workspace.sources.exists():
+        return []
+    known = load(Sources, workspace.sources)
+    if not known.lists or not Path(known.root).exists():
+        return []
+    now = lists_of(Path(known.root), patients=PATIENTS_BY_NAME not in known.planned_with)
+    return sorted(path for path, before in known.lists.items() if now.get(path, "") != before)
+
+
 def require_unchanged(workspace: Workspace, dataset: Dataset, cases: Sequence[Case]) -> None:
     """Refuse to train on files that were never checked: those that changed since they were planned.
 
@@ -105,6 +123,12 @@ def require_unchanged(workspace: Workspace, dataset: Dataset, cases: Sequence[Ca
         StateError: names them, or the path where the dataset is missing.
     """
     require_in_place(workspace, dataset, cases)
+    if lists := changed_lists(workspace):
+        raise StateError(
+            f"{_some(lists)} no longer as planned: the folds were made from the old content",
+            remedy=f"plan again: {plan_again(workspace)} (it lists the folds that stay valid), or restore the "
+            "original files",
+        )
     if changed := changed_since(workspace, cases):
         raise StateError(
             f"{_some(changed)} no longer as planned: the new content was never checked, and the plan was made from the "

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from autoseg.dataloading.batches import ChainName
 from autoseg.dataloading.stream import BatchStream
+from autoseg.lines import LOG
 from autoseg.models.versions import RuntimeSettings
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
@@ -32,8 +33,6 @@ from autoseg.nn.training_step import is_out_of_memory
 from autoseg.planning.plan import Configuration, Plan, Training
 from autoseg.processes import available_cores
 from autoseg.training.chain_choice import choose_chain, require_chain
-
-Say = Callable[[str], None]
 
 MAX_WORKERS = 12
 COMPILE_SECONDS = 300.0  # compiling a stage, then the network to train and to validate
@@ -49,17 +48,17 @@ def choose(
     image: Tensor,
     *,
     workers: int,
-    say: Say,
     seconds: float | None,
 ) -> RuntimeSettings:
     """Measure what is fastest and right on this machine; weights, gradients and generators stay unchanged.
+
+    Two lines are logged: what was measured and what was chosen.
 
     Args:
         network: on the device, as it is trained.
         stream_of: a training stream of that chain, without workers.
         image: a batch (B, C, *patch) on the device.
         workers: processes that will prepare batches.
-        say: receives two lines, what was measured and what was chosen.
         seconds: expected length of the training; None: the measured step times the plan's steps.
 
     Raises:
@@ -67,7 +66,7 @@ def choose(
     """
     training, device = plan.training, image.device
     if not training.autotune:
-        return fixed_choices(network, training, image, say)
+        return fixed_choices(network, training, image)
     # the plan fills the device with a batch in half precision: in float32 it would not fit
     sample = image if device.type == "cpu" else image[:1]
     trial, told = choose_dtype(network, sample, training.autocast)
@@ -93,12 +92,12 @@ def choose(
         remarks.append(told)
     elif reason:
         remarks.append(f"not compiled: {reason}")
-    say(f"{device.type}, forward and backward: {'; '.join(remarks)}")
-    chain = choose_chain(training, stream_of, device, workers, say, sample_seconds, seconds)
+    LOG.info(f"{device.type}, forward and backward: {'; '.join(remarks)}")
+    chain = choose_chain(training, stream_of, device, workers, sample_seconds, seconds)
     return RuntimeSettings(dtype, way is not network, compiled is not None, chain, forward_seconds)
 
 
-def fixed_choices(network: nn.Module, training: Training, image: Tensor, say: Say) -> RuntimeSettings:
+def fixed_choices(network: nn.Module, training: Training, image: Tensor) -> RuntimeSettings:
     """What a training without autotuning uses: the same on every machine, and nothing that was timed decides.
 
     float32 unless the plan names a dtype; the usual layout; not compiled; on a CPU the chain of the worker processes,
@@ -111,17 +110,18 @@ def fixed_choices(network: nn.Module, training: Training, image: Tensor, say: Sa
         chain = "worker" if image.device.type == "cpu" or training.component_weight > 0 else "device"
     sample = image[:1]
     trial = measure(network, sample, (dtype,), repeats=2)[0]
-    say(f"not autotuned: {dtype}, augmentation by the {chain} chain")
+    LOG.info(f"not autotuned: {dtype}, augmentation by the {chain} chain")
     return RuntimeSettings(dtype, False, False, require_chain(training, chain), trial.forward_seconds)
 
 
-def apply(runtime: RuntimeSettings, network: nn.Module, image: Tensor | None = None, say: Say = print) -> None:
+def apply(runtime: RuntimeSettings, network: nn.Module, image: Tensor | None = None) -> None:
     """Let a network run as it was chosen, in place: parameters and the keys of its state stay what they are.
+
+    Where compiling fails, the network runs uncompiled, and training continues.
 
     Args:
         image: a batch (B, C, *patch) on the device, on which compiled code is tried at once; None leaves that to the
             first step.
-        say: receives a line where compiling fails; the network then runs uncompiled, and training continues.
     """
     if runtime.channels_last:
         precision.to_channels_last(network)
@@ -129,7 +129,7 @@ def apply(runtime: RuntimeSettings, network: nn.Module, image: Tensor | None = N
         return
     device = next(network.parameters()).device
     if not has_compiler(device.type):
-        say("not compiled, although the fold started compiled: no compiler found")
+        LOG.warning("not compiled, although the fold started compiled: no compiler found")
         return
     network.compile(dynamic=False)
     if image is not None:
@@ -137,7 +137,7 @@ def apply(runtime: RuntimeSettings, network: nn.Module, image: Tensor | None = N
             measure(network, image, (runtime.dtype,), repeats=1)
         except Exception as error:  # whatever a compiler may raise
             network.compile(disable=True)
-            say(f"not compiled: {_in_short(error)}")
+            LOG.warning(f"not compiled: {_in_short(error)}")
 
 
 # ---- how the network runs

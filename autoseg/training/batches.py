@@ -10,7 +10,7 @@ Every part is built here and handed to the next, which is independent of the pla
     stream     batches in order, prepared by workers
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream
 from autoseg.dataloading.workers import HELD, PREFETCHED
 from autoseg.imaging.components import component_weights
+from autoseg.lines import LOG
 from autoseg.models.build import configuration_mirror_axes
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.processes import free_memory
@@ -60,9 +61,8 @@ class TrainingBatches:
         worker_count: int = 0,
         pin_memory: bool = False,
         memory_limit: int | None = None,
-        say: Callable[[str], None] = print,
     ) -> BatchStream:
-        """Open the stream of batches; see `BatchStream`, also for `pin_memory` and `say`.
+        """Open the stream of batches; see `BatchStream`, also for `pin_memory`.
 
         Args:
             chain: what augments, and where: the host chain, or the device chain in the workers or on the device.
@@ -77,8 +77,8 @@ class TrainingBatches:
         in_memory = shared and sum(map(self.store.nbytes, self.cases)) <= limit
         batches = self.batches(chain, in_memory=in_memory)
         return BatchStream(
-            batches, start_step=start_step, stop_step=stop_step, pin_memory=pin_memory, say=say,
-            worker_count=affordable_workers(worker_count, batches.nbytes, free, say),
+            batches, start_step=start_step, stop_step=stop_step, pin_memory=pin_memory,
+            worker_count=affordable_workers(worker_count, batches.nbytes, free),
         )  # fmt: skip
 
     def batches(self, chain: ChainName, *, in_memory: bool) -> HostBatches | TorchBatches:
@@ -131,11 +131,11 @@ def _chain_settings(plan: Plan, configuration: Configuration) -> dict[str, Any]:
     }
 
 
-def affordable_workers(wanted: int, nbytes: int, free: int, say: Callable[[str], None]) -> int:
+def affordable_workers(wanted: int, nbytes: int, free: int) -> int:
     """As many workers as there is memory for their batches, each of `nbytes`; `free` is in bytes, too."""
     count = min(wanted, max(int((free * BATCHES_SHARE / nbytes - HELD) // PREFETCHED), 0))
     if count < wanted:
-        say(
+        LOG.warning(
             f"not enough memory for {wanted} workers ({free / 2**20:.0f} MB free, batches of {nbytes / 2**20:.0f} MB): "
             f"using {count}; for more, end other programs"
         )

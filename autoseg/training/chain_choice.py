@@ -14,11 +14,10 @@ from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading.batches import ChainName
 from autoseg.dataloading.stream import BatchStream
 from autoseg.errors import UsageError
+from autoseg.lines import LOG
 from autoseg.nn.precision import timed
 from autoseg.planning.plan import Training
 from autoseg.processes import available_cores
-
-Say = Callable[[str], None]
 
 CHAIN_SHARE = 0.002  # of the training, spent on measuring a chain,
 CHAIN_SECONDS = (0.5, 5.0)  # but so many seconds at least and at most,
@@ -40,7 +39,6 @@ def choose_chain(
     stream_of: Callable[[ChainName], BatchStream],
     device: torch.device,
     workers: int,
-    say: Say,
     sample_seconds: float,
     seconds: float,
 ) -> ChainName:
@@ -69,7 +67,7 @@ def choose_chain(
         f"{t.chain} {1000 * t.preparation:.0f} + {1000 * t.finishing:.0f} -> {1000 * expected[t.chain]:.0f}"
         for t in trials
     )
-    say(f"augmentation, ms to prepare + finish a batch -> per step with {workers} worker(s): {shown} -> {chosen}")
+    LOG.info(f"augmentation, ms to prepare + finish a batch -> per step with {workers} worker(s): {shown} -> {chosen}")
     return chosen
 
 

@@ -7,6 +7,7 @@ fail (a full disk, a broken installation): the failure is reported once, and tra
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from autoseg.lines import LOG, kept_by, rewritten
 from autoseg.messages import duration
 from autoseg.training.diagnosis import Finding, diagnose, ever_found
 from autoseg.training.history import EpochRow, write_history
@@ -30,22 +32,21 @@ MOST_SHOWN = 20  # labels in a line; of more, the others are counted
 VERBS = {"unseen": "cannot learn a label"}  # how a kind of finding is reported; otherwise with an s
 
 
-def warning(fold: FoldName, finding: Finding, model: tuple[str, str] | None = None) -> str:
-    """What is wrong with a fold, and what to try, in two lines.
+def warning(finding: Finding) -> str:
+    """What is wrong with the fold whose log this is, and what to try, in two lines."""
+    return f"{VERBS.get(finding.kind, f'{finding.kind}s')}: {finding.what}\n  -> {finding.remedy}"
 
-    Args:
-        model: configuration and network, where they do not follow from the lines around it.
-    """
-    verb = VERBS.get(finding.kind, f"{finding.kind}s")
-    if model is None:
-        return f"fold {fold}  {verb}: {finding.what}\n  -> {finding.remedy}"
-    configuration, network = model
+
+def warning_of_fold(finding: Finding, fold: FoldName, configuration: str, network: str) -> str:
+    """The same where no other line names the fold: with its model."""
     remedy = finding.remedy.replace("--restart", f"-c {configuration} --network {network} -f {fold} --restart")
-    return f"fold {fold} of {configuration} ({network})  {verb}: {finding.what}\n  -> {remedy}"
+    return f"fold {fold} of {configuration} ({network})  {warning(replace(finding, remedy=remedy))}"
 
 
 class FoldLog:
     """Writes a fold's log; shows a bar on a terminal and one line per epoch everywhere.
+
+    While it is open, what anybody logs is about this fold: `fold 0` stands before each line, and `log.txt` keeps it.
 
     Args:
         folder: of the fold; made when the first line is written.
@@ -54,7 +55,6 @@ class FoldLog:
         unseen: names of the labels that no training case has; they join every row, by position.
         quiet: write nothing and show nothing, for all processes of a training but one.
         held_back: write nothing before `release`: the folder is still that of an older training.
-        show: shows a line; None: on the terminal, above the bar.
 
     `history` and `findings` hold all rows, and what they show as of the last one.
     """
@@ -69,20 +69,19 @@ class FoldLog:
         unseen: Sequence[str] = (),
         quiet: bool = False,
         held_back: bool = False,
-        show: Callable[[str], None] | None = None,
     ) -> None:
         self.folder = folder
         self.unseen = tuple(i for i, name in enumerate(label_names) if name in unseen)
         self.fold = fold
         self.label_names = tuple(label_names)
         self.quiet = quiet
-        self._show = show or tqdm.write
         self._held_back: list[str] | None = [] if held_back else None
         self.history = list(history)
         self.findings = diagnose(self.history, self.label_names)
         self._told = ever_found(self.history, self.label_names)
         self._curves = _Curves(folder / "tensorboard", self.label_names)
         self._failed: set[str] = set()  # what was reported to have failed
+        self._logging = ExitStack()
         self._pictured = len(self.history)  # epochs that need no new picture
         self._picture_due = time.perf_counter() + PICTURE_SECONDS
         self.bar = tqdm(
@@ -91,12 +90,16 @@ class FoldLog:
         )  # fmt: skip
 
     def __enter__(self) -> "FoldLog":
+        self._logging.enter_context(rewritten(lambda text: f"fold {self.fold}  {text}"))
+        if not self.quiet:
+            self._logging.enter_context(kept_by(lambda text: self._attempt("log.txt", lambda: self._keep(text))))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        with self._logging:
+            self.close()
 
     def close(self) -> None:
         """Take the bar away and draw what has not been drawn yet."""
@@ -106,13 +109,6 @@ class FoldLog:
         if self._pictured != len(self.history):
             self._attempt("progress.png", self._draw)
         self._attempt("tensorboard", self._curves.close)
-
-    def say(self, text: str) -> None:
-        """Show a line and keep it in log.txt."""
-        if self.quiet:
-            return
-        self._show(text)
-        self._attempt("log.txt", lambda: self._keep(text))
 
     def release(self) -> None:
         """Write the lines held back so far; from now on, write every line."""
@@ -147,27 +143,27 @@ class FoldLog:
         if self.quiet:
             return
         write_history(self.folder, self.history)
-        self.say(self._line(self.history[-1]))
+        LOG.info(self._line(self.history[-1]))
         for finding in news:
-            self.say(warning(self.fold, finding))
+            LOG.warning(warning(finding))
         self._attempt("tensorboard", lambda: self._curves.add(self.history))
         if time.perf_counter() >= self._picture_due:
             self._attempt("progress.png", self._draw)
 
-    def summary(self) -> list[str]:
-        """What the fold came to, and what is wrong with it as it stands: lines for the end of a training."""
-        if not self.history:
-            return []
-        row = self.history[-1]
-        came_to = f"fold {self.fold}  {row.step} steps in {duration(row.seconds)}{self._dice(row)}"
-        return [came_to, *(warning(self.fold, finding) for finding in self.findings)]
+    def summarise(self) -> None:
+        """Log what the fold came to, and what is wrong with it as it stands: the end of a training."""
+        if self.history and not self.quiet:
+            row = self.history[-1]
+            LOG.info(f"{row.step} steps in {duration(row.seconds)}{self._dice(row)}")
+            for finding in self.findings:
+                LOG.warning(warning(finding))
 
     def _line(self, row: EpochRow) -> str:
         skipped = f"  {row.skipped} steps skipped" if row.skipped else ""
         validation = f" / {_shown(row.validation_loss, '+.3f')}" if row.pseudo_dice is not None else ""
         remaining = row.seconds * (1 - row.progress) / max(row.progress, 1e-9)
         return (
-            f"fold {self.fold}  epoch {row.epoch:3d}  step {row.step:5d}  loss {_shown(row.loss, '+.3f')}"
+            f"epoch {row.epoch:3d}  step {row.step:5d}  loss {_shown(row.loss, '+.3f')}"
             f"{validation}{self._dice(row)}{skipped}  {duration(row.seconds)}, {duration(remaining)} to go"
         )
 
@@ -207,7 +203,7 @@ class FoldLog:
         except Exception as error:
             if what not in self._failed:
                 self._failed.add(what)
-                self.say(f"fold {self.fold}  cannot write {what}, training continues: {type(error).__name__}: {error}")
+                LOG.warning(f"cannot write {what}, training continues: {type(error).__name__}: {error}")
 
 
 class _Curves:

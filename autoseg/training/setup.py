@@ -14,6 +14,7 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, UsageError
+from autoseg.lines import LOG
 from autoseg.models.build import build_plan_loss, build_plan_network
 from autoseg.models.checkpoint import CheckpointWriter
 from autoseg.models.pretrained import begin_from
@@ -60,7 +61,6 @@ class TrainingTask:
     ranks: Ranks  # this process among those that train the fold together
     contents: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of the cases, see `same_training.PARTS`
     beside_network: Callable[[], float] | None = None  # measures seconds of the validation without forward passes
-    show: Callable[[str], None] | None = None  # shows the lines of its log; None: on the terminal, above the bar
 
     @property
     def number(self) -> FoldName:
@@ -148,9 +148,6 @@ class TrainingSession:
         self.raw = None
         return batch
 
-    def say(self, text: str) -> None:
-        self.log.say(f"fold {self.task.number}  {text}")
-
 
 def open_fold(
     task: TrainingTask,
@@ -173,12 +170,9 @@ def open_fold(
     """
     training, device = task.plan.training, task.device
 
-    def say(text: str) -> None:
-        log.say(f"fold {task.number}  {text}")
-
-    _check_cases(task.split, say)
+    _check_cases(task.split)
     network, criterion = _network_and_loss(task)
-    init_from = saved.init_from if saved else _initialise(network, task, options, folder, say)
+    init_from = saved.init_from if saved else _initialise(network, task, options, folder)
 
     batches = _batches(task)
     validation_samples, train_samples = _fixed_batches(batches, task.split)
@@ -186,22 +180,22 @@ def open_fold(
 
     # What is fastest on this machine; a resumed fold keeps the settings it began with
     image = next(iter(validation_samples or train_samples))["image"].to(device)
-    runtime = saved.runtime if saved else _choose(network, task, batches, image, workers, say)
-    apply(runtime, network, image, say)
+    runtime = saved.runtime if saved else _choose(network, task, batches, image, workers)
+    apply(runtime, network, image)
     state = TrainState.begin(network, training, runtime, device)
     if saved:
         state.restore(saved)
-        say(f"resumed after epoch {state.position.epoch}, step {state.position.step}")
+        LOG.info(f"resumed after epoch {state.position.epoch}, step {state.position.step}")
 
     def stream_of(step: int) -> BatchStream:
         pinned = device.type == "cuda"
-        return batches.stream(state.runtime.chain, start_step=step, worker_count=workers, pin_memory=pinned, say=say)
+        return batches.stream(state.runtime.chain, start_step=step, worker_count=workers, pin_memory=pinned)
 
     clock = _clock(training, spent=state.position.seconds + time.perf_counter() - began)  # what was prepared counts
     watched = sum(len(each.places) for each in (train_samples, validation_samples) if each)
     after = _after_training(task, batches.store, runtime, network, image[:1], watched=watched)
     if clock.budget_seconds is not None:
-        _begin_budget(clock, after, task.number, resumed=saved is not None, say=say)
+        _begin_budget(clock, after, task.number, resumed=saved is not None)
     return TrainingSession(
         task=task, network=network, trained=task.ranks.wrap(network, device), criterion=criterion, after=after,
         tile=image[:1].clone(), stream_of=stream_of, validation_samples=validation_samples, train_samples=train_samples,
@@ -210,15 +204,15 @@ def open_fold(
     )  # fmt: skip
 
 
-def _check_cases(split: Split, say: Callable[[str], None]) -> None:
-    """Raise StateError where a fold has nothing to train on, or nothing to validate with; say it if it is FULL."""
+def _check_cases(split: Split) -> None:
+    """Raise StateError where a fold has nothing to train on, or nothing to validate with; log it if it is FULL."""
     if not split.train or not (split.validation or split.fold == FULL):
         raise StateError(
             f"fold {split.fold} has {len(split.train)} training cases and {len(split.validation)} validation cases",
             remedy="list cases of both kinds for it in splits.json, or train the other folds",
         )
     if split.fold == FULL:
-        say(
+        LOG.info(
             f"trains on all {len(split.train)} cases and holds none out: loss and Dice are those of training cases, "
             "and training always runs to the end of its schedule, because no plateau can be detected"
         )
@@ -265,15 +259,14 @@ def _choose(
     batches: TrainingBatches,
     image: torch.Tensor,
     workers: int,
-    say: Callable[[str], None],
 ) -> RuntimeSettings:
     """Measure what is fastest here; of several processes, all take what the first one chose."""
 
     def stream_of(chain: ChainName) -> BatchStream:  # without cases kept in memory: a few batches are taken from it
-        return batches.stream(chain, memory_limit=0, pin_memory=task.device.type == "cuda", say=say)
+        return batches.stream(chain, memory_limit=0, pin_memory=task.device.type == "cuda")
 
     found = choose(
-        network, task.plan, task.configuration, stream_of, image, workers=workers, say=say,
+        network, task.plan, task.configuration, stream_of, image, workers=workers,
         seconds=task.plan.training.time_budget_seconds,
     )  # fmt: skip
     return task.ranks.broadcast(found)
@@ -289,23 +282,19 @@ def _clock(training: Training, *, spent: float) -> Clock:
     )
 
 
-def _initialise(
-    network: nn.Module, task: TrainingTask, options: FoldOptions, folder: FoldFolder, say: Callable[[str], None]
-) -> str | None:
+def _initialise(network: nn.Module, task: TrainingTask, options: FoldOptions, folder: FoldFolder) -> str | None:
     """Begin with the weights of `options.init_from`, if any; returns where that model is to be found from now on."""
     if not options.init_from:
         return place(options.init_from)
     source = begin_from(
-        options.init_from, network, task.plan, task.configuration_name, say, held_out=task.split.validation,
+        options.init_from, network, task.plan, task.configuration_name, held_out=task.split.validation,
         own=task.folder, contents=task.contents,
     )  # fmt: skip
     lies = folder.where_it_lies(source)
     return place(options.init_from) if lies == source.resolve() else str(lies.parent)
 
 
-def _begin_budget(
-    clock: Clock, after: AfterTraining, fold: FoldName, *, resumed: bool, say: Callable[[str], None]
-) -> None:
+def _begin_budget(clock: Clock, after: AfterTraining, fold: FoldName, *, resumed: bool) -> None:
     """Reserve what the validation needs of a time budget. Raises UsageError where the start alone took all of it."""
     clock.start_seconds = 0.0 if resumed else clock.elapsed()
     if not resumed and clock.remaining() <= 0:
@@ -315,7 +304,7 @@ def _begin_budget(
             remedy="give a larger --time-budget",
         )
     if message := after.begin(clock):
-        say(message)
+        LOG.info(message)
 
 
 def _after_training(

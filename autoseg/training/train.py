@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from autoseg.errors import AutosegError, Stopped
+from autoseg.lines import LOG
 from autoseg.models.checkpoint import NEWEST, load_newest, remove_leftovers
 from autoseg.models.same_training import content_differences
 from autoseg.models.versions import Checkpoint, Position
@@ -31,7 +32,7 @@ from autoseg.stopping import StopSignals
 from autoseg.training.diagnosis import diagnose
 from autoseg.training.fold_folder import FoldFolder, held
 from autoseg.training.history import EpochRow, rows_of
-from autoseg.training.logger import FoldLog, warning
+from autoseg.training.logger import FoldLog, warning_of_fold
 from autoseg.training.resume import (
     contents_of,
     nothing_to_finish,
@@ -106,18 +107,16 @@ def _train_held(task: TrainingTask, options: FoldOptions, stop: StopSignals, fol
     silent = task.ranks.rank > 0
     with FoldLog(
         task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=silent, held_back=options.restart,
-        show=task.show,
     ) as log:  # fmt: skip
         for remark in filter(None, (damage, *remarks)):
-            log.say(f"fold {task.number}  {remark}")
+            LOG.warning(remark)
         fold = open_fold(task, options, stop, log, folder, saved, began)
         if saved and content_differences(saved.contents, task.contents, task.split.validation):
             fold.state.forget_plateau()  # measured on other samples
         del saved
         with stop.deferred(), fold:
             train(fold, options)
-        for line in log.summary():
-            log.say(line)
+        log.summarise()
     return _result(task, fold.state.position, log.history, remarks, already_finished=False)
 
 
@@ -131,7 +130,7 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
     (schedule,) = ranks.all_max(clock.progress(state.position.step))  # share of the schedule that is done
     if options.finish and state.cooling_since is None:
         state.cooling_since = schedule
-        fold.say("--finish: cooling down the learning rate, then training ends")
+        LOG.info("--finish: cooling down the learning rate, then training ends")
     finished = False
     while not finished:
         batch = fold.next_batch()
@@ -140,7 +139,7 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
         state.advance(loss, clock.elapsed())
         if not math.isfinite(loss):
             named = ", ".join(dict.fromkeys(ranks.all_gather(batch["cases"])))  # the loss is that of all
-            fold.say(f"step {state.position.step}: non-finite loss, step skipped (cases {named})")
+            LOG.warning(f"step {state.position.step}: non-finite loss, step skipped (cases {named})")
             if state.position.consecutive_nonfinite == PATIENCE_NON_FINITE:
                 rollback(fold, named)
 
@@ -164,12 +163,12 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
         sound = state.position.consecutive_nonfinite == 0  # a state to go back to
         if finished or stopping or ((epoch_over or late or fold.checkpoints.failed) and sound):
             if problem := fold.checkpoints.failed:
-                fold.say(f"{problem}; retrying")
+                LOG.warning(f"{problem}; retrying")
             save(fold, finished=finished)
             saved_at = clock.elapsed()
         if stopping and not finished:
             fold.checkpoints.wait()
-            fold.say(f"saved after step {state.position.step}")
+            LOG.info(f"saved after step {state.position.step}")
             fold.stop.now()
 
 
@@ -218,7 +217,7 @@ def finish_epoch(fold: TrainingSession, learning_rate: float, schedule: float) -
     )
     fold.log.epoch(row)
     if plateau:
-        fold.say(plateau)
+        LOG.info(plateau)
     follow_the_time(fold, began)
 
 
@@ -234,7 +233,7 @@ def follow_the_time(fold: TrainingSession, began: float) -> None:
     passes = forward_seconds(fold.network, fold.tile, fold.state.runtime.dtype)
     fold.after.observe(*fold.task.ranks.broadcast((passes, watching)))
     if message := fold.after.follow(fold.clock):
-        fold.say(message)
+        LOG.info(message)
 
 
 def settle_validation(fold: TrainingSession) -> None:
@@ -242,7 +241,7 @@ def settle_validation(fold: TrainingSession) -> None:
     if not fold.validation_samples:
         return
     if message := fold.after.settle(fold.clock):
-        fold.say(message)
+        LOG.info(message)
     if fold.task.ranks.rank == 0:
         keep_inference(fold.task.folder, fold.after.way)
 
@@ -282,7 +281,7 @@ def rollback(fold: TrainingSession, named: str) -> None:
         state.learning_rate_factor /= 2
         change = "now with half the learning rate"
     fold.open_stream()
-    fold.say(f"{PATIENCE_NON_FINITE} non-finite losses in a row: restored step {state.position.step}, {change}")
+    LOG.warning(f"{PATIENCE_NON_FINITE} non-finite losses in a row: restored step {state.position.step}, {change}")
 
 
 def save(fold: TrainingSession, *, finished: bool) -> None:
@@ -306,7 +305,7 @@ def _result(
     already_finished: bool,
 ) -> FoldResult:
     findings = diagnose(history, list(task.plan.labels.scored))
-    model = (task.configuration_name, task.configuration.network.name)
-    warnings = tuple(warning(task.number, finding, model) for finding in findings)
+    name, network = task.configuration_name, task.configuration.network.name
+    warnings = tuple(warning_of_fold(finding, task.number, name, network) for finding in findings)
     pseudo_dice = history[-1].pseudo_dice or ()
     return FoldResult(task.number, task.folder, position, pseudo_dice, warnings, already_finished, tuple(remarks))

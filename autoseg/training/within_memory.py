@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from autoseg.errors import OutOfMemory
+from autoseg.lines import LOG
 from autoseg.messages import LESS_MEMORY
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
 from autoseg.training.setup import TrainingSession
@@ -84,7 +85,7 @@ def halve_micro_batch(fold: TrainingSession, samples: int, reason: str) -> None:
     state.renew_scaler(task.device)
     if task.device.type == "cuda":
         torch.cuda.empty_cache()
-    fold.say(f"out of memory: from now on, each batch is split into {state.micro_batches} micro-batches")
+    LOG.warning(f"out of memory: from now on, each batch is split into {state.micro_batches} micro-batches")
 
 
 @dataclass(frozen=True)

@@ -165,15 +165,15 @@ def test_what_a_dataset_cannot_say_itself():
 def test_commands_receive_paths_workspaces_and_records(monkeypatch, tmp_path):
     calls = []
     for name in ("plan.plan_dataset", "train.train_folds"):
-        monkeypatch.setattr(f"autoseg.commands.{name}", lambda *a: calls.append(a))
+        monkeypatch.setattr(f"autoseg.commands.{name}", lambda *a: calls.append(a) or [])
     autoseg.plan_dataset("data", workspace=tmp_path, vram_gb=8, preset="m", configurations="2d,3d_fullres")
     autoseg.train_folds("~/ws", folds=[0], steps=100, device="cpu", init_from="a model", settings={"training.seed": 1})
     options = PlanOptions(vram_gb=8, preset="m", configurations=("2d", "3d_fullres"))
-    assert calls[0] == (Path("data"), Workspace(tmp_path), options, print)
+    assert calls[0] == (Path("data"), Workspace(tmp_path), options)
     options = TrainOptions(
         folds=(0,), steps=100, device="cpu", init_from=Path("a model"), settings=("training.seed=1",)
     )  # fmt: skip
-    assert calls[1] == (Workspace(Path.home() / "ws"), options, print)
+    assert calls[1] == (Workspace(Path.home() / "ws"), options)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_commands_receive_paths_workspaces_and_records(monkeypatch, tmp_path):
         ({"epochs": 10**7}, "epochs: expected 1 or more, at most 1000000, found 10000000"),
         ({"checkpoint_seconds": -1}, "checkpoint_seconds: expected more than 0"),
         ({"steps": 5, "epochs": 2}, "exclude each other"),
-        ({"finish": True, "restart": True}, "--finish ends a started training"),
+        ({"finish": True, "restart": True}, "finish=True ends a started training"),
     ],
 )
 def test_a_value_outside_its_range_is_refused(options, words):
@@ -209,7 +209,7 @@ def test_commands_that_errors_suggest_know_the_workspace(tmp_path):
 
     with pytest.raises(DataError) as caught:
         failing(tmp_path / "my ws")
-    assert caught.value.remedy == f"autoseg evaluate -w '{tmp_path}/my ws'"
+    assert caught.value.remedy == f'autoseg.cross_validate("{tmp_path}/my ws")'
     with pytest.raises(autoseg.AutosegError, match=f"{tmp_path}.* does not exist"):
         autoseg.cross_validate(str(tmp_path))
 

@@ -27,9 +27,9 @@ def run(tmp_path, monkeypatch, in_this_process) -> Callable[[str, dict], None]:
     monkeypatch.chdir(tmp_path)
     train_folds = train.train_folds
 
-    def shortened(workspace, options, say):
+    def shortened(workspace, options):
         settings = ("training.workers=0", "training.autocast=float32", "training.chain=host")
-        return train_folds(workspace, replace(options, steps=options.steps or 2, settings=settings), say)
+        return train_folds(workspace, replace(options, steps=options.steps or 2, settings=settings))
 
     monkeypatch.setattr(train, "train_folds", shortened)
 

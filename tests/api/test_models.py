@@ -10,19 +10,17 @@ from autoseg.commands.predict import PartlySegmented, PredictOptions
 from autoseg.commands.train import TrainedFold
 from autoseg.datasets.dataset import Problem
 from autoseg.errors import DataError
-from autoseg.planning.planner import make_plan
 from autoseg.training.state import Position
 from autoseg.training.train import FoldResult
 from autoseg.workspace import Workspace
 from files import nifti
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from plans import plan_of
+from synthetic_fingerprints import label_set
 
 
 def test_a_fold_reports_dice_by_label_steps_and_folder():
     labels = label_set(3)
-    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 4, labels)
-    plan = make_plan(dataset="tiny", channels=("MR",), labels=labels, fingerprint=found, memory=ElementMemory())
+    plan = plan_of(labels)
     result = FoldResult(1, Path("ws/fold_1"), Position(epoch=3, step=75), (0.5, None), ("a warning",), False)
     assert TrainedFold.of(result, plan, "2d") == TrainedFold(
         fold=1, configuration="2d", network="unet", folder=Path("ws/fold_1"), epochs=3, steps=75,
@@ -45,7 +43,7 @@ def test_predict_passes_everything_on(monkeypatch):
     options = PredictOptions(
         models=("2d-unet",), folds=(0,), device="cpu", step=0.25, mirroring=False, unfinished=True, tile=2.0
     )
-    assert calls[1] == ((Workspace(Path("ws")), [Path("a.nii"), Path("b.nii")], Path("o"), options), {"say": print})
+    assert calls[1] == ((Workspace(Path("ws")), [Path("a.nii"), Path("b.nii")], Path("o"), options), {})
 
 
 def test_what_could_not_be_segmented_is_returned_beside_the_rest(monkeypatch):
@@ -77,7 +75,7 @@ def test_two_folders_are_compared_without_a_workspace(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     lines: list[str] = []
     autoseg.evaluate_folders(tmp_path / "out", tmp_path / "references", workers=0, say=lines.append)
-    assert lines[0].startswith("1 cases")
+    assert lines[0].startswith("1 case ")
     assert "label_2" in lines[0]
     with pytest.raises(DataError, match="not labels"):
         autoseg.evaluate_folders(tmp_path / "out", tmp_path / "references", labels="liver=1", workers=0)

@@ -10,6 +10,8 @@ import pytest
 
 import autoseg
 from autoseg.api.keywords import READ, intake_of
+from autoseg.api.spelling import FUNCTIONS as CALLS
+from autoseg.api.spelling import KEYWORDS
 from autoseg.commands import calibrate, evaluate, fix
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
@@ -36,11 +38,6 @@ OF_COMMAND = {
     "status": ("status",),
     "calibrate": ("calibrate_device",),
 }
-KEYWORDS = {  # of an option that is called otherwise when it is typed
-    "fix": "out", "map": "mapping", "nan_to": "non_finite_to", "vram": "vram_gb", "time_budget": "time_budget_seconds",
-    "no_preprocess": "preprocess", "stop_after": "stop_after_seconds", "checkpoint_every": "checkpoint_seconds",
-    "no_mirroring": "mirroring",
-}  # fmt: skip
 TYPED_ONLY = {
     "check": {"skip_bad"},  # does nothing there
     "train": {"gpus", "slurm"},  # start other processes of the command line
@@ -74,7 +71,7 @@ def test_keywords_are_those_of_the_function_below(name):
     function, others = BELOW[name]
     here, below = parameters(getattr(autoseg, name)), parameters(function)
     intake = {"dataset", *INTAKE} if "intake" in others else set()
-    assert set(here) - intake == set(below) - others
+    assert set(here) - intake - {"say"} == set(below) - others
     for key in set(below) - others:
         assert here[key].default == below[key].default, key
 
@@ -122,3 +119,10 @@ def test_editors_see_the_names_that_are_loaded_late():
     source = inspect.getsource(autoseg)
     for name, module in autoseg.PUBLIC.items():
         assert f"    from {module} import {name} as {name}\n" in source
+
+
+def test_messages_know_the_function_of_every_command():
+    assert {command.split()[0] for command in CALLS} == set(OF_COMMAND)
+    for command, (name, first) in CALLS.items():
+        assert name in OF_COMMAND[command.split()[0]]
+        assert list(parameters(getattr(autoseg, name)))[: len(first)] == [KEYWORDS.get(key, key) for key in first]

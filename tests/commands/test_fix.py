@@ -25,6 +25,7 @@ from autoseg.datasets.fixing.copying import MARK
 from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError, StateError, StorageError, UsageError
 from autoseg.imaging.formats.readers import read_geometry, read_image, read_labels
+from autoseg.lines import shown_by
 from files import AFFINE, nifti
 from hostile import header_bomb, impostor, jpeg_mask
 from phantom import tiny_dataset
@@ -48,13 +49,16 @@ class Told(list):
 
 def fixed(root: Path, out: Path, **options: object) -> tuple[int, Told]:
     told = Told()
-    report = fix_dataset(root, out, say=told.append, **options)  # type: ignore[arg-type]
+    with shown_by(told.append):
+        report = fix_dataset(root, out, **options)  # type: ignore[arg-type]
     return 0 if report.complete else 3, told
 
 
 def checked(root: Path) -> tuple[int, str]:
     told = Told()
-    return 0 if check_dataset(root, IntakeOptions(), say=told.append).usable else 3, told.text
+    with shown_by(told.append):
+        report = check_dataset(root, IntakeOptions())
+    return 0 if report.usable else 3, told.text
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -754,7 +758,7 @@ def test_held_out_cases_are_mended_too(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     code, told = fixed(folder, tmp_path / "out", mapping={255: 1})
     assert code == 3
-    assert "4 cases of 4 patients, 1 test cases" in told.text or "1 test case" in told.text
+    assert "4 cases of 4 patients, 1 test case (" in told.text
     assert array(tmp_path / "out/labelsTs/tc0.nii.gz")[2, 2, 2] == 1
     assert not (tmp_path / "out/labelsTs/tc1.nii.gz").exists()
 

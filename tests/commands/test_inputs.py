@@ -11,12 +11,10 @@ from autoseg.datasets.dataset import Case, Dataset
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError, UsageError
 from autoseg.planning.plan import Decision, Plan
-from autoseg.planning.planner import make_plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
-from plans import with_cascade
+from plans import plan_of, with_cascade
 from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
 
 LABELS = label_set(3)
 FOUND = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, LABELS)
@@ -33,7 +31,7 @@ def planned_for(plan: Plan, network: str) -> Plan:
 @pytest.fixture
 def workspace(tmp_path) -> Workspace:
     """A planned workspace with a cascade."""
-    plan = make_plan(dataset="tiny", channels=("MR",), labels=LABELS, fingerprint=FOUND, memory=ElementMemory())
+    plan = plan_of(LABELS)
     workspace = Workspace(tmp_path / "w")
     save(workspace.plan, with_cascade(plan))
     save(workspace.fingerprint, FOUND)
@@ -66,21 +64,16 @@ def test_folds_that_name_unknown_cases_are_refused(workspace):
         load_records(workspace)
 
 
-def silent(_: str) -> None:
-    pytest.fail("there is nothing to say")
-
-
-def test_the_planned_network_has_the_plan_itself(workspace, made):
+def test_the_planned_network_has_the_plan_itself(workspace, made, said):
     plan = load(Plan, workspace.plan)
-    assert open_plan(workspace, say=silent) == plan
-    assert open_plan(workspace, "unet", silent) == plan
-    assert made == []
+    assert open_plan(workspace) == plan
+    assert open_plan(workspace, "unet") == plan
+    assert made == said == []
     assert not workspace.plan_for("unet").exists()
 
 
-def test_another_network_has_a_plan_of_its_own_made_once(workspace, made):
-    said: list[str] = []
-    plan = open_plan(workspace, "swin_unet", said.append)
+def test_another_network_has_a_plan_of_its_own_made_once(workspace, made, said):
+    plan = open_plan(workspace, "swin_unet")
     assert {c.network.name for c in plan.configurations.values()} == {"swin_unet"}
     assert load(Plan, workspace.plan_for("swin_unet")) == plan
     assert len(said) == 1
@@ -91,13 +84,13 @@ def test_another_network_has_a_plan_of_its_own_made_once(workspace, made):
     assert "1.1 spacing" not in said[0]
     edited = replace(plan, training=replace(plan.training, learning_rate=0.123))
     save(workspace.plan_for("swin_unet"), edited)
-    assert open_plan(workspace, "swin_unet", silent) == edited
+    assert open_plan(workspace, "swin_unet") == edited
     assert made == ["swin_unet"]
 
 
 @pytest.mark.parametrize("field", ["fingerprint", "orientation", "normalization", "resampling", "spacing", "names"])
 def test_a_plan_that_sees_other_data_is_made_anew(workspace, made, field):
-    open_plan(workspace, "swin_unet", lambda _: None)
+    open_plan(workspace, "swin_unet")
     plan = load(Plan, workspace.plan)
     full = plan.configurations["3d_fullres"]
     changes = {
@@ -109,17 +102,17 @@ def test_a_plan_that_sees_other_data_is_made_anew(workspace, made, field):
         "names": {"configurations": {"3d_fullres": full}},
     }[field]
     save(workspace.plan, replace(plan, **changes))
-    again = open_plan(workspace, "swin_unet", lambda _: None)
+    again = open_plan(workspace, "swin_unet")
     assert made == ["swin_unet"] * 2
     assert load(Plan, workspace.plan_for("swin_unet")) == again == planned_for(replace(plan, **changes), "swin_unet")
 
 
 def test_a_plan_of_another_version_is_made_again(workspace, made):
     """And what stands there is kept aside; the plan of the workspace itself is asked for first."""
-    plan = open_plan(workspace, "swin_unet", lambda _: None)
+    plan = open_plan(workspace, "swin_unet")
     path = workspace.plan_for("swin_unet")
     path.write_text(path.read_text().replace('"version": 1', '"version": 4', 1))
-    assert open_plan(workspace, "swin_unet", lambda _: None) == plan
+    assert open_plan(workspace, "swin_unet") == plan
     assert made == ["swin_unet"] * 2
     assert [json.loads(kept.read_text())["version"] for kept in workspace.root.glob("*.before-*.json")] == [4]
     workspace.plan.write_text(workspace.plan.read_text().replace('"version": 1', '"version": 4', 1))
@@ -128,20 +121,20 @@ def test_a_plan_of_another_version_is_made_again(workspace, made):
 
 
 def test_what_leaves_the_data_alone_leaves_the_other_plan_alone(workspace, made):
-    open_plan(workspace, "swin_unet", lambda _: None)
+    open_plan(workspace, "swin_unet")
     plan = load(Plan, workspace.plan)
     save(workspace.plan, replace(plan, training=replace(plan.training, epochs=3), decisions=()))
-    open_plan(workspace, "swin_unet", silent)
+    open_plan(workspace, "swin_unet")
     assert made == ["swin_unet"]
 
 
 def test_an_unknown_network_is_refused_by_name(workspace):
     with pytest.raises(UsageError, match="'paintbrush'") as caught:
-        open_plan(workspace, "paintbrush", silent)
+        open_plan(workspace, "paintbrush")
     assert "unet" in caught.value.remedy
     assert not workspace.plan_for("paintbrush").exists()
 
 
 def test_without_a_plan_there_is_none_for_another_network(tmp_path):
     with pytest.raises(StateError, match=r"plan\.json does not exist"):
-        open_plan(Workspace(tmp_path), "swin_unet", silent)
+        open_plan(Workspace(tmp_path), "swin_unet")

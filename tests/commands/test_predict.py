@@ -21,6 +21,7 @@ from hostile import cut
 
 WHOLE = FileNames("suffix", ("",))
 CPU = PredictOptions(device="cpu")
+pytestmark = pytest.mark.usefixtures("on_screen")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from plans import plan
 from synthetic_fingerprints import label_set, uniform
 
 LABELS = label_set(3)
+pytestmark = pytest.mark.usefixtures("on_screen")
 
 
 @pytest.fixture
@@ -52,10 +53,9 @@ def measured(made: Plan, **changes) -> Plan:
         ({"inside_mask": True}, False),
     ],
 )
-def test_statistics_of_trained_folds_are_kept_where_they_hardly_differ(workspace, made, changes, kept):
-    said: list[str] = []
+def test_statistics_of_trained_folds_are_kept_where_they_hardly_differ(workspace, made, changes, kept, said):
     today = measured(made, **changes)
-    found = with_kept_statistics(today, workspace, said.append)
+    found = with_kept_statistics(today, workspace)
     assert found == (made if kept else today)
     assert bool(said) == kept
 
@@ -63,7 +63,7 @@ def test_statistics_of_trained_folds_are_kept_where_they_hardly_differ(workspace
 def test_without_trained_folds_what_is_measured_counts(workspace, made):
     (workspace.fold("3d_fullres", "unet", 0) / "last.pt").unlink()
     today = measured(made, mean=100.5)
-    assert with_kept_statistics(today, workspace, print) == today
+    assert with_kept_statistics(today, workspace) == today
 
 
 def test_records_of_trained_folds_are_kept_where_they_change(workspace, made):

@@ -106,3 +106,26 @@ def test_planning_again_advises_what_status_does(planned, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"next: autoseg train -f 1,2,3,4 -w '{workspace.root}'"
     assert last == status(workspace).splitlines()[-1]
+
+
+def test_a_damaged_history_is_reported_and_the_other_folds_are_shown(tmp_path):
+    workspace = Workspace(tmp_path / "my work")
+    run("plan", tiny_dataset(tmp_path / "data", cases=5), "-w", workspace.root, "--no-preprocess")
+    before = status(workspace).splitlines()
+    path = workspace.fold(*MODEL, 1) / "history.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("no row\n")
+    after = status(workspace).splitlines()
+    (n,) = (n for n, line in enumerate(before) if line != after[n])
+    assert after[n].startswith(f"  fold 1: {path}, line 1 is not valid JSON: ")
+    assert "delete the file" in after[n]
+    assert after[n].endswith("; 0 of 1 validation cases predicted")
+    assert len(after) == len(before)
+
+
+def test_a_list_of_patients_that_came_later_is_named(tmp_path):
+    dataset, workspace = tiny_dataset(tmp_path / "data", cases=5), Workspace(tmp_path / "my work")
+    run("plan", dataset, "-w", workspace.root, "--no-preprocess")
+    (dataset / "patients.csv").write_text("case,patient\ncase_00,x\ncase_01,x\n")
+    assert f"changed since it was planned: {dataset / 'patients.csv'}; plan again: autoseg plan" in status(workspace)
+    assert next_command(workspace)[0] == "plan"

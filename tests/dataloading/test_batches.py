@@ -16,7 +16,7 @@ from autoseg.dataloading.sampling import PatchSampler, cut_patch, sample_generat
 from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream
 from autoseg.imaging.components import component_weights
-from stored import commit, faultless_previous_stage, one_hot
+from stored_cases import commit, faultless_previous_stage, one_hot
 from streams import stream_of
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def one_thread():
 def stream(store, chain: str, table: Augmentation = STRONG, patch=PATCH, **settings) -> BatchStream:
     defaults = {
         "patch_size": patch, "mirror_axes": range(len(patch)), "masked_channels": (1,), "border": -2.0,
-        "labels": [(1,), (2,), (3,)], "say": pytest.fail,
+        "labels": [(1,), (2,), (3,)],
     }  # fmt: skip
     return stream_of(store, CASES, table, chain, **(defaults | settings))
 
@@ -112,10 +112,9 @@ def test_workers_and_a_new_start_change_nothing(store, previous, chain, table):
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_killed_worker_changes_nothing(store, chain):
-    said = []
+def test_a_killed_worker_changes_nothing(store, chain, said):
     reference = finished(stream(store, chain, stop_step=20))
-    batches = stream(store, chain, stop_step=20, worker_count=2, say=said.append)
+    batches = stream(store, chain, stop_step=20, worker_count=2)
     rng = np.random.default_rng(1)
     result = []
     for step, batch in enumerate(batches):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autoseg.dataloading.sampling import SAMPLERS, PatchSampler, cut_patch, sample_generator
 from autoseg.dataloading.store import CaseInfo, StoredCase, class_locations
-from stored import whole
+from stored_cases import whole
 
 PATCH = (4, 6, 5)
 

@@ -1,5 +1,6 @@
 """The case store: what goes in comes out, and a process that dies leaves nothing half done."""
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from autoseg.dataloading import store as module
 from autoseg.dataloading.store import CaseInfo, CaseStore, class_locations, float16_suffices
 from autoseg.errors import DataError, StateError, StorageError
 from autoseg.imaging.placement import Placement
-from stored import whole
+from stored_cases import whole
 
 
 @pytest.fixture(autouse=True)
@@ -273,6 +274,20 @@ def test_a_full_disk_leaves_the_old_case(tmp_path):
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert contents(tmp_path) == before
+
+
+def test_of_a_full_disk_it_is_said_how_much_a_case_needs(tmp_path, monkeypatch):
+    """An image of 2 x 40 x 60 x 70 in float16, and a target of as many voxels in int8, are 0.8 MB."""
+
+    def full(path, array):
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "_write_npy", full)
+    large = info_of("a", placement=whole((40, 60, 70)))
+    with pytest.raises(StorageError, match=rf"'a' cannot be stored in {tmp_path}: .*: it needs 0\.8 MiB there, \d"):
+        CaseStore(tmp_path).commit("a", np.zeros((2, 40, 60, 70), np.float32), np.zeros((40, 60, 70), np.int8), large)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_what_is_missing_stale_or_damaged_is_made_again(tmp_path):

@@ -21,7 +21,7 @@ from autoseg.dataloading import patches
 from autoseg.dataloading.sampling import cut_patch, sample_generator
 from autoseg.dataloading.store import CaseStore
 from autoseg.dataloading.stream import BatchStream
-from stored import commit, digest, faultless_previous_stage, one_hot
+from stored_cases import commit, digest, faultless_previous_stage, one_hot
 from streams import stream_of
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from autoseg.dataloading import shared_memory, workers
 from autoseg.dataloading.shared_memory import Slots
 from autoseg.dataloading.workers import HELD, PREFETCHED, Workers
 from autoseg.errors import DataError, OutOfMemory
+from autoseg.lines import shown_by
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,15 @@ class Numbers:
         }
 
 
-def started(prepare=Numbers(), *, count=1, start=0, stop=30, nbytes=4096, say=None) -> Workers:
-    return Workers(prepare, count=count, start=start, stop=stop, nbytes=nbytes, say=say or pytest.fail)
+def started(prepare=Numbers(), *, count=1, start=0, stop=30, nbytes=4096) -> Workers:
+    return Workers(prepare, count=count, start=start, stop=stop, nbytes=nbytes)
+
+
+@pytest.fixture(autouse=True)
+def nothing_unexpected_is_said(request):
+    """In a test that does not ask for what is said."""
+    with nullcontext() if "said" in request.fixturenames else shown_by(pytest.fail):
+        yield
 
 
 def check(batch: dict, step: int) -> None:
@@ -78,12 +86,11 @@ def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_worker_that_hangs_is_named_and_replaced(monkeypatch):
+def test_a_worker_that_hangs_is_named_and_replaced(monkeypatch, said):
     monkeypatch.setattr(workers, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(workers, "SLOW_SECONDS", 0.3)
     monkeypatch.setattr(workers, "HUNG_SECONDS", 0.9)
-    said: list[str] = []
-    batches = started(count=2, say=said.append)
+    batches = started(count=2)
     check(next(batches), 0)
     (hanging, _) = pids(batches)
     os.kill(hanging, signal.SIGSTOP)
@@ -178,10 +185,10 @@ def test_memory_that_cannot_be_had_is_told():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_worker_killed_at_a_random_moment_changes_nothing(count, monkeypatch):
+def test_a_worker_killed_at_a_random_moment_changes_nothing(count, monkeypatch, said):
     monkeypatch.setattr(workers, "DEATHS", 1000)
-    rng, said = np.random.default_rng(count), []
-    batches = started(Numbers(seconds=0.004), count=count, stop=120, say=said.append)
+    rng = np.random.default_rng(count)
+    batches = started(Numbers(seconds=0.004), count=count, stop=120)
     killed = []
     for step, batch in enumerate(batches):
         check(batch, step)
@@ -199,20 +206,18 @@ def test_a_worker_killed_at_a_random_moment_changes_nothing(count, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_worker_killed_while_its_batch_is_awaited_changes_nothing(tmp_path, count):
-    said = []
-    check_all(started(Numbers(tmp_path, die_at=(0, 7)), count=count, say=said.append))
+def test_a_worker_killed_while_its_batch_is_awaited_changes_nothing(tmp_path, count, said):
+    check_all(started(Numbers(tmp_path, die_at=(0, 7)), count=count))
     assert len(said) == 2
 
 
-def test_a_worker_killed_in_the_middle_of_a_message_changes_nothing():
+def test_a_worker_killed_in_the_middle_of_a_message_changes_nothing(said):
     """More than a pipe holds: the worker stands still until somebody reads."""
 
     def much(step: int) -> dict:
         return {"image": torch.full((2**21,), float(step))}
 
-    said = []
-    batches = started(much, nbytes=64, stop=4, say=said.append)
+    batches = started(much, nbytes=64, stop=4)
     assert next(batches)["image"][0] == 0
     (worker,) = batches.workers
     assert worker.pipe.poll(20)  # the next message has begun
@@ -225,9 +230,8 @@ def test_a_worker_killed_in_the_middle_of_a_message_changes_nothing():
     assert len(said) == 1
 
 
-def test_three_deaths_in_a_row_are_too_many(tmp_path):
-    said = []
-    batches = started(Numbers(tmp_path, die_at=(2,), deaths=99), count=4, say=said.append)
+def test_three_deaths_in_a_row_are_too_many(tmp_path, said):
+    batches = started(Numbers(tmp_path, die_at=(2,), deaths=99), count=4)
     check(next(batches), 0)
     check(next(batches), 1)
     with pytest.raises(OutOfMemory, match=r"SIGKILL, probably.* out of memory; 3 were lost in a row") as caught:
@@ -239,10 +243,10 @@ def test_three_deaths_in_a_row_are_too_many(tmp_path):
 
 
 @pytest.mark.parametrize(("recovered", "enough"), [(12, True), (28, False)])
-def test_deaths_with_many_batches_between_them_do_not_count(tmp_path, monkeypatch, recovered, enough):
+def test_deaths_with_many_batches_between_them_do_not_count(tmp_path, monkeypatch, recovered, enough, said):
     """One worker is at most 7 steps ahead, so what dies at 20, 40, 60 is missed after 13 to 27 batches more."""
     monkeypatch.setattr(workers, "RECOVERED", recovered)
-    batches = started(Numbers(tmp_path, die_at=(20, 40, 60, 80)), stop=100, say=lambda text: None)
+    batches = started(Numbers(tmp_path, die_at=(20, 40, 60, 80)), stop=100)
     if enough:
         check_all(batches, stop=100)
     else:
@@ -253,15 +257,13 @@ def test_deaths_with_many_batches_between_them_do_not_count(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("by", "text"), [(signal.SIGTERM, "SIGTERM, from outside;"), (signal.SIGXCPU, "SIGXCPU;"), (-3, "exit code 3;")]
 )
-def test_other_ends_are_named(tmp_path, by, text):
-    said = []
-    check_all(started(Numbers(tmp_path, die_at=(3,), by=by, deaths=2), say=said.append))
+def test_other_ends_are_named(tmp_path, by, text, said):
+    check_all(started(Numbers(tmp_path, die_at=(3,), by=by, deaths=2)))
     assert [text in line for line in said] == [True] * 2
 
 
-def test_a_training_that_is_being_stopped_may_lose_all_workers(tmp_path):
-    said = []
-    check_all(started(Numbers(tmp_path, die_at=(3,), by=signal.SIGTERM, deaths=5), say=said.append))
+def test_a_training_that_is_being_stopped_may_lose_all_workers(tmp_path, said):
+    check_all(started(Numbers(tmp_path, die_at=(3,), by=signal.SIGTERM, deaths=5)))
     assert len(said) == 5
 
 
@@ -340,7 +342,7 @@ def test_workers_end_with_a_training_that_is_killed(busy):
         from autoseg.dataloading.workers import Workers
         def prepare(step):
             return {{"image": torch.zeros(2**21 if step and {busy} else 1)}}
-        batches = Workers(prepare, count=2, start=0, stop=None if {busy} else 1, nbytes=64, say=print)
+        batches = Workers(prepare, count=2, start=0, stop=None if {busy} else 1, nbytes=64)
         next(batches)
         pids = [worker.process.pid for worker in batches.workers]
         if {busy}:
@@ -369,9 +371,8 @@ def test_workers_end_with_a_training_that_is_killed(busy):
 
 
 @pytest.mark.slow
-def test_where_processes_are_not_forked(monkeypatch, tmp_path):
+def test_where_processes_are_not_forked(monkeypatch, tmp_path, said):
     monkeypatch.setattr(shared_memory, "FORKS", False)
     monkeypatch.setattr(workers, "FORKS", False)
-    said = []
-    check_all(started(Numbers(tmp_path, die_at=(5,)), say=said.append, stop=12), stop=12)
+    check_all(started(Numbers(tmp_path, die_at=(5,)), stop=12), stop=12)
     assert len(said) == 1

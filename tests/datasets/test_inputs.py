@@ -8,6 +8,7 @@ import pytest
 import tiny
 from autoseg.datasets.dataset import Dataset, discover, images_in, parse_options
 from autoseg.datasets.inputs import FileNames
+from autoseg.errors import UsageError
 
 
 def ids(cases) -> list[str]:
@@ -184,3 +185,18 @@ def test_channels_of_a_table_are_found_by_their_endings(tmp_path):
     rows = "".join(f"s{n},d/s{n}_T1w.nii,d/s{n}_FLAIR.nii,d/s{n}_seg.nii\n" for n in (1, 2))
     dataset, _ = discover(tiny.text(tmp_path / "t.csv", "case,image_0,image_1,label\n" + rows))
     assert dataset.file_names == FileNames("suffix", ("_T1w", "_FLAIR"))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "offered"),
+    [("imagesTr", "labelsTr", "imagesTr"), ("images", "masks", "images"), ("imagesTs", "labelsTr", "imagesTs")],
+)
+def test_a_dataset_is_not_a_folder_of_images(tmp_path, images, labels, offered):
+    """Its folders would be taken for cases, labels among them."""
+    root = tmp_path / "my data"
+    for folder in (images, labels):
+        tiny.nifti(root / folder / "a_0000.nii.gz", tiny.image(1))
+    with pytest.raises(UsageError, match="my data is a dataset with labels, expected a folder of images") as caught:
+        images_in([root], 1, ("MR",), FileNames("suffix", ("_0000",)))
+    assert caught.value.remedy == f"name the folder of images in it: -i '{root / offered}'"
+    assert ids(images_in([root / offered], 1, ("MR",), FileNames("suffix", ("_0000",)))[0]) == ["a"]

@@ -233,7 +233,7 @@ def test_an_image_that_changed_is_segmented_again(folds, told):
     try:
         nib.save(nib.Nifti1Image(np.asarray(volume.dataobj)[::-1].copy(), volume.affine, volume.header), path)
         run("plan", dataset, "-w", workspace.root)
-        for expected in ("1 validation cases predicted", "is already trained and validated"):
+        for expected in ("1 validation case predicted", "is already trained and validated"):
             said = told("train", "-f", 0, "--epochs", 2, "-w", workspace.root, *SETTINGS)
             assert expected in said
             assert f"of its held-out cases, the image of {case} has changed" in said

@@ -10,7 +10,7 @@ from autoseg.inference.rehearsal import seconds_beside_network
 from autoseg.workspace import Workspace
 from bright import picture, plan_of
 from files import nifti
-from stored import commit
+from stored_cases import commit
 
 
 def test_one_case_is_segmented_as_background_and_stands_for_all(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from autoseg.launch.jobs import (
     train_arguments,
 )
 from autoseg.launch.local_gpus import FoldEnd, FoldJob, choose_gpus, fold_command, run_folds, share_cores
+from autoseg.lines import shown_by
 from autoseg.stopping import StopSignals
 from autoseg.training.history import EpochRow, write_history
 from autoseg.workspace import FULL, FoldName, Workspace
@@ -193,11 +194,11 @@ def job(folder: Path, fold: int, script: str) -> FoldJob:
     return FoldJob(fold, [sys.executable, "-S", "-c", script], folder / f"fold_{fold}.output.txt")
 
 
-def run_deferred(jobs, gpus, say) -> list[FoldEnd]:
+def run_deferred(jobs, gpus, said) -> list[FoldEnd]:
     """`run_folds` with the signals deferred, as a command has it; the request itself is swallowed."""
     stop = StopSignals()
-    with stop, stop.deferred():
-        ends = run_folds(jobs, gpus, stop, say)
+    with stop, stop.deferred(), shown_by(said):
+        ends = run_folds(jobs, gpus, stop)
         stop.received = None
     return ends
 
@@ -303,8 +304,8 @@ def test_the_time_of_the_command_stops_all_folds(tmp_path):
     script = f"{OBEDIENT}\nprint('ready', flush=True)\ntime.sleep(60)"
     told, stop = Told(), StopSignals(1000)
     told.when("fold 0  ready", lambda: setattr(stop, "after_seconds", 0))
-    with stop, stop.deferred():
-        ends = run_folds([job(tmp_path, fold, script) for fold in range(2)], ["a"], stop, told)
+    with stop, stop.deferred(), shown_by(told):
+        ends = run_folds([job(tmp_path, fold, script) for fold in range(2)], ["a"], stop)
     assert [(end.gpu, end.code) for end in ends] == [("a", 75), (None, 75)]
 
 
@@ -340,7 +341,7 @@ from autoseg.stopping import StopSignals
 import sys
 command, folder = [sys.executable, "-S", "-c", {script!r}], Path({str(tmp_path)!r})
 jobs = [FoldJob(n, command, folder / f"fold_{{n}}.output.txt") for n in (0, 1)]
-run_folds(jobs, ["a", "b"], StopSignals(), print)
+run_folds(jobs, ["a", "b"], StopSignals())
 """
     outputs = [tmp_path / f"fold_{n}.output.txt" for n in (0, 1)]
     process = subprocess.Popen([sys.executable, "-c", parent])

@@ -106,19 +106,9 @@ def cluster(monkeypatch, tmp_path) -> None:
 def prepared(monkeypatch) -> list[tuple[str, str | None]]:
     """Instead of preprocessing and of bringing a previous stage: who was asked for."""
     asked: list[tuple[str, str | None]] = []
-    monkeypatch.setattr(slurm, "preprocess_phase", lambda w, phase, say: asked.append(("stored", phase.configuration)))
-    monkeypatch.setattr(slurm, "bring_previous_stage", Brought(asked))
+    monkeypatch.setattr(slurm, "preprocess_phase", lambda w, phase: asked.append(("stored", phase.configuration)))
+    monkeypatch.setattr(slurm, "bring_previous_stage", lambda w, phase: asked.append(("brought", phase.configuration)))
     return asked
-
-
-class Brought:
-    """Stands for `bring_previous_stage`; can be pickled."""
-
-    def __init__(self, asked: list) -> None:
-        self.asked = asked
-
-    def __call__(self, workspace: Workspace, phase: TrainOptions, say=None) -> None:
-        self.asked.append(("brought", phase.configuration))
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +138,10 @@ COMMON = {
 }  # fmt: skip
 
 
-def test_folds_are_an_array_and_evaluate_follows(cluster, prepared, planned, tmp_path):
-    told: list[str] = []
+def test_folds_are_an_array_and_evaluate_follows(cluster, prepared, planned, tmp_path, said):
     options = TrainOptions(folds=(0, 1, 2), epochs=3, settings=("training.seed=3",))
     text = f"partition=gpu,time=1d1h,cpus=4,mem=64G,folder={tmp_path / 'logs'}"
-    submit_folds(planned, options, parse_slurm(text), told.append)
+    submit_folds(planned, options, parse_slurm(text))
     folder = tmp_path / "logs"
     assert batch_lines(folder, 101) == COMMON | {"array=0-2%3", "job-name='autoseg 3d_fullres 0..2'"}
     after = {"dependency=afterok:101", "kill-on-invalid-dep=yes"}
@@ -167,14 +156,14 @@ def test_folds_are_an_array_and_evaluate_follows(cluster, prepared, planned, tmp
     evaluate = ["evaluate", f"--workspace={planned.root}", "--configuration=3d_fullres", "--network=unet"]
     assert submitted(folder, "102").args == (evaluate,)
     assert prepared == [("stored", "3d_fullres"), ("brought", "3d_fullres")]
-    assert told[:2] == ["job 101: 3d_fullres 0..2", "job 102: evaluate, after 101"]
-    assert told[2].startswith("watch: squeue -j 101,102; tail -f ")
-    assert told[3] == "cancel: scancel 101 102"
+    assert said[:2] == ["job 101: 3d_fullres 0..2", "job 102: evaluate, after 101"]
+    assert said[2].startswith("watch: squeue -j 101,102; tail -f ")
+    assert said[3] == "cancel: scancel 101 102"
 
 
 def test_a_cascade_waits_for_the_array_of_its_previous_stage(cluster, prepared, planned, tmp_path):
     options = TrainOptions(folds=(2,), configuration="3d_cascade", device="cpu")
-    submit_folds(planned, options, parse_slurm(f"gpus=0,folder={tmp_path / 'logs'}"), lambda _: None)
+    submit_folds(planned, options, parse_slurm(f"gpus=0,folder={tmp_path / 'logs'}"))
     files = [batch_lines(tmp_path / "logs", job) for job in (101, 102, 103, 104)]
     names = ["3d_lowres 0..4", "bring 3d_lowres", "3d_cascade 2", "evaluate"]
     for number, (lines, name) in enumerate(zip(files, names, strict=True)):
@@ -187,14 +176,14 @@ def test_a_cascade_waits_for_the_array_of_its_previous_stage(cluster, prepared, 
     assert not any("array" in line for lines in files[1:] for line in lines)
     assert prepared == [("stored", "3d_lowres"), ("stored", "3d_cascade")]
     bring = submitted(tmp_path / "logs", "102")
-    assert isinstance(bring.function, Brought)
+    assert bring.function is slurm.bring_in_job
     assert bring.args == (planned, options)
     assert submitted(tmp_path / "logs", "103").args == (train_arguments(planned, options),)
 
 
 def test_what_sbatch_refuses_is_told(cluster, prepared, planned, tmp_path):
     with pytest.raises(UsageError, match=r"sbatch refused 3d_fullres 0(.|\n)*invalid partition specified: nowhere"):
-        submit_folds(planned, TrainOptions(folds=(0,)), parse_slurm(f"partition=nowhere,folder={tmp_path}"), print)
+        submit_folds(planned, TrainOptions(folds=(0,)), parse_slurm(f"partition=nowhere,folder={tmp_path}"))
 
 
 # ---- what a job does

@@ -267,6 +267,27 @@ def test_a_new_checkpoint_replaces_the_old_one(tmp_path):
         assert load_checkpoint(path) == {"epoch": epoch}
 
 
+def test_a_disk_that_is_full_when_the_digests_are_written_leaves_no_file_behind(tmp_path, monkeypatch):
+    for epoch in (1, 2):
+        save_generation(tmp_path, {"epoch": epoch})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real = os.fsync
+
+    def full(descriptor):
+        if os.fstat(descriptor).st_size < 1000:  # the list, not a checkpoint
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"checkpoints\.sha256 cannot be written: .*: it needs 0\.0 MiB there"):
+        save_generation(tmp_path, {"epoch": 3})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    save_generation(tmp_path, {"epoch": 3})
+    assert epoch_of(tmp_path) == (3, "")
+    assert load_checkpoint(tmp_path / "previous.pt") == {"epoch": 2}
+
+
 # ---- generations ----
 
 

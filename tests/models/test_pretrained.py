@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autoseg.cli import main
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.lines import shown_by
 from autoseg.models.build import build_plan_network
 from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.pretrained import begin_from, match
@@ -89,7 +90,8 @@ def take_over(tmp_path, source_plan, plan, **more) -> tuple[nn.Module, nn.Module
     """A source in a file, a network that began with it, and what was said."""
     theirs, mine, said = network_of(source_plan), network_of(plan), []
     save_checkpoint(tmp_path / "last.pt", state_of(source_plan, theirs))
-    begin_from(tmp_path / "last.pt", mine, plan, plan.recommended, said.append, **more)
+    with shown_by(said.append):
+        begin_from(tmp_path / "last.pt", mine, plan, plan.recommended, **more)
     return theirs.eval(), mine.eval(), said
 
 
@@ -309,15 +311,15 @@ def test_other_voxels_and_intensities_are_noted(tmp_path):
     ("image", "name", "warns"),
     [("X", "another", True), ("X", "test", True), ("new", "test", False), ("", "another", False), ("", "test", True)],
 )
-def test_cases_that_the_model_saw_are_known_by_their_images(tmp_path, image, name, warns):
+def test_cases_that_the_model_saw_are_known_by_their_images(tmp_path, image, name, warns, said):
     """Under another id, in a dataset of another name; where the image is not known, by id and name."""
     plan = replace(plan_with(), dataset=name)
     contents = {"x": ["X", "1"], "y": ["Y", "2"]}
-    mine, said = network_of(plan), []
+    mine = network_of(plan)
     save_checkpoint(tmp_path / "last.pt", state_of(plan_with(), network_of(plan_with()), contents=contents))
     held_out = "patient" if image else "x"
     begin_from(
-        tmp_path / "last.pt", mine, plan, plan.recommended, said.append, held_out=[held_out],
+        tmp_path / "last.pt", mine, plan, plan.recommended, held_out=[held_out],
         contents={held_out: (image, "1")},
     )  # fmt: skip
     assert any("WARNING: the model was trained on 1 of this fold's 1 held-out" in line for line in said) == warns
@@ -350,7 +352,8 @@ def constant(plan: Plan, value: float) -> nn.Module:
 def begun_from(path, plan) -> tuple[float, list[str]]:
     """The one value of all weights that a source of constants gave, and what was said."""
     network, said = network_of(plan), []
-    begin_from(path, network, plan, plan.recommended, said.append)
+    with shown_by(said.append):
+        begin_from(path, network, plan, plan.recommended)
     values = torch.cat([parameter.detach().flatten() for parameter in network.parameters()]).unique()
     return values.item(), said
 
@@ -380,7 +383,7 @@ def test_averages_find_their_tensors(name, tmp_path):
     theirs, mine = network_of(plan), network_of(plan)
     average = WeightAverage(theirs, 0.999).average
     save_checkpoint(tmp_path / "last.pt", state_of(plan, network_of(plan), average=average))
-    begin_from(tmp_path, mine, plan, plan.recommended, lambda _: None)
+    begin_from(tmp_path, mine, plan, plan.recommended)
     assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), mine.parameters(), strict=True))
 
 

@@ -7,10 +7,9 @@ import pytest
 from autoseg.imaging.symmetry import MirrorSide
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.laterality import MIN_PAIRED_CASES, OneSided, fixed_order, left_right_pair, one_sided
-from autoseg.planning.planner import make_plan
 from autoseg.records import from_plain, to_plain
+from plans import plan
 from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
 
 
 @pytest.mark.parametrize(
@@ -141,10 +140,7 @@ def plan_with(sides, **options):
     labels = label_set(2)
     found = uniform((2.0, 1.0, 1.0), (60, 90, 90), len(sides), labels)
     cases = tuple(replace(case, mirror_sides=side) for case, side in zip(found.cases, sides, strict=True))
-    return make_plan(
-        dataset="x", channels=("MR",), labels=labels, fingerprint=replace(found, cases=cases),
-        memory=ElementMemory(), **options,
-    )  # fmt: skip
+    return plan(replace(found, cases=cases), labels, **options)
 
 
 def reason(plan):

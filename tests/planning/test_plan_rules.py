@@ -278,6 +278,28 @@ def test_losses_and_labels_that_contradict_each_other_are_refused():
         a_plan().with_settings(["training.loss=tversky", "training.component_weight=1"])
 
 
+def test_what_a_loss_can_predict_is_a_property_of_its_own(monkeypatch):
+    """A loss that is registered from outside says it in the same way as those of the table."""
+
+    def mine(**given):
+        return losses.dice_focal(**given)
+
+    monkeypatch.setitem(LOSSES, "mine", mine)
+    assert losses.traits_of("mine") == losses.Traits()
+    regions = PLAIN | {"labels": to_plain(LABELS.as_regions())}
+    of_regions = regions | {"training": PLAIN["training"] | {"loss": "mine"}}
+    assert from_plain(Plan, of_regions).heads.has_regions
+    mine.traits = losses.Traits(predicts="labels", cross_entropy=False)
+    with pytest.raises(StateError, match=r"training\.loss: expected dice_bce .*, found mine, which predicts one label"):
+        from_plain(Plan, of_regions)
+    with pytest.raises(UsageError, match=r"component_weight: expected 0, because mine has no cross-entropy"):
+        a_plan().with_settings(["training.loss=mine", "training.component_weight=1"])
+    mine.traits = losses.Traits(predicts="regions")
+    exclusive = a_plan().with_settings(["training.loss=mine"])
+    assert not exclusive.labels.has_regions
+    assert exclusive.heads.has_regions
+
+
 def test_records_made_by_hand_are_checked_too():
     with pytest.raises(StateError, match="seed: expected 0 to 4294967295, found -1"):
         Training(seed=-1)

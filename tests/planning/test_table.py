@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 
 from autoseg.planning.plan import Cost, Plan
-from autoseg.planning.planner import make_plan
 from autoseg.planning.table import summary
+from plans import plan
 from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
 
 COST = Cost(
     parameters=31_200_000, train_bytes=7_250_000_000, predict_bytes=2_000_000_000, tile_batch=2, host_bytes=900_000_000,
@@ -19,9 +18,7 @@ COST = Cost(
 def planned(shape=(200, 200, 200), **options) -> Plan:
     labels = label_set(3)
     found = uniform((1.0, 1.0, 1.0), shape, 20, labels)
-    return make_plan(
-        dataset="d", channels=found.channels, labels=labels, fingerprint=found, memory=ElementMemory(), **options
-    )
+    return replace(plan(found, labels, **options), dataset="d")
 
 
 def rows(plan: Plan) -> dict[str, dict[str, str]]:

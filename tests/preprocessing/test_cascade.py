@@ -13,23 +13,19 @@ from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.errors import StateError
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.planning.plan import ChannelNormalization, Plan
-from autoseg.planning.planner import make_plan
 from autoseg.preprocessing.cascade import open_previous, prepare_previous
 from autoseg.preprocessing.prepare import prepare
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.workspace import Workspace
 from phantom import tiny_dataset
-from plans import with_cascade
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from plans import plan_of, with_cascade
+from synthetic_fingerprints import label_set
 
 LABELS = label_set(3)
 
 
-def plan_of(labels=LABELS, **changes) -> Plan:
-    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, labels)
-    made = make_plan(dataset="test", channels=("MR",), labels=labels, fingerprint=found, memory=ElementMemory())
-    return with_cascade(replace(made, normalization=(ChannelNormalization("zscore"),), **changes))
+def cascade_of(labels=LABELS) -> Plan:
+    return with_cascade(plan_of(labels, normalization=(ChannelNormalization("zscore"),)))
 
 
 # ---- the grid
@@ -43,7 +39,7 @@ def test_a_segmentation_comes_to_the_grid_as_a_target_does(wanted):
     image[0, 1:4, 2:8, :6] = 0  # a notch in the body
     target = np.kron(rng.integers(0, 3, (3, 4, 5)), np.ones((3, 5, 4), np.int16))[:9, :20, :17].astype(np.int16)
     assert target.shape == image.shape[1:]
-    plan = plan_of()
+    plan = cascade_of()
     made = prepare(image, target, (2.0, 1.0, 1.0), plan, replace(plan.configurations["3d_cascade"], spacing=wanted))
     found = made.placement.to_grid(target, plan.resampling)
     assert found.shape == made.image.shape[1:]
@@ -63,7 +59,7 @@ def prepared(tmp_path) -> tuple[Workspace, Plan, Dataset, dict[str, Path]]:
     """Three preprocessed cases in different orientations; the 'previous stage' has found the reference."""
     folder = tiny_dataset(tmp_path / "data", cases=3, orientations=("LPS", "RAS", "PIR"))
     dataset, _ = discover(folder, IntakeOptions())
-    workspace, plan = Workspace(tmp_path / "workspace"), plan_of(dataset.labels)
+    workspace, plan = Workspace(tmp_path / "workspace"), cascade_of(dataset.labels)
     preprocess(dataset, plan, "3d_cascade", workspace, workers=0)
     sources = {}
     for case in dataset.cases:

@@ -10,24 +10,15 @@ from hypothesis import strategies as st
 from autoseg.errors import DataError, OutOfMemory
 from autoseg.imaging.labels import OUTSIDE
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan, Resampling
-from autoseg.planning.planner import make_plan
 from autoseg.preprocessing import prepare as module
 from autoseg.preprocessing.prepare import prepare
 from phantom import sphere
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from plans import plan_of
+from synthetic_fingerprints import label_set
 
 LABELS = label_set(3)
 RAW = ChannelNormalization("none")
 LINEAR = Resampling(image_order=1, antialias_factor=1e9)
-
-
-def plan_of(spacing=(2.0, 1.0, 1.0), shape=(12, 20, 24), channels=("MR",), **changes) -> Plan:
-    found = uniform(spacing, shape, 5, LABELS, channels=channels)
-    return replace(
-        make_plan(dataset="test", channels=channels, labels=LABELS, fingerprint=found, memory=ElementMemory()),
-        **changes,
-    )
 
 
 def at(plan: Plan, spacing: tuple[float, ...], name: str = "3d_fullres") -> Configuration:

@@ -12,26 +12,17 @@ from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Dataset, discover, load_case
 from autoseg.errors import DataError, StateError
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan, Resampling
-from autoseg.planning.planner import make_plan
 from autoseg.preprocessing import preprocess as module
 from autoseg.preprocessing.prepare import prepare
 from autoseg.preprocessing.preprocess import preprocess
 from autoseg.workspace import Workspace
 from phantom import tiny_dataset
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from plans import plan_of
+from synthetic_fingerprints import label_set
 
 LABELS = label_set(3)
 RAW = ChannelNormalization("none")
 LINEAR = Resampling(image_order=1, antialias_factor=1e9)
-
-
-def plan_of(spacing=(2.0, 1.0, 1.0), shape=(12, 20, 24), channels=("MR",), **changes) -> Plan:
-    found = uniform(spacing, shape, 5, LABELS, channels=channels)
-    return replace(
-        make_plan(dataset="test", channels=channels, labels=LABELS, fingerprint=found, memory=ElementMemory()),
-        **changes,
-    )
 
 
 def at(plan: Plan, spacing: tuple[float, ...], name: str = "3d_fullres") -> Configuration:
@@ -61,11 +52,7 @@ def made(monkeypatch) -> list[str]:
 
 
 def plan_for(dataset: Dataset, **changes) -> Plan:
-    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 4, dataset.labels, channels=dataset.channels)
-    made = make_plan(
-        dataset="test", channels=dataset.channels, labels=dataset.labels, fingerprint=found, memory=ElementMemory()
-    )
-    return replace(made, **changes)
+    return plan_of(dataset.labels, dataset.channels, **changes)
 
 
 ALL = [f"case_{i:02d}" for i in range(4)]

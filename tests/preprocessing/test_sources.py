@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from autoseg.commands.parser import build_parser
 from autoseg.datasets.dataset import Dataset, discover
 from autoseg.errors import StateError
 from autoseg.preprocessing import sources
-from autoseg.preprocessing.sources import Sources, changed_since, measure, require_unchanged
+from autoseg.preprocessing.sources import Sources, changed_lists, changed_since, measure, require_unchanged
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
 
@@ -95,3 +96,56 @@ def test_the_record_survives_its_file(planned):
     known = load(Sources, workspace.sources)
     assert set(known.files) == {path for case in dataset.cases for path in (*case.images, case.label)}
     assert known == measure(dataset, ("--labels", "one=1,two=2"), workers=0)
+
+
+# Lists of patients and folds
+
+
+def test_a_list_of_patients_that_is_new_changed_or_gone_is_noticed(planned):
+    """The folds were made from what it said; other columns, such as ages, say nothing about them."""
+    dataset, workspace = planned
+    path = Path(dataset.root) / "patients.csv"
+    assert changed_lists(workspace) == []
+    tiny.text(path, "case,patient,age\na,x,40\nb,x,41\n")
+    assert changed_lists(workspace) == [str(path)]
+    with pytest.raises(StateError, match=r"patients\.csv is no longer as planned: the folds were made from") as caught:
+        require_unchanged(workspace, dataset, dataset.cases)
+    assert "autoseg plan" in caught.value.remedy
+    save(workspace.sources, measure(dataset, workers=0))
+    tiny.text(path, "age;case;patient\n50;a;x\n51;b;x\n")  # the same patients
+    require_unchanged(workspace, dataset, dataset.cases)
+    tiny.text(path, "case,patient,age\na,x,40\nb,y,41\n")
+    assert changed_lists(workspace) == [str(path)]
+    path.unlink()
+    assert changed_lists(workspace) == [str(path)]
+
+
+def test_other_folds_are_noticed(planned):
+    dataset, workspace = planned
+    path = tiny.text(Path(dataset.root) / "splits_final.json", [{"train": ["a", "b"], "val": ["c"]}])
+    assert changed_lists(workspace) == [str(path)]
+
+
+def test_patients_that_a_pattern_names_follow_from_no_list(planned):
+    dataset, workspace = planned
+    save(workspace.sources, measure(dataset, ("--patient-regex", "(.)"), workers=0))
+    tiny.text(Path(dataset.root) / "patients.csv", "case,patient\na,x\nb,x\n")
+    assert changed_lists(workspace) == []
+
+
+def test_of_a_table_of_images_every_byte_counts(planned, tmp_path):
+    folder = Path(planned[0].root)
+    rows = [f"imagesTr/{i}_0000.nii.gz,labelsTr/{i}.nii.gz,{i}" for i in "abc"]
+    path = tiny.text(folder / "cases.csv", "\n".join(["image,label,patient", *rows]))
+    dataset, workspace = discover(path)[0], Workspace(tmp_path / "of a table")
+    save(workspace.sources, measure(dataset, workers=0))
+    assert changed_lists(workspace) == []
+    tiny.text(path, path.read_text().replace(",c\n", ",a\n").replace("gz,c", "gz,a"))
+    assert changed_lists(workspace) == [str(path)]
+
+
+def test_workspaces_planned_before_know_no_lists(planned):
+    dataset, workspace = planned
+    save(workspace.sources, replace(load(Sources, workspace.sources), lists={}))
+    tiny.text(Path(dataset.root) / "patients.csv", "case,patient\na,x\nb,x\n")
+    assert changed_lists(workspace) == []

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoseg.lines import shown_by
 from autoseg.nn import precision
 from autoseg.nn.blocks import Stage
 from autoseg.training.autotune import choose
@@ -114,7 +115,6 @@ def choices_of(machine: Machine, *, seconds: float | None = HOUR / 2, image=None
         raise AssertionError("a chain that is named is not measured")
 
     network = FakeNetwork(machine)
-    chosen = choose(
-        network, plan, plan.configurations["2d"], no_stream, image, workers=1, say=said.append, seconds=seconds
-    )
+    with shown_by(said.append):
+        chosen = choose(network, plan, plan.configurations["2d"], no_stream, image, workers=1, seconds=seconds)
     return chosen, " | ".join(said)

@@ -13,12 +13,13 @@ from dataclasses import fields, replace
 from autoseg.imaging.labels import LabelSet
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.plan import NetworkSpec, Plan, Training
-from autoseg.planning.planner import make_plan
+from autoseg.planning.planner import Wishes, make_plan
 from synthetic_fingerprints import boxes, case, fingerprint, label_set, uniform
 from synthetic_memory import ElementMemory
 
 ONE = (1.0, 1.0, 1.0)
 THREE = label_set(3)  # background and two labels
+WISHES = {field.name for field in fields(Wishes)}
 RECIPE = {field.name for field in fields(Training)}
 SMALL_UNET = NetworkSpec(
     name="unet",
@@ -31,8 +32,12 @@ SMALL_UNET = NetworkSpec(
 
 
 def plan(found: Fingerprint, labels: LabelSet, **options) -> Plan:
+    """The plan of a fingerprint; `options`: wishes, and `memory` and `pace` of `make_plan`."""
+    wishes = Wishes(**{name: options.pop(name) for name in WISHES & set(options)})
     options = {"memory": ElementMemory()} | options
-    return make_plan(dataset="test", channels=found.channels, labels=labels, fingerprint=found, **options)
+    return make_plan(
+        dataset="test", channels=found.channels, labels=labels, fingerprint=found, wishes=wishes, **options
+    )
 
 
 def plan_of(

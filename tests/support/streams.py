@@ -18,7 +18,7 @@ from autoseg.imaging.components import component_weights
 SAMPLED = {"labels": ((1,), (2,)), "foreground_fraction": 0.5, "seed": 3}
 CHAINED = {"patch_size": (6, 10, 8), "mirror_axes": (0, 1, 2), "masked_channels": (), "border": 0.0}
 SHARED = {"batch_size": 2, "rank": 0, "ranks": 1}
-DELIVERED = {"start_step": 0, "stop_step": 8, "worker_count": 0, "say": print}
+DELIVERED = {"start_step": 0, "stop_step": 8, "worker_count": 0}
 OTHERS = {"previous": None, "num_labels": 0, "in_memory": True, "component_weight": 0.0, "ignore_index": None}
 
 

@@ -182,7 +182,7 @@ def test_choosing_leaves_the_network_and_the_generator_alone(machine):
     before, random = copy.deepcopy(network.state_dict()), torch.random.get_rng_state()
     plan = plan_of(chain="host")
     configuration, image = plan.configurations["2d"], torch.zeros(2, 1, 8, 8)
-    choose(network, plan, configuration, None, image, workers=1, say=lambda text: None, seconds=HOUR)
+    choose(network, plan, configuration, None, image, workers=1, seconds=HOUR)
     assert torch.equal(torch.random.get_rng_state(), random)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
@@ -274,33 +274,34 @@ def test_nothing_chosen_changes_nothing(network, monkeypatch):
     assert [p.stride() for p in network.parameters()] != strides
 
 
-def test_compiling_in_place_keeps_keys_and_results(network, monkeypatch):
+def test_compiling_in_place_keeps_keys_and_results(network, monkeypatch, said):
     monkeypatch.setattr("autoseg.training.autotune.has_compiler", lambda device_type: True)
     calls = Compilation(monkeypatch).calls
     image, keys = torch.randn(1, 1, 4, 4), list(network.state_dict())
     expected = network(image)[0]
-    apply(replace(PLAIN, compiled=True), network, image, pytest.fail)
+    apply(replace(PLAIN, compiled=True), network, image)
+    assert said == []
     assert calls == [{"dynamic": False}]
     assert list(network.state_dict()) == keys
     assert torch.allclose(network(image)[0], expected)
 
 
-def test_compiling_that_fails_later_falls_back_and_says_so(network, monkeypatch):
+def test_compiling_that_fails_later_falls_back_and_says_so(network, monkeypatch, said):
     monkeypatch.setattr("autoseg.training.autotune.has_compiler", lambda device_type: True)
     calls = Compilation(monkeypatch, broken=True).calls
-    image, said = torch.randn(1, 1, 4, 4), []
+    image = torch.randn(1, 1, 4, 4)
     expected = network(image)[0]
-    apply(replace(PLAIN, compiled=True), network, image, said.append)
+    apply(replace(PLAIN, compiled=True), network, image)
     assert calls == [{"dynamic": False}, {"disable": True}]
     assert len(said) == 1
     assert said[0].startswith("not compiled: ")
     assert torch.equal(network(image)[0], expected)
 
 
-def test_a_fold_that_comes_to_a_machine_without_a_compiler_goes_on(network, monkeypatch):
+def test_a_fold_that_comes_to_a_machine_without_a_compiler_goes_on(network, monkeypatch, said):
     monkeypatch.setattr("autoseg.training.autotune.has_compiler", lambda device_type: False)
-    calls, said = Compilation(monkeypatch).calls, []
-    apply(replace(PLAIN, compiled=True), network, None, said.append)
+    calls = Compilation(monkeypatch).calls
+    apply(replace(PLAIN, compiled=True), network, None)
     assert not calls
     assert said == ["not compiled, although the fold started compiled: no compiler found"]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import plans
 from autoseg.augmentation.presets import AUGMENTATIONS
 from autoseg.dataloading.sampling import SAMPLERS
 from autoseg.dataloading.store import CaseStore
@@ -15,12 +16,10 @@ from autoseg.errors import UsageError
 from autoseg.imaging.components import component_weights
 from autoseg.imaging.labels import LabelSet
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
-from autoseg.planning.planner import make_plan
 from autoseg.training import batches as batches_of
 from autoseg.training.batches import TrainingBatches, build_sampler
-from stored import digest, faultless_previous_stage, is_cut_from_its_case, store_of_coordinates
-from synthetic_fingerprints import label_set, uniform
-from synthetic_memory import ElementMemory
+from stored_cases import digest, faultless_previous_stage, is_cut_from_its_case, store_of_coordinates
+from synthetic_fingerprints import label_set
 
 CPU = torch.device("cpu")
 CASES = tuple(f"case{i}" for i in range(4))
@@ -35,11 +34,8 @@ def store(tmp_path_factory) -> CaseStore:
 
 
 def plan_of(labels: LabelSet = LABELS, batch_size: int = 4, **training) -> tuple[Plan, Configuration]:
-    channels = ("MR", "T1", "T2")
-    found = uniform((2.0, 1.0, 1.0), (12, 20, 24), 5, labels, channels=channels)
-    plan = make_plan(dataset="test", channels=channels, labels=labels, fingerprint=found, memory=ElementMemory())
+    plan = plans.plan_of(labels, ("MR", "T1", "T2"), **training)
     configuration = replace(plan.configurations["3d_fullres"], patch_size=PATCH, batch_size=batch_size)
-    plan = replace(plan, training=replace(plan.training, **training))
     return replace(plan, normalization=(ChannelNormalization("none"),) * 3), configuration
 
 
@@ -154,10 +150,9 @@ def test_weights_of_components(store, chain):
     assert all("weights" not in batch for batch in finished(store, *plan_of(component_weight=0.0), chain=chain))
 
 
-def test_what_happens_to_workers_is_told(store):
+def test_what_happens_to_workers_is_told(store, said):
     plan, configuration = plan_of()
-    said = []
-    opened = stream(store, plan, configuration, worker_count=1, say=said.append)
+    opened = stream(store, plan, configuration, worker_count=1)
     next(opened)
     process = opened.workers.workers[0].process
     process.kill()
@@ -238,16 +233,15 @@ def test_processes_that_share_no_memory_do_not_each_hold_the_cases(store, monkey
     assert not held(store, worker_count=1)
 
 
-def test_no_more_workers_than_there_is_memory_for_their_batches(store, monkeypatch):
+def test_no_more_workers_than_there_is_memory_for_their_batches(store, monkeypatch, said):
     """A batch of two samples: 2 * (480 voxels * (3 * 4 + 6) + 1024) = 19328 bytes. Of what is free, half may hold 4 for
     each worker, and 3 that the training has."""
-    said: list[str] = []
     made = plan_of(batch_size=2)
     reference = list(stream(store, *made, memory_limit=0))
     for batches, count in ((3 + 3 * 4, 3), (3 + 3 * 4 - 1, 2), (3 + 4, 1), (3 + 4 - 1, 0)):
         said.clear()
         monkeypatch.setattr(batches_of, "free_memory", lambda batches=batches: 2 * batches * 19328)
-        few = stream(store, *made, memory_limit=0, worker_count=3, say=said.append)
+        few = stream(store, *made, memory_limit=0, worker_count=3)
         assert (few.workers.count if few.workers else 0) == count
         assert len(said) == (count < 3)
         assert all("not enough memory for 3 workers" in text and f": using {count};" in text for text in said)

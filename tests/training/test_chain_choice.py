@@ -112,7 +112,7 @@ def chain_of(machine, times, *, device=CPU, workers=1, sample_seconds=0.5, **tra
         return streams.setdefault(chain, FakeStream(machine, *times[chain]))
 
     settings = Training(**{"chain": "auto", **training})
-    chosen = choose_chain(settings, stream_of, device, workers, lambda text: None, sample_seconds, HOUR)
+    chosen = choose_chain(settings, stream_of, device, workers, sample_seconds, HOUR)
     assert all(stream.closed for stream in streams.values())
     return chosen, list(streams)
 
@@ -169,13 +169,13 @@ def test_every_chain_can_do_what_plans_ask_for_by_default():
     assert possible_chains(Training(augmentation="sparse")) == ("worker", "device")
 
 
-def test_the_whole_choice_measures_the_chains_beside_the_network(machine):
+def test_the_whole_choice_measures_the_chains_beside_the_network(machine, said):
     """A step takes 20 s on four cores: 2 s more for the host's 8 s, 1 s for the worker's 4 s, 3 s on the device."""
     streams = {"host": (8.0, 0.0), "worker": (4.0, 0.0), "device": (0.0, 3.0)}
-    plan, said = plan_of(), []
+    plan = plan_of()
     chosen = choose(
         FakeNetwork(machine), plan, plan.configurations["2d"], lambda chain: FakeStream(machine, *streams[chain]),
-        torch.randn(2, 1, 8, 8), workers=1, say=said.append, seconds=HOUR / 2,
+        torch.randn(2, 1, 8, 8), workers=1, seconds=HOUR / 2,
     )  # fmt: skip
     assert chosen.chain == "worker"
     assert len(said) == 2

@@ -8,10 +8,11 @@ import sys
 import pytest
 
 from autoseg.errors import Stopped, StorageError
+from autoseg.lines import LOG, show, shown_by
 from autoseg.training import logger
 from autoseg.training.diagnosis import Finding, diagnose
 from autoseg.training.history import EpochRow
-from autoseg.training.logger import PICTURE_SECONDS, FoldLog, warning
+from autoseg.training.logger import PICTURE_SECONDS, FoldLog, warning, warning_of_fold
 from made_up_time import Time
 
 
@@ -52,8 +53,8 @@ def bare(monkeypatch) -> None:
 
 def test_lines_are_shown_where_they_are_asked_for(tmp_path, capsys, bare):
     shown: list[str] = []
-    with FoldLog(tmp_path / "fold_2", 2, ["liver", "tumour"], [], show=shown.append) as log:
-        log.say("fold 2  begins")
+    with shown_by(shown.append), FoldLog(tmp_path / "fold_2", 2, ["liver", "tumour"], []) as log:
+        LOG.info("begins")
         epoch(log, 1)
     assert shown[0] == "fold 2  begins"
     assert shown == read_log(tmp_path / "fold_2")
@@ -62,12 +63,12 @@ def test_lines_are_shown_where_they_are_asked_for(tmp_path, capsys, bare):
 
 
 def test_history_and_log(tmp_path, capsys, bare):
-    with FoldLog(tmp_path / "fold_2", 2, ["liver", "tumour"], []) as log:
+    with shown_by(show), FoldLog(tmp_path / "fold_2", 2, ["liver", "tumour"], []) as log:
         log.step(0.5, 0.01)  # before there is any history
         epoch(log, 1)
         log.step(-0.2, 0.26)
         epoch(log, 60, pseudo_dice=[0.9, 0.25], training_dice=[0.92, 0.33], progress=0.5, skipped=3)
-        log.say("fold 2  the end")
+        LOG.info("the end")
     rows = read_lines(tmp_path / "fold_2")
     assert rows[0] == {
         "epoch": 1,
@@ -127,8 +128,8 @@ def test_as_many_scores_as_labels(tmp_path, bare):
 
 
 def test_quiet(tmp_path, capsys):
-    with FoldLog(tmp_path / "fold_0", 0, ["liver", "tumour"], [], quiet=True) as log:
-        log.say("hello")
+    with shown_by(None), FoldLog(tmp_path / "fold_0", 0, ["liver", "tumour"], [], quiet=True) as log:
+        LOG.info("hello")
         log.step(0.5, 0.1)
         epoch(log, 1, loss=None)
     assert not (tmp_path / "fold_0").exists()
@@ -193,8 +194,9 @@ def test_lines_of_many_labels_stay_short(tmp_path, bare):
     with FoldLog(tmp_path, 0, label_names, []) as log:
         for number in range(1, 21):
             epoch(log, number, pseudo_dice=[0.5] * 7 + [0.0] * 293, training_dice=[0.0] * 300, progress=number / 20)
-        summary = log.summary()
-    told = read_log(tmp_path)
+        told = read_log(tmp_path)
+        log.summarise()
+    summary = read_log(tmp_path)[len(told) :]
     assert "label_19 0.000  and 280 more, mean of all 0.012 (training -0.012)" in told[0]
     assert "label_20" not in told[0]
     assert len(told) == 20 + 2  # each epoch, and once what is wrong with what to do
@@ -210,15 +212,18 @@ def test_a_label_without_a_training_case_is_told_once(tmp_path, bare):
     assert told[0] == "fold 1  cannot learn a label: tumour is in none of the fold's training cases"
     assert len(told) == 2
     assert all(row["unseen"] == [1] for row in read_lines(tmp_path))
-    model = warning(1, log.findings[0], ("2d", "unet"))
+    model = warning_of_fold(log.findings[0], 1, "2d", "unet")
     assert model.startswith("fold 1 of 2d (unet)  cannot learn a label: tumour")
 
 
 def test_summary(tmp_path, bare):
     with FoldLog(tmp_path, 3, ["liver", "tumour"], []) as log:
-        assert log.summary() == []  # nothing was trained
+        log.summarise()
+        assert not (tmp_path / "log.txt").exists()  # nothing was trained
         write(log, range(1, 21))
-    came_to, collapse = log.summary()
+        before = len(read_log(tmp_path))
+        log.summarise()
+    came_to, collapse, _ = read_log(tmp_path)[before:]
     assert came_to == "fold 3  500 steps in 20m25s  pseudo Dice liver 0.900  tumour 0.000 (training +0.000)"
     assert collapse.startswith("fold 3  collapses: tumour is not learnt: its Dice is 0.000 after 100% of the training")
 
@@ -291,7 +296,7 @@ def test_a_picture_that_fails_ends_no_training(tmp_path, time, monkeypatch, bare
 
 def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
     (tmp_path / "log.txt").symlink_to("/dev/full")
-    with FoldLog(tmp_path, 0, ["liver", "tumour"], []) as log:
+    with shown_by(show), FoldLog(tmp_path, 0, ["liver", "tumour"], []) as log:
         epoch(log, 1)
         epoch(log, 2)
     assert len(read_lines(tmp_path)) == 2
@@ -301,8 +306,8 @@ def test_a_log_that_cannot_be_written_ends_no_training(tmp_path, capsys, bare):
 def test_a_warning_says_which_fold_to_begin_anew():
     finding = Finding("collapse", "liver", "liver is lost", "retrain from scratch (--restart) with more epochs")
     again = "retrain from scratch (--restart) with more epochs"
-    assert warning(1, finding) == f"fold 1  collapses: liver is lost\n  -> {again}"
-    assert warning(1, finding, ("3d_lowres", "fcn")) == (
+    assert warning(finding) == f"collapses: liver is lost\n  -> {again}"
+    assert warning_of_fold(finding, 1, "3d_lowres", "fcn") == (
         "fold 1 of 3d_lowres (fcn)  collapses: liver is lost\n"
         "  -> retrain from scratch (-c 3d_lowres --network fcn -f 1 --restart) with more epochs"
     )

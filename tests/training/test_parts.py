@@ -27,7 +27,7 @@ from autoseg.nn.blocks import Stage
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.planning.plan import ChannelNormalization, Plan, Training
-from autoseg.planning.planner import make_plan
+from autoseg.planning.planner import Wishes, make_plan
 from autoseg.training.resume import remarks_on_contents, require_same_training
 from autoseg.training.setup import FoldOptions, TrainingSession, TrainingTask
 from autoseg.training.state import TrainState
@@ -169,16 +169,13 @@ class Memory:
         return logits[0].mean()
 
 
-def fold_that_needs_memory(criterion: Memory) -> tuple[SimpleNamespace, list[str]]:
-    network, said = Linear(), []
+def fold_that_needs_memory(criterion: Memory) -> SimpleNamespace:
+    network = Linear()
     runtime = RuntimeSettings("float32", channels_last=False, compiled=False, chain="host", forward_seconds=0.1)
     training = Training(gradient_clip=1e9, optimizer="sgd", momentum=0.0, weight_decay=0.0)
     state = TrainState.begin(network, training, runtime, CPU)
     task = SimpleNamespace(plan=SimpleNamespace(training=training), number=0, ranks=Ranks(), device=CPU)
-    fold = SimpleNamespace(
-        task=task, state=state, trained=network, criterion=criterion, say=said.append, bring_next=lambda: None
-    )
-    return fold, said
+    return SimpleNamespace(task=task, state=state, trained=network, criterion=criterion, bring_next=lambda: None)
 
 
 BIG = {"image": torch.ones(6, 1, 2, 2), "target": torch.zeros(6, 2, 2)}
@@ -192,9 +189,9 @@ BIG = {"image": torch.ones(6, 1, 2, 2), "target": torch.zeros(6, 2, 2)}
         RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
-def test_out_of_memory_halves_the_parts_until_they_fit(error):
+def test_out_of_memory_halves_the_parts_until_they_fit(error, said):
     criterion = Memory(2, error)
-    fold, said = fold_that_needs_memory(criterion)
+    fold = fold_that_needs_memory(criterion)
     loss = step_within_memory(fold, BIG)
     assert loss == pytest.approx(1.5)  # of weights 1 and 2 on ones
     assert criterion.seen == [6, 3, 2, 2, 1, 1]  # whole, in two, in four parts
@@ -207,7 +204,7 @@ def test_out_of_memory_halves_the_parts_until_they_fit(error):
 
 
 def test_a_sample_that_does_not_fit_ends_the_training():
-    fold, _ = fold_that_needs_memory(Memory(0, MemoryError("unable to allocate 7 GiB")))
+    fold = fold_that_needs_memory(Memory(0, MemoryError("unable to allocate 7 GiB")))
     with pytest.raises(OutOfMemory, match="unable to allocate 7 GiB") as caught:
         step_within_memory(fold, BIG)
     assert caught.value.exit_code == 6
@@ -216,7 +213,7 @@ def test_a_sample_that_does_not_fit_ends_the_training():
 
 def test_as_many_parts_as_samples_at_most():
     """A fold that was begun by one process and goes on in several: each has fewer samples."""
-    fold, _ = fold_that_needs_memory(Memory(9, MemoryError()))
+    fold = fold_that_needs_memory(Memory(9, MemoryError()))
     fold.state.micro_batches = 4
     assert math.isfinite(step_within_memory(fold, {name: tensor[:1] for name, tensor in BIG.items()}))
 
@@ -225,7 +222,7 @@ def test_as_many_parts_as_samples_at_most():
     "sign", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling", "MPS backend out of memory"]
 )
 def test_out_of_memory_has_many_names(sign):
-    fold, _ = fold_that_needs_memory(Memory(3, RuntimeError(f"{sign} (and more)")))
+    fold = fold_that_needs_memory(Memory(3, RuntimeError(f"{sign} (and more)")))
     step_within_memory(fold, BIG)
     assert fold.state.micro_batches == 2
 
@@ -266,7 +263,7 @@ def test_a_batch_that_does_not_fit_at_first_stays_due():
 
 def test_without_memory_for_the_optimiser_no_step_is_tried_again(monkeypatch):
     """Half of the weights may be new by then."""
-    fold, _ = fold_that_needs_memory(Memory(9, MemoryError()))
+    fold = fold_that_needs_memory(Memory(9, MemoryError()))
     monkeypatch.setattr(fold.state.optimizer, "step", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
     with pytest.raises(OutOfMemory, match="out of memory for the optimiser state: no room"):
         step_within_memory(fold, BIG)
@@ -285,7 +282,7 @@ def test_a_scaler_that_finds_no_scale_is_noticed():
 
 
 def test_other_errors_are_not_taken_for_want_of_memory():
-    fold, _ = fold_that_needs_memory(Memory(0, RuntimeError("expected scalar type Float but found Half")))
+    fold = fold_that_needs_memory(Memory(0, RuntimeError("expected scalar type Float but found Half")))
     with pytest.raises(RuntimeError, match="scalar type"):
         step_within_memory(fold, BIG)
 
@@ -503,9 +500,7 @@ def test_every_plan_describes_a_network_that_runs(spacing, shape, entries, chann
         channels=names,
         labels=labels,
         fingerprint=found,
-        rules=rules,
-        device="cpu",
-        vram_gb=vram,
+        wishes=Wishes(rules=rules, vram_gb=vram),
         memory=ElementMemory(),
     )
     for configuration in plan.configurations.values():

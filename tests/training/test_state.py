@@ -63,6 +63,20 @@ def test_a_loss_that_is_not_finite_does_not_enter_the_average():
     assert not torch.equal(before[0], state.average.average[0])
 
 
+def test_a_cool_down_that_is_asked_for_needs_no_plateau_rule():
+    """`--finish` at half of the schedule: it takes a tenth of what came before, so that 0.55 is the end."""
+    state = begin(patience=0, schedule="poly", learning_rate=1.0)
+    assert state.plateau is None
+    state.cooling_since = 0.5
+    assert state.watch_plateau(0.5, FLAT, 0.5) == ""
+    rates = [state.set_learning_rate(progress) for progress in (0.5, 0.51, 0.53, 0.55)]
+    assert rates[0] == pytest.approx(0.5**0.9)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] <= 0.001
+    assert state.due_progress(0.53) < 1
+    assert state.due_progress(0.55) == 1
+
+
 # ---- the end at a plateau
 
 FLAT = (0.5, None)  # pseudo Dice of two labels, the second not in the samples

@@ -14,7 +14,7 @@ from autoseg.models.build import head_probabilities
 from autoseg.planning.plan import ChannelNormalization, Configuration, Plan
 from autoseg.training.validation import choose_batches, decide, evenly_spaced, samples_to_validate, tile_count, validate
 from plans import plan_of
-from stored import faultless_previous_stage, is_cut_from_its_case, one_hot, store_of_coordinates
+from stored_cases import faultless_previous_stage, is_cut_from_its_case, one_hot, store_of_coordinates
 from synthetic_fingerprints import label_set
 
 CPU = torch.device("cpu")

@@ -24,8 +24,9 @@ Tversky: Salehi et al., MLMI 2017.
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +38,42 @@ from autoseg.nn.losses.terms import SigmoidHeads, SoftmaxHeads, Terms
 from autoseg.rules import above, at_least
 
 SMOOTH = 1e-5
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a plan must know of a loss: the attribute `traits` of its function."""
+
+    # "labels": one label per voxel, no regions; "regions": each label becomes a region; "either": as the labels are
+    predicts: Literal["labels", "regions", "either"] = "either"
+    cross_entropy: bool = True  # which class weights and voxel weights weight
+
+
+def traits_of(name: str) -> Traits:
+    """What a plan must know of the loss called `name`."""
+    return getattr(LOSSES[name], "traits", Traits())
+
+
+def _with(traits: Traits) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Give a loss its traits."""
+
+    def give(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        function.traits = traits  # type: ignore[attr-defined]
+        return function
+
+    return give
+
+
 BoundaryWeight = Annotated[float, at_least(0, 1000)]  # of a boundary term beside the rest; 0 leaves it out
 
 
+@_with(Traits(predicts="labels"))
 def dice_ce(*, boundary_weight: BoundaryWeight = 0.0, **given: Any) -> nn.Module:
     """Soft Dice of the foreground labels plus cross-entropy, for softmax heads."""
     return SegmentationLoss(weighted_mean, boundary_weight=boundary_weight, **given | {"regions": ()})
 
 
+@_with(Traits(predicts="regions"))
 def dice_bce(*, regions: Sequence[Sequence[int]], boundary_weight: BoundaryWeight = 0.0, **given: Any) -> nn.Module:
     """Soft Dice plus binary cross-entropy of every region, for sigmoid heads."""
     assert regions, "sigmoid heads are made of regions"
@@ -65,6 +94,7 @@ def dice_topk(
     return SegmentationLoss(partial(hardest_mean, share=topk_share), boundary_weight=boundary_weight, **given)
 
 
+@_with(Traits(cross_entropy=False))
 def tversky(
     *,
     tversky_alpha: Annotated[float, at_least(0, 1000)] = 0.3,
@@ -165,9 +195,9 @@ class SegmentationLoss(nn.Module):
             return self._index(*sum_over_ranks(torch.stack([s.sum(0) for s in terms[1:]])))
         return mean_over_ranks(self._index(*terms[1:]))
 
-    def _index(self, common: Tensor, predicted: Tensor, present: Tensor) -> Tensor:
-        counted = 2 * (self.alpha * predicted + self.beta * present + (1 - self.alpha - self.beta) * common)
-        return ((2 * common + SMOOTH) / (counted + SMOOTH).clamp_min(1e-8)).mean()
+    def _index(self, intersection: Tensor, predicted: Tensor, reference: Tensor) -> Tensor:
+        counted = 2 * (self.alpha * predicted + self.beta * reference + (1 - self.alpha - self.beta) * intersection)
+        return ((2 * intersection + SMOOTH) / (counted + SMOOTH).clamp_min(1e-8)).mean()
 
 
 def weighted_mean(cross_entropy: Tensor, weight: Tensor | None) -> Tensor:

@@ -19,9 +19,9 @@ class Terms(NamedTuple):
     """What a loss is made of. H are the heads with an overlap: those of the foreground labels, or all regions."""
 
     cross_entropy: Tensor  # -log of the probability of what is there: softmax (B, 1, *s), sigmoid (B, R, *s)
-    common: Tensor  # (B, H) sum of the probabilities over the voxels of the head
+    intersection: Tensor  # (B, H) sum of the probabilities over the voxels of the head
     predicted: Tensor  # (B, H) sum of the probabilities over all voxels
-    present: Tensor  # (B, H) number of the voxels of the head
+    reference: Tensor  # (B, H) number of the voxels of the head
 
 
 class SoftmaxHeads(nn.Module):

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoseg.lines import LOG
 from autoseg.nn.blocks import set_checkpointing
 from autoseg.nn.losses import LOSSES, DeepSupervision
 from autoseg.nn.memory.model import DEFAULT_TERMS, MIB, DeviceTerms, StepCost, StepKind, trace_step
@@ -149,12 +150,11 @@ class Observation:
     seconds: float
 
 
-def calibrate(device: torch.device | str, *, say: Callable[[str], object] = print) -> DeviceTerms:
-    """Measure the terms of a device; takes under a minute.
+def calibrate(device: torch.device | str) -> DeviceTerms:
+    """Measure the terms of a device; takes under a minute. What was measured is logged.
 
     Args:
         device: cuda or cpu.
-        say: receives what was measured, line by line.
 
     Raises:
         ValueError: the device is of another kind.
@@ -170,12 +170,12 @@ def calibrate(device: torch.device | str, *, say: Callable[[str], object] = prin
             continue
         seen = observe(trial, cost, device, dtype)
         observations.append(seen)
-        say(
+        LOG.info(
             f"{trial.network} {'x'.join(map(str, trial.patch_size))}, batch {trial.batch_size}, {dtype}: "
             f"tensors {seen.live / MIB:.0f} MiB, held {seen.used / MIB:.0f} MiB, {seen.seconds:.3f} s per step"
         )
     terms = terms_of(observations, device)
-    say(terms.describe())
+    LOG.info(terms.describe())
     return terms
 
 

@@ -144,10 +144,9 @@ def test_resident_memory_rises_with_what_is_written():
 
 
 @pytest.mark.thorough
-def test_calibrating_this_cpu(monkeypatch):
+def test_calibrating_this_cpu(monkeypatch, said):
     monkeypatch.setitem(TRIALS, "cpu", (replace(TINY, patch_size=(256, 256)),))
-    said: list[str] = []
-    terms = calibrate("cpu", say=said.append)
+    terms = calibrate("cpu")
     assert terms.measured
     assert 50 * 2**20 < terms.context_bytes < 4 * 2**30  # python with torch
     assert terms.flops_per_second is not None
@@ -193,7 +192,7 @@ def test_trials_too_large_for_a_gpu_are_left_out(monkeypatch):
     monkeypatch.setattr(calibration, "trained_dtype", lambda _: "bfloat16")
     monkeypatch.setattr(calibration, "device_name", lambda _: "a GPU")
     monkeypatch.setattr(calibration, "observe", observed)
-    assert calibrate("cuda", say=lambda _: None).device == "a GPU"
+    assert calibrate("cuda").device == "a GPU"
     assert seen == [2**30, 2 * 2**30, 3 * 2**30]
 
 
