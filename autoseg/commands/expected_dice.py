@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from autoseg.commands.inputs import Say
 from autoseg.datasets.dataset import Dataset
 from autoseg.errors import StateError
 from autoseg.inference.options import InferenceOptions
+from autoseg.lines import LOG
 from autoseg.messages import counted, suggest
 from autoseg.nn.devices import choose_device
 from autoseg.records import load, save
@@ -24,7 +24,6 @@ def learn_expected_dice(
     *,
     network: str | None = None,
     device: str = "auto",
-    say: Say = print,
 ) -> "ExpectedDiceRecord":
     """Learn from the cross-validation what Dice to expect of new cases, show how well, and write the record.
 
@@ -39,20 +38,22 @@ def learn_expected_dice(
     from autoseg.evaluation.held_out import agree_on_all, described_options, scored_cases
     from autoseg.models.model import open_model
 
-    result = cross_validate(workspace, configuration, network=network, say=say)
+    result = cross_validate(workspace, configuration, network=network)
     require_enough(len(result.cases))
     cases = {case.id: case for case in load(Dataset, workspace.dataset).cases}
     held_out = {fold.fold: [cases[score.case] for score in fold.cases] for fold in result.folds}
     options = InferenceOptions()
     one = partial(open_model, workspace, result.configuration, result.network, device=choose_device(device))
-    say(f"\nsegmenting {counted(len(result.cases), 'held-out case')} again, each by its own fold, for expected Dice")
+    LOG.info(
+        f"\nsegmenting {counted(len(result.cases), 'held-out case')} again, each by its own fold, for expected Dice"
+    )
     found, weights = agree_on_all(lambda fold: one(folds=[fold]), held_out, options)
     words = described_options(one(folds=[result.folds[0].fold]), options)
     patients = {case.id: case.patient for case in cases.values()}
     scored = scored_cases(result, found, patients)
     record = calibrate(result.configuration, result.network, scored, options=words, weights=weights)
     save(workspace.expected_dice(result.configuration, result.network), record)
-    say(describe(record))
+    LOG.info(describe(record))
     return record
 
 
