@@ -44,9 +44,7 @@ def learn_expected_dice(
     held_out = {fold.fold: [cases[score.case] for score in fold.cases] for fold in result.folds}
     options = InferenceOptions()
     one = partial(open_model, workspace, result.configuration, result.network, device=choose_device(device))
-    LOG.info(
-        f"\nsegmenting {counted(len(result.cases), 'held-out case')} again, each by its own fold, for expected Dice"
-    )
+    LOG.info(f"\nsegmenting {counted(len(result.cases), 'held-out case')} again, each by its own fold: expected Dice")
     found, weights = agree_on_all(lambda fold: one(folds=[fold]), held_out, options)
     words = described_options(one(folds=[result.folds[0].fold]), options)
     patients = {case.id: case.patient for case in cases.values()}
