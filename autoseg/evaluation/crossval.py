@@ -25,7 +25,7 @@ from autoseg.evaluation.evaluate import (
 from autoseg.evaluation.metrics import METRICS
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.imaging.labels import LabelSet
-from autoseg.inference.predict import output_ending
+from autoseg.inference.label_files import output_ending
 from autoseg.messages import counted, ruled, suggest
 from autoseg.workspace import FoldName
 

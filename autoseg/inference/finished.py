@@ -17,7 +17,7 @@ from typing import Annotated
 
 from autoseg.datasets.dataset import Case
 from autoseg.errors import AutosegError, StateError
-from autoseg.imaging.formats.readers import READERS, ending_of, read_geometry
+from autoseg.imaging.formats.readers import READERS, ending_of, is_dicom, read_geometry
 from autoseg.imaging.geometry import corner_distance_voxels
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.shards import Shard
@@ -191,8 +191,8 @@ def _digest(path: Path) -> str:
 
 
 def _misplaced(path: Path, image: Path) -> str | None:
-    """What is wrong with the grid of a segmentation; None if nothing is. A folder of slices is not read for it."""
-    if image.is_dir():
+    """What is wrong with the grid of a segmentation; None if nothing is. DICOM is not read for it."""
+    if is_dicom(image):
         return None
     try:
         here, there = read_geometry(path), read_geometry(image)
