@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch is imported when something is segmented
     from autoseg.models.model import Model
 
 ITK_SNAP = "itksnap_labels.txt"
+SHOWN = 3  # cases whose expected Dice is shown, the lowest
 
 
 class Asked(Protocol):
@@ -94,6 +95,7 @@ def outputs_of(
             extra.close()
             if isinstance(extra, CaseReport):
                 extra.collect()
+                _show_poorest(extra)
         if asked.format is not None and _opened_by_itk_snap(asked.format) and out.is_dir():
             write_label_file(out, models[0].plan.labels)
 
@@ -102,6 +104,15 @@ def outputs_of(
 
 def _opened_by_itk_snap(format: str) -> bool:
     return format not in DICOM and READERS[f".{format}"].family != "natural"
+
+
+def _show_poorest(report: "CaseReport") -> None:
+    """Show which cases of a run are expected to be the poorest."""
+    poorest = sorted(report.of_cases.items(), key=lambda item: item[1].dice)[:SHOWN]
+    for case, found in poorest:
+        LOG.info(f"expected Dice of {case}: {found.dice:.2f} ({found.low:.2f} to {found.high:.2f})")
+    if len(report.of_cases) > len(poorest):
+        LOG.info(f"... the lowest of {len(report.of_cases)}; all are in statistics.csv")
 
 
 def write_label_file(out: Path, labels: LabelSet) -> None:

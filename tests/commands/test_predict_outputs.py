@@ -104,7 +104,7 @@ def test_all_that_is_written(workspace, tmp_path, capsys, model):
 
 
 @pytest.mark.parametrize("score", ["pairwise_dice", "soft_dice"])
-def test_expected_dice_where_it_was_learnt(workspace, tmp_path, model, score):
+def test_expected_dice_where_it_was_learnt(workspace, tmp_path, model, capsys, score):
     learnt(workspace, model, score)
     predict_images(workspace, [batch(tmp_path / "in", "a.nii")], tmp_path / "out", replace(CPU, uncertainty=True))
     (case,) = load(FolderStatistics, tmp_path / "out" / "statistics.json").cases
@@ -112,7 +112,8 @@ def test_expected_dice_where_it_was_learnt(workspace, tmp_path, model, score):
     assert 0.2 < expected.low <= expected.dice <= expected.high <= 0.9 + 1e-6
     assert case.expected_dice == pytest.approx(expected) or case.expected_dice.dice == pytest.approx(expected.dice)
     with open(tmp_path / "out" / "statistics.csv", newline="") as file:
-        assert float(next(csv.DictReader(file))["expected_dice"]) == expected.dice
+        assert float(next(csv.DictReader(file))["expected_dice"]) == pytest.approx(expected.dice, rel=1e-5)
+    assert f"expected Dice of a: {expected.dice:.2f} ({expected.low:.2f} to" in capsys.readouterr().out
 
 
 def test_expected_dice_of_another_model_or_another_way_is_not_used(workspace, tmp_path, model, capsys):
