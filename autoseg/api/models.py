@@ -275,6 +275,7 @@ def predict_images(
     mirroring: bool | None = None,
     unfinished: bool = False,
     tile: float | None = None,
+    top_k: float | None = None,
     shard: str | None = None,
     resume: bool = False,
     format: str | None = None,
@@ -299,6 +300,7 @@ def predict_images(
         mirroring: average over flips; None: by the speed.
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
+        top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
         shard: "2/8" for the second of eight parts of the cases.
         resume: keep segmentations that are verified to be of the same images, by the same model and options.
         format: "seg.nrrd", "nii.gz" and so on, with names and colours of the labels; None: that of each image.

@@ -31,6 +31,7 @@ class Predictor:
         mirroring: average over flips; None: by the speed.
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
+        top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
         say: what shows a line, such as a warning about an image; None: nothing is shown.
 
     Raises:
@@ -59,6 +60,7 @@ class Predictor:
         mirroring: bool | None = None,
         unfinished: bool = False,
         tile: float | None = None,
+        top_k: float | None = None,
         say: Say | None = print,
     ) -> None:
         from autoseg.commands.predict import PredictOptions, open_predictor

@@ -5,7 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoseg import __version__
-from autoseg.commands.arguments import above, cpu_rate, duration, finite, mapping, name, positive, share, whole
+from autoseg.commands.arguments import (
+    above,
+    cpu_rate,
+    duration,
+    finite,
+    mapping,
+    name,
+    percentage,
+    positive,
+    share,
+    whole,
+)
 from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
 
@@ -187,6 +198,10 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile", type=float, metavar="N",
         help="tiles up to N times as long as the training patch: faster, less accurate on small images (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top-k", type=percentage, default=None, metavar="SHARE",
+        help="of a cascade, compute only the tiles that the stage before it finds most worthwhile, e.g. 20%%",
     )  # fmt: skip
     add_outputs(parser)
     parser.add_argument("--shard", default=None, metavar="N/M", help="only part N of M of the cases, e.g. 2/8")

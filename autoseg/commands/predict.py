@@ -44,6 +44,7 @@ class PredictOptions:
     step: float | None = None  # distance of neighbouring tiles as a share of the tile; None: by the speed
     mirroring: bool | None = InferenceOptions.mirroring  # average over flips; None: by the speed
     tile: float | None = InferenceOptions.tile  # longest tile edges as a multiple of the patch's; None: by the device
+    top_k: float | None = None  # share of a cascade's tiles to compute, the most worthwhile ones; None: all
     shard: str | None = None  # "2/8": the second of eight parts of the cases; None: all of them
     resume: bool = False  # keep segmentations that are verified to be what would be made
     format: str | None = None  # extension of the segmentations without its dot; None: that of each image
@@ -75,7 +76,7 @@ class PredictOptions:
             options = replace(options, step=self.step)
         if self.mirroring is not None:
             options = replace(options, mirroring=self.mirroring, mirror_axes=None)
-        return replace(options, tile=self.tile)
+        return replace(options, tile=self.tile, top_k=self.top_k)
 
     def output(self, out: Path) -> Output:
         """Where and in which format segmentations are written."""

@@ -62,6 +62,7 @@ class Made:
     step: float
     mirror_axes: tuple[int, ...]  # (Z, Y, X) as the plan counts them
     tile: float
+    top_k: float | None = None  # share of a cascade's tiles that were computed
     extras: tuple[Text, ...] = ()  # what else was written for each case
 
     def difference(self, other: "Made") -> str:
@@ -168,7 +169,7 @@ def made_by(
         extras: what is made of every case in addition.
     """
     names = tuple(sorted(str(getattr(extra, "name", type(extra).__name__)) for extra in extras))
-    return Made(model, options.step, tuple(mirror_axes), options.tile or tile, names)
+    return Made(model, options.step, tuple(mirror_axes), options.tile or tile, options.top_k, names)
 
 
 def _files(path: Path) -> list[Path]:

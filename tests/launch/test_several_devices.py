@@ -52,7 +52,7 @@ def other_than(field) -> object:
     hint = typing.get_type_hints(PredictOptions)[field.name]
     named = {
         "speed": "balanced", "shard": "2/8", "models": ("3d_fullres-unet", "2d-unet"), "folds": (0, 2, "full"),
-        "mirroring": False, "step": 0.25, "tile": 1.5,
+        "mirroring": False, "step": 0.25, "tile": 1.5, "top_k": 0.5,
     }  # fmt: skip
     return named.get(field.name, True if hint is bool else "other")
 
