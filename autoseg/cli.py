@@ -189,9 +189,10 @@ def run_predict(options: argparse.Namespace) -> None:
     chosen = PredictOptions(
         configuration=options.configuration, network=options.network, models=tuple(options.models),
         folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
-        speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile, top_k=options.top_k,
-        shard=options.shard, resume=options.resume, format=options.format, probabilities=options.probabilities,
-        uncertainty=options.uncertainty, statistics=options.statistics, patients=options.patients,
+        speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
+        top_k=options.top_k, shard=options.shard, resume=options.resume, format=options.format,
+        probabilities=options.probabilities, uncertainty=options.uncertainty, statistics=options.statistics,
+        patients=options.patients,
     )  # fmt: skip
     workspace = Workspace(options.workspace)
     if options.device == "all" or "," in options.device:

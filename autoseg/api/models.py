@@ -331,6 +331,30 @@ def predict_images(
 
 
 @checked
+def import_nnunet(folder: File, model: File, *, say: Say | None = print) -> Path:
+    """Convert a model that nnU-Net v2 trained into a workspace that predicts the same.
+
+    Args:
+        folder: with plans.json, dataset.json and fold_0, ...; or the folder of a dataset in nnUNet_results.
+        model: the workspace, a folder that does not exist yet, or is empty.
+        say: what shows a line; None: nothing is shown.
+
+    Returns:
+        The workspace, for `predict_images` and `Predictor`.
+
+    Raises:
+        AutosegError: it is not such a model, it is damaged, it would run code, or autoseg cannot predict the same.
+
+    Example:
+        >>> ws = autoseg.import_nnunet("nnUNet_results/Dataset004_Hippocampus", "hippocampus_model")
+        >>> autoseg.predict_images(ws, "scans", "segmentations")
+    """
+    from autoseg.commands.import_nnunet import import_nnunet
+
+    return import_nnunet(as_path(folder), as_path(model)).root
+
+
+@checked
 def calibrate_device(device: str = "auto", *, say: Say | None = print) -> None:
     """Measure this machine's memory and speed, for the plans made on it.
 

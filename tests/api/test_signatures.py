@@ -37,6 +37,7 @@ OF_COMMAND = {
     "train": ("train_folds",),
     "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "learn_expected_dice", "evaluate_folders"),
     "predict": ("predict_images", "Predictor"),
+    "import-nnunet": ("import_nnunet",),
     "status": ("status",),
     "calibrate": ("calibrate_device",),
 }

@@ -280,10 +280,9 @@ def test_an_image_without_surfaces_keeps_its_labels(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
-def test_a_share_that_is_none_is_refused(tmp_path, share):
-    member = EnsembleMember(cascade(Follower()), InferenceOptions(top_k=share))
+def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(UsageError, match="share"):
-        decide([member], loaded_of(tmp_path))
+        InferenceOptions(top_k=share)
 
 
 def test_a_model_without_a_previous_stage_has_no_worthwhile_tiles():
