@@ -185,8 +185,13 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
     workspace = Workspace(options.workspace)
     if (options.predictions is None) != (options.references is None):
         raise UsageError("--predictions and --references need each other", remedy="give both, or neither")
-    if options.test and options.speeds:
-        raise UsageError("--test and --speeds exclude each other", remedy="run one after the other")
+    chosen = [f"--{name}" for name in ("test", "speeds", "expected-dice") if getattr(options, name.replace("-", "_"))]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} exclude each other", remedy="run one after the other")
+    if options.expected_dice:
+        from autoseg.commands.expected_dice import learn_expected_dice
+
+        return Answer(learn_expected_dice(workspace, options.configuration, network=options.network))
     if options.speeds:
         from autoseg.commands.speeds import measure_speeds
 
@@ -213,7 +218,9 @@ def run_predict(options: argparse.Namespace) -> Answer:
         configuration=options.configuration, network=options.network, models=tuple(options.models),
         folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
         speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
-        shard=options.shard, resume=options.resume,
+        top_k=options.top_k, shard=options.shard, resume=options.resume, format=options.format,
+        probabilities=options.probabilities, uncertainty=options.uncertainty, statistics=options.statistics,
+        patients=options.patients,
     )  # fmt: skip
     workspace = Workspace(options.workspace)
     try:

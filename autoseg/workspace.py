@@ -3,7 +3,7 @@
     WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
-      models/<configuration>-<network>/ crossval.json speeds.json
+      models/<configuration>-<network>/ crossval.json speeds.json expected_dice.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
           inference.json}; fold_full/ of the model that trains on all cases
 

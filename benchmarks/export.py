@@ -1,6 +1,7 @@
 """From logits on the network's grid to labels on the image's grid: 32 classes, 70x171x171 to 140x512x512 voxels.
 
-    python benchmarks/export.py --peer PYTHON --data DIR [--rounds 3] [--sides autoseg torch default] [--out TABLE.md]
+    python benchmarks/export.py --peer PYTHON --data DIR [--rounds 3] [--sides autoseg torch default]
+        [--kinds smooth organs] [--out TABLE.md]
 
 PYTHON is the interpreter of an environment with nnunetv2; DIR holds `ct_ts_512x512x20`. Three sides take turns, each in
 a process of its own that reads the logits before the clock starts: autoseg (the streamed engine, as `predict` uses it),
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--peer", help="Python interpreter of an environment with nnunetv2")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=("smooth", "organs"), default=["smooth", "organs"])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -141,6 +143,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         kinds = {"smooth": smooth} | ({"organs": lambda rng: organs(rng, options.data)} if options.data else {})
         for kind, make in kinds.items():
+            if kind not in options.kinds:
+                continue
             logits, labels = Path(folder) / "logits.npy", Path(folder) / "labels.npy"
             np.save(logits, make(np.random.default_rng(0)))
             found: dict[str, list[dict]] = {side: [] for side in sides}

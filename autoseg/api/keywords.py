@@ -283,6 +283,7 @@ READ: dict[str, Callable[[Any], Any]] = {  # keyword -> what brings it into the 
     "configurations": names_of,
     "models": names_of,
     "init_from": lambda file: None if file is None else as_path(file),
+    "patients": lambda file: None if file is None else as_path(file),
 }
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.train import TrainedFold
     from autoseg.datasets.dataset import Problem
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
+    from autoseg.evaluation.expected_dice import ExpectedDiceRecord
     from autoseg.evaluation.speeds import SpeedTable
 
 
@@ -192,6 +193,36 @@ def measure_speeds(
 
 
 @checked
+def learn_expected_dice(
+    workspace: File,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    device: str = "auto",
+    say: Say | None = print,
+) -> "ExpectedDiceRecord":
+    """Learn from the held-out cases what Dice `predict_images(uncertainty=True)` may expect of new ones.
+
+    Args:
+        workspace, configuration, network, say: as for `cross_validate`.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Returns:
+        `labels` (label -> line with its measured coverage and error), `mean` of the mean over labels, and `cases`.
+
+    Raises:
+        AutosegError: no fold is trained, or fewer than 20 cases are held out.
+
+    Example:
+        >>> record = autoseg.learn_expected_dice("ws")
+        >>> record.labels["liver"].measured_coverage
+    """
+    from autoseg.commands.expected_dice import learn_expected_dice
+
+    return learn_expected_dice(in_workspace(workspace), configuration, network=network, device=device)
+
+
+@checked
 def evaluate_folders(
     predictions: File,
     references: File,
@@ -244,8 +275,14 @@ def predict_images(
     mirroring: bool | None = None,
     unfinished: bool = False,
     tile: float | None = None,
+    top_k: float | None = None,
     shard: str | None = None,
     resume: bool = False,
+    format: str | None = None,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    statistics: bool = False,
+    patients: File | None = None,
     say: Say | None = print,
 ) -> Segmentations:
     """Segment images with the ensemble of the trained folds, each on its own grid.
@@ -263,8 +300,12 @@ def predict_images(
         mirroring: average over flips; None: by the speed.
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
+        top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
         shard: "2/8" for the second of eight parts of the cases.
         resume: keep segmentations that are verified to be of the same images, by the same model and options.
+        format: "seg.nrrd", "nii.gz" and so on, with names and colours of the labels; None: that of each image.
+        probabilities, uncertainty, statistics: also write them (docs/outputs.md).
+        patients: table of case, patient and date: statistics then list each patient's scans in order.
         say: what shows a line; None: nothing is shown.
 
     Returns:
@@ -287,6 +328,30 @@ def predict_images(
     except PartlySegmented as partly:
         return Segmentations(partly.written, partly.failed)
     return Segmentations(tuple(written), ())
+
+
+@checked
+def import_nnunet(folder: File, model: File, *, say: Say | None = print) -> Path:
+    """Convert a model that nnU-Net v2 trained into a workspace that predicts the same.
+
+    Args:
+        folder: with plans.json, dataset.json and fold_0, ...; or the folder of a dataset in nnUNet_results.
+        model: the workspace, a folder that does not exist yet, or is empty.
+        say: what shows a line; None: nothing is shown.
+
+    Returns:
+        The workspace, for `predict_images` and `Predictor`.
+
+    Raises:
+        AutosegError: it is not such a model, it is damaged, it would run code, or autoseg cannot predict the same.
+
+    Example:
+        >>> ws = autoseg.import_nnunet("nnUNet_results/Dataset004_Hippocampus", "hippocampus_model")
+        >>> autoseg.predict_images(ws, "scans", "segmentations")
+    """
+    from autoseg.commands.import_nnunet import import_nnunet
+
+    return import_nnunet(as_path(folder), as_path(model)).root
 
 
 @checked

@@ -8,6 +8,11 @@ from autoseg.api.keywords import File, FoldNames, Names, Say, as_path, checked, 
 from autoseg.inference.options import SpeedName
 from autoseg.lines import LOG
 
+OF_FILES: dict[str, Any] = {  # options of `predict_images` that concern files, as they are by default
+    "shard": None, "resume": False, "format": None, "probabilities": False, "uncertainty": False, "statistics": False,
+    "patients": None,
+}  # fmt: skip
+
 
 class Predictor:
     """Load a model once, and segment arrays with it: no files, no processes.
@@ -26,6 +31,7 @@ class Predictor:
         mirroring: average over flips; None: by the speed.
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
+        top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
         say: what shows a line, such as a warning about an image; None: nothing is shown.
 
     Raises:
@@ -54,12 +60,13 @@ class Predictor:
         mirroring: bool | None = None,
         unfinished: bool = False,
         tile: float | None = None,
+        top_k: float | None = None,
         say: Say | None = print,
     ) -> None:
         from autoseg.commands.predict import PredictOptions, open_predictor
 
         self._say = say
-        options = options_of(PredictOptions, locals() | {"shard": None, "resume": False})
+        options = options_of(PredictOptions, locals() | OF_FILES)
         self._arrays = open_predictor(in_workspace(as_path(path)), options)
         plan = self._arrays.plan
         self.channels: tuple[str, ...] = plan.channels

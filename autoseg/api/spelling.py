@@ -35,6 +35,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "evaluate --test": ("score_test_set", ("workspace",)),
     "evaluate --predictions": ("evaluate_folders", ("predictions", "references")),
     "predict": ("predict_images", ("workspace", "images", "out")),
+    "import-nnunet": ("import_nnunet", ("folder", "model")),
     "status": ("status", ("workspace",)),
     "calibrate": ("calibrate_device", ()),
 }
@@ -51,7 +52,7 @@ PROSE = {  # words that follow an option without being its value
 def in_python(text: str) -> str:
     """A message whose commands are calls, and whose options are keywords."""
     parts, done = [], 0
-    for match in re.finditer(r"\bautoseg (?=[a-z]+\b)", text):
+    for match in re.finditer(r"\bautoseg (?=[a-z-]+\b)", text):
         if match.start() < done:
             continue
         call, end = _longest_call(text, match.end())

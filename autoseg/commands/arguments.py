@@ -67,6 +67,14 @@ positive = whole(1, MAX_STEPS)
 share = above(0, 1)
 
 
+def percentage(text: str) -> float:
+    """The type of an option: a share above 0, at most 1, which may be typed as a percentage: 0.2, 20%."""
+    number = text.removesuffix("%")
+    if number == text:
+        return share(text)
+    return above(0, 100)(number) / 100
+
+
 def cpu_rate(text: str) -> str | float:
     """ "measured", "reference", or a number above 0."""
     if text in ("measured", "reference"):

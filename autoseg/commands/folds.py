@@ -107,7 +107,7 @@ class Folds:
 
     def prediction(self, name: str, split: Split, case: Case) -> Path:
         """Where a fold of a configuration puts its segmentation of a held-out case."""
-        from autoseg.inference.predict import output_ending
+        from autoseg.inference.label_files import output_ending
 
         return self.folder(name, split.fold) / "validation" / f"{case.id}{output_ending(case)}"
 

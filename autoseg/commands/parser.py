@@ -8,10 +8,25 @@ from typing import NoReturn
 
 from autoseg import __version__
 from autoseg.commands.answers import OPTION
-from autoseg.commands.arguments import above, cpu_rate, duration, finite, mapping, name, positive, share, whole
+from autoseg.commands.arguments import (
+    above,
+    cpu_rate,
+    duration,
+    finite,
+    mapping,
+    name,
+    percentage,
+    positive,
+    share,
+    whole,
+)
 from autoseg.errors import Misuse
 from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
+
+FORMATS = (  # of label files
+    *("nii.gz", "nii", "seg.nrrd", "nrrd", "mha", "mhd", "tif", "tiff", "png", "bmp"), "dicom-seg", "rtstruct",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -152,6 +167,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"
     )
+    parser.add_argument(
+        "--expected-dice", action="store_true",
+        help="learn from the held-out cases what Dice predict --uncertainty may expect of new ones",
+    )  # fmt: skip
     parser.add_argument("--csv", type=Path, help="also write one row per case and label")
     add_workers(parser)
     add_json(parser)
@@ -194,12 +213,40 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "--tile", type=float, metavar="N",
         help="tiles up to N times as long as the training patch: faster, less accurate on small images (default: 1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--top-k", type=percentage, default=None, metavar="SHARE",
+        help="of a cascade, compute only the tiles that the stage before it finds most worthwhile, e.g. 20%%",
+    )  # fmt: skip
+    add_outputs(parser)
     parser.add_argument("--shard", default=None, metavar="N/M", help="only part N of M of the cases, e.g. 2/8")
     parser.add_argument(
         "--resume", action="store_true",
         help="keep segmentations that are verified: of the same image, by the same model and options",
     )  # fmt: skip
     add_json(parser)
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format", choices=FORMATS, default=None,
+        help="of the segmentations, with names and colours of the labels where it has a place for them: seg.nrrd for "
+        "3D Slicer, nii.gz for ITK-SNAP, dicom-seg and rtstruct for DICOM series (default: that of each image)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write the probability of each label, a file each"
+    )
+    parser.add_argument(
+        "--uncertainty", action="store_true",
+        help="also write maps of entropy and disagreement, and the statistics with both; and the Dice to expect of "
+        "each label, where evaluate --expected-dice was run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--statistics", action="store_true", help="also write size, place and intensities of each label"
+    )
+    parser.add_argument(
+        "--patients", type=Path, default=None, metavar="TABLE",
+        help="CSV with columns case, patient and date: statistics then list each patient's scans in order",
+    )  # fmt: skip
 
 
 def add_import_nnunet(parser: argparse.ArgumentParser) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.commands.inputs import open_plan
+from autoseg.commands.outputs import outputs_of, require_outputs
 from autoseg.datasets.checks.grids import header_notes
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, Dataset, Problem, images_in
 from autoseg.errors import DataError, StateError, Stopped, UsageError
+from autoseg.inference.label_files import Output
 from autoseg.inference.options import InferenceOptions, SpeedName, options_at
 from autoseg.inference.shards import Shard, parse_shard
 from autoseg.lines import LOG
@@ -42,8 +44,14 @@ class PredictOptions:
     step: float | None = None  # distance of neighbouring tiles as a share of the tile; None: by the speed
     mirroring: bool | None = InferenceOptions.mirroring  # average over flips; None: by the speed
     tile: float | None = InferenceOptions.tile  # longest tile edges as a multiple of the patch's; None: by the device
+    top_k: float | None = None  # share of a cascade's tiles to compute, the most worthwhile ones; None: all
     shard: str | None = None  # "2/8": the second of eight parts of the cases; None: all of them
     resume: bool = False  # keep segmentations that are verified to be what would be made
+    format: str | None = None  # extension of the segmentations without its dot; None: that of each image
+    probabilities: bool = False
+    uncertainty: bool = False
+    statistics: bool = False
+    patients: Path | None = None  # table of case, patient and date
 
     def __post_init__(self) -> None:
         exported = [is_exported(name) for name in self.models]
@@ -54,6 +62,8 @@ class PredictOptions:
                 "-m names both exported files and models of the workspace", remedy="export these, or name one kind"
             )
         self.inference_options(())
+        require_outputs(self)
+        self.output(Path())
         if self.shard is not None:
             parse_shard(self.shard)
 
@@ -71,7 +81,11 @@ class PredictOptions:
             options = replace(options, step=self.step)
         if self.mirroring is not None:
             options = replace(options, mirroring=self.mirroring, mirror_axes=None)
-        return replace(options, tile=self.tile)
+        return replace(options, tile=self.tile, top_k=self.top_k)
+
+    def output(self, out: Path) -> Output:
+        """Where and in which format segmentations are written."""
+        return Output(out, self.format)
 
 
 def is_exported(name: str) -> bool:
@@ -120,7 +134,7 @@ def predict_images(
     if trained.file_names not in (None, plan.file_names):  # the model was trained on images named differently
         found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names, out)
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
-    _spare_references(workspace, cases, out)
+    _spare_references(workspace, cases, out, options)
     if options.shard is not None:
         cases, faults = _part(parse_shard(options.shard), cases, faults)
     if options.speed:
@@ -128,7 +142,7 @@ def predict_images(
 
         say_expected(workspace, models, options.speed, exported_files(workspace, options))
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    written, kept = _predict(models, cases, out, options, faults)
+    written, kept = _predict(workspace, models, cases, out, options, faults)
     voters = [f"{_voters(one)} of {one.configuration_name} ({one.configuration.network.name})" for one in models]
     _say_what_was_written(written, before, voters, out)
     paths = sorted([*(prediction.path for prediction in written), *kept])
@@ -158,6 +172,7 @@ def _planned_axes(model: "Model") -> tuple[int, ...]:
 
 
 def _predict(
+    workspace: Workspace,
     models: "Sequence[Model]",
     cases: Sequence[Case],
     out: Path,
@@ -180,34 +195,38 @@ def _predict(
     chosen = options.inference_options(planned)
     used = models[0].plan.training.mirror_axes if chosen.mirroring else planned if chosen.mirroring is None else ()
     axes = [axis for axis in used if chosen.mirror_axes is None or axis in chosen.mirror_axes]
-    made = made_by(ensemble_digest(models), chosen, axes, tile_growth(models[0].device.type))
+    outputs = outputs_of(workspace, models, out, options, chosen, exported_files(workspace, options))
+    made = made_by(ensemble_digest(models), chosen, axes, tile_growth(models[0].device.type), outputs.extras)
     ledger = Ledger(out, made, parse_shard(options.shard) if options.shard else None)
-    kept = _finished(ledger, cases, out) if options.resume else {}
+    kept = _finished(ledger, cases, options.output(out)) if options.resume else {}
     todo = [case for case in cases if case.id not in kept]
     try:
         with StopSignals():
-            return predict_cases(models, todo, out, chosen, faults=faults, ledger=ledger), [*kept.values()]
+            made_now = predict_cases(
+                outputs.ensemble, todo, options.output(out), faults=faults, extras=outputs.extras, ledger=ledger
+            )  # fmt: skip
+            return made_now, [*kept.values()]
     except Stopped as stopped:
         stopped.resumed_with = ("--resume",)
         raise
+    finally:
+        outputs.finish()
 
 
-def _finished(ledger: "Ledger", cases: Sequence[Case], out: Path) -> dict[str, Path]:
+def _finished(ledger: "Ledger", cases: Sequence[Case], output: Output) -> dict[str, Path]:
     """The cases whose segmentations are verified, with their files; says which are made again, and why."""
-    from autoseg.inference.predict import output_ending
-
     for what in ledger.unreadable:
         LOG.info(f"note: {what}: what it recorded is predicted again")
     kept: dict[str, Path] = {}
     again: dict[str, list[str]] = {}
     for case in cases:
-        path = out / f"{case.id}{output_ending(case)}"
+        path = output.path(case)
         doubt = ledger.doubt(case, path)
         if doubt is None:
             kept[case.id] = path
         elif doubt:
             again.setdefault(doubt, []).append(case.id)
-    LOG.info(f"resuming: {len(kept)} of {len(cases)} segmentations in {out} are verified and kept")
+    LOG.info(f"resuming: {len(kept)} of {len(cases)} segmentations in {output.folder} are verified and kept")
     for reason, ids in again.items():
         LOG.info(f"predicting {counted(len(ids), 'case')} again: {reason}: {some(ids)}")
     return kept
@@ -305,11 +324,9 @@ def _report(faults: Sequence[Problem], written: Sequence[Path], out: Path) -> No
         raise PartlySegmented(errors, written, out)
 
 
-def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path) -> None:
+def _spare_references(workspace: Workspace, cases: Sequence[Case], out: Path, options: PredictOptions) -> None:
     """Refuse to write a segmentation over a label of the dataset: `-i imagesTr -o labelsTr`. Raises UsageError."""
-    from autoseg.inference.predict import output_ending
-
-    paths = [path for case in cases if (path := out / f"{case.id}{output_ending(case)}").exists()]
+    paths = [path for case in cases if (path := options.output(out).path(case)).exists()]
     if not paths or not workspace.dataset.exists():
         return
     dataset = load(Dataset, workspace.dataset)

@@ -98,10 +98,9 @@ def say_expected(
 def _table_of(workspace: Workspace, model: "Model", exported: Sequence[Path]) -> "SpeedTable | None":
     """What was measured with a model; None where nothing was."""
     from autoseg.evaluation.speeds import SpeedTable
-    from autoseg.models.archive import open_archive
+    from autoseg.models.archive import measured_with
 
     if not exported:
         path = workspace.speeds(model.configuration_name, model.configuration.network.name)
         return load(SpeedTable, path) if path.exists() else None
-    archive, name = open_archive(exported[0]), f"models/{model.name}/speeds.json"
-    return archive.record(SpeedTable, name) if archive.has(name) else None
+    return measured_with(SpeedTable, exported[0], model.name, "speeds.json")

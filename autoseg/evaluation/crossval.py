@@ -84,7 +84,7 @@ def validation_jobs(folder: Path, cases: Sequence[Case], labels: LabelSet) -> li
     Raises:
         StateError: a prediction is missing: the fold's validation is not complete.
     """
-    from autoseg.inference.predict import output_ending  # needs torch, which scores alone do not
+    from autoseg.inference.label_files import output_ending  # needs torch, which scores alone do not
 
     jobs = []
     for case in cases:

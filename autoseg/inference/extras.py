@@ -118,6 +118,7 @@ class CaseReport:
         self.out, self.ensemble, self.uncertainty, self.expected = out, ensemble, uncertainty, expected
         self.patients = patients or {}
         self.name = "statistics" + ("+uncertainty" if uncertainty else "")
+        self.of_cases: dict[str, ExpectedDice] = {}  # case -> expected mean Dice, of those that were measured
         self._loaded: LoadedCase | None = None
         self._segmentation = ""
         self._maps: UncertaintyWriter | None = None
@@ -159,6 +160,8 @@ class CaseReport:
             self._maps = None
         if self._counter is not None and self.expected is not None:
             case = with_expected_dice(case, *self.expected(self._counter.result()))
+            if case.expected_dice is not None:
+                self.of_cases[case.case] = case.expected_dice
         write_case(self.out, case)
         self._loaded = self._counter = None
 

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from autoseg.datasets.dataset import Case
 from autoseg.errors import AutosegError, StateError
-from autoseg.imaging.formats.readers import READERS, ending_of, read_geometry
+from autoseg.imaging.formats.readers import READERS, ending_of, is_dicom, read_geometry
 from autoseg.imaging.geometry import corner_distance_voxels
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.shards import Shard
@@ -62,6 +62,7 @@ class Made:
     step: float
     mirror_axes: tuple[int, ...]  # (Z, Y, X) as the plan counts them
     tile: float
+    top_k: float | None = None  # share of a cascade's tiles that were computed
     extras: tuple[Text, ...] = ()  # what else was written for each case
 
     def difference(self, other: "Made") -> str:
@@ -178,7 +179,7 @@ def made_by(
         extras: what is made of every case in addition.
     """
     names = tuple(sorted(str(getattr(extra, "name", type(extra).__name__)) for extra in extras))
-    return Made(model, options.step, tuple(mirror_axes), options.tile or tile, names)
+    return Made(model, options.step, tuple(mirror_axes), options.tile or tile, options.top_k, names)
 
 
 def _files(path: Path) -> list[Path]:
@@ -201,8 +202,8 @@ def _digest(path: Path) -> str:
 
 
 def _misplaced(path: Path, image: Path) -> str | None:
-    """What is wrong with the grid of a segmentation; None if nothing is. A folder of slices is not read for it."""
-    if image.is_dir():
+    """What is wrong with the grid of a segmentation; None if nothing is. DICOM is not read for it."""
+    if is_dicom(image):
         return None
     try:
         here, there = read_geometry(path), read_geometry(image)

@@ -63,6 +63,7 @@ class EnsembleMember:
     Args:
         options: tiles and mirroring; None in them is as planned, and as suits the device.
         preparations: shared by the members of an ensemble; None: not shared.
+        part_of: number of the model of which it is a part, in an ensemble that was taken apart; None: a whole model.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class EnsembleMember:
         model: Model,
         options: InferenceOptions = InferenceOptions(),
         preparations: Preparations | None = None,
+        part_of: int | None = None,
     ) -> None:
         plan, configuration = model.plan, model.configuration
-        self.model = model
+        self.model, self.part_of = model, part_of
         self.preparations = Preparations() if preparations is None else preparations
         self.previous: EnsembleMember | None = None
         if model.previous:
@@ -141,7 +143,8 @@ def decide(members: Sequence[EnsembleMember], loaded: LoadedCase, consumers: Seq
     """Class indices (Z, Y, X) of the whole image, in the plan's axis order; background beyond the cropped box.
 
     The logits of each member are resampled to the image's grid. A single member decides by them: the largest, or the
-    regions above 0; several by the mean of their probabilities. Never are logits of the whole image held.
+    regions above 0; several by the mean of their probabilities. Parts of one model decide as the whole does, by their
+    mean logits. Never are logits of the whole image held.
 
     Every member crops to the same box, which depends only on the image.
 
@@ -160,7 +163,8 @@ def decide(members: Sequence[EnsembleMember], loaded: LoadedCase, consumers: Seq
                 rows.take(block)
         return whole
     rows_of = [resampled_rows(m.blocks(loaded, whole_rows=True), m.axes_back(loaded)) for m in members]
-    hand_over(rows_of, (LabelConsumer(heads, labels), *consumers), shape)
+    model_of = [number if m.part_of is None else m.part_of for number, m in enumerate(members)]
+    hand_over(rows_of, (LabelConsumer(heads, labels, model_of), *consumers), shape)
     return whole
 
 

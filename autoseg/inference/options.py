@@ -33,6 +33,10 @@ class InferenceOptions:
                 f"--tile {self.tile} is not a valid multiple of the training patch",
                 remedy=f"give a number from 1 to {MOST_GROWTH:g}",
             )
+        if self.top_k is not None and not 0 < self.top_k <= 1:
+            raise UsageError(
+                f"--top-k {self.top_k:g} is not a share of the tiles", remedy="give one above 0, up to 100%"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,23 @@ While a case is computed, the next one is read and prepared, and the one before 
 """
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from autoseg.datasets.dataset import Case, LoadedCase, Problem, load_case
-from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.imaging.formats.readers import READERS, ending_of, read_geometry, write_labels
+from autoseg.errors import DataError, OutOfMemory, StorageError
+from autoseg.imaging.formats.readers import read_geometry
 from autoseg.imaging.geometry import Remark
+from autoseg.inference.ensemble import Ensemble, split
 from autoseg.inference.finished import Ledger
+from autoseg.inference.label_files import Output
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.pipeline import Ahead, Writer
@@ -30,6 +33,7 @@ from autoseg.inference.streaming import Consumer
 from autoseg.models.model import Model, require_common
 from autoseg.nn.training_step import is_out_of_memory
 from autoseg.planning.foreign_grids import require_like
+from autoseg.planning.foreign_images import foreign_extent, foreign_intensities
 from autoseg.planning.plan import Plan
 from autoseg.processes import free_memory
 from autoseg.training.validation_budget import Inference
@@ -86,9 +90,9 @@ class Prediction:
 
 
 def predict_cases(
-    models: Sequence[Model],
+    models: Sequence[Model] | Ensemble,
     cases: Sequence[Case],
-    out: Path,
+    out: Path | Output,
     options: InferenceOptions = InferenceOptions(),
     *,
     title: str = "predict",
@@ -96,28 +100,29 @@ def predict_cases(
     extras: Sequence[Extra] = (),
     ledger: Ledger | None = None,
 ) -> list[Prediction]:
-    """Segment cases and write one label file per case, named after it, in the format of its image.
+    """Segment cases and write one label file per case, named after it.
 
     Args:
-        models: an ensemble: the mean of their probabilities decides.
+        models: the mean of their probabilities decides; or an ensemble that was taken apart, which has its own options.
+        out: a folder, where formats are those of the images; or with a format.
         faults: problems of single images are added to it, and the others are segmented; None: they are raised.
         extras: what else is made of every case.
         ledger: where finished cases are recorded; None: nowhere.
 
     Raises:
-        DataError: an image cannot be read, has other channels than the model, or differs too much from its training
-            data, and `faults` is None.
+        DataError: an image cannot be read, or differs too much from the training data, and `faults` is None.
         StateError: the models were trained on different channels, labels or orientations.
         StorageError: a segmentation cannot be written; those before are.
         UsageError: a segmentation would overwrite an image.
     """
-    require_common({model.name: model.plan for model in models})
-    paths = _label_files(cases, out)
-    ensembles = [_Ensemble(models, options) for _ in range(2)]  # one has the current case, the other the next one
+    ensemble, output = _in_full(models, out, options)
+    require_common({model.name: model.plan for model in ensemble.models})
+    paths = output.paths(cases)
+    ensembles = [_Prepared(ensemble) for _ in range(2)]  # one has the current case, the other the next one
     written: list[Prediction] = []
 
     def write(case: Case, values: np.ndarray, like: str, remarks: Remarks) -> None:
-        write_labels(paths[case.id], values, like=Path(like))
+        output.write(paths[case.id], values, Path(like), ensemble.labels)
         written.append(Prediction(case.id, paths[case.id], remarks))
         if ledger:
             ledger.add(case, paths[case.id])
@@ -139,28 +144,30 @@ def predict_cases(
                     raise
                 faults.append(fault)
             else:
-                writer.put(write, case, models[0].plan.labels.to_file_values(indices), loaded.file, remarks)
+                writer.put(write, case, ensemble.labels.to_file_values(indices), loaded.file, remarks)
                 del loaded, indices
             bar.update()
     return written
 
 
-def _label_files(cases: Sequence[Case], out: Path) -> dict[str, Path]:
-    """The label file of each case, by its id. Raises UsageError where one is an image."""
-    paths = {case.id: out / f"{case.id}{output_ending(case)}" for case in cases}
-    images = {Path(file).resolve() for case in cases for file in case.images}
-    if over := [path for path in paths.values() if path.resolve() in images]:
-        raise UsageError(f"{over[0]} is an image to segment, and would be overwritten", remedy="choose another folder")
-    return paths
+def _in_full(
+    models: Sequence[Model] | Ensemble, out: Path | Output, options: InferenceOptions
+) -> tuple[Ensemble, Output]:
+    """What models and a folder stand for."""
+    ensemble = models if isinstance(models, Ensemble) else split(models, options, by="models")
+    return ensemble, out if isinstance(out, Output) else Output(out)
 
 
-class _Ensemble:
-    """Models with room for one image, prepared as each of them needs it."""
+class _Prepared:
+    """An ensemble with room for one image, prepared as each of its members needs it."""
 
-    def __init__(self, models: Sequence[Model], options: InferenceOptions) -> None:
-        self.models = models
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.models = ensemble.models
         self.preparations = Preparations()
-        self.members = [EnsembleMember(model, options, self.preparations) for model in models]
+        self.members = [
+            EnsembleMember(model, ensemble.options, self.preparations, part_of)
+            for model, part_of in zip(ensemble.models, ensemble.model_of, strict=True)
+        ]
 
     def read(self, case: Case) -> tuple[LoadedCase, Remarks]:
         """Read a case, and prepare it for the members. Raises what is wrong with it."""
@@ -197,7 +204,8 @@ def _fault_of_image(case: Case, error: Exception) -> Problem | None:
     """The problem of a single image, after which others can be segmented; None for any other error."""
     if isinstance(error, (DataError, StorageError, OutOfMemory)):  # of reading it
         file = next((file for file in case.images if file in error.what), case.images[0])
-        return Problem(case.id, file, error.what.removeprefix(file).lstrip(": "), error.remedy)
+        what = error.what.removeprefix(f"{file}{os.sep}").removeprefix(file)  # of a series, its slice is named
+        return Problem(case.id, file, what.lstrip(": "), error.remedy)
     if is_out_of_memory(error):
         what = f"not enough memory to segment it: {str(error).splitlines()[0][:120]}"
         return Problem(case.id, case.images[0], what, "segment it alone, or on a machine with more memory")
@@ -208,15 +216,12 @@ def unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark]
     """Warning about an image that differs from the first model's training data. Raises DataError."""
     plan = models[0].plan
     slices_alone = all(model.configuration.dims == 2 for model in models)
-    return require_like(
+    remarks = require_like(
         loaded.file, loaded.geometry, loaded.spacing, plan.grids, plan.axis_order, slices_alone=slices_alone
     )
-
-
-def output_ending(case: Case) -> str:
-    """Extension of a case's segmentation: that of its image, or .png where that would lose information."""
-    ending = ending_of(Path(case.images[0])) or ".nii.gz"
-    return ".png" if READERS[ending].write is None else ending
+    remarks += foreign_intensities(loaded.image, plan.channels, plan.grids, plan.normalization)
+    shape = loaded.image.shape[1:]
+    return remarks + foreign_extent(shape, loaded.spacing, plan.grids, plan.axis_order, slices_alone=slices_alone)
 
 
 def segment(
@@ -234,8 +239,7 @@ def segment(
     try:
         begun = [extra.begin(loaded, members, path) for extra in extras]
         consumers = [consumer for consumer in begun if consumer is not None]
-        more: dict[str, Any] = {"consumers": consumers} if consumers else {}
-        labels = decide(members, loaded, **more)
+        labels = decide(members, loaded, consumers)
         for extra in extras:
             extra.finish(labels)
         return loaded.to_stored(labels)

@@ -16,8 +16,9 @@ import torch
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.imaging.formats.readers import write_labels
+from autoseg.inference.label_files import output_ending
 from autoseg.inference.member import EnsembleMember
-from autoseg.inference.predict import output_ending, segment
+from autoseg.inference.predict import segment
 from autoseg.models.model import Model
 from autoseg.nn.rolling_sums import Block
 from autoseg.nn.sliding_window import Image, Window

@@ -307,7 +307,7 @@ def _row(case: CaseStatistics, label: LabelStatistics, channels: Sequence[str]) 
         intensities += [found.mean, found.std, found.min, found.max] if found else [""] * 4
     expected = label.expected_dice
     row = [
-        *(case.case, case.patient, label.name, label.voxels, f"{label.size:.6g}", case.unit, label.components),
+        *(case.case, case.patient, label.name, label.voxels, label.size, case.unit, label.components),
         " ".join(label.border),
         *(label.centroid_voxels or [None] * 3),
         *(label.centroid_mm or [None] * 3),
@@ -316,7 +316,7 @@ def _row(case: CaseStatistics, label: LabelStatistics, channels: Sequence[str]) 
         *(label.entropy, label.disagreement),
         *((expected.dice, expected.low, expected.high) if expected else [None] * 3),
     ]
-    return ["" if value is None else value for value in row]
+    return ["" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in row]
 
 
 def _intensity(values: np.ndarray) -> Intensity:

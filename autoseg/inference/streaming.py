@@ -15,7 +15,7 @@ from torch import Tensor
 from autoseg.imaging.geometry import Axes3
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.logit_rows import decide_row
-from autoseg.models.build import head_probabilities
+from autoseg.inference.ensemble import probabilities
 
 CHUNK_BYTES = 2**26  # of logits handed over at once, at least a row
 MAPPED_BYTES = 2**32  # labels of a larger image are in a file
@@ -35,23 +35,24 @@ class Consumer(Protocol):
 
 
 class LabelConsumer:
-    """Decides labels by the mean of the members' probabilities, into an array (Z, Y, X) of the cropped box."""
+    """Decides labels by the mean of the models' probabilities, into an array (Z, Y, X) of the cropped box.
 
-    def __init__(self, heads: LabelSet, labels: np.ndarray) -> None:
-        self.heads, self.labels = heads, labels
+    Args:
+        model_of: of each member, the model it is a part of: the logits of one model are averaged.
+    """
+
+    def __init__(self, heads: LabelSet, labels: np.ndarray, model_of: Sequence[int]) -> None:
+        self.heads, self.labels, self.model_of = heads, labels, tuple(model_of)
 
     def take(self, rows: slice, logits: Sequence[Tensor]) -> None:
-        """Decide some rows; a single member's by its logits, which order classes as probabilities do."""
-        if len(logits) == 1:
+        """Decide some rows; a single model's by its logits, which order classes as probabilities do."""
+        if len(set(self.model_of)) == 1:
             regions = self.heads.region_indices if self.heads.has_regions else None
-            self.labels[rows] = decide_row(logits[0].numpy().copy(), regions, self.labels.dtype)
+            mean = logits[0].clone() if len(logits) == 1 else torch.stack(tuple(logits)).mean(dim=0)
+            self.labels[rows] = decide_row(mean.numpy(), regions, self.labels.dtype)
             return
-        total: Tensor | None = None
-        for of_member in logits:
-            probabilities = head_probabilities(of_member[None], self.heads.has_regions)[0]
-            total = probabilities if total is None else total.add_(probabilities)
-        assert total is not None
-        self.labels[rows] = self.heads.decide(total.div_(len(logits)).numpy())
+        mean = probabilities(logits, self.model_of, self.heads.has_regions)
+        self.labels[rows] = self.heads.decide(mean.numpy())
 
 
 def empty_labels(shape: Axes3, heads: LabelSet) -> np.ndarray:

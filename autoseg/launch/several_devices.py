@@ -97,17 +97,17 @@ def part_command(workspace: Workspace, images: Sequence[Path], out: Path, option
     """What segments a part: every option that is not at its default, and the plugins of this command."""
     arguments = ["predict", f"--workspace={workspace.root}", f"--out={out}", *plugin_options(resolved=True)]
     for field in fields(options):
-        value = getattr(options, field.name)
+        value, option = getattr(options, field.name), field.name.replace("_", "-")
         if value == field.default or field.name == "models":
             continue
         if field.name == "mirroring":
             if value is False:
                 arguments.append("--no-mirroring")
         elif value is True:
-            arguments.append(f"--{field.name}")
+            arguments.append(f"--{option}")
         else:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            arguments.append(f"--{field.name}={text}")
+            arguments.append(f"--{option}={text}")
     arguments += ["--models", *options.models] if options.models else []
     return [sys.executable, "-m", "autoseg", *arguments, "--images", *map(spelled, images)]
 

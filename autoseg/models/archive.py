@@ -79,6 +79,12 @@ def open_archive(path: Path) -> Archive:
     return Archive(container, manifest)
 
 
+def measured_with(record_type: type[R], path: Path, model: str, file: str) -> R | None:
+    """What a file holds beside one of its models, such as speeds.json; None where nothing was measured."""
+    archive, name = open_archive(path), f"models/{model}/{file}"
+    return archive.record(record_type, name) if archive.has(name) else None
+
+
 def _record(record_type: type[R], container: Container, name: str) -> R:
     try:
         text = container.read(name).decode("utf-8")

@@ -76,8 +76,6 @@ class RollingSums:
         self._device, self._place = device, 0
         self._next = (0, 0)  # layer and strip that are closed next
         self._cells: dict[tuple[int, int], Tensor] = {}  # rows and strip -> (K + 1, rows, lines, *rest), weights last
-        self._elements = 0
-        self.most_elements = 0  # held at once, so far
 
     def finish_before(self, layer: int, line: int) -> Iterator[Block]:
         """Close what a tile of this layer and these first lines, and all after it, cannot touch; yield its blocks."""
@@ -138,8 +136,6 @@ class RollingSums:
             (first, stop), lines = self._rows[piece], self.strips[strip]
             sums = self._allocate((self.channels + 1, stop - first, lines.stop - lines.start, *self.shape[2:]))
             self._cells[piece, strip] = sums.zero_()
-            self._elements += sums.numel()
-            self.most_elements = max(self.most_elements, self._elements)
         return self._cells[piece, strip]
 
     def _close(self, layer: int, strip: int) -> Iterator[Block]:
@@ -149,7 +145,6 @@ class RollingSums:
             logits, covered = sums[:-1], sums[-1]
             logits /= covered.clamp_min(torch.finfo(torch.float32).tiny)  # where there is no tile, they remain 0
             yield Block(slice(first, stop), self.strips[strip], logits, covered)
-            self._elements -= sums.numel()
             del self._cells[piece, strip], sums, logits, covered
 
     def _allocate(self, shape: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ Cases are committed one by one, and a restart processes only those that are miss
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def _settings_hash(plan: Plan, configuration: Configuration) -> str:
 def _key(case: Case, settings: str) -> str:
     """Hash of what decides a stored case: the settings, and size and time of its files."""
     assert case.label is not None
-    stats = {}
+    stats: dict[str, os.stat_result] = {}
     for path in (*case.images, case.label):
         try:
             stats |= {str(file): file.stat() for file in files_of(path)}

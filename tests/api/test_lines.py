@@ -57,7 +57,10 @@ def test_the_lines_of_the_page_run(run, capsys):
     for lines in others:
         run(lines, names)
     assert names["text"].startswith("ws3: Tiny, 5 cases")
-    assert capsys.readouterr().out.endswith("there is no fold 7\n  -> the folds are 0, 1, 2, 3, 4, and full\n")
+    shown = capsys.readouterr().out
+    (printed,) = re.findall(r"^\{'organ_1': 1, .* uint8 .*$", PAGE, re.MULTILINE)
+    assert f"\n{printed}\n" in shown
+    assert shown.endswith("there is no fold 7\n  -> the folds are 0, 1, 2, 3, 4, and full\n")
 
 
 @pytest.mark.slow

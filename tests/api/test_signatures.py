@@ -12,7 +12,7 @@ import autoseg
 from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
-from autoseg.commands import calibrate, evaluate, fix, speeds
+from autoseg.commands import calibrate, evaluate, expected_dice, fix, speeds
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -26,6 +26,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "cross_validate": (evaluate.cross_validate, set()),
     "score_test_set": (evaluate.score_test_set, set()),
     "measure_speeds": (speeds.measure_speeds, set()),
+    "learn_expected_dice": (expected_dice.learn_expected_dice, set()),
     "evaluate_folders": (evaluate.evaluate_folders, set()),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
@@ -34,15 +35,16 @@ OF_COMMAND = {
     "check": ("check_dataset", "fix_dataset"),
     "plan": ("plan_dataset",),
     "train": ("train_folds",),
-    "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "evaluate_folders"),
+    "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "learn_expected_dice", "evaluate_folders"),
     "predict": ("predict_images", "Predictor"),
+    "import-nnunet": ("import_nnunet",),
     "status": ("status",),
     "calibrate": ("calibrate_device",),
 }
 TYPED_ONLY = {
     "check": {"skip_bad"},  # does nothing there
     "train": {"gpus", "slurm"},  # start other processes of the command line
-    "evaluate": {"test", "speeds"},  # functions of their own
+    "evaluate": {"test", "speeds", "expected_dice"},  # functions of their own
 }
 CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}, "predict": {"path"}}
 
@@ -79,7 +81,8 @@ def test_keywords_are_those_of_the_function_below(name):
 
 def test_a_predictor_takes_what_predict_takes():
     """But for what concerns files: which of them, and where to."""
-    files = {"images", "out", "shard", "resume", "workspace"}
+    files = {"images", "out", "shard", "resume", "workspace", "format", "probabilities", "uncertainty", "statistics"}
+    files |= {"patients"}
     here, there = parameters(autoseg.Predictor), parameters(autoseg.predict_images)
     assert set(here) - {"path"} == set(there) - files
     for key in set(here) - {"path"}:
@@ -104,11 +107,8 @@ def test_every_option_that_can_be_typed_can_be_called(command):
 
 def test_every_command_has_a_function():
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    installation, handed_on = (
-        {"demo", "env"},
-        {"export", "info", "import-nnunet"},
-    )  # models as files, which are typed once
-    assert set(commands.choices) - set(OF_COMMAND) == installation | handed_on
+    installation, files = {"demo", "env"}, {"export", "info"}  # and models as files that are handed on
+    assert set(commands.choices) - set(OF_COMMAND) == installation | files
     assert sorted(name for names in OF_COMMAND.values() for name in names) == sorted(FUNCTIONS)
 
 

@@ -115,7 +115,7 @@ def test_a_full_disk_ends_the_batch_at_once(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise StorageError("no space left", remedy="free some") from OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(module, "write_labels", full)
+    monkeypatch.setattr("autoseg.inference.label_files.write_labels", full)
     faults = []
     with pytest.raises(StorageError, match="no space left"):
         module.predict_cases(
@@ -240,7 +240,7 @@ def test_a_disk_that_fills_up_ends_the_batch_and_keeps_what_was_written(tmp_path
             raise StorageError("no space left", remedy="free some")
         write_labels(path, *arguments, **options)
 
-    monkeypatch.setattr(module, "write_labels", limited)
+    monkeypatch.setattr("autoseg.inference.label_files.write_labels", limited)
     with pytest.raises(StorageError, match="no space left"):
         module.predict_cases([model_of((1.0,) * 3)], cases_in(folder), tmp_path / "out", faults=[])
     assert tries == ["0.nii", "1.nii", "2.nii"]

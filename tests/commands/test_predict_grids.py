@@ -14,7 +14,7 @@ from bright import model_of, picture, plan_of
 from hostile import UNITS, patched
 
 ONE = (1.0, 1.0, 1.0)
-SEEN = TrainingGrids(ONE, ONE, (20, 24, 28), (20, 24, 28))
+SEEN = TrainingGrids(ONE, ONE, (8, 9, 10), (20, 24, 28))
 
 
 def predicted(folder, *files):

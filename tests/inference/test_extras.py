@@ -77,6 +77,7 @@ def test_a_report_of_a_case(tmp_path):
     inside = loaded.to_stored(labels).T > 0
     assert organ.intensities["MR"].mean == pytest.approx(values[inside].mean())
     assert (organ.expected_dice, case.expected_dice) == (certain, certain)
+    assert report.of_cases == {"case": certain}
     assert 0 < organ.disagreement < 1
     assert 0 < organ.entropy <= 1
     assert 0 < seen[0].pairwise_dice["organ"] < 1

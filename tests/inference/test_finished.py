@@ -179,5 +179,5 @@ def test_options_that_were_left_open_are_filled_in():
         pass
 
     made = made_by("m", InferenceOptions(step=0.5), [2, 0], 1.5, [Volumes()])
-    assert made == Made("m", 0.5, (2, 0), 1.5, ("Volumes",))
+    assert made == Made("m", 0.5, (2, 0), 1.5, extras=("Volumes",))
     assert made_by("m", InferenceOptions(tile=2.0), (), 1.5).tile == 2.0

@@ -22,9 +22,10 @@ from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
+from autoseg.inference.label_files import output_ending
 from autoseg.inference.member import EnsembleMember
 from autoseg.inference.options import InferenceOptions
-from autoseg.inference.predict import output_ending, predict_cases, segment
+from autoseg.inference.predict import predict_cases, segment
 from autoseg.models.model import Model
 from bright import THRESHOLD, model_of, picture, plan_of
 from files import itk_image, nifti, stack

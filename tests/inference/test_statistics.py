@@ -162,7 +162,7 @@ def test_files_of_a_folder_are_put_together(tmp_path):
         ("a", "liver", "1", "ml"), ("a", "cyst", "0", "ml")
     ]  # fmt: skip
     assert (rows[0]["expected_dice"], rows[0]["expected_dice_low"], rows[1]["expected_dice"]) == ("0.9", "0.8", "")
-    assert (rows[0]["centroid_x_mm"], rows[1]["centroid_x_mm"], rows[1]["box_z0"]) == ("4.0", "", "")
+    assert (rows[0]["centroid_x_mm"], rows[1]["centroid_x_mm"], rows[1]["box_z0"]) == ("4", "", "")
 
 
 def test_a_segmentation_that_was_deleted_is_left_out(tmp_path):

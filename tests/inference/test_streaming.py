@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import UsageError
 from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.logit_rows import decide_row
 from autoseg.inference import member as member_module
 from autoseg.inference import rows_on_disk, streaming
 from autoseg.inference.member import EnsembleMember, decide
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.rows_on_disk import RowsOnDisk
 from autoseg.inference.streaming import empty_labels, hand_over
+from autoseg.inference.worthwhile import keep_labels
 from autoseg.models.build import head_probabilities
+from autoseg.nn.rolling_sums import Block
 from bright import model_of, picture, plan_of
 from files import nifti
 
@@ -245,6 +248,28 @@ def test_a_cascade_computes_worthwhile_tiles_only(tmp_path):
     np.testing.assert_array_equal(found == 2, computed)
 
 
+def test_other_tiles_keep_the_labels_of_the_stage_before(tmp_path):
+    """Bright above, dark below: the surface is in the middle layer of tiles, which makes label 2 of it."""
+    image = np.random.default_rng(0).integers(40, 60, (24, 24, 24)).astype(np.int16)
+    image[:12] += 100
+    path = nifti(tmp_path / "image.nii", image, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    loaded = load_case(Case("a", "a", (str(path),), None), None)
+    options = InferenceOptions(mirroring=False, step=1.0, top_k=1.0)
+    found = decide([EnsembleMember(cascade(Follower()), options)], loaded)
+    np.testing.assert_array_equal(found, np.repeat([1, 2, 0], 8)[:, None, None].repeat(24, 1).repeat(24, 2))
+
+
+def test_labels_that_are_kept_decide_as_they_are():
+    """As regions: label 2 (core) is in both, label 1 in the whole alone."""
+    labels = np.array([[[0, 1, 2, 1]]])
+    covered = torch.tensor([[[0.0, 0.0, 0.0, 1.0]]])
+    for heads, expected in ((LABELS, [0, 1, 2, 0]), (REGIONS, [0, 1, 2, 0])):
+        logits = torch.full((heads.num_heads, 1, 1, 4), -1.0)
+        keep_labels(Block(slice(0, 1), slice(0, 1), logits, covered), labels, heads)
+        regions = heads.region_indices if heads.has_regions else None
+        assert decide_row(logits.numpy(), regions, np.dtype(np.uint8)).ravel().tolist() == expected
+
+
 def test_an_image_without_surfaces_keeps_its_labels(tmp_path):
     path = nifti(tmp_path / "image.nii", np.full((9, 9, 9), 150, np.int16), np.eye(4))
     loaded = load_case(Case("a", "a", (str(path),), None), None)
@@ -255,10 +280,9 @@ def test_an_image_without_surfaces_keeps_its_labels(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
-def test_a_share_that_is_none_is_refused(tmp_path, share):
-    member = EnsembleMember(cascade(Follower()), InferenceOptions(top_k=share))
+def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(UsageError, match="share"):
-        decide([member], loaded_of(tmp_path))
+        InferenceOptions(top_k=share)
 
 
 def test_a_model_without_a_previous_stage_has_no_worthwhile_tiles():

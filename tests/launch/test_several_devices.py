@@ -52,7 +52,8 @@ def other_than(field) -> object:
     hint = typing.get_type_hints(PredictOptions)[field.name]
     named = {
         "speed": "balanced", "shard": "2/8", "models": ("3d_fullres-unet", "2d-unet"), "folds": (0, 2, "full"),
-        "mirroring": False, "step": 0.25, "tile": 1.5,
+        "mirroring": False, "step": 0.25, "tile": 1.5, "top_k": 0.5,
+        "format": "nii.gz", "patients": Path("a table.csv"),
     }  # fmt: skip
     return named.get(field.name, True if hint is bool else "other")
 
@@ -62,7 +63,8 @@ def test_every_option_is_carried_over_to_a_part(field, monkeypatch):
     seen = []
     monkeypatch.setattr("autoseg.commands.predict.predict_images", lambda *given: seen.append(given))
     workspace, out = Workspace(Path("a workspace")), Path("some out")
-    options = replace(PredictOptions(), **{field.name: other_than(field)})
+    given = {field.name: other_than(field)} | ({"statistics": True} if field.name == "patients" else {})
+    options = replace(PredictOptions(), **given)
     images = [Path("in put"), Path("-b.nii")]
     command = part_command(workspace, images, out, options)
     assert command[:3] == [sys.executable, "-m", "autoseg"]

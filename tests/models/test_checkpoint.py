@@ -539,15 +539,15 @@ def test_no_process_is_forked_while_a_checkpoint_is_written(tmp_path, monkeypatc
 def test_an_interrupted_wait_can_be_repeated(tmp_path, monkeypatch):
     """Ctrl-C while it waits, once; the lock of the fold must not be given up before the checkpoint is there."""
     gate = threading.Event()
-    monkeypatch.setattr(checkpoint, "save_generation", lambda folder, state: gate.wait(10))
+    monkeypatch.setattr(checkpoint, "save_generation", lambda folder, state: gate.wait(60))
     writer = CheckpointWriter(tmp_path)
     writer.save({"step": 1})
     main = threading.main_thread().ident
     threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
-    threading.Timer(0.5, gate.set).start()
     with pytest.raises(KeyboardInterrupt):
         writer.wait()
     assert not gate.is_set()
+    threading.Timer(0.2, gate.set).start()  # it is still being written when the second wait begins
     writer.wait()
     assert gate.is_set()
 
