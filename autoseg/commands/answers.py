@@ -97,8 +97,8 @@ def _stdout_for_the_document() -> Iterator[Callable[[str], None]]:
     """Send to stderr what is printed to stdout, by this process and those it starts; yields what prints the rest."""
     out = sys.stdout
     saved = None
-    if out is not None and out is sys.__stdout__:  # otherwise it is not a descriptor of this process
-        out.flush()
+    if sys.__stdout__ is not None and out is sys.__stdout__:  # otherwise it is not a descriptor of this process
+        sys.__stdout__.flush()
         saved = os.dup(1)
         os.dup2(2, 1)
 
