@@ -45,6 +45,7 @@ setup(
             "mypy",
             "scikit-learn",
             "scikit-image",
+            "safetensors",
             "tensorboard",
             "submitit",
         ],

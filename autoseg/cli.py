@@ -6,11 +6,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoseg.commands.answers import OPTION, Answer, Outcome, answer
 from autoseg.commands.arguments import parse_folds
 from autoseg.commands.parser import build_parser
-from autoseg.errors import AutosegError, DataError, OutOfMemory, Stopped, UsageError
+from autoseg.errors import AutosegError, DataError, Misuse, OutOfMemory, Stopped, UsageError
 from autoseg.lines import show, shown_by
 from autoseg.messages import LESS_MEMORY, complete
 from autoseg.plugins import load_plugins
@@ -27,35 +29,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows its code
             stream.reconfigure(errors="backslashreplace")
-    options = build_parser().parse_args(arguments)
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    if OPTION in typed:
+        return answer(lambda: _outcome(typed, misuse=True))
+    return _outcome(typed).code
+
+
+def _outcome(typed: Sequence[str], *, misuse: bool = False) -> Outcome:
+    """Run one command, print what it says, and return how it ended.
+
+    Args:
+        misuse: whether a command line that cannot be parsed is an outcome, too, instead of the end of this process.
+    """
+    command = typed[0] if typed and typed[0] in RUN else None
+    try:
+        options = build_parser().parse_args(typed)
+    except Misuse as error:
+        if not misuse:
+            raise
+        return Outcome(command, 2, error=error)
+    workspace = getattr(options, "workspace", None)
     try:
         with shown_by(show):
             load_plugins(getattr(options, "plugins", ()))
-            return RUN[options.command](options) or 0
+            found = RUN[options.command](options)
+        return Outcome(command, found.code, found.result) if isinstance(found, Answer) else Outcome(command, found or 0)
     except Stopped as stopped:
-        typed = sys.argv[1:] if arguments is None else arguments
         again = [a for a in typed if a != "--restart" or stopped.restart_due]
         again += [option for option in stopped.resumed_with if option not in again]
-        command = shlex.join(["autoseg", *again])
+        resume = shlex.join(["autoseg", *again])
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            command = f"rerun the same torchrun command, which this process is part of: {command}"
+            resume = f"rerun the same torchrun command, which this process is part of: {resume}"
         if os.environ.get("RANK", "0") == "0":  # of several processes that train together, one says it
-            print(f"{stopped}\n  -> resume with: {command}", file=sys.stderr)
-        return stopped.exit_code
+            print(f"{stopped}\n  -> resume with: {resume}", file=sys.stderr)
+        return Outcome(command, stopped.exit_code, error=type(stopped)(stopped.what, remedy=f"resume with: {resume}"))
     except AutosegError as error:
-        print(f"error: {complete(str(error), getattr(options, 'workspace', None))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
+        return _refused(command, error, workspace)
+    except KeyboardInterrupt as error:
         print("\nstopped; run the same command to resume from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
+        return Outcome(command, INTERRUPTED, error=error)
     except BrokenPipeError:  # `autoseg ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return Outcome(command, 0)
     except Exception as error:
         if not (full := as_out_of_memory(error)):
             raise
-        print(f"error: {complete(str(full), getattr(options, 'workspace', None))}", file=sys.stderr)
-        return full.exit_code
+        return _refused(command, full, workspace)
+
+
+def _refused(command: str | None, error: AutosegError, workspace: Path | None) -> Outcome:
+    """Print an error of a user, its suggestions completed."""
+    error.what, error.remedy = complete(error.what, workspace), complete(error.remedy, workspace)
+    print(f"error: {error}", file=sys.stderr)
+    return Outcome(command, error.exit_code, error.result, error)
 
 
 def as_out_of_memory(error: Exception) -> OutOfMemory | None:
@@ -77,7 +103,7 @@ def run_demo(options: argparse.Namespace) -> int:
     return run(options.out, time_budget_seconds=options.time_budget, seed=options.seed)
 
 
-def run_check(options: argparse.Namespace) -> int:
+def run_check(options: argparse.Namespace) -> Answer:
     from autoseg.commands.check import check_dataset
     from autoseg.commands.fix import fix_dataset
 
@@ -86,18 +112,18 @@ def run_check(options: argparse.Namespace) -> int:
             options.dataset, options.fix, _intake(options), mapping=options.map, non_finite_to=options.nan_to,
             workers=options.workers,
         )  # fmt: skip
-        return 0 if fixed.complete else DataError.exit_code
+        return Answer(fixed, 0 if fixed.complete else DataError.exit_code)
     if options.map is not None or options.nan_to is not None:
         raise UsageError("--map and --nan-to change values in a copy", remedy="name the folder of the copy: --fix OUT")
     report = check_dataset(options.dataset, _intake(options), workers=options.workers)
-    return 0 if report.usable else DataError.exit_code
+    return Answer(report, 0 if report.usable else DataError.exit_code)
 
 
-def run_plan(options: argparse.Namespace) -> None:
+def run_plan(options: argparse.Namespace) -> Answer:
     from autoseg.commands.plan import PlanOptions, plan_dataset
     from autoseg.workspace import Workspace
 
-    plan_dataset(
+    plan = plan_dataset(
         options.dataset,
         Workspace(options.workspace),
         PlanOptions(
@@ -116,6 +142,7 @@ def run_plan(options: argparse.Namespace) -> None:
             preprocess=not options.no_preprocess,
         ),
     )
+    return Answer(plan)
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -151,7 +178,7 @@ def run_train(options: argparse.Namespace) -> None:
         train_folds(workspace, chosen)
 
 
-def run_evaluate(options: argparse.Namespace) -> None:
+def run_evaluate(options: argparse.Namespace) -> Answer:
     from autoseg.commands.evaluate import cross_validate, evaluate_folders, score_test_set
     from autoseg.workspace import Workspace
 
@@ -164,26 +191,27 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if options.expected_dice:
         from autoseg.commands.expected_dice import learn_expected_dice
 
-        learn_expected_dice(workspace, options.configuration, network=options.network)
-    elif options.speeds:
+        return Answer(learn_expected_dice(workspace, options.configuration, network=options.network))
+    if options.speeds:
         from autoseg.commands.speeds import measure_speeds
 
-        measure_speeds(workspace, options.configuration, network=options.network)
-    elif options.test:
-        score_test_set(workspace, options.configuration, network=options.network)
-    elif options.predictions is not None:
-        evaluate_folders(
+        return Answer(measure_speeds(workspace, options.configuration, network=options.network))
+    if options.test:
+        return Answer(score_test_set(workspace, options.configuration, network=options.network))
+    if options.predictions is not None:
+        scores = evaluate_folders(
             options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
             workers=options.workers,
         )  # fmt: skip
-    else:
-        cross_validate(
-            workspace, options.configuration, network=options.network, csv=options.csv, workers=options.workers
-        )
+        return Answer(scores)
+    result = cross_validate(
+        workspace, options.configuration, network=options.network, csv=options.csv, workers=options.workers
+    )
+    return Answer(result)
 
 
-def run_predict(options: argparse.Namespace) -> None:
-    from autoseg.commands.predict import PredictOptions, predict_images
+def run_predict(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.predict import PartlySegmented, PredictOptions, predict_images
     from autoseg.workspace import Workspace
 
     chosen = PredictOptions(
@@ -195,12 +223,17 @@ def run_predict(options: argparse.Namespace) -> None:
         patients=options.patients,
     )  # fmt: skip
     workspace = Workspace(options.workspace)
-    if options.device == "all" or "," in options.device:
-        from autoseg.launch.several_devices import devices_of, predict_on_devices
+    try:
+        if options.device == "all" or "," in options.device:
+            from autoseg.launch.several_devices import devices_of, predict_on_devices
 
-        predict_on_devices(workspace, options.images, options.out, chosen, devices_of(options.device))
-    else:
-        predict_images(workspace, options.images, options.out, chosen)
+            files = predict_on_devices(workspace, options.images, options.out, chosen, devices_of(options.device))
+        else:
+            files = predict_images(workspace, options.images, options.out, chosen)
+    except PartlySegmented as partly:
+        partly.result = {"files": partly.written, "failed": partly.failed}
+        raise
+    return Answer({"files": files, "failed": ()})
 
 
 def run_import_nnunet(options: argparse.Namespace) -> None:
@@ -209,11 +242,32 @@ def run_import_nnunet(options: argparse.Namespace) -> None:
     import_nnunet(options.folder, options.model)
 
 
-def run_status(options: argparse.Namespace) -> None:
-    from autoseg.commands.status import status
+def run_export(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.export import ExportOptions, export
     from autoseg.workspace import Workspace
 
-    print(status(Workspace(options.workspace)))
+    chosen = ExportOptions(
+        configurations=tuple(options.configurations), network=options.network,
+        folds=parse_folds(" ".join(options.folds)), keep_case_ids=options.keep_case_ids,
+    )  # fmt: skip
+    return Answer(export(Workspace(options.workspace), options.out, options.onnx, chosen))
+
+
+def run_info(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.info import info
+
+    found = info(options.path)
+    print(found.describe())
+    return Answer(found)
+
+
+def run_status(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.status import status_of
+    from autoseg.workspace import Workspace
+
+    found = status_of(Workspace(options.workspace))
+    print(found.describe())
+    return Answer(found)
 
 
 def run_calibrate(options: argparse.Namespace) -> None:
@@ -222,10 +276,12 @@ def run_calibrate(options: argparse.Namespace) -> None:
     calibrate_device(options.device)
 
 
-def run_env(options: argparse.Namespace) -> None:
-    from autoseg.commands.status import environment
+def run_env(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.environment import environment
 
-    print(environment())
+    found = environment()
+    print(found.describe())
+    return Answer(found)
 
 
 def _intake(options: argparse.Namespace) -> "IntakeOptions":
@@ -237,13 +293,15 @@ def _intake(options: argparse.Namespace) -> "IntakeOptions":
     )  # fmt: skip
 
 
-RUN: dict[str, Callable[[argparse.Namespace], int | None]] = {  # command -> what runs it
+RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # command -> what runs it
     "demo": run_demo,
     "check": run_check,
     "plan": run_plan,
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "export": run_export,
+    "info": run_info,
     "import-nnunet": run_import_nnunet,
     "status": run_status,
     "calibrate": run_calibrate,

@@ -14,6 +14,7 @@ class _Told(BaseException):
         super().__init__(what)
         self.what = what
         self.remedy = remedy
+        self.result: object = None  # a record of what was done all the same, for --json
 
     def __str__(self) -> str:
         return f"{self.what}\n  -> {self.remedy}" if self.remedy else self.what
@@ -74,3 +75,12 @@ class Interrupted(Stopped):
     """As Stopped, by Ctrl-C."""
 
     exit_code = 130
+
+
+class Misuse(SystemExit):
+    """A command line that cannot be parsed; argparse has printed what is wrong with it."""
+
+    def __init__(self, what: str, *, remedy: str) -> None:
+        super().__init__(2)
+        self.what = what
+        self.remedy = remedy

@@ -81,11 +81,16 @@ def from_plain(annotation: Any, value: Any, where: str = "record") -> Any:
     raise _wrong(where, f"a value of type {getattr(annotation, '__name__', annotation)}", value)
 
 
-def save(path: Path, record: Any) -> None:
-    """Write a record as indented JSON, atomically. Short lists stay on one line, so that a person can read it."""
+def dumps(record: Any) -> str:
+    """A record as indented JSON. Short lists stay on one line, so that a person can read it."""
     text = _dumps(to_plain(record)) + "\n"
     # File names that are not UTF-8 reach us as lone surrogates; with a backslash they are JSON's own escapes.
-    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def save(path: Path, record: Any) -> None:
+    """Write a record as `dumps` puts it, atomically."""
+    write_text(path, dumps(record))
 
 
 def load(record_type: type[R], path: Path, remedy: str = "") -> R:
@@ -101,19 +106,32 @@ def load(record_type: type[R], path: Path, remedy: str = "") -> R:
         raise StateError(f"{path} does not exist", remedy=remedy) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StateError(f"{path} cannot be read as text: {error}", remedy=remedy) from None
+    return loads(record_type, text, path, name=path.name)
+
+
+def loads(record_type: type[R], text: str, where: object, *, name: str = "", remedy: str = "") -> R:
+    """Read a record from the text that `dumps` made.
+
+    Args:
+        where: what holds the text, for errors; `name`: shorter, for places within it.
+        remedy: what to do about a text that cannot be read; "": to undo or correct an edit of it.
+
+    Raises:
+        StateError, OtherVersion: see `load`.
+    """
     try:
         plain = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
         raise StateError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}", remedy="undo the last edit"
+            f"{where} is not valid JSON: {error.msg} at line {error.lineno}", remedy=remedy or "undo the last edit"
         ) from None
     except (ValueError, RecursionError) as error:  # a key that stands twice; thousands of digits or brackets
-        raise StateError(f"{path} is not valid JSON: {error}", remedy="undo the last edit") from None
-    _require_version(record_type, plain, path)
+        raise StateError(f"{where} is not valid JSON: {error}", remedy=remedy or "undo the last edit") from None
+    _require_version(record_type, plain, where)
     try:
-        return from_plain(record_type, plain, path.name)
+        return from_plain(record_type, plain, name or str(where))
     except StateError as error:
-        raise StateError(error.what, remedy=error.remedy or f"correct it in {path}") from None
+        raise StateError(error.what, remedy=error.remedy or remedy or f"correct it in {where}") from None
 
 
 def override(record: R, settings: Sequence[str], where: str = "plan") -> R:
@@ -172,7 +190,7 @@ def _without_rules(annotation: Any) -> Any:
     return annotation
 
 
-def _require_version(record_type: Any, plain: Any, path: Path) -> None:
+def _require_version(record_type: Any, plain: Any, where: object) -> None:
     """Refuse a record of another version before its keys are looked at: which keys it has follows from its version.
 
     The remedy is the record's REMEDY_FOR_OTHER_VERSIONS, where it has one; others can be corrected by hand.
@@ -185,7 +203,7 @@ def _require_version(record_type: Any, plain: Any, path: Path) -> None:
         return
     version, (rule, *_) = plain["version"], hints(record_type)["version"].__metadata__
     if type(version) is not int or not rule.fits(version):
-        raise OtherVersion(f"{path} is of version {shown(version)}; expected {rule.expected}", remedy=remedy)
+        raise OtherVersion(f"{where} is of version {shown(version)}; expected {rule.expected}", remedy=remedy)
 
 
 def _record(record_type: type, value: Any, where: str) -> Any:

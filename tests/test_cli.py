@@ -15,7 +15,7 @@ import torch
 import autoseg
 from autoseg import __version__, cli
 from autoseg.cli import main
-from autoseg.commands import status
+from autoseg.commands import environment, status
 from autoseg.commands.arguments import duration, parse_folds, positive, share
 from autoseg.commands.check import DatasetReport
 from autoseg.commands.folds import TrainOptions
@@ -36,7 +36,10 @@ from synthetic_fingerprints import label_set, uniform
 from synthetic_memory import ElementMemory
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("demo", "check", "plan", "train", "evaluate", "predict", "import-nnunet", "status", "calibrate", "env")
+COMMANDS = (
+    "demo", "check", "plan", "train", "evaluate", "predict", "export", "info", "import-nnunet", "status", "calibrate",
+    "env",
+)  # fmt: skip
 
 
 def run(*arguments: object) -> int:
@@ -310,7 +313,7 @@ def test_other_exit_codes(error, code, monkeypatch, capsys):
     def fail(_):
         raise error
 
-    monkeypatch.setattr(status, "status", fail)
+    monkeypatch.setattr(status, "status_of", fail)
     assert run("status") == code
     told = capsys.readouterr()
     assert told.out == ""
@@ -337,7 +340,7 @@ def test_a_restart_that_was_stopped_before_it_began_is_still_due(monkeypatch, ca
 
 
 def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(status, "status", lambda _: 1 / 0)
+    monkeypatch.setattr(status, "status_of", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("status")
 
@@ -392,7 +395,7 @@ def test_a_closed_pipe_is_no_error(monkeypatch):
     def gone(_):
         raise BrokenPipeError
 
-    monkeypatch.setattr(status, "status", gone)
+    monkeypatch.setattr(status, "status_of", gone)
     reading, writing = os.pipe()
     with open(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
@@ -472,7 +475,7 @@ def test_memory_that_runs_out_has_an_exit_code_of_its_own(error, monkeypatch, ca
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(status, "environment", fail)
+    monkeypatch.setattr(environment, "environment", fail)
     assert cli.main(["env"]) == 6
     assert "600 GB" in capsys.readouterr().err
 
@@ -481,7 +484,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(status, "environment", fail)
+    monkeypatch.setattr(environment, "environment", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["env"])
 

@@ -21,7 +21,7 @@ class Predictor:
     threads; one call at a time computes. As a context manager it releases the memory at the end.
 
     Args:
-        path: a workspace with trained folds.
+        path: a workspace with trained folds, or a file that `autoseg export` has written: "model.zip".
         configuration, network: of the model; None: the recommended one, as planned.
         models: or models to average, as their folders are called: ["3d_fullres-unet", "2d-unet"].
         folds: that form the ensemble; None: all that are trained.

@@ -39,7 +39,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "status": ("status", ("workspace",)),
     "calibrate": ("calibrate_device", ()),
 }
-TYPED_ONLY = {"command", "plugins", "gpus", "slurm", "test"}  # options without a keyword
+TYPED_ONLY = {"command", "plugins", "gpus", "slurm", "test", "json"}  # options without a keyword
 WORD = re.compile(r" (?P<word>(?:'[^']*'|[^\s'])+?)(?P<end>[,;.)]?)(?=\s|$)")
 OPTION = re.compile(r"(?<![\w=\-'\"])(?P<option>--[a-z][a-z-]+|-[a-z])(?![\w-])")
 VALUE = re.compile(r"[ =](?P<value>\"[^\"]*\"|'[^']*'|[^\s,;()]*\.\.\.|[^\s,;()]+?)(?=[,;:.)]*(?:\s|$))")
@@ -172,9 +172,10 @@ def _unquoted(value: str | None) -> str | None:
 
 @cache
 def _options() -> dict[str, argparse.Action]:
-    """Options of all commands -> what the parser knows of them."""
+    """Options of all commands -> what the parser knows of them: of one name, those of commands that have a function."""
     found: dict[str, argparse.Action] = {}
-    for parser in _commands().values():
+    known = {command.split()[0] for command in FUNCTIONS}
+    for _, parser in sorted(_commands().items(), key=lambda item: item[0] in known):
         for action in parser._actions:
             found |= {name: action for name in action.option_strings if name not in ("-h", "--help")}
     return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.datasets.dataset import Dataset
@@ -56,11 +57,16 @@ def learn_expected_dice(
 
 
 def expected_dice_of(
-    workspace: Workspace, models: "Sequence[Model]", options: InferenceOptions
+    workspace: Workspace, models: "Sequence[Model]", options: InferenceOptions, exported: Sequence[Path] = ()
 ) -> "tuple[ExpectedDiceRecord | None, str]":
-    """The record that holds for an ensemble as it is about to be run; or None, and why there is none."""
+    """The record that holds for an ensemble as it is about to be run; or None, and why there is none.
+
+    Args:
+        exported: the files that hold the models; none: they are of the workspace.
+    """
     from autoseg.evaluation.expected_dice import ExpectedDiceRecord
     from autoseg.evaluation.held_out import described_options, weights_of
+    from autoseg.models.archive import measured_with
 
     if len(models) > 1:
         return None, "expected Dice is learnt for one model, and several are averaged"
@@ -70,12 +76,19 @@ def expected_dice_of(
     learn = suggest(
         "evaluate", "--expected-dice", workspace=workspace.root, configuration=model.configuration_name, network=network
     )
-    if not path.exists():
+    record: ExpectedDiceRecord | None
+    if exported:
+        learn = "in the workspace that it was exported from, and export it again"
+        record = measured_with(ExpectedDiceRecord, exported[0], model.name, path.name)
+        if record is None:
+            return None, f"no expected Dice: it was not learnt for this model; do so {learn}"
+    elif not path.exists():
         return None, f"no expected Dice: it was not learnt for this model; do so: {learn}"
-    try:
-        record = load(ExpectedDiceRecord, path)
-    except StateError as error:
-        return None, f"no expected Dice: {error.what}; learn it again: {learn}"
+    else:
+        try:
+            record = load(ExpectedDiceRecord, path)
+        except StateError as error:
+            return None, f"no expected Dice: {error.what}; learn it again: {learn}"
     if other := [fold for fold, digest in weights_of(models).items() if record.weights.get(fold) != digest]:
         return None, f"no expected Dice: it was learnt before fold {other[0]} was trained; learn it again: {learn}"
     if (words := described_options(model, options)) != record.options:

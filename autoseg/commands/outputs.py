@@ -60,11 +60,15 @@ def outputs_of(
     out: Path,
     asked: Asked,
     options: InferenceOptions,
+    exported: Sequence[Path] = (),
 ) -> Outputs:
     """Prepare what was asked for.
 
     The members of the ensemble are its models; for uncertainty its folds, or every flip of each fold where there is one
     fold, or where the expected Dice is judged by flips.
+
+    Args:
+        exported: the files that hold the models; none: they are of the workspace.
 
     Raises:
         DataError: the table of patients cannot be read.
@@ -75,7 +79,7 @@ def outputs_of(
     record = None
     ensemble = split(models, options, by="models")
     if asked.uncertainty:
-        record, why = expected_dice_of(workspace, models, options)
+        record, why = expected_dice_of(workspace, models, options, exported)
         if why:
             LOG.info(f"note: {why}")
         by_flips = record.score == "pairwise_dice" if record else sum(len(model.folds) for model in models) == 1

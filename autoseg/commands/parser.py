@@ -1,10 +1,13 @@
 """The command line: every command with its options, their types and their defaults. No heavy import."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from autoseg import __version__
+from autoseg.commands.answers import OPTION
 from autoseg.commands.arguments import (
     above,
     cpu_rate,
@@ -17,6 +20,7 @@ from autoseg.commands.arguments import (
     share,
     whole,
 )
+from autoseg.errors import Misuse
 from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
 
@@ -25,11 +29,18 @@ FORMATS = (  # of label files
 )  # fmt: skip
 
 
+class Parser(argparse.ArgumentParser):
+    """Reports errors as argparse does, and says in the exception what they are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise Misuse(message, remedy=f"{self.prog} --help lists the options")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line. What it parses has the name of the command in `command`."""
-    parser = argparse.ArgumentParser(
-        prog="autoseg", description="Self-configuring segmentation of medical images.", allow_abbrev=False
-    )
+    parser = Parser(prog="autoseg", description="Self-configuring segmentation of medical images.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"autoseg {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for called, (help, add_options) in COMMANDS.items():
@@ -63,6 +74,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nan-to", type=finite, default=None, metavar="VALUE", help="with --fix: replaces NaN and infinity"
     )
+    add_json(parser)
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +108,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "reference, e.g. 0.5 (default: measured)",
     )  # fmt: skip
     add_settings(parser)
+    add_json(parser)
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +173,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--csv", type=Path, help="also write one row per case and label")
     add_workers(parser)
+    add_json(parser)
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
@@ -170,7 +184,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     add_plugins(parser)
     parser.add_argument(
         "-m", "--models", nargs="+", default=[], metavar="MODEL",
-        help="average these models, by folder name: 3d_fullres-unet 2d-unet",
+        help="average these models: names of folders (3d_fullres-unet 2d-unet), or exported files (model.zip)",
     )  # fmt: skip
     parser.add_argument(
         "-f", "--folds", nargs="+", default=["all"],
@@ -209,6 +223,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true",
         help="keep segmentations that are verified: of the same image, by the same model and options",
     )  # fmt: skip
+    add_json(parser)
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
@@ -246,6 +261,36 @@ def add_import_nnunet(parser: argparse.ArgumentParser) -> None:
 def add_status(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
     add_plugins(parser)
+    add_json(parser)
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, nargs="?", default=None, metavar="MODEL.zip", help="the file to write")
+    add_workspace(parser)
+    parser.add_argument(
+        "-c", "--configurations", nargs="+", type=name, default=[],
+        help="which to export; several segment together (default: the recommended one)",
+    )  # fmt: skip
+    parser.add_argument("--network", type=name, default=None, help="default: the planned one")
+    parser.add_argument(
+        "-f", "--folds", nargs="+", default=["all"],
+        help="which folds: 0,2 | full (default: all trained folds; full only if no other is)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-case-ids", action="store_true",
+        help="keep names of cases and digests of their images, which may identify patients",
+    )  # fmt: skip
+    parser.add_argument(
+        "--onnx", type=Path, default=None, metavar="DIR",
+        help="also, or only, write each fold's network as ONNX to this folder, and compare it with torch",
+    )  # fmt: skip
+    add_plugins(parser)
+    add_json(parser)
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="PATH", help="an exported model, a workspace, or a checkpoint")
+    add_json(parser)
 
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -257,6 +302,10 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
         "-w", "--workspace", type=Path, default=DEFAULT_WORKSPACE,
         help="folder of plans, data and models (default: %(default)s)",
     )  # fmt: skip
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(OPTION, action="store_true", help="print one JSON document instead, also for errors")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -308,8 +357,10 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train folds and predict their held-out cases", add_train),
     "evaluate": ("score the cross-validation, or one folder against another", add_evaluate),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
+    "export": ("write a trained model as one file, or its networks as ONNX", add_export),
+    "info": ("show what an exported model, a workspace or a checkpoint is", add_info),
     "import-nnunet": ("convert a model that nnU-Net v2 trained into one that predicts the same", add_import_nnunet),
     "status": ("show the state of a workspace and the next command", add_status),
     "calibrate": ("measure this machine's memory and speed for new plans", add_calibrate),
-    "env": ("show versions and hardware", lambda parser: None),
+    "env": ("show versions and hardware", add_json),
 }

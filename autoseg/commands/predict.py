@@ -36,7 +36,7 @@ class PredictOptions:
 
     configuration: str | None = None  # of one model; None: the recommended one
     network: str | None = None  # of one model; None: as planned
-    models: tuple[str, ...] = ()  # or models to average, as their folders are called: 3d_fullres-unet
+    models: tuple[str, ...] = ()  # or models to average, as their folders are called (3d_fullres-unet), or model.zip
     folds: tuple[FoldName, ...] | None = None  # of each model; None: all that are trained, or FULL where it alone is
     unfinished: bool = False  # also use folds that are not trained to the end, as they stand
     device: str = "auto"
@@ -54,8 +54,13 @@ class PredictOptions:
     patients: Path | None = None  # table of case, patient and date
 
     def __post_init__(self) -> None:
-        if self.models and (self.configuration or self.network):
+        exported = [is_exported(name) for name in self.models]
+        if self.models and not all(exported) and (self.configuration or self.network):
             raise UsageError("-m cannot be combined with -c or --network", remedy="omit them: -m names whole models")
+        if any(exported) and not all(exported):
+            raise UsageError(
+                "-m names both exported files and models of the workspace", remedy="export these, or name one kind"
+            )
         self.inference_options(())
         require_outputs(self)
         self.output(Path())
@@ -81,6 +86,11 @@ class PredictOptions:
     def output(self, out: Path) -> Output:
         """Where and in which format segmentations are written."""
         return Output(out, self.format)
+
+
+def is_exported(name: str) -> bool:
+    """Whether -m names a file that `autoseg export` has written, instead of a model of the workspace."""
+    return name.lower().endswith(".zip")
 
 
 class PartlySegmented(DataError):
@@ -115,10 +125,11 @@ def predict_images(
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, expected a folder for the segmentations", remedy="choose another name")
-    plan = open_plan(workspace, options.network)
-    pairs = models_asked_for(workspace, plan, options)
+    opened = open_exported(workspace, options)
+    plan = opened[0].plan if opened else open_plan(workspace, options.network)
+    pairs = [] if opened else models_asked_for(workspace, plan, options)
     found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names, out)
-    models = open_models_for(workspace, plan, pairs, options)
+    models = opened or open_models_for(workspace, plan, pairs, options)
     trained = models[0].plan
     if trained.file_names not in (None, plan.file_names):  # the model was trained on images named differently
         found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names, out)
@@ -129,10 +140,10 @@ def predict_images(
     if options.speed:
         from autoseg.commands.speeds import say_expected
 
-        say_expected(workspace, models, options.speed)
+        say_expected(workspace, models, options.speed, exported_files(workspace, options))
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     written, kept = _predict(workspace, models, cases, out, options, faults)
-    voters = [f"{_voters(model)} of {name} ({network})" for model, (name, network) in zip(models, pairs, strict=True)]
+    voters = [f"{_voters(one)} of {one.configuration_name} ({one.configuration.network.name})" for one in models]
     _say_what_was_written(written, before, voters, out)
     paths = sorted([*(prediction.path for prediction in written), *kept])
     _report(faults, paths, out)
@@ -147,8 +158,10 @@ def open_predictor(workspace: Workspace, options: PredictOptions) -> "ArrayPredi
     """
     from autoseg.inference.predictor import ArrayPredictor
 
-    plan = open_plan(workspace, options.network)
-    models = open_models_for(workspace, plan, models_asked_for(workspace, plan, options), options)
+    models = open_exported(workspace, options)
+    if not models:
+        plan = open_plan(workspace, options.network)
+        models = open_models_for(workspace, plan, models_asked_for(workspace, plan, options), options)
     return ArrayPredictor(models, options.inference_options(_planned_axes(models[0])))
 
 
@@ -182,7 +195,7 @@ def _predict(
     chosen = options.inference_options(planned)
     used = models[0].plan.training.mirror_axes if chosen.mirroring else planned if chosen.mirroring is None else ()
     axes = [axis for axis in used if chosen.mirror_axes is None or axis in chosen.mirror_axes]
-    outputs = outputs_of(workspace, models, out, options, chosen)
+    outputs = outputs_of(workspace, models, out, options, chosen, exported_files(workspace, options))
     made = made_by(ensemble_digest(models), chosen, axes, tile_growth(models[0].device.type), outputs.extras)
     ledger = Ledger(out, made, parse_shard(options.shard) if options.shard else None)
     kept = _finished(ledger, cases, options.output(out)) if options.resume else {}
@@ -237,6 +250,43 @@ def models_asked_for(workspace: Workspace, plan: Plan, options: PredictOptions) 
     return [(name, configuration.network.name)]
 
 
+def exported_files(workspace: Workspace, options: PredictOptions) -> list[Path]:
+    """The exported files that predict, each once: those that -m names, or the one in place of a workspace."""
+    files = [Path(name).expanduser() for name in options.models if is_exported(name)]
+    if not files and is_exported(workspace.root.name) and not workspace.root.is_dir():
+        files = [workspace.root]
+    return list(dict.fromkeys(files))
+
+
+def open_exported(workspace: Workspace, options: PredictOptions) -> "list[Model]":
+    """Load the models of exported files: of those that -m names, or of one that is named in place of a workspace.
+
+    Says what a user should know of them. Empty where no such file is named.
+
+    Raises:
+        StateError: a file is refused, or models of several files do not fit together.
+    """
+    files = exported_files(workspace, options)
+    names = [name for name in options.models if not is_exported(name)]  # of models in a file that is the workspace
+    if not files:
+        return []
+    from autoseg.models.model import require_common
+    from autoseg.models.opening import open_models
+
+    device = choose_device(options.device)
+    found = {
+        path: open_models(
+            path, names=names, configuration=options.configuration, network=options.network, folds=options.folds,
+            device=device,
+        )
+        for path in files
+    }  # fmt: skip
+    require_common({f"{model.name} of {path}": model.plan for path, models in found.items() for model in models})
+    opened = [model for models in found.values() for model in models]
+    _say_notes(opened, opened[0].plan)
+    return opened
+
+
 def open_models_for(
     workspace: Workspace, plan: Plan, pairs: Sequence[tuple[str, str]], options: PredictOptions
 ) -> "list[Model]":
@@ -245,10 +295,14 @@ def open_models_for(
 
     device, unfinished = choose_device(options.device), options.unfinished
     models = [open_model(workspace, *pair, folds=options.folds, device=device, unfinished=unfinished) for pair in pairs]
+    _say_notes(models, plan)
+    return models
+
+
+def _say_notes(models: "Sequence[Model]", plan: Plan) -> None:
     for model in models:
         for note in notes_on(model, plan):
             LOG.info(note)
-    return models
 
 
 def _say_what_was_written(

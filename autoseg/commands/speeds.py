@@ -63,16 +63,21 @@ def measure_speeds(
     return table
 
 
-def say_expected(workspace: Workspace, models: "Sequence[Model]", speed: str) -> None:
-    """Say what the speed was measured to give, where that was measured for the weights that are about to predict."""
-    from autoseg.evaluation.speeds import SpeedTable, expected
+def say_expected(
+    workspace: Workspace, models: "Sequence[Model]", speed: str, exported: Sequence[Path] = ()
+) -> None:  # fmt: skip
+    """Say what the speed was measured to give, where that was measured for the weights that are about to predict.
+
+    Args:
+        exported: the files that hold the models; none: they are of the workspace.
+    """
+    from autoseg.evaluation.speeds import expected
     from autoseg.models.identity import weights_digest
 
     model, *others = models
-    path = workspace.speeds(model.configuration_name, model.configuration.network.name)
-    if others or not path.exists():
+    table = None if others else _table_of(workspace, model, exported)
+    if table is None:
         return
-    table = load(SpeedTable, path)
     measured = {
         fold: table.weights[str(fold)] == weights_digest(network)
         for fold, network in zip(model.folds, model.networks, strict=True)
@@ -80,9 +85,22 @@ def say_expected(workspace: Workspace, models: "Sequence[Model]", speed: str) ->
     }
     if measured and all(measured.values()):
         LOG.info(expected(table, speed))
+    elif exported:
+        LOG.info(f"note: the speeds in {exported[0]} were measured with other weights than these")
     else:
         command = suggest(
             "evaluate", "--speeds", workspace=workspace.root, configuration=model.configuration_name,
             network=model.configuration.network.name,
         )  # fmt: skip
         LOG.info(f"note: the speeds were measured with other weights than these; to measure them again: {command}")
+
+
+def _table_of(workspace: Workspace, model: "Model", exported: Sequence[Path]) -> "SpeedTable | None":
+    """What was measured with a model; None where nothing was."""
+    from autoseg.evaluation.speeds import SpeedTable
+    from autoseg.models.archive import measured_with
+
+    if not exported:
+        path = workspace.speeds(model.configuration_name, model.configuration.network.name)
+        return load(SpeedTable, path) if path.exists() else None
+    return measured_with(SpeedTable, exported[0], model.name, "speeds.json")

@@ -1,15 +1,10 @@
-"""Where a workspace stands and what to type next; versions and hardware."""
+"""Where a workspace stands and what to type next."""
 
-import importlib.metadata
-import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
-from autoseg import __version__
 from autoseg.commands.inputs import known_plan
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Split, Splits
@@ -18,73 +13,132 @@ from autoseg.messages import ANY_DATASET, counted, suggest
 from autoseg.models.begun import BegunFold, begun_of, standing
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.sources import changed_lists, changed_since, plan_again, require_in_place
-from autoseg.processes import available_cores
 from autoseg.records import load
 from autoseg.training.history import read_history
 from autoseg.workspace import FULL, FoldName, Workspace
 
-LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "scikit-image", "batchgenerators", "tqdm", "matplotlib")
+ALONE = "models without their dataset"
+
+
+@dataclass(frozen=True)
+class FoldStatus:
+    """One fold of a model."""
+
+    fold: FoldName
+    state: str  # in words
+    done: bool  # trained, and its held-out cases segmented
+    epoch: int = 0
+    step: int = 0
+    pseudo_dice: float | None = None  # mean over labels, of the last epoch's held-out patches
+    options: tuple[str, ...] = ()  # with which `autoseg train` takes it up
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One configuration with one network."""
+
+    configuration: str
+    network: str
+    recommended: bool
+    previous: str | None  # the configuration that a cascade begins with
+    folds: tuple[FoldStatus, ...]
+
+    @property
+    def undone(self) -> list[FoldStatus]:
+        """The partitions that are not done."""
+        return [fold for fold in self.folds if not fold.done and fold.fold != FULL]
+
+    def lines(self) -> list[str]:
+        """Its name, and a line for each fold."""
+        after = f", after {self.previous}" if self.previous else ""
+        mark = " (recommended)" if self.recommended else ""
+        names = {fold.fold: FULL if fold.fold == FULL else f"fold {fold.fold}" for fold in self.folds}
+        return [
+            f"{self.configuration}-{self.network}{after}{mark}",
+            *(f"  {names[fold.fold]}: {fold.state}" for fold in self.folds),
+        ]
+
+
+@dataclass(frozen=True)
+class WorkspaceStatus:
+    """A workspace, fold by fold, and the next command."""
+
+    workspace: Path
+    next: str
+    dataset: str | None = None  # None: nothing is planned yet
+    cases: int = 0
+    folds: int = 0  # 0: the models came without the cases they were trained on
+    device: str | None = None
+    remarks: tuple[str, ...] = ()  # where the dataset is not as it was planned
+    models: tuple[ModelStatus, ...] = ()
+
+    def describe(self) -> str:
+        """As a few lines to read."""
+        if self.dataset is None:
+            return f"{self.workspace}: nothing planned yet\nnext: {self.next}"
+        sizes = f"{counted(self.cases, 'case')}, {counted(self.folds, 'fold')}"
+        what = f"{self.dataset}, {sizes}, planned for {self.device}" if self.folds else f"{self.dataset}, {ALONE}"
+        models = [line for model in self.models for line in model.lines()]
+        return "\n".join([f"{self.workspace}: {what}", *self.remarks, *models, f"next: {self.next}"])
 
 
 def status(workspace: Workspace) -> str:
+    """What exists in a workspace, fold by fold, and the next command, as text."""
+    return status_of(workspace).describe()
+
+
+def status_of(workspace: Workspace) -> WorkspaceStatus:
     """What exists in a workspace, fold by fold, and the next command."""
     if not workspace.plan.exists():
-        return f"{workspace.root}: nothing planned yet\nnext: " + suggest("plan", ANY_DATASET, workspace=workspace.root)
+        return WorkspaceStatus(workspace.root, suggest("plan", ANY_DATASET, workspace=workspace.root))
     if not workspace.splits.exists() and workspace.models():
         return _without_dataset(workspace)
     plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
-    cases = len(splits.splits[0].train) + len(splits.splits[0].validation)
-    sizes = f"{counted(cases, 'case')}, {counted(len(splits.splits), 'fold')}"
-    lines = [f"{workspace.root}: {plan.dataset}, {sizes}, planned for {plan.device}"]
-    told, replan = _dataset_status(workspace)
-    lines += told
-    todo: dict[str, list[Todo]] = {}
-    for name, configuration in plan.configurations.items():
-        mark = " (recommended)" if name == plan.recommended else ""
-        after = f", after {configuration.cascade_from}" if configuration.cascade_from else ""
-        lines.append(f"{name}-{configuration.network.name}{after}{mark}")
-        found, todo[name] = _model_status(workspace, plan, name, configuration.network.name, splits)
-        lines += found
+    remarks, replan = _dataset_status(workspace)
     planned = [(name, configuration.network.name) for name, configuration in plan.configurations.items()]
+    models = {pair: _model_status(workspace, plan, *pair, splits) for pair in planned}
     for name, network in workspace.models():
-        if (name, network) not in planned:
-            lines.append(f"{name}-{network}")
-            lines += _model_status(workspace, _plan_for(workspace, plan, network), name, network, splits)[0]
+        if (name, network) not in models:
+            known = _model_status(workspace, _plan_for(workspace, plan, network), name, network, splits)
+            models[name, network] = replace(known, recommended=False, previous=None)
     network = plan.configurations[plan.recommended].network.name
-    command = _next(workspace, plan.recommended, network, todo[plan.recommended], replan)
-    return "\n".join([*lines, f"next: {command}"])
+    return WorkspaceStatus(
+        workspace=workspace.root,
+        next=_next(workspace, plan.recommended, network, models[plan.recommended, network].undone, replan),
+        dataset=plan.dataset,
+        cases=len(splits.splits[0].train) + len(splits.splits[0].validation),
+        folds=len(splits.splits),
+        device=plan.device,
+        remarks=tuple(remarks),
+        models=tuple(models.values()),
+    )
 
 
-def _without_dataset(workspace: Workspace) -> str:
+def _without_dataset(workspace: Workspace) -> WorkspaceStatus:
     """Models that came without the cases they were trained on, such as imported ones: they can only predict."""
     plan = load(Plan, workspace.plan)
-    lines = [f"{workspace.root}: {plan.dataset}, models without their dataset"]
+    models = []
     for name, network in workspace.models():
         found, damaged = begun_of(workspace, name, network)
-        mark = " (recommended)" if name == plan.recommended else ""
-        lines += [f"{name}-{network}{mark}", *(f"  fold {fold}: {one.epoch} epochs" for fold, one in found.items())]
-        lines += [f"  fold {fold}: {why}" for fold, why in damaged.items()]
+        folds = [
+            *(FoldStatus(i, f"{one.epoch} epochs", one.finished, one.epoch, one.step) for i, one in found.items()),
+            *(FoldStatus(i, why, False) for i, why in damaged.items()),
+        ]
+        previous = plan.configurations[name].cascade_from if name in plan.configurations else None
+        models.append(ModelStatus(name, network, name == plan.recommended, previous, tuple(folds)))
     command = suggest("predict", "-i", "IMAGES", "-o", "SEGMENTATIONS", workspace=workspace.root)
-    return "\n".join([*lines, f"next: {command}"])
+    return WorkspaceStatus(workspace.root, command, plan.dataset, models=tuple(models))
 
 
 def next_command(workspace: Workspace) -> str:
     """The command that is due in a workspace that is planned."""
     plan, splits = load(Plan, workspace.plan), load(Splits, workspace.splits)
     network = plan.configurations[plan.recommended].network.name
-    todo = _model_status(workspace, plan, plan.recommended, network, splits)[1]
-    return _next(workspace, plan.recommended, network, todo, _dataset_status(workspace)[1])
+    undone = _model_status(workspace, plan, plan.recommended, network, splits).undone
+    return _next(workspace, plan.recommended, network, undone, _dataset_status(workspace)[1])
 
 
-@dataclass(frozen=True)
-class Todo:
-    """A fold that is not done, and the options that `autoseg train` takes it up with."""
-
-    fold: FoldName
-    options: tuple[str, ...] = ()
-
-
-def _next(workspace: Workspace, name: str, network: str, todo: Sequence[Todo], replan: str) -> str:
+def _next(workspace: Workspace, name: str, network: str, todo: Sequence[FoldStatus], replan: str) -> str:
     """The command that brings the recommended model further.
 
     Args:
@@ -140,91 +194,75 @@ def _plan_for(workspace: Workspace, plan: Plan, network: str) -> Plan:
     return known_plan(path) or plan
 
 
-def _model_status(
-    workspace: Workspace, plan: Plan, name: str, network: str, splits: Splits
-) -> tuple[list[str], list[Todo]]:
-    """A line for each fold of a model, and the folds that are not done."""
-    lines, undone = [], []
+def _model_status(workspace: Workspace, plan: Plan, name: str, network: str, splits: Splits) -> ModelStatus:
+    """Each fold of a model, and the model of all cases where it was begun."""
+    folds = []
     begun, damaged = begun_of(workspace, name, network)
     for split in splits.splits:
-        folder = workspace.fold(name, network, split.fold)
-        text, done = _fold_status(folder, len(split.validation))
-        options: tuple[str, ...] = ()
+        found = _fold_status(workspace.fold(name, network, split.fold), split)
         if split.fold in damaged:
-            text, done = f"{text}; {damaged[split.fold]}", False
+            found = replace(found, state=f"{found.state}; {damaged[split.fold]}", done=False)
         elif split.fold in begun:
-            text, done, options = _begun_status(workspace, plan, name, split, begun[split.fold], text, done)
-        lines.append(f"  fold {split.fold}: {text}")
-        if not done:
-            undone.append(Todo(split.fold, options))
+            found = _begun_status(workspace, plan, name, split, begun[split.fold], found)
+        folds.append(found)
     if FULL in damaged:
-        lines.append(f"  full: {damaged[FULL]}; --restart retrains it from scratch")
+        folds.append(FoldStatus(FULL, f"{damaged[FULL]}; --restart retrains it from scratch", False))
     elif FULL in begun:
-        lines.append(_full_status(workspace, plan, name, begun[FULL], splits))
-    return lines, undone
+        folds.append(_full_status(workspace, plan, name, begun[FULL], splits))
+    previous = plan.configurations[name].cascade_from if name in plan.configurations else None
+    return ModelStatus(name, network, name == plan.recommended, previous, tuple(folds))
 
 
-def _full_status(workspace: Workspace, plan: Plan, name: str, begun: BegunFold, splits: Splits) -> str:
-    """The line of the model of all cases: how far it is, and what the current plan and cases mean for it."""
+def _full_status(workspace: Workspace, plan: Plan, name: str, begun: BegunFold, splits: Splits) -> FoldStatus:
+    """The model of all cases: how far it is, and what the current plan and cases mean for it."""
     where = "trained on all cases, none is held out" if begun.finished else "not trained to the end"
-    text = f"  {FULL}: epoch {begun.epoch}, step {begun.step}; {where}"
+    text = f"epoch {begun.epoch}, step {begun.step}; {where}"
+    known = FoldStatus(FULL, text, begun.finished, begun.epoch, begun.step)
     if name not in plan.configurations:
-        return text
+        return known
     everything = tuple({case: None for split in splits.splits for case in (*split.train, *split.validation)})
     if workspace.dataset.exists():
         everything = tuple(c.id for c in load(Dataset, workspace.dataset).cases if c.id not in splits.test)
     found = standing(begun, plan, name, Split(FULL, everything, ()), workspace)
     if found.refused:
-        return f"{text}; {found.refused}; -f full --restart retrains it from scratch"
-    return f"{text}; {found.remark}" if found.remark else text
+        return replace(
+            known, state=f"{text}; {found.refused}; -f full --restart retrains it from scratch", done=False
+        )  # fmt: skip
+    return replace(known, state=f"{text}; {found.remark}") if found.remark else known
 
 
 def _begun_status(
-    workspace: Workspace, plan: Plan, name: str, split: Split, begun: BegunFold, text: str, done: bool
-) -> tuple[str, bool, tuple[str, ...]]:
-    """What a checkpoint adds to the line of a fold, whether it is done, and the options to take it up with."""
+    workspace: Workspace, plan: Plan, name: str, split: Split, begun: BegunFold, known: FoldStatus
+) -> FoldStatus:
+    """What a checkpoint adds to what is known of a fold."""
     if name not in plan.configurations:
-        return text, done, ()
+        return known
     found = standing(begun, plan, name, split, workspace)
     if found.refused:
-        return f"{text}; {found.refused}; --restart retrains it from scratch", False, ("--restart",)
+        state = f"{known.state}; {found.refused}; --restart retrains it from scratch"
+        return replace(known, state=state, done=False, options=("--restart",))
     if not begun.finished:
-        return f"{text.partition(';')[0]}; not trained to the end", False, found.options
-    return f"{text}; {found.remark}" if found.remark else text, done, found.options
+        state = f"{known.state.partition(';')[0]}; not trained to the end"
+        return replace(known, state=state, done=False, options=found.options)
+    state = f"{known.state}; {found.remark}" if found.remark else known.state
+    return replace(known, state=state, options=found.options)
 
 
-def _fold_status(folder: Path, validation_cases: int) -> tuple[str, bool]:
-    """How far a fold is by its history and its files, and whether it is done; a history may be damaged."""
+def _fold_status(folder: Path, split: Split) -> FoldStatus:
+    """How far a fold is by its history and its segmentations; a history may be damaged."""
+    known = FoldStatus(split.fold, "", False)
     try:
         history = read_history(folder)
     except StateError as error:
         text = f"{error.what} ({error.remedy})"
     else:
         if not history:
-            return ("started, first epoch not complete" if (folder / "last.pt").exists() else "not trained"), False
+            started = (folder / "last.pt").exists()
+            return replace(known, state="started, first epoch not complete" if started else "not trained")
         last = history[-1]
         text = f"epoch {last.epoch}, step {last.step}, pseudo Dice {last.mean_dice or 0:.3f}"
+        known = replace(known, epoch=last.epoch, step=last.step, pseudo_dice=last.mean_dice)
     predicted = sum(path.name[0] != "." for path in (folder / "validation").glob("*"))
-    if predicted < validation_cases:
-        return f"{text}; {predicted} of {validation_cases} validation cases predicted", False
-    return f"{text}; trained and validated", True
-
-
-def environment() -> str:
-    """Versions of autoseg and its libraries, cores, memory and devices."""
-    import torch
-
-    lines = [f"autoseg {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"]
-    for library in LIBRARIES:
-        try:
-            lines.append(f"  {library} {importlib.metadata.version(library)}")
-        except importlib.metadata.PackageNotFoundError:
-            lines.append(f"  {library} is not installed")
-    memory = psutil.virtual_memory()
-    lines.append(f"{available_cores()} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
-    for i in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(i)
-        lines.append(f"cuda:{i} {properties.name}, {properties.total_memory / 2**30:.1f} GiB")
-    if not torch.cuda.is_available():
-        lines.append("no CUDA device")
-    return "\n".join(lines)
+    done = predicted >= len(split.validation)
+    more = "trained and validated" if done else f"{predicted} of {len(split.validation)} validation cases predicted"
+    return replace(known, state=f"{text}; {more}", done=done)

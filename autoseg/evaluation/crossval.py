@@ -25,7 +25,6 @@ from autoseg.evaluation.evaluate import (
 from autoseg.evaluation.metrics import METRICS
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.imaging.labels import LabelSet
-from autoseg.inference.label_files import output_ending
 from autoseg.messages import counted, ruled, suggest
 from autoseg.workspace import FoldName
 
@@ -85,6 +84,8 @@ def validation_jobs(folder: Path, cases: Sequence[Case], labels: LabelSet) -> li
     Raises:
         StateError: a prediction is missing: the fold's validation is not complete.
     """
+    from autoseg.inference.label_files import output_ending  # needs torch, which scores alone do not
+
     jobs = []
     for case in cases:
         path = folder / f"{case.id}{output_ending(case)}"

@@ -157,6 +157,16 @@ class Ledger:
             return {}
 
 
+def recorded(out: Path) -> dict[str, Finished]:
+    """Case -> its newest entry in the records of a folder; those that cannot be read are left out."""
+    found: dict[str, Finished] = {}
+    paths = sorted(out.glob(f"{STEM}*.json"), key=lambda path: path.stat().st_mtime_ns) if out.is_dir() else []
+    for path in paths:
+        with suppress(StateError):
+            found |= load(Predictions, path).cases
+    return found
+
+
 def made_by(
     model: str, options: InferenceOptions, mirror_axes: Sequence[int], tile: float, extras: Sequence[object] = ()
 ) -> Made:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autoseg.commands.predict import PredictOptions
 from autoseg.errors import AutosegError, DataError, Stopped, UsageError
+from autoseg.inference.finished import recorded
 from autoseg.inference.shards import Shard, parse_shard
 from autoseg.launch.local_gpus import STOPPED, FoldEnd, FoldJob, how_ended, run_folds
 from autoseg.lines import LOG
@@ -51,8 +52,11 @@ def predict_on_devices(
     out: Path,
     options: PredictOptions,
     devices: Sequence[str],
-) -> None:
+) -> list[Path]:
     """Segment images with a process per device.
+
+    Returns:
+        The label files that were written; with `resume` all that the folder's records name.
 
     Raises:
         UsageError: the system has no such processes.
@@ -63,6 +67,7 @@ def predict_on_devices(
     if sys.platform != "linux":
         raise UsageError(f"several devices at once work on Linux, this is {sys.platform}", remedy="name one of them")
     whole = parse_shard(options.shard) if options.shard else Shard(1, 1)
+    began = {name: entry.output for name, entry in recorded(out).items()}
     parts = [whole.part(number, len(devices)) for number in range(1, len(devices) + 1)]
     LOG.info(f"{counted(len(devices), 'process', 'processes')} on {', '.join(devices)}")
     try:
@@ -82,6 +87,10 @@ def predict_on_devices(
         stopped.resumed_with = ("--resume",)
         raise
     _require_success(ends, parts)
+    found = recorded(out)
+    return sorted(
+        out / entry.output.name for name, entry in found.items() if options.resume or began.get(name) != entry.output
+    )
 
 
 def part_command(workspace: Workspace, images: Sequence[Path], out: Path, options: PredictOptions) -> list[str]:

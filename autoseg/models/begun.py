@@ -4,13 +4,14 @@
 rule of `same_training` that decides here, too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoseg.dataloading.store import CaseStore
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError
+from autoseg.models.header import CHECKPOINT_VERSION, NEWEST, read_header
 from autoseg.models.same_training import (
     Basis,
     content_differences,
@@ -20,7 +21,7 @@ from autoseg.models.same_training import (
     plan_differences,
 )
 from autoseg.planning.plan import Plan
-from autoseg.records import to_plain
+from autoseg.records import from_plain, to_plain
 from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 
 if TYPE_CHECKING:
@@ -57,19 +58,52 @@ def read_begun(folder: Path) -> BegunFold | None:
     Raises:
         StateError: it is damaged, or of another version.
     """
-    from autoseg.models.checkpoint import NEWEST
-    from autoseg.models.versions import read_checkpoint
-
     path = folder / NEWEST
     if not path.exists():
         return None
+    if header := _header(path):
+        return BegunFold(
+            header.fold, folder, basis_of(header), header.finished, header.position["epoch"], header.position["step"],
+            header.plugins,
+        )  # fmt: skip
+    from autoseg.models.versions import read_checkpoint
+
     saved = read_checkpoint(path, mapped=True)
     return BegunFold(
         saved.fold, folder, basis_of(saved), saved.finished, saved.position.epoch, saved.position.step, saved.plugins
     )  # fmt: skip
 
 
-def basis_of(saved: "Checkpoint") -> Basis:
+@dataclass(frozen=True)
+class _Header:
+    """Of the plain part of a checkpoint, what is looked at here."""
+
+    plan: dict[str, Any]
+    configuration: str
+    fold: FoldName
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    contents: dict[str, tuple[str, ...]]
+    init_from: str | None
+    plugins: tuple[dict[str, str], ...]
+    finished: bool
+    position: dict[str, Any]
+
+
+def _header(path: Path) -> _Header | None:
+    """What a checkpoint of this version states about itself; None where torch must read it, and judge what is wrong."""
+    found = read_header(path)
+    if found is None or found.get("version") != CHECKPOINT_VERSION:
+        return None
+    try:
+        names = [field.name for field in fields(_Header)]
+        header = from_plain(_Header, {name: found[name] for name in names}, str(path))
+    except (StateError, KeyError):
+        return None
+    return header if {"epoch", "step"} <= header.position.keys() else None
+
+
+def basis_of(saved: "Checkpoint | _Header") -> Basis:
     """What the weights of a checkpoint follow from."""
     return Basis(
         saved.plan, saved.configuration, saved.train, saved.validation, saved.contents, saved.init_from

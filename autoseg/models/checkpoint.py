@@ -5,7 +5,7 @@
             checkpoints.sha256  the digests of both, in the format of `sha256sum -c`
 
 A checkpoint is a dict of tensors, scalars, strings, lists and dicts. `torch.load(weights_only=True)` is the only way
-in; there is no fallback.
+to its tensors; there is no fallback. What is plain is in it as JSON, too (`header`).
 
 **What a killed process can leave.** A new checkpoint is written beside the others, read back, entered in the digests,
 and only then takes the name of the newest, whose file has got the name of the previous one before. Between any two of
@@ -29,9 +29,10 @@ import torch
 
 from autoseg.errors import StateError, StorageError
 from autoseg.messages import suggest
+from autoseg.models.header import NEWEST, add_header
 from autoseg.workspace import sha256, write_atomically, write_text
 
-NEWEST, PREVIOUS, DIGESTS = "last.pt", "previous.pt", "checkpoints.sha256"
+PREVIOUS, DIGESTS = "previous.pt", "checkpoints.sha256"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
@@ -42,6 +43,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    add_header(buffer, state)
     write_atomically(path, lambda file: file.write(buffer.getbuffer()), nbytes=buffer.getbuffer().nbytes)
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 

@@ -1,6 +1,6 @@
 """A trained model: the plan it was trained under and the weights of its folds, opened safely."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,27 +84,69 @@ def open_model(
     if missing or not states:
         which = f"fold {missing[0]} of {folder}" if missing else f"{folder}"
         raise StateError(f"{which} is not trained", remedy=f"train it: {train}")
-    plans = {fold: from_plain(Plan, state.plan, f"fold {fold}: plan") for fold, state in states.items()}
-    first = next(iter(states))
-    plan = plans[first]
-    for fold, other in plans.items():
-        if not same_input_and_output(plan, other, configuration_name):
+    opened = {fold: _opened(state, fold, configuration_name, device) for fold, state in states.items()}
+    plan = next(iter(opened.values())).plan
+    return ensemble(
+        opened,
+        configuration_name,
+        device,
+        where=str(folder),
+        remedy=f"retrain the folds of one plan: {train} --restart; or choose folds of one plan with -f",
+        previous=_previous(workspace, plan, configuration_name, folds, device, unfinished),
+        left_out=left_out,
+    )
+
+
+@dataclass(frozen=True)
+class OpenedFold:
+    """One fold, ready to predict."""
+
+    plan: Plan
+    network: nn.Module  # in evaluation mode, on the device
+    dtype: str
+    forward_seconds: float
+    unfinished: str = ""  # how far it is, where it is not trained to the end
+
+
+def ensemble(
+    folds: Mapping[FoldName, OpenedFold],
+    configuration_name: str,
+    device: torch.device,
+    *,
+    where: str,
+    remedy: str,
+    previous: Model | None = None,
+    left_out: dict[FoldName, str] | None = None,
+) -> Model:
+    """Folds as one model, which see images alike and predict the same.
+
+    Args:
+        where: what holds them, for errors.
+        remedy: what to do where their plans differ.
+
+    Raises:
+        StateError: folds, or a model and its previous stage, were trained under plans that do not fit together.
+    """
+    first, *_ = folds
+    plan = folds[first].plan
+    for fold, other in folds.items():
+        if not same_input_and_output(plan, other.plan, configuration_name):
             raise StateError(
-                f"folds {first} and {fold} in {folder} were trained under plans that read images differently",
-                remedy=f"retrain the folds of one plan: {train} --restart; or choose folds of one plan with -f",
+                f"folds {first} and {fold} in {where} were trained under plans that read images differently",
+                remedy=remedy,
             )
-    dtypes = {state.runtime.dtype for state in states.values()}
+    dtypes = {fold.dtype for fold in folds.values()}
     model = Model(
         plan=plan,
         configuration_name=configuration_name,
-        folds=tuple(states),
-        networks=tuple(_network(state, plans[fold], configuration_name, device) for fold, state in states.items()),
+        folds=tuple(folds),
+        networks=tuple(fold.network for fold in folds.values()),
         dtype=dtypes.pop() if len(dtypes) == 1 else "float32",  # to which one of them had to go back
-        forward_seconds=states[first].runtime.forward_seconds,
+        forward_seconds=folds[first].forward_seconds,
         device=device,
-        previous=_previous(workspace, plan, configuration_name, folds, device, unfinished),
-        unfinished={fold: _standing(state) for fold, state in states.items() if not state.finished},
-        left_out=left_out,
+        previous=previous,
+        unfinished={name: fold.unfinished for name, fold in folds.items() if fold.unfinished},
+        left_out=left_out or {},
     )
     if model.previous:
         require_common({model.name: plan, model.previous.name: model.previous.plan})
@@ -185,12 +227,19 @@ def _previous(
     return open_model(workspace, name, network, folds=folds, device=device, unfinished=unfinished)
 
 
-def _network(state: Checkpoint, plan: Plan, configuration_name: str, device: torch.device) -> nn.Module:
+def _opened(state: Checkpoint, fold: FoldName, configuration_name: str, device: torch.device) -> OpenedFold:
+    plan = from_plain(Plan, state.plan, f"fold {fold}: plan")
     network = build_plan_network(plan, plan.configurations[configuration_name]).to(device)
     network.load_state_dict(state.network)
     if state.average is not None:
         with torch.no_grad():
             for parameter, average in zip(network.parameters(), state.average, strict=True):
                 parameter.copy_(average)
+    unfinished = "" if state.finished else _standing(state)
+    return OpenedFold(plan, ready(network), state.runtime.dtype, state.runtime.forward_seconds, unfinished)
+
+
+def ready(network: nn.Module) -> nn.Module:
+    """A network as it predicts: in evaluation mode, at full resolution alone."""
     network.deep_supervision = False  # type: ignore[assignment]
     return network.eval()

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.lines import LOG
+from autoseg.models.archive import is_archive, open_archive
 from autoseg.models.build import build_plan_network
 from autoseg.models.checkpoint import NEWEST
+from autoseg.models.opening import fold_weights
 from autoseg.models.same_training import Contents
 from autoseg.models.versions import Checkpoint, read_checkpoint
 from autoseg.models.weight_transfer import Origins, Transfer, differing_axes, transfer
@@ -66,7 +68,7 @@ def begin_from(
 
     Args:
         path: a checkpoint, the folder of a fold, of a model (its first finished fold) or of a workspace (the model of
-            its recommended configuration).
+            its recommended configuration), or an exported model (the first fold it predicts with).
         network: as `build_plan_network` makes it of the plan and its configuration, on any device.
         held_out: cases that will be scored: a warning is printed if the model was trained on some of them.
         own: folder of the fold that begins: of its own model, a fold takes the weights it had itself, if it was
@@ -109,6 +111,8 @@ def open_source(path: Path, own: Path | None = None) -> Source:
     Raises:
         StateError: nothing is there that was trained, or it cannot be read.
     """
+    if is_archive(path):
+        return _source_in_archive(path)
     file = _as_checkpoint(path)
     if file is not None:
         return _source(file, read_checkpoint(file))
@@ -182,6 +186,16 @@ def _source(path: Path, state: Checkpoint) -> Source:
     described += ", averaged" if state.average is not None else ""
     described += "" if state.finished else ", not trained to the end"
     return Source(path, plan, name, weights, frozenset(state.train), state.contents, described)
+
+
+def _source_in_archive(path: Path) -> Source:
+    archive = open_archive(path)
+    name = archive.manifest.predicts[0]
+    model = archive.manifest.models[name]
+    fold = model.folds[0]
+    plan, _, weights = fold_weights(archive, model, fold)
+    described = f"{name}, fold {fold.fold}, {fold.steps} steps, exported"
+    return Source(path, plan, model.configuration, weights, frozenset(), {}, described)
 
 
 def _without_storage(plan: Plan, configuration: Configuration) -> nn.Module:

@@ -16,12 +16,12 @@ from autoseg.dataloading.batches import ChainName
 from autoseg.errors import StateError
 from autoseg.messages import suggest
 from autoseg.models.checkpoint import load_checkpoint
+from autoseg.models.header import CHECKPOINT_VERSION
 from autoseg.nn.optimization import Plateau
 from autoseg.records import from_plain
 from autoseg.rules import hints, shown
 from autoseg.workspace import FoldName, fold_of
 
-CHECKPOINT_VERSION = 1
 STATES: dict[str, tuple[type, ...]] = {  # of torch, which checks what is in them when it loads them
     "network": (dict,), "optimizer": (dict,), "scaler": (dict,), "average": (list, type(None)),
 }  # fmt: skip

@@ -39,13 +39,13 @@ from autoseg.planning.plan_fields import (
     Weight,
 )
 from autoseg.planning.tables import (
+    LOSSES,
+    NETWORKS,
+    OPTIMIZERS,
+    SCHEDULES,
     check_loss_options,
     check_network_options,
     loss_traits,
-    losses,
-    networks,
-    optimizers,
-    schedules,
 )
 from autoseg.records import override
 from autoseg.rules import (
@@ -74,7 +74,7 @@ LENGTHS = ("epochs", "steps", "time_budget_seconds")  # of a training, exactly o
 class NetworkSpec:
     """One network, one entry per stage from full resolution to the bottleneck."""
 
-    name: Annotated[str, one_of(networks)]
+    name: Annotated[str, one_of(NETWORKS)]
     features: Annotated[tuple[Features, ...], entries(2, 16)]
     strides: tuple[Annotated[tuple[Stride, ...], entries(2, 3)], ...]
     kernel_sizes: tuple[Annotated[tuple[Kernel, ...], entries(2, 3)], ...]
@@ -199,15 +199,15 @@ class Training:
     steps: Steps | None = None
     time_budget_seconds: Seconds | None = None  # wall time per fold, validation included
     iterations_per_epoch: Steps = 250
-    optimizer: Annotated[str, one_of(optimizers)] = "sgd"
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "sgd"
     learning_rate: Annotated[float, above(0, 100)] = 0.01
     momentum: Decay | None = None  # of SGD, or beta 1 of AdamW; None: 0.99 or 0.9
     weight_decay: Annotated[float, between(0, 10)] = 3e-5
-    schedule: Annotated[str, one_of(schedules)] = "poly"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "poly"
     patience: Annotated[int, at_least(0, MAX_EPOCHS)] = 15  # epochs without better validation before the end; 0: never
     weight_average: Decay = 0.0  # decay of the exponential moving average of the weights; 0 is off
     gradient_clip: Annotated[float, above(0, 1e9)] = 12.0
-    loss: Annotated[str, one_of(losses)] = "dice_ce"
+    loss: Annotated[str, one_of(LOSSES)] = "dice_ce"
     loss_options: Options = field(default_factory=dict)  # keywords of the loss's function
     class_weights: tuple[Weight, ...] | None = None  # of the cross-entropy, one per head; None weighs all equally
     # of small connected components in the cross-entropy: (mean size / size) to this power

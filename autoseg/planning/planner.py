@@ -38,7 +38,7 @@ from autoseg.planning.plan import VERSION, ChannelNormalization, Configuration, 
 from autoseg.planning.recipe import base_recipe, plan_training
 from autoseg.planning.request import Request, Rules, Wishes, describe, text, validate
 from autoseg.planning.space import ANISOTROPY, Space, plan_space
-from autoseg.planning.tables import networks
+from autoseg.planning.tables import NETWORKS
 from autoseg.planning.topology import initial_patch, shrinking
 
 __all__ = ["Rules", "Wishes", "describe", "make_plan", "with_network"]
@@ -197,8 +197,8 @@ def _budget(rules: Rules, preset: Preset | None, device: Literal["cpu", "gpu"], 
 
 def _network(name: str | None, budget: Budget, rules: Rules) -> str:
     name = name or budget.network
-    if name not in networks():
-        raise UsageError(f"there is no network {name!r}", remedy=f"there are: {', '.join(networks())}")
+    if name not in NETWORKS:
+        raise UsageError(f"there is no network {name!r}", remedy=f"there are: {', '.join(NETWORKS)}")
     if rules == "nnunet" and name != budget.network:
         raise UsageError(
             f"nnU-Net's rules do not plan {name} here",

@@ -98,7 +98,7 @@ def test_what_a_dataset_cannot_say_itself_is_one_list():
 @pytest.mark.parametrize("command", OF_COMMAND)
 def test_every_option_that_can_be_typed_can_be_called(command):
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    typed = {action.dest for action in commands.choices[command]._actions} - {"help", "plugins"}  # a script has imports
+    typed = {action.dest for action in commands.choices[command]._actions} - {"help", "plugins", "json"}
     called = {key for name in OF_COMMAND[command] for key in parameters(getattr(autoseg, name))} - {"say"}
     assert TYPED_ONLY.get(command, set()) <= typed, "not an exception any more"
     typed = {KEYWORDS.get(dest, dest) for dest in typed - TYPED_ONLY.get(command, set())}
@@ -107,7 +107,8 @@ def test_every_option_that_can_be_typed_can_be_called(command):
 
 def test_every_command_has_a_function():
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert set(commands.choices) - set(OF_COMMAND) == {"demo", "env"}  # of the installation, not of anybody's data
+    installation, files = {"demo", "env"}, {"export", "info"}  # and models as files that are handed on
+    assert set(commands.choices) - set(OF_COMMAND) == installation | files
     assert sorted(name for names in OF_COMMAND.values() for name in names) == sorted(FUNCTIONS)
 
 

@@ -214,7 +214,7 @@ def test_the_status_of_an_imported_model(tmp_path, capsys):
             f"{tmp_path / 'model'}: Dataset007_Tiny, models without their dataset",
             "3d_fullres-unet (recommended)",
             "  fold 0: 3 epochs",
-            "  fold full: 3 epochs",
+            "  full: 3 epochs",
             f"next: autoseg predict -i IMAGES -o SEGMENTATIONS -w {tmp_path / 'model'}",
         ],
     )

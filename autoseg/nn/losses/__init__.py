@@ -24,9 +24,8 @@ Tversky: Salehi et al., MLMI 2017.
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,18 +34,10 @@ from autoseg.nn.deep_supervision import stage_weights
 from autoseg.nn.distributed import mean_over_ranks, sum_over_ranks
 from autoseg.nn.losses.boundary import boundary_term
 from autoseg.nn.losses.terms import SigmoidHeads, SoftmaxHeads, Terms
+from autoseg.nn.traits import Traits, with_traits
 from autoseg.rules import above, at_least
 
 SMOOTH = 1e-5
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What a plan must know of a loss: the attribute `traits` of its function."""
-
-    # "labels": one label per voxel, no regions; "regions": each label becomes a region; "either": as the labels are
-    predicts: Literal["labels", "regions", "either"] = "either"
-    cross_entropy: bool = True  # which class weights and voxel weights weight
 
 
 def traits_of(name: str) -> Traits:
@@ -54,26 +45,16 @@ def traits_of(name: str) -> Traits:
     return getattr(LOSSES[name], "traits", Traits())
 
 
-def _with(traits: Traits) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
-    """Give a loss its traits."""
-
-    def give(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        function.traits = traits  # type: ignore[attr-defined]
-        return function
-
-    return give
-
-
 BoundaryWeight = Annotated[float, at_least(0, 1000)]  # of a boundary term beside the rest; 0 leaves it out
 
 
-@_with(Traits(predicts="labels"))
+@with_traits(Traits(predicts="labels"))
 def dice_ce(*, boundary_weight: BoundaryWeight = 0.0, **given: Any) -> nn.Module:
     """Soft Dice of the foreground labels plus cross-entropy, for softmax heads."""
     return SegmentationLoss(weighted_mean, boundary_weight=boundary_weight, **given | {"regions": ()})
 
 
-@_with(Traits(predicts="regions"))
+@with_traits(Traits(predicts="regions"))
 def dice_bce(*, regions: Sequence[Sequence[int]], boundary_weight: BoundaryWeight = 0.0, **given: Any) -> nn.Module:
     """Soft Dice plus binary cross-entropy of every region, for sigmoid heads."""
     assert regions, "sigmoid heads are made of regions"
@@ -94,7 +75,7 @@ def dice_topk(
     return SegmentationLoss(partial(hardest_mean, share=topk_share), boundary_weight=boundary_weight, **given)
 
 
-@_with(Traits(cross_entropy=False))
+@with_traits(Traits(cross_entropy=False))
 def tversky(
     *,
     tversky_alpha: Annotated[float, at_least(0, 1000)] = 0.3,
