@@ -166,7 +166,7 @@ def test_a_corrected_copy_leaves_out_a_faulty_series_with_all_its_slices(tmp_pat
     root = dataset(tmp_path / "set")
     sorted((root / "images/c").iterdir())[3].write_bytes(b"nonsense")
     options = parse_options(channels="CT", labels="liver=1,tumour=2")
-    fix_dataset(root, tmp_path / "copy", options, workers=0, say=lambda text: None)
+    fix_dataset(root, tmp_path / "copy", options, workers=0)
     assert sorted(path.name for path in (tmp_path / "copy/images").iterdir()) == ["a", "b", "d"]
     assert sorted(path.name for path in (tmp_path / "copy/labels").iterdir()) == [f"{n}.nii.gz" for n in "abd"]
     for file in (root / "images/a").iterdir():

@@ -21,6 +21,7 @@ from autoseg.nn.sliding_window import predict_logits
 from autoseg.planning.plan import NetworkSpec, Plan
 from exported import contents_of, plan_for_tests, workspace_of
 
+pytestmark = pytest.mark.thorough
 REASON = "needs the onnx extra: pip install onnx onnxruntime onnxscript"
 WITH_ONNX = pytest.mark.usefixtures("libraries")
 PAGE = Path(__file__).parents[2] / "docs" / "onnx.md"

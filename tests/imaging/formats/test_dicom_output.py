@@ -45,6 +45,7 @@ def dice(a, b):
 EXPECTED = segmented(dicom.phantom())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("permutation", "flips"), ORIENTATIONS)
 def test_a_segmentation_keeps_its_place_by_both_readers(tmp_path, permutation, flips):
     folder = series(tmp_path / "s", permutation, flips)
@@ -75,6 +76,7 @@ def on_canonical(volume) -> np.ndarray:
     return found.reshape(CANONICAL.shape)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("permutation", "flips"), ORIENTATIONS)
 def test_structures_keep_their_place_by_both_readers(tmp_path, permutation, flips):
     folder = series(tmp_path / "s", permutation, flips)
