@@ -543,9 +543,13 @@ def test_an_interrupted_wait_can_be_repeated(tmp_path, monkeypatch):
     writer = CheckpointWriter(tmp_path)
     writer.save({"step": 1})
     main = threading.main_thread().ident
-    threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        writer.wait()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background ignores it
+    try:
+        threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            writer.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not gate.is_set()
     threading.Timer(0.2, gate.set).start()  # it is still being written when the second wait begins
     writer.wait()
