@@ -17,10 +17,10 @@ from autoseg.errors import UsageError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.geometry import Remark
 from autoseg.inference.arrays import CANONICAL, case_of_array
+from autoseg.inference.ensemble import probabilities as mean_probabilities
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.predict import unlike_training
-from autoseg.models.build import head_probabilities
 from autoseg.models.model import Model, require_common
 
 
@@ -114,8 +114,7 @@ class Probabilities:
 
     def take(self, rows: slice, logits: Sequence[Tensor]) -> None:
         """Add rows of the cropped box: logits (K, n, Y, X) float32, one tensor per member."""
-        probabilities = [head_probabilities(one[None], self._heads.has_regions)[0].numpy() for one in logits]
-        self._gathered[:, rows] = sum(probabilities) / np.float32(len(probabilities))
+        self._gathered[:, rows] = mean_probabilities(logits, range(len(logits)), self._heads.has_regions).numpy()
 
     def whole(self) -> np.ndarray:
         """Probabilities (K, Z, Y, X) of the whole image, which is background beyond the box."""
