@@ -322,6 +322,7 @@ def test_batches_are_prepared_with_one_thread_wherever(store):
         torch.set_num_threads(before)
 
 
+@pytest.mark.thorough
 def test_workers_survive_the_signals_of_their_group_and_end_with_a_training_that_fails(store):
     """The parent decides what a signal means. At the end it waits for its workers, so they must let it go, too."""
     program = f"""

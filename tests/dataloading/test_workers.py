@@ -334,6 +334,7 @@ def test_no_signal_handler_is_installed():
     assert before[signal.SIGCHLD] == signal.SIG_DFL
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("busy", [True, False])
 def test_workers_end_with_a_training_that_is_killed(busy):
     """In the middle of a message; and idle, while the other end of their pipe lives on in another process."""

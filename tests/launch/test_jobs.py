@@ -101,6 +101,7 @@ def phase_command(folder: Path, fails: str) -> Callable[..., list[str]]:
     return command
 
 
+@pytest.mark.thorough
 def test_a_cascade_waits_for_all_folds_of_its_previous_stage(planned, tmp_path, monkeypatch, said):
     dataset, source = planned
     workspace = copy_of(source, tmp_path / "w")

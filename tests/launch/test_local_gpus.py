@@ -258,6 +258,7 @@ def test_a_fold_that_fails_is_reported_while_the_others_go_on(tmp_path):
     local_gpus._require_success(ends[1:2], TrainOptions(configuration="2d"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("number", "code", "error"),
     [(signal.SIGTERM, 75, Stopped), (signal.SIGUSR1, 75, Stopped), (signal.SIGINT, 130, Interrupted)],

@@ -223,6 +223,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.thorough
 def test_a_job_is_requeued_and_goes_on(tmp_path):
     """Both the job and its child get SLURM's warning; the child is told by SIGTERM, and its second start finishes."""
     executor = submitit.LocalExecutor(tmp_path / "logs", max_num_timeout=3)

@@ -317,6 +317,7 @@ def test_other_errors_pass_unchanged():
         raise RuntimeError("size of tensor")
 
 
+@pytest.mark.thorough
 def test_ranks_that_never_come(tmp_path):
     with pytest.raises(AutosegError, match="rank 0 of 2 did not reach the others within 1 s"):
         Ranks(0, 2, 0).init(f"file://{tmp_path}/meeting", "cpu", timedelta(seconds=1))
@@ -347,6 +348,7 @@ def test_without_other_ranks_a_process_is_alone(monkeypatch, environment):
     assert not dist.is_initialized()
 
 
+@pytest.mark.thorough
 def test_torchrun_starts_ranks_that_meet(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""

@@ -49,6 +49,7 @@ def test_checkpointing_pays_for_a_patch_that_covers_what_it_must():
     assert not plan(beyond, labels, vram_gb=8).configurations["3d_fullres"].checkpointing
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=40)
 @given(
     shape=st.tuples(*[st.integers(20, 600)] * 3), spacing=st.sampled_from([ONE, (3.0, 1.0, 1.0), (1.0, 0.7, 0.7)]),

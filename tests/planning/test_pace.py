@@ -80,6 +80,7 @@ def test_steps_in_a_time():
 # ---- plans
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("found", [LARGE, SMALL], ids=["large", "small"])
 def test_the_reference_machine_and_faster_ones_have_the_plan_of_the_measurements(found):
     usual = plan(found, LABELS)

@@ -156,6 +156,7 @@ def test_hostile_values_are_refused_by_name_or_give_a_plan(top):
     assert refused > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("top", [key for key in PLAIN if key != "version"])
 def test_a_setting_is_held_to_the_same_rules(top):
     """`--set` refuses what the file refuses, as a mistake of usage, and accepts what it accepts."""
@@ -352,6 +353,7 @@ def light(configuration: Configuration) -> bool:
     return voxels * max(configuration.network.features) * max(configuration.network.blocks) < 3e6
 
 
+@pytest.mark.thorough
 def test_what_is_accepted_of_a_configuration_trains():
     base = json.loads(json.dumps(PLAIN))
     base["configurations"]["3d_lowres"]["patch_size"] = [8, 8, 8]

@@ -215,6 +215,7 @@ def datasets(draw):
     return fingerprint(cases, labels), labels
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=60)
 @given(dataset=datasets(), rules=st.sampled_from(["autoseg", "nnunet"]), vram_gb=st.sampled_from([None, 4.0, 8.0]))
 def test_any_dataset_has_a_sane_plan(dataset, rules, vram_gb):

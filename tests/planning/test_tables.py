@@ -68,6 +68,7 @@ print(plan.recommended, "torch" in sys.modules)
     assert python(code) == ["3d_fullres False"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [

@@ -485,6 +485,7 @@ spacings = st.tuples(*[st.floats(0.3, 8.0)] * 3)
 shapes = st.tuples(*[st.integers(1, 600)] * 3)
 
 
+@pytest.mark.thorough
 @settings(max_examples=8, deadline=None)
 @given(
     spacing=spacings, shape=shapes, entries=st.integers(2, 12), channels=st.integers(1, 4),

@@ -290,6 +290,7 @@ def test_processes_find_the_same_and_a_killed_one_is_reported(tmp_path):
         check(dataset, dies, workers=2)
 
 
+@pytest.mark.thorough
 def test_real_datasets_have_no_error(data_dir):
     for name in ("axon_sem", "ct_ts_512x512x20"):
         _, problems, facts = inspected(data_dir / name, volume_of_label)

@@ -166,6 +166,7 @@ SAME_STEP = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("trial", "dtype"), SAME_STEP.values(), ids=SAME_STEP)
 def test_trace_agrees_with_the_allocator(trial, dtype):
     real, with_scratch = benchmark.allocator_peak(trial, dtype)
@@ -246,6 +247,7 @@ def test_inferred_sizes_agree_with_traces(network, rules):
         assert (inferred.flops, inferred.parameters) == (traced.flops, traced.parameters)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("patch", [(16, 16, 16), (13, 16, 18)])
 def test_batches_of_one_patch_take_two_traces(patch):
     trial = replace(unet(20), patch_size=patch)
@@ -257,6 +259,7 @@ def test_batches_of_one_patch_take_two_traces(patch):
     assert model.traces == 2
 
 
+@pytest.mark.thorough
 def test_a_later_peak_is_found_at_other_sizes():
     """With few voxels the peak is in the optimiser, with many in the loss: both lie on the timeline."""
     trial = Trial("unet", (32, 64, 128), 2, (8, 8), 1)
@@ -268,6 +271,7 @@ def test_a_later_peak_is_found_at_other_sizes():
         )
 
 
+@pytest.mark.thorough
 def test_patches_that_strides_do_not_divide_are_traced():
     trial = unet()
     model = model_of(trial, rules="cpu")
