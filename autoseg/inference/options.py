@@ -20,7 +20,7 @@ class InferenceOptions:
 
     step: float = 0.5  # distance of neighbouring tiles as a share of the tile
     mirroring: bool | None = None  # average over flips; None: as planned
-    tile_batch: int | None = None  # tiles per forward pass; None: 1 on a CPU, elsewhere as planned
+    tile_batch: int | None = None  # tiles per forward pass; None: 1 or 2 on a CPU, elsewhere as planned
     tile: float | None = None  # longest tile edges as a multiple of the patch's; None: TILE_GROWTH of the device
     mirror_axes: tuple[int, ...] | None = None  # the axes to use of those that the plan mirrors, (Z, Y, X); None: all
     top_k: float | None = None  # share of a cascade's tiles to compute, the most worthwhile ones; None: all

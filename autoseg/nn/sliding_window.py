@@ -8,6 +8,7 @@ held (`stream_logits`; `predict_logits` collects them all).
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ LOG = logging.getLogger("autoseg")
 
 Network = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]  # (tiles done, tiles in all)
+SMALL_TILE = 1 << 16  # voxels; see `images_at_once`
 Window = tuple[int, ...]  # where a tile begins, on every spatial axis; may be negative
 
 
@@ -91,9 +93,29 @@ def mirrored(network: Network, axes: Sequence[int]) -> Network:
     subsets = [s for n in range(len(axes) + 1) for s in itertools.combinations([a + 2 for a in axes], n)]
 
     def averaged(image: Tensor) -> Tensor:
-        return _mean(network(image.flip(flips)).flip(flips) if flips else network(image) for flips in subsets)
+        together = max(1, images_at_once(image.device, image.shape[2:]) // len(image))
+        return _mean(_of_flips(network, image, subsets, together))
 
     return averaged
+
+
+def images_at_once(device: torch.device, tile: Sequence[int]) -> int:
+    """How many tiles or flips of one a pass should have at least, for speed.
+
+    On a CPU, torch computes a single small image by a convolution of its own, which takes twice as long as oneDNN's;
+    two images are left to oneDNN. More than two, and two larger ones, gain nothing: they no longer fit the cache
+    (benchmarks/README.md, section 22).
+    """
+    return 2 if device.type == "cpu" and math.prod(tile) <= SMALL_TILE else 1
+
+
+def _of_flips(network: Network, image: Tensor, subsets: Sequence[Sequence[int]], together: int) -> Iterator[Tensor]:
+    """Logits of each flip of some tiles, flipped back; so many flips go through the network together."""
+    for first in range(0, len(subsets), together):
+        flips = subsets[first : first + together]
+        logits = network(torch.cat([image.flip(axes) for axes in flips]) if len(flips) > 1 else image.flip(flips[0]))
+        for axes, part in zip(flips, logits.chunk(len(flips)), strict=True):
+            yield part.flip(axes)
 
 
 def predict_logits(

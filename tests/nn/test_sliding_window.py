@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.nn import functional as F
 
-from autoseg.nn.sliding_window import gaussian_importance, mirrored, predict_logits, tile_edge, tile_starts
+from autoseg.nn.sliding_window import (
+    gaussian_importance,
+    images_at_once,
+    mirrored,
+    predict_logits,
+    tile_edge,
+    tile_starts,
+)
 
 QUICK = settings(max_examples=50, deadline=None)
 STEPS = st.sampled_from([0.25, 0.3, 0.5, 0.57, 0.75, 1.0])
@@ -309,6 +316,21 @@ def test_mirroring_leaves_an_equivariant_network_alone(axes):
     assert len(calls) == 2 ** len(axes)
     # every flip is another one
     assert len({tuple(call.flatten().tolist()) for call in calls}) == len(calls)
+
+
+@pytest.mark.parametrize(("tiles", "edge", "passes"), [(1, 40, [2, 2]), (1, 41, [1] * 4), (2, 40, [2] * 4)])
+def test_small_images_go_in_twos_through_a_network_on_a_cpu(tiles, edge, passes):
+    """40 x 40 x 40 voxels are fewer than 65,536, 41 x 41 x 41 are more; four flips of one or two tiles."""
+    found = []
+
+    def network(images):
+        found.append(len(images))
+        return images * 2
+
+    image = torch.randn(tiles, 1, edge, edge, edge)
+    assert torch.equal(mirrored(network, (0, 1))(image), image * 2)
+    assert found == passes
+    assert images_at_once(torch.device("cuda"), (8, 8, 8)) == 1
 
 
 def test_mirroring_along_one_axis_by_hand():
