@@ -14,6 +14,7 @@ Distances are in mm between centres of surface voxels: voxels of the mask with a
 image is outside; an axis of extent 1 has no neighbours (the surface of a flat mask is its outline).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -105,6 +106,11 @@ METRICS: dict[str, Callable[[OverlapCounts], float]] = {
     "recall": recall,
     "precision": precision,
 }
+
+
+def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """Length in mm of an image's diagonal, no distance in it is longer; axes of extent 1 have no length."""
+    return math.hypot(*(extent * step for extent, step in zip(shape, spacing, strict=True) if extent > 1))
 
 
 @dataclass(frozen=True)
