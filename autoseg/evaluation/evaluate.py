@@ -10,7 +10,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,14 +20,9 @@ from autoseg.datasets.contents import contents, stray_folders
 from autoseg.datasets.pairing import LABEL_SUFFIX, name_of
 from autoseg.errors import DataError
 from autoseg.evaluation.intervals import interval_of_mean
-from autoseg.evaluation.metrics import (
-    METRICS,
-    SURFACE_METRICS,
-    confusion_matrix,
-    diagonal,
-    overlap_counts,
-    surface_distances,
-)
+from autoseg.evaluation.label_scores import DISTANCES, LabelJob, label_scores
+from autoseg.evaluation.metrics import accuracy, confusion_matrix, diagonal
+from autoseg.evaluation.surfaces import TOLERANCE_MM
 from autoseg.imaging.alignment import compare_grids
 from autoseg.imaging.formats.readers import ending_of, is_dicom, read_labels
 from autoseg.imaging.geometry import Vector3, Volume
@@ -36,9 +31,12 @@ from autoseg.messages import counted, ruled
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
 
-DISTANCES = ("hd95", "hd", "assd")  # mm; a missed or spurious label has none
-SHOWN = ("dice", "iou", "recall", "precision", "hd95", "nsd")  # columns of tables; files hold every metric
-BUILT_IN = frozenset((*METRICS, *SURFACE_METRICS))  # before a plugin adds its own, which is shown
+ALL = "all"
+IN_FILES_ALONE = (  # which tables leave out, so that they fit a terminal
+    *("specificity", "f2", "volume_error", "volume_error_ml", "hd", "assd", "boundary_f1", "boundary_iou"),
+    *("centreline_dice", "lesion_sensitivity", "lesion_precision", "lesion_f1", "lesion_tp", "lesion_fp", "lesion_fn"),
+    *("pq", "rq", "sq"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,9 @@ class ScoreJob:
     reference: Path
     segmentation: Path
     labels: LabelSet
-    surfaces: bool = True  # measure distances, too
+    surfaces: bool = True  # measure distances, boundaries and lesions, too
+    tolerances_mm: Mapping[str, float] = field(default_factory=dict)  # label or region -> mm; others TOLERANCE_MM
+    tubes: tuple[str, ...] = ()  # labels whose centre-lines are compared, or ALL
 
 
 def score_case(job: ScoreJob) -> CaseScore:
@@ -112,20 +112,18 @@ def score_case(job: ScoreJob) -> CaseScore:
     confusion = confusion_matrix(maps[0], maps[1], job.labels.num_labels + 1, ignore_index=ignore)
     if ignore is not None:  # not annotated: neither side may count it
         maps = [np.where(hidden, 0, m) for m in maps]
-    scores: dict[str, dict[str, float | None]] = {}
-    for name, indices in job.labels.scored.items():
-        counts = overlap_counts(confusion, indices)
-        scores[name] = {metric: _or_none(function(counts)) for metric, function in METRICS.items()}
-        if job.surfaces:
-            surfaces = surface_distances(np.isin(maps[0], indices), np.isin(maps[1], indices), spacing)
-            scores[name] |= {metric: _or_none(function(surfaces)) for metric, function in SURFACE_METRICS.items()}
     known = reference.geometry.sized or segmentation.geometry.sized
+    voxel_ml = math.prod(spacing) / 1000 if known and math.isfinite(math.prod(spacing)) else None
+    tolerances = {name: job.tolerances_mm.get(name, TOLERANCE_MM) for name in job.labels.scored}
+    tubes = [name for name in job.labels.scored if name in job.tubes or ALL in job.tubes]
+    of = LabelJob(maps[0], maps[1], confusion, spacing, voxel_ml, tolerances, tuple(tubes), job.surfaces)
     return CaseScore(
         job.case,
         tuple(tuple(int(v) for v in row) for row in confusion),
-        scores,
-        voxel_ml=math.prod(spacing) / 1000 if known else None,
+        label_scores(of, job.labels.scored),
+        voxel_ml=voxel_ml,
         diagonal_mm=diagonal(reference.array.shape, spacing),
+        tolerances_mm=tolerances if job.surfaces else None,
     )
 
 
@@ -230,7 +228,7 @@ def total_confusion(scores: Sequence[CaseScore]) -> np.ndarray:
 
 def columns_of(metrics: Iterable[str]) -> list[str]:
     """The metrics that tables show, in their order: a few, and those that a plugin added; files hold all of them."""
-    return [metric for metric in metrics if metric in SHOWN or metric not in BUILT_IN]
+    return [metric for metric in metrics if metric not in IN_FILES_ALONE]
 
 
 def summary_table(summary: Mapping[str, Mapping[str, Summary]], title: str) -> str:
@@ -256,18 +254,24 @@ def _missed_lines(summary: Mapping[str, Mapping[str, Summary]]) -> list[str]:
         if not dice.missed and not dice.spurious:
             continue
         line = f"{label}: missed in {dice.missed} and spurious in {dice.spurious} of {counted(dice.defined, 'case')}"
-        means = {m: columns[m].mean_penalised for m in DISTANCES if m in columns and m in SHOWN}
+        means = {m: columns[m].mean_penalised for m in DISTANCES if m in columns}
         shown = [f"{metric} {mean:.2f}" for metric, mean in means.items() if mean is not None]
         lines.append(line + (f"; with the image's diagonal for these, {', '.join(shown)}" if shown else ""))
     return lines
 
 
 def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """Rows are the reference, columns the segmentation, as shares of each reference class."""
+    """Rows are the reference, columns the segmentation, as shares of each reference class; the accuracy below it.
+
+    Accuracy is never shown without that of a segmentation that finds nothing, from which it hardly differs where
+    objects are small.
+    """
     rows = [["reference \\ segmented", *names, "voxels"]]
     for name, row in zip(names, confusion, strict=True):
         rows.append([name, *(f"{v / max(row.sum(), 1):.4f}" for v in row), f"{row.sum()}"])
-    return ruled(rows)
+    right, of_nothing = accuracy(confusion)
+    line = f"accuracy {right:.4f}, that of predicting background alone {of_nothing:.4f}"
+    return "\n".join([ruled(rows), *([line] if math.isfinite(right) else [])])
 
 
 def write_csv(path: Path, scores: Sequence[CaseScore]) -> None:
@@ -356,7 +360,3 @@ def _on_grid_of(job: ScoreJob, reference: Volume, segmentation: Volume) -> tuple
     turned = Volume(np.ascontiguousarray(match.apply(segmentation.array)), reference.geometry)
     sized = reference.geometry if reference.geometry.sized else segmentation.geometry
     return turned, sized.spacing
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

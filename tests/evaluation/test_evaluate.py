@@ -38,6 +38,9 @@ X, Y, Z = 0.5, 1.0, 2.0  # mm
 AFFINE = np.diag([X, Y, Z, 1.0])
 ONE = LabelSet({"organ": 1})
 
+OVERLAP = ("dice", "iou", "recall", "precision", "volume_error", "volume_error_ml")
+SHAPES = ("hd95", "hd", "assd", "nsd", "boundary_f1", "boundary_iou", "lesion_f1", "pq", "sq")
+
 
 def volume(*rows: list[int]) -> np.ndarray:
     """Labels (len(rows), 1, x): one row of voxels per slice."""
@@ -62,8 +65,7 @@ def score(folder: Path, labels: LabelSet, reference: np.ndarray, segmentation: n
 def test_scores_by_hand(tmp_path):
     """`shifted` is moved by one voxel, `missed` not found, `invented` in the segmentation alone, `absent` nowhere.
 
-    The surfaces of `shifted` lie 0.5, 0, 0 mm from each other, either way: 95 % of the way through the sorted 0, 0, 0.5
-    stands 0.45.
+    Voxels are 0.5 x 1 x 2 mm: 0.001 ml.
     """
     labels = LabelSet({"shifted": 1, "missed": 2, "invented": 5, "absent": 7})
     result = score(
@@ -80,16 +82,25 @@ def test_scores_by_hand(tmp_path):
         (0, 0, 0, 0, 0),
         (0, 0, 0, 0, 0),
     )
-    assert result.scores["shifted"] == pytest.approx(
-        {"dice": 2 / 3, "iou": 1 / 2, "recall": 2 / 3, "precision": 2 / 3, "hd95": 0.45, "assd": 1 / 6, "nsd": 1.0}
-    )
-    assert result.scores["missed"] == {
-        "dice": 0, "iou": 0, "recall": 0, "precision": None, "hd95": None, "assd": None, "nsd": 0,
+    assert result.voxel_ml == pytest.approx(0.001)
+    assert result.diagonal_mm == pytest.approx(math.hypot(2 * Z, 5 * X))  # the one line has no extent
+    assert result.tolerances_mm == dict.fromkeys(labels.values, 1.0)
+    shown = {label: {metric: values[metric] for metric in OVERLAP} for label, values in result.scores.items()}
+    assert shown == {
+        "shifted": {"dice": pytest.approx(2 / 3), "iou": 1 / 2, "recall": pytest.approx(2 / 3),
+                    "precision": pytest.approx(2 / 3), "volume_error": 0, "volume_error_ml": 0},
+        "missed": {"dice": 0, "iou": 0, "recall": 0, "precision": None, "volume_error": -1,
+                   "volume_error_ml": pytest.approx(-0.002)},
+        "invented": {"dice": 0, "iou": 0, "recall": None, "precision": 0, "volume_error": None,
+                     "volume_error_ml": pytest.approx(0.001)},
+        "absent": dict.fromkeys(OVERLAP) | {"volume_error_ml": 0},
     }  # fmt: skip
-    assert result.scores["invented"] == {
-        "dice": 0, "iou": 0, "recall": None, "precision": 0, "hd95": None, "assd": None, "nsd": 0,
-    }  # fmt: skip
-    assert set(result.scores["absent"].values()) == {None}
+    for label in ("missed", "invented"):
+        assert {m: result.scores[label][m] for m in SHAPES} == {
+            "hd95": None, "hd": None, "assd": None, "nsd": 0, "boundary_f1": 0, "boundary_iou": 0,
+            "lesion_f1": 0, "pq": 0, "sq": None,
+        }  # fmt: skip
+    assert {result.scores["absent"][metric] for metric in SHAPES} == {None}
 
 
 def test_distances_are_in_millimetres_of_the_reference_grid(tmp_path):
@@ -97,7 +108,7 @@ def test_distances_are_in_millimetres_of_the_reference_grid(tmp_path):
     along_z = score(tmp_path / "z", ONE, volume([1, 0, 0, 0], [0, 0, 0, 0]), volume([0, 0, 0, 0], [1, 0, 0, 0]))
     along_x = score(tmp_path / "x", ONE, volume([1, 0, 0, 0], [0, 0, 0, 0]), volume([0, 0, 0, 1], [0, 0, 0, 0]))
     assert [s.scores["organ"]["hd95"] for s in (along_z, along_x)] == pytest.approx([2.0, 1.5])
-    assert [s.scores["organ"]["nsd"] for s in (along_z, along_x)] == [0.0, 0.0]  # beyond the tolerance of 1 mm
+    assert [s.scores["organ"]["nsd"] for s in (along_z, along_x)] == [0.5, 0.5]  # half of each contour
 
 
 def test_ignored_voxels_count_nowhere(tmp_path):
@@ -107,10 +118,34 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     assert result.confusion == ((1, 0, 0), (1, 1, 0), (0, 0, 1))
     assert result.scores["organ"]["dice"] == pytest.approx(2 / 3)
     assert result.scores["organ"]["precision"] == 1
-    assert result.scores["organ"]["hd95"] == pytest.approx(0.95 * X)  # not 2 mm, as far as the ignored claim lies
-    assert result.scores["other"] == {
-        "dice": 1, "iou": 1, "recall": 1, "precision": 1, "hd95": 0, "assd": 0, "nsd": 1,
+    assert result.scores["organ"]["hd"] == pytest.approx(X)  # not 2 mm, as far as the ignored claim lies
+    assert {m: result.scores["other"][m] for m in (*OVERLAP, *SHAPES)} == {
+        "dice": 1, "iou": 1, "recall": 1, "precision": 1, "volume_error": 0, "volume_error_ml": 0,
+        "hd95": 0, "hd": 0, "assd": 0, "nsd": 1, "boundary_f1": 1, "boundary_iou": 1,
+        "lesion_f1": 1, "pq": 1, "sq": 1,
     }  # fmt: skip
+
+
+def test_the_tolerance_is_that_of_the_label(tmp_path):
+    """Two labels, both moved by two voxels of 0.5 mm, with tolerances of 1 and of 0.9 mm."""
+    labels = LabelSet({"near": 1, "far": 2})
+    reference, segmentation = volume([1, 0, 0, 0, 2, 0, 0]), volume([0, 0, 1, 0, 0, 0, 2])
+    paths = []
+    for name, array in (("reference", reference), ("segmentation", segmentation)):
+        paths.append(nifti(tmp_path / f"{name}.nii", array, AFFINE))
+    found = score_case(ScoreJob("case", *paths, labels, tolerances_mm={"far": 0.9}))
+    assert found.tolerances_mm == {"near": 1.0, "far": 0.9}
+    assert [found.scores[label]["nsd"] for label in labels.values] == [1, 0.5]  # ends are 0.5 and 1 mm off
+
+
+def test_centre_lines_are_compared_where_it_is_asked_for(tmp_path):
+    labels = LabelSet({"vessel": 1, "organ": 2})
+    array = np.zeros((3, 20, 20), np.uint8)
+    array[1, 2:18, 4], array[1, 2:18, 12:16] = 1, 2
+    path = nifti(tmp_path / "a.nii", array, AFFINE)
+    for tubes, expected in (((), [None, None]), (("vessel",), [1, None]), (("all",), [1, 1])):
+        scores = score_case(ScoreJob("case", path, path, labels, tubes=tubes)).scores
+        assert [scores[label]["centreline_dice"] for label in labels.values] == expected
 
 
 def test_a_segmentation_cannot_ignore(tmp_path):
@@ -371,12 +406,15 @@ def test_confusions_are_summed_and_shown_as_shares_of_the_reference():
     total = total_confusion(SCORES)
     np.testing.assert_array_equal(total, [[20, 2], [3, 5]])
     lines = confusion_table(total, ["background", "organ"]).splitlines()
-    assert [line.split() for line in lines[2:]] == [
+    assert [line.split() for line in lines[2:4]] == [
         ["background", "0.9091", "0.0909", "22"],
         ["organ", "0.3750", "0.6250", "8"],
     ]
+    assert lines[4:] == ["accuracy 0.8333, that of predicting background alone 0.7333"]  # 25 and 22 of 30
     empty = confusion_table(np.array([[4, 0], [0, 0]]), ["background", "organ"]).splitlines()
-    assert empty[-1].split() == ["organ", "0.0000", "0.0000", "0"]
+    assert empty[3].split() == ["organ", "0.0000", "0.0000", "0"]
+    nothing = confusion_table(np.zeros((2, 2), int), ["background", "organ"]).splitlines()
+    assert len(nothing) == 4  # no voxel, no accuracy
     with pytest.raises(ValueError, match="zip"):
         confusion_table(total, ["background"])
 
