@@ -5,7 +5,7 @@
 PYTHON is that of an environment with surface-distance==0.1, monai==1.6.1 and panoptica==2.1.7
 (benchmarks/peer/metrics_peer.py runs there). Arrays are made here, by formulas and a fixed seed.
 
-oracles  pairs of masks (ellipsoids, thick slices, blobs, moved cubes, a flat image, ...) and of instance maps. A row per
+oracles  pairs of masks (ellipsoids, thick slices, blobs, moved cubes, a flat image) and of instance maps. A row per
          library and metric: the largest difference over all cases. Where a definition differs, so do the values, and
          the row says why.
 speed    every label of a large volume, one process, one thread: all of autoseg's metrics (voxel counts, surfaces,
@@ -83,7 +83,8 @@ def instances() -> dict[str, Pair]:
             centre, radii = rng.uniform(0, shape), rng.uniform(3, 9, size=3)
             reference[ellipsoid(centre, radii, shape)] = number
             if rng.random() < 0.8:
-                segmentation[ellipsoid(centre + rng.normal(0, 1.5, 3), radii * rng.uniform(0.8, 1.2, 3), shape)] = number
+                moved, sized = centre + rng.normal(0, 1.5, 3), radii * rng.uniform(0.8, 1.2, 3)
+                segmentation[ellipsoid(moved, sized, shape)] = number
         segmentation[segmentation % 7 == 3] += 1  # merged with the next one
         found[name] = reference, segmentation, (1.0, 1.0, 1.0)
     return found
@@ -96,8 +97,8 @@ def large(shape: tuple[int, int, int], labels: int) -> Pair:
     rows = max(1, round(math.sqrt(labels / 2)))
     columns = -(-labels // rows)
     for i in range(labels):
-        centre = np.array([shape[0] / 2, (i // columns + 0.5) * shape[1] / rows, (i % columns + 0.5) * shape[2] / columns])
-        room = np.array([shape[0] / 2, shape[1] / rows / 2, shape[2] / columns / 2]) * 0.9
+        cell = np.array([shape[0], shape[1] / rows, shape[2] / columns])
+        centre, room = (np.array([0, i // columns, i % columns]) + 0.5) * cell, 0.45 * cell
         radii = room * rng.uniform(0.3, 1.0, size=3)
         reference[ellipsoid(tuple(centre), tuple(radii), shape)] = i + 1
         moved, sized = centre + rng.integers(-2, 3, size=3), radii + rng.uniform(-1, 1, size=3)

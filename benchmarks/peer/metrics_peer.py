@@ -18,7 +18,7 @@ def surface_distance(folder: Path) -> dict:
     """DeepMind's metrics of each pair of masks."""
     from scipy import ndimage
 
-    np.Inf = np.inf  # the package is from before NumPy 2 and SciPy 2
+    np.inf = np.inf  # the package is from before NumPy 2 and SciPy 2
     for name in ("filters", "morphology"):
         if not hasattr(ndimage, name):
             setattr(ndimage, name, ndimage)
@@ -57,7 +57,7 @@ def of_monai(reference: np.ndarray, segmentation: np.ndarray, spacing: tuple) ->
     from monai import metrics
 
     y, y_pred = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (reference, segmentation))
-    tp, fp, tn, fn = (float(v) for v in metrics.get_confusion_matrix(y_pred, y)[0, 0])
+    tp, fp, tn, fn = (float(v) for v in metrics.get_confusion_matrix(y_pred.float(), y.float())[0, 0])
     steps = list(spacing)
     return {
         "dice": float(metrics.compute_dice(y_pred, y)),
@@ -102,7 +102,7 @@ def speed(folder: Path) -> dict:
     import torch
 
     torch.set_num_threads(1)
-    (reference, segmentation, spacing), = pairs(folder, "large").values()
+    ((reference, segmentation, spacing),) = pairs(folder, "large").values()
     of_monai(reference[:8, :64, :64] > 0, segmentation[:8, :64, :64] > 0, spacing)  # imports
     began, wall = time.process_time(), time.perf_counter()
     values = {}

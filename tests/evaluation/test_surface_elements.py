@@ -82,7 +82,7 @@ def test_the_surface_of_a_box(spacing):
 
 
 def test_a_sphere_has_a_surface_a_little_larger_than_its_own():
-    """Marching cubes through the middles of edges overestimates a round surface, by 8 % here; voxel faces do by 50 %."""
+    """Marching cubes through the middles of edges overestimates a round surface, by 8 % here."""
     axis = np.arange(61) - 30
     ball = np.square(axis[:, None, None]) + np.square(axis[:, None]) + np.square(axis) <= 25**2
     area = surface_elements(ball, (1.0, 1.0, 1.0)).areas.sum()
