@@ -208,11 +208,11 @@ def summarise(
 
 def presence(metrics: Mapping[str, float | None]) -> Literal["found", "missed", "spurious", "absent"]:
     """Where a case has a label: in both maps ("found", however badly), in one of them alone, or in none."""
-    if metrics["dice"] is None:
+    if metrics.get("dice") is None:
         return "absent"
-    if metrics["precision"] is None:
+    if metrics.get("precision", 0) is None:
         return "missed"
-    return "spurious" if metrics["recall"] is None else "found"
+    return "spurious" if metrics.get("recall", 0) is None else "found"
 
 
 def mean_over_labels(summary: Mapping[str, Mapping[str, Summary]], metric: str = "dice") -> float | None:
