@@ -16,7 +16,7 @@ import autoseg
 from autoseg import __version__, cli
 from autoseg.cli import main
 from autoseg.commands import environment, status
-from autoseg.commands.arguments import duration, parse_folds, positive, share
+from autoseg.commands.arguments import duration, parse_folds, positive, share, tolerances
 from autoseg.commands.check import DatasetReport
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
@@ -25,6 +25,7 @@ from autoseg.commands.predict import PredictOptions
 from autoseg.datasets.dataset import IntakeOptions, Problem
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
+from autoseg.evaluation.measures import Measures
 from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.planning.planner import make_plan
 from autoseg.records import save
@@ -90,6 +91,11 @@ def test_what_names_no_folds(text):
     [
         (positive, {"1": 1, "60": 60}, ["0", "-1", "1.5", "", "x", "1e3"]),
         (share, {"1": 1, "0.5": 0.5, "1e-3": 0.001}, ["0", "-0.5", "1.01", "nan", "inf", "", "x"]),
+        (
+            tolerances,
+            {"2": {"all": 2}, "a=2, b.c=0.5": {"a": 2, "b.c": 0.5}, "3,a=2": {"all": 3, "a": 2}},
+            ["", "0", "-1", "a=", "=2", "a=x", "a=1,a=2", "1,2", "a=nan", "a=inf", "a"],
+        ),
     ],
 )
 def test_numbers(kind, good, bad):
@@ -185,17 +191,25 @@ def test_predict_passes_everything_on(called):
 
 def test_evaluate_has_two_tasks(called):
     assert run("evaluate", "-w", "w", "-c", "2d", "--network", "swin_unet", "--csv", "s.csv", "--workers", 2) == 0
-    assert run("evaluate", "--predictions", "p", "--references", "r", "--labels", "liver=1") == 0
+    assert run(
+        "evaluate", "--predictions", "p", "--references", "r", "--labels", "liver=1", "--tolerance", "3,liver=2",
+        "--tubes", "vessel,airway",
+    ) == 0  # fmt: skip
     assert called == [
         (
             "cross_validate",
             (Workspace(Path("w")), "2d"),
-            {"network": "swin_unet", "csv": Path("s.csv"), "workers": 2},
+            {"network": "swin_unet", "csv": Path("s.csv"), "workers": 2, "measures": Measures()},
         ),
         (
             "evaluate_folders",
             (Path("p"), Path("r"), Workspace(Path("autoseg_workspace"))),
-            {"labels": "liver=1", "csv": None, "workers": None},
+            {
+                "labels": "liver=1",
+                "csv": None,
+                "workers": None,
+                "measures": Measures({"all": 3.0, "liver": 2.0}, ("vessel", "airway")),
+            },
         ),
     ]
 

@@ -1,7 +1,7 @@
 """Models from Python: trained, scored, used; and the machine they are planned for."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,6 +103,8 @@ def cross_validate(
     configuration: str | None = None,
     *,
     network: str | None = None,
+    tolerance: float | Mapping[str, float] | None = None,
+    tubes: Names = (),
     csv: File | None = None,
     workers: int | None = None,
     say: Say | None = print,
@@ -112,6 +114,8 @@ def cross_validate(
     Args:
         workspace: with trained folds.
         configuration, network: of the model; None: the recommended one, as planned.
+        tolerance: mm, of nsd, boundary_f1 and boundary_iou: 2, or {"liver": 2, "vessel": 0.5}; None: 1 mm.
+        tubes: labels whose centre-lines are compared, such as "vessel"; "all": every one.
         csv: also write one row per case and label to this file.
         workers: processes; 0: none but this one; None: as cores and memory allow.
         say: what shows a line; None: nothing is shown.
@@ -127,9 +131,13 @@ def cross_validate(
         >>> result.summary["liver"]["dice"].mean
     """
     from autoseg.commands.evaluate import cross_validate
+    from autoseg.evaluation.measures import measures_of
 
     table = None if csv is None else as_path(csv)
-    return cross_validate(in_workspace(workspace), configuration, network=network, csv=table, workers=workers)
+    return cross_validate(
+        in_workspace(workspace), configuration, network=network, csv=table, workers=workers,
+        measures=measures_of(tolerance, tubes),
+    )  # fmt: skip
 
 
 @checked
@@ -229,6 +237,8 @@ def evaluate_folders(
     workspace: File | None = None,
     *,
     labels: Labels | None = None,
+    tolerance: float | Mapping[str, float] | None = None,
+    tubes: Names = (),
     csv: File | None = None,
     workers: int | None = None,
     say: Say | None = print,
@@ -239,7 +249,7 @@ def evaluate_folders(
         predictions, references: folders whose files are paired by name.
         workspace: whose plan names the labels; None: `labels` names them, or they are called after their values.
         labels: names and values: {"liver": 1} or "liver=1".
-        csv, workers, say: as for `cross_validate`.
+        tolerance, tubes, csv, workers, say: as for `cross_validate`.
 
     Returns:
         `mean_dice`, `summary` (label -> metric -> mean, std and number of cases) and `cases` with their scores.
@@ -252,10 +262,12 @@ def evaluate_folders(
         >>> scores.mean_dice, scores.summary["liver"]["hd95"].mean
     """
     from autoseg.commands.evaluate import evaluate_folders
+    from autoseg.evaluation.measures import measures_of
 
     return evaluate_folders(
         as_path(predictions), as_path(references), None if workspace is None else in_workspace(workspace),
-        labels=labels_text(labels), csv=None if csv is None else as_path(csv), workers=workers,
+        labels=labels_text(labels), measures=measures_of(tolerance, tubes),
+        csv=None if csv is None else as_path(csv), workers=workers,
     )  # fmt: skip
 
 

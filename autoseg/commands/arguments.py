@@ -108,6 +108,20 @@ def mapping(text: str) -> dict[int, int]:
     return found
 
 
+def tolerances(text: str) -> dict[str, float]:
+    """Lengths in mm of "2" (for all labels) or "liver=2,vessel=0.5"."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        label, equals, number = part.rpartition("=")
+        label = label.strip() if equals else "all"
+        if not label or label in found:
+            raise argparse.ArgumentTypeError(
+                f"{shortened(text)} does not name each label once; write liver=2,vessel=0.5"
+            )
+        found[label] = above(0, 1e6)(number)
+    return found
+
+
 def parse_folds(text: str) -> "tuple[FoldName, ...] | None":
     """Folds of "0", "0,2", "0 2", "0..4", "full"; None for "all"."""
     if text.strip() == "all":

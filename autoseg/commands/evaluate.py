@@ -22,6 +22,7 @@ from autoseg.workspace import FULL, Workspace, begun_folds
 if TYPE_CHECKING:  # torch is imported where something is predicted
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
     from autoseg.evaluation.evaluate import CaseScore, Summary
+    from autoseg.evaluation.measures import Measures
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def cross_validate(
     configuration: str | None = None,
     *,
     network: str | None = None,
+    measures: "Measures | None" = None,
     csv: Path | None = None,
     workers: int | None = None,
 ) -> "CrossValidation":
@@ -53,6 +55,7 @@ def cross_validate(
     """
     from autoseg.evaluation.crossval import cross_validate_folds, describe, validation_jobs
     from autoseg.evaluation.evaluate import write_csv
+    from autoseg.evaluation.measures import DEFAULT, with_measures
     from autoseg.training.validation_budget import inference_of
 
     dataset, plan, splits = load_records(workspace, network)
@@ -65,7 +68,9 @@ def cross_validate(
         held_out = [cases[i] for i in split.validation]
         require_in_place(workspace, dataset, held_out)
         folder = workspace.fold(name, chosen.network.name, split.fold)
-        jobs[split.fold] = validation_jobs(folder / "validation", held_out, plan.labels)
+        jobs[split.fold] = with_measures(
+            validation_jobs(folder / "validation", held_out, plan.labels), measures or DEFAULT
+        )
     for note in notes:
         LOG.info(note)
     if not jobs:
@@ -209,6 +214,7 @@ def evaluate_folders(
     workspace: Workspace | None = None,
     *,
     labels: str | None = None,
+    measures: "Measures | None" = None,
     csv: Path | None = None,
     workers: int | None = None,
 ) -> FolderScores:
@@ -216,6 +222,7 @@ def evaluate_folders(
 
     Args:
         workspace: whose plan names the labels, where `labels` does not; without a plan they are the values found.
+        measures: tolerances and tubes; None: the defaults.
 
     Raises:
         DataError: files cannot be paired, lie on other grids, or hold values that are not labels.
@@ -230,6 +237,7 @@ def evaluate_folders(
         total_confusion,
         write_csv,
     )
+    from autoseg.evaluation.measures import DEFAULT, with_measures
 
     if labels is not None:
         label_set = LabelSet(parse_options(labels=labels).labels or {})
@@ -237,8 +245,9 @@ def evaluate_folders(
         label_set = load(Plan, workspace.plan).labels
     else:
         label_set = labels_found(references)
-    scores = score_cases(pair_folders(predictions, references, label_set), workers=workers)
-    summary = summarise(scores)
+    jobs = with_measures(pair_folders(predictions, references, label_set), measures or DEFAULT)
+    scores = score_cases(jobs, workers=workers)
+    summary = summarise(scores, {})  # nobody says which cases are of one patient
     LOG.info(summary_table(summary, counted(len(scores), "case")))
     LOG.info("\n" + confusion_table(total_confusion(scores), ["background", *label_set.values]))
     if csv:

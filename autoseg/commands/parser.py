@@ -18,6 +18,7 @@ from autoseg.commands.arguments import (
     percentage,
     positive,
     share,
+    tolerances,
     whole,
 )
 from autoseg.errors import Misuse
@@ -163,6 +164,13 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path, help="folder of segmentations")
     parser.add_argument("--references", type=Path, help="folder of expert labels")
     parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
+    parser.add_argument(
+        "--tolerance",
+        type=tolerances,
+        metavar="MM",
+        help="of nsd, boundary_f1, boundary_iou: 2 | liver=2,vessel=0.5",
+    )
+    parser.add_argument("--tubes", default=(), metavar="LABELS", help="measure centreline_dice: vessel,airway | all")
     parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
     parser.add_argument(
         "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"

@@ -15,6 +15,7 @@ from autoseg.evaluation.evaluate import (
     CaseScore,
     ScoreJob,
     Summary,
+    columns_of,
     confusion_table,
     mean_over_labels,
     score_cases,
@@ -124,7 +125,7 @@ def describe(result: CrossValidation, labels: LabelSet) -> str:
     if len(result.folds) < result.planned_folds:
         parts[0] += f" (of {result.planned_folds}: the others are not trained)"
     parts.append(summary_table(result.summary, "all cases"))
-    metrics = tuple(METRICS)
+    metrics = columns_of(METRICS)
     per_fold = {fold.fold: summarise(fold.cases) for fold in result.folds}
     rows = [["label", "metric", *(f"fold {fold}" for fold in per_fold), "folds"]]
     for label in result.summary:

@@ -8,23 +8,35 @@ cases.
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from autoseg.datasets.contents import contents, stray_folders
 from autoseg.datasets.pairing import LABEL_SUFFIX, name_of
 from autoseg.errors import DataError
-from autoseg.evaluation.metrics import METRICS, SURFACE_METRICS, confusion_matrix, overlap_counts, surface_distances
+from autoseg.evaluation.intervals import interval_of_mean
+from autoseg.evaluation.label_scores import DISTANCES, LabelJob, label_scores
+from autoseg.evaluation.metrics import accuracy, confusion_matrix, diagonal
+from autoseg.evaluation.surfaces import TOLERANCE_MM
 from autoseg.imaging.alignment import compare_grids
 from autoseg.imaging.formats.readers import ending_of, is_dicom, read_labels
 from autoseg.imaging.geometry import Vector3, Volume
 from autoseg.imaging.labels import LabelSet
-from autoseg.messages import ruled
+from autoseg.messages import counted, ruled
 from autoseg.processes import map_in_processes
 from autoseg.workspace import write_text
+
+ALL = "all"
+IN_FILES_ALONE = (  # which tables leave out, so that they fit a terminal
+    *("specificity", "f2", "volume_error", "volume_error_ml", "hd", "assd", "boundary_f1", "boundary_iou"),
+    *("centreline_dice", "lesion_sensitivity", "lesion_precision", "lesion_f1", "lesion_tp", "lesion_fp", "lesion_fn"),
+    *("pq", "rq", "sq"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,16 +46,29 @@ class CaseScore:
     case: str
     confusion: tuple[tuple[int, ...], ...]  # voxels [reference class][segmented class], background first
     scores: dict[str, dict[str, float | None]]  # label or region -> metric -> value
+    voxel_ml: float | None = None  # volume of a voxel; None: the files do not state its size
+    diagonal_mm: float | None = None  # of the image: what a distance counts where an object was missed
+    tolerances_mm: dict[str, float] | None = None  # label or region -> tolerance of nsd and of the boundary metrics
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric over cases: mean, standard deviation, how many cases it is defined for, and how many it is not."""
+    """One metric over cases: mean, standard deviation, how many cases it is defined for, and how many it is not.
+
+    A distance is not defined for a case where the label was missed or is spurious. Its mean over the other cases would
+    look better the more is missed; `mean_penalised` counts the image's diagonal there.
+    """
 
     mean: float | None
     std: float | None
     defined: int
     undefined: int
+    median: float | None = None
+    quartiles: tuple[float, float] | None = None  # the 25th and the 75th percentile
+    interval: tuple[float, float] | None = None  # of the mean, 95 %, over patients; None where nobody knows them
+    mean_penalised: float | None = None  # distances alone: with the image's diagonal for missed and spurious cases
+    missed: int = 0  # cases with a reference and no segmentation of the label
+    spurious: int = 0  # cases with a segmentation and no reference of the label
 
 
 @dataclass(frozen=True)
@@ -54,7 +79,9 @@ class ScoreJob:
     reference: Path
     segmentation: Path
     labels: LabelSet
-    surfaces: bool = True  # measure distances, too
+    surfaces: bool = True  # measure distances, boundaries and lesions, too
+    tolerances_mm: Mapping[str, float] = field(default_factory=dict)  # label or region -> mm; others TOLERANCE_MM
+    tubes: tuple[str, ...] = ()  # labels whose centre-lines are compared, or ALL
 
 
 def score_case(job: ScoreJob) -> CaseScore:
@@ -85,14 +112,19 @@ def score_case(job: ScoreJob) -> CaseScore:
     confusion = confusion_matrix(maps[0], maps[1], job.labels.num_labels + 1, ignore_index=ignore)
     if ignore is not None:  # not annotated: neither side may count it
         maps = [np.where(hidden, 0, m) for m in maps]
-    scores: dict[str, dict[str, float | None]] = {}
-    for name, indices in job.labels.scored.items():
-        counts = overlap_counts(confusion, indices)
-        scores[name] = {metric: _or_none(function(counts)) for metric, function in METRICS.items()}
-        if job.surfaces:
-            surfaces = surface_distances(np.isin(maps[0], indices), np.isin(maps[1], indices), spacing)
-            scores[name] |= {metric: _or_none(function(surfaces)) for metric, function in SURFACE_METRICS.items()}
-    return CaseScore(job.case, tuple(tuple(int(v) for v in row) for row in confusion), scores)
+    known = reference.geometry.sized or segmentation.geometry.sized
+    voxel_ml = math.prod(spacing) / 1000 if known and math.isfinite(math.prod(spacing)) else None
+    tolerances = {name: job.tolerances_mm.get(name, TOLERANCE_MM) for name in job.labels.scored}
+    tubes = [name for name in job.labels.scored if name in job.tubes or ALL in job.tubes]
+    of = LabelJob(maps[0], maps[1], confusion, spacing, voxel_ml, tolerances, tuple(tubes), job.surfaces)
+    return CaseScore(
+        job.case,
+        tuple(tuple(int(v) for v in row) for row in confusion),
+        label_scores(of, job.labels.scored),
+        voxel_ml=voxel_ml,
+        diagonal_mm=diagonal(reference.array.shape, spacing),
+        tolerances_mm=tolerances if job.surfaces else None,
+    )
 
 
 def _read(path: Path, other: Path, labels: LabelSet) -> Volume:
@@ -142,14 +174,45 @@ def labels_found(folder: Path) -> LabelSet:
     return LabelSet({f"label_{v}": v for v in sorted(values - {0})})
 
 
-def summarise(scores: Sequence[CaseScore]) -> dict[str, dict[str, Summary]]:
-    """Mean and standard deviation over cases: label -> metric -> Summary."""
+def summarise(
+    scores: Sequence[CaseScore], patients: Mapping[str, Hashable] | None = None
+) -> dict[str, dict[str, Summary]]:
+    """Summarise every metric over cases: label -> metric -> Summary.
+
+    Args:
+        patients: case -> patient, for the intervals of the means; a case that is not in it is a patient of its own.
+            None: no intervals.
+    """
     if not scores:
         return {}
-    return {
-        label: {metric: _summary([s.scores[label][metric] for s in scores]) for metric in metrics}
-        for label, metrics in scores[0].scores.items()
-    }
+    groups = None if patients is None else [patients.get(score.case, score.case) for score in scores]
+    diagonals = [score.diagonal_mm for score in scores]
+    found = {}
+    for label, metrics in scores[0].scores.items():
+        states = Counter(presence(score.scores[label]) for score in scores)
+        found[label] = {}
+        for metric in metrics:
+            values = [score.scores[label][metric] for score in scores]
+            penalised = None
+            if metric in DISTANCES:
+                absent = [presence(score.scores[label]) == "absent" for score in scores]
+                penalised = _penalised(values, absent, diagonals)
+            found[label][metric] = replace(
+                _summary(values, groups),
+                mean_penalised=penalised,
+                missed=states["missed"],
+                spurious=states["spurious"],
+            )
+    return found
+
+
+def presence(metrics: Mapping[str, float | None]) -> Literal["found", "missed", "spurious", "absent"]:
+    """Where a case has a label: in both maps ("found", however badly), in one of them alone, or in none."""
+    if metrics.get("dice") is None:
+        return "absent"
+    if metrics.get("precision", 0) is None:
+        return "missed"
+    return "spurious" if metrics.get("recall", 0) is None else "found"
 
 
 def mean_over_labels(summary: Mapping[str, Mapping[str, Summary]], metric: str = "dice") -> float | None:
@@ -163,9 +226,17 @@ def total_confusion(scores: Sequence[CaseScore]) -> np.ndarray:
     return np.sum([np.array(s.confusion, dtype=np.int64) for s in scores], axis=0)
 
 
+def columns_of(metrics: Iterable[str]) -> list[str]:
+    """The metrics that tables show, in their order: a few, and those that a plugin added; files hold all of them."""
+    return [metric for metric in metrics if metric not in IN_FILES_ALONE]
+
+
 def summary_table(summary: Mapping[str, Mapping[str, Summary]], title: str) -> str:
-    """Labels as rows, metrics as columns, mean ± std over cases; (n) where a metric has fewer cases than Dice."""
-    metrics = list(next(iter(summary.values())))
+    """Labels as rows, metrics as columns, mean ± std over cases; (n) where a metric has fewer cases than Dice.
+
+    Below it, a line for each label that was missed or is spurious in a case: what the distances are with these cases.
+    """
+    metrics = columns_of(next(iter(summary.values())))
     rows = [[title, *metrics, "cases"]]
     for label, columns in summary.items():
         defined, undefined = columns["dice"].defined, columns["dice"].undefined
@@ -173,34 +244,77 @@ def summary_table(summary: Mapping[str, Mapping[str, Summary]], title: str) -> s
         rows.append([label, *shown, f"{defined}" + (f" (+{undefined} undefined)" if undefined else "")])
     means = [mean_over_labels(summary, m) for m in metrics]
     rows.append(["mean", *("-" if m is None else f"{m:.4f}" if m < 10 else f"{m:.2f}" for m in means), ""])
-    return ruled(rows)
+    return "\n".join([ruled(rows), *_missed_lines(summary)])
+
+
+def _missed_lines(summary: Mapping[str, Mapping[str, Summary]]) -> list[str]:
+    lines = []
+    for label, columns in summary.items():
+        dice = columns["dice"]
+        if not dice.missed and not dice.spurious:
+            continue
+        line = f"{label}: missed in {dice.missed} and spurious in {dice.spurious} of {counted(dice.defined, 'case')}"
+        means = {m: columns[m].mean_penalised for m in DISTANCES if m in columns}
+        shown = [f"{metric} {mean:.2f}" for metric, mean in means.items() if mean is not None]
+        lines.append(line + (f"; with the image's diagonal for these, {', '.join(shown)}" if shown else ""))
+    return lines
 
 
 def confusion_table(confusion: np.ndarray, names: Sequence[str]) -> str:
-    """Rows are the reference, columns the segmentation, as shares of each reference class."""
+    """Rows are the reference, columns the segmentation, as shares of each reference class; the accuracy below it.
+
+    Accuracy is never shown without that of a segmentation that finds nothing, from which it hardly differs where
+    objects are small.
+    """
     rows = [["reference \\ segmented", *names, "voxels"]]
     for name, row in zip(names, confusion, strict=True):
         rows.append([name, *(f"{v / max(row.sum(), 1):.4f}" for v in row), f"{row.sum()}"])
-    return ruled(rows)
+    right, of_nothing = accuracy(confusion)
+    line = f"accuracy {right:.4f}, that of predicting background alone {of_nothing:.4f}"
+    return "\n".join([ruled(rows), *([line] if math.isfinite(right) else [])])
 
 
 def write_csv(path: Path, scores: Sequence[CaseScore]) -> None:
-    """One row per case and label; an undefined value is an empty cell."""
+    """One row per case and label; an undefined value is an empty cell.
+
+    The last columns say whether the label was found, missed, spurious or absent (see `presence`), and the diagonal of
+    the image, which stands in for distances that a missed or spurious label has not.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for i, score in enumerate(scores):
         for label, metrics in score.scores.items():
             if i == 0 and label == next(iter(score.scores)):
-                writer.writerow(["case", "label", *metrics])
-            writer.writerow([score.case, label, *("" if v is None else v for v in metrics.values())])
+                writer.writerow(["case", "label", *metrics, "presence", "diagonal_mm"])
+            values = ["" if v is None else v for v in (*metrics.values(), presence(metrics), score.diagonal_mm)]
+            writer.writerow([score.case, label, *values])
     write_text(path, text.getvalue())
 
 
-def _summary(values: Sequence[float | None]) -> Summary:
-    defined = [v for v in values if v is not None]
+def _summary(values: Sequence[float | None], groups: Sequence[Hashable] | None) -> Summary:
+    where = [i for i, value in enumerate(values) if value is not None]
+    defined = [value for value in values if value is not None]
     if not defined:
         return Summary(None, None, 0, len(values))
-    return Summary(float(np.mean(defined)), float(np.std(defined)), len(defined), len(values) - len(defined))
+    lower, median, upper = map(float, np.percentile(defined, [25, 50, 75]))
+    return Summary(
+        float(np.mean(defined)),
+        float(np.std(defined)),
+        len(defined),
+        len(values) - len(defined),
+        median=median,
+        quartiles=(lower, upper),
+        interval=None if groups is None else interval_of_mean(defined, [groups[i] for i in where]),
+    )
+
+
+def _penalised(
+    values: Sequence[float | None], absent: Sequence[bool], diagonals: Sequence[float | None]
+) -> float | None:
+    """The mean with the image's diagonal where a label is in one of both maps alone; None if that is not known."""
+    counted = [d if v is None else v for v, nowhere, d in zip(values, absent, diagonals, strict=True) if not nowhere]
+    known = [value for value in counted if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(counted) else None
 
 
 def _shown(summary: Summary, cases: int) -> str:
@@ -246,7 +360,3 @@ def _on_grid_of(job: ScoreJob, reference: Volume, segmentation: Volume) -> tuple
     turned = Volume(np.ascontiguousarray(match.apply(segmentation.array)), reference.geometry)
     sized = reference.geometry if reference.geometry.sized else segmentation.geometry
     return turned, sized.spacing
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -23,11 +23,11 @@ FUNCTIONS = [name for name, module in autoseg.PUBLIC.items() if module.startswit
 RECORDS = {"plan_dataset": PlanOptions, "train_folds": TrainOptions, "predict_images": PredictOptions}
 BELOW = {  # what is called with keywords, and the parameters of it that have another form here
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
-    "cross_validate": (evaluate.cross_validate, set()),
+    "cross_validate": (evaluate.cross_validate, {"measures"}),
     "score_test_set": (evaluate.score_test_set, set()),
     "measure_speeds": (speeds.measure_speeds, set()),
     "learn_expected_dice": (expected_dice.learn_expected_dice, set()),
-    "evaluate_folders": (evaluate.evaluate_folders, set()),
+    "evaluate_folders": (evaluate.evaluate_folders, {"measures"}),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
 INTAKE = ("channels", "labels", "regions", "ignore", "patient_regex")
@@ -73,7 +73,7 @@ def test_keywords_are_the_fields_of_the_record(name):
 def test_keywords_are_those_of_the_function_below(name):
     function, others = BELOW[name]
     here, below = parameters(getattr(autoseg, name)), parameters(function)
-    intake = {"dataset", *INTAKE} if "intake" in others else set()
+    intake = {"dataset", *INTAKE} if "intake" in others else {"tolerance", "tubes"} if "measures" in others else set()
     assert set(here) - intake - {"say"} == set(below) - others
     for key in set(below) - others:
         assert here[key].default == below[key].default, key

@@ -189,11 +189,11 @@ def test_a_format_is_four_functions_and_one_line(tmp_path, monkeypatch):
 
 
 def test_a_metric_is_one_function_and_one_line(planned, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(METRICS, "specificity", lambda counts: counts.tn / (counts.tn + counts.fp))
+    monkeypatch.setitem(METRICS, "wrong", lambda counts: float(counts.fp + counts.fn))
     workspace = copy_of(planned, tmp_path / "w")
     trained(workspace)
     code, said = outcome(capsys, "evaluate", "-w", workspace.root)
     assert code == 0
     header, *rows = (line.split() for line in said.splitlines() if line.startswith(("all cases", "organ_1 ")))
-    assert header[2:] == ["dice", "iou", "recall", "precision", "specificity", "hd95", "assd", "nsd", "cases"]
-    assert ["organ_1", "specificity"] in [row[:2] for row in rows]  # and in the table of the folds
+    assert header[2:] == ["dice", "iou", "recall", "precision", "wrong", "hd95", "nsd", "cases"]
+    assert ["organ_1", "wrong"] in [row[:2] for row in rows]  # and in the table of the folds

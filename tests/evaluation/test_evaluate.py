@@ -1,6 +1,7 @@
 """Label files against label files, worked out by hand."""
 
 import csv
+import dataclasses
 import itertools
 import math
 import unicodedata
@@ -17,6 +18,7 @@ from autoseg.evaluation.evaluate import (
     CaseScore,
     ScoreJob,
     Summary,
+    columns_of,
     confusion_table,
     labels_found,
     mean_over_labels,
@@ -28,12 +30,16 @@ from autoseg.evaluation.evaluate import (
     total_confusion,
     write_csv,
 )
+from autoseg.evaluation.intervals import interval_of_mean
 from autoseg.imaging.labels import LabelSet
 from files import itk_image, nifti, png, stack
 
 X, Y, Z = 0.5, 1.0, 2.0  # mm
 AFFINE = np.diag([X, Y, Z, 1.0])
 ONE = LabelSet({"organ": 1})
+
+OVERLAP = ("dice", "iou", "recall", "precision", "volume_error", "volume_error_ml")
+SHAPES = ("hd95", "hd", "assd", "nsd", "boundary_f1", "boundary_iou", "lesion_f1", "pq", "sq")
 
 
 def volume(*rows: list[int]) -> np.ndarray:
@@ -59,8 +65,7 @@ def score(folder: Path, labels: LabelSet, reference: np.ndarray, segmentation: n
 def test_scores_by_hand(tmp_path):
     """`shifted` is moved by one voxel, `missed` not found, `invented` in the segmentation alone, `absent` nowhere.
 
-    The surfaces of `shifted` lie 0.5, 0, 0 mm from each other, either way: 95 % of the way through the sorted 0, 0, 0.5
-    stands 0.45.
+    Voxels are 0.5 x 1 x 2 mm: 0.001 ml.
     """
     labels = LabelSet({"shifted": 1, "missed": 2, "invented": 5, "absent": 7})
     result = score(
@@ -77,16 +82,25 @@ def test_scores_by_hand(tmp_path):
         (0, 0, 0, 0, 0),
         (0, 0, 0, 0, 0),
     )
-    assert result.scores["shifted"] == pytest.approx(
-        {"dice": 2 / 3, "iou": 1 / 2, "recall": 2 / 3, "precision": 2 / 3, "hd95": 0.45, "assd": 1 / 6, "nsd": 1.0}
-    )
-    assert result.scores["missed"] == {
-        "dice": 0, "iou": 0, "recall": 0, "precision": None, "hd95": None, "assd": None, "nsd": 0,
+    assert result.voxel_ml == pytest.approx(0.001)
+    assert result.diagonal_mm == pytest.approx(math.hypot(2 * Z, 5 * X))  # the one line has no extent
+    assert result.tolerances_mm == dict.fromkeys(labels.values, 1.0)
+    shown = {label: {metric: values[metric] for metric in OVERLAP} for label, values in result.scores.items()}
+    assert shown == {
+        "shifted": {"dice": pytest.approx(2 / 3), "iou": 1 / 2, "recall": pytest.approx(2 / 3),
+                    "precision": pytest.approx(2 / 3), "volume_error": 0, "volume_error_ml": 0},
+        "missed": {"dice": 0, "iou": 0, "recall": 0, "precision": None, "volume_error": -1,
+                   "volume_error_ml": pytest.approx(-0.002)},
+        "invented": {"dice": 0, "iou": 0, "recall": None, "precision": 0, "volume_error": None,
+                     "volume_error_ml": pytest.approx(0.001)},
+        "absent": dict.fromkeys(OVERLAP) | {"volume_error_ml": 0},
     }  # fmt: skip
-    assert result.scores["invented"] == {
-        "dice": 0, "iou": 0, "recall": None, "precision": 0, "hd95": None, "assd": None, "nsd": 0,
-    }  # fmt: skip
-    assert set(result.scores["absent"].values()) == {None}
+    for label in ("missed", "invented"):
+        assert {m: result.scores[label][m] for m in SHAPES} == {
+            "hd95": None, "hd": None, "assd": None, "nsd": 0, "boundary_f1": 0, "boundary_iou": 0,
+            "lesion_f1": 0, "pq": 0, "sq": None,
+        }  # fmt: skip
+    assert {result.scores["absent"][metric] for metric in SHAPES} == {None}
 
 
 def test_distances_are_in_millimetres_of_the_reference_grid(tmp_path):
@@ -94,7 +108,7 @@ def test_distances_are_in_millimetres_of_the_reference_grid(tmp_path):
     along_z = score(tmp_path / "z", ONE, volume([1, 0, 0, 0], [0, 0, 0, 0]), volume([0, 0, 0, 0], [1, 0, 0, 0]))
     along_x = score(tmp_path / "x", ONE, volume([1, 0, 0, 0], [0, 0, 0, 0]), volume([0, 0, 0, 1], [0, 0, 0, 0]))
     assert [s.scores["organ"]["hd95"] for s in (along_z, along_x)] == pytest.approx([2.0, 1.5])
-    assert [s.scores["organ"]["nsd"] for s in (along_z, along_x)] == [0.0, 0.0]  # beyond the tolerance of 1 mm
+    assert [s.scores["organ"]["nsd"] for s in (along_z, along_x)] == [0.5, 0.5]  # half of each contour
 
 
 def test_ignored_voxels_count_nowhere(tmp_path):
@@ -104,10 +118,34 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     assert result.confusion == ((1, 0, 0), (1, 1, 0), (0, 0, 1))
     assert result.scores["organ"]["dice"] == pytest.approx(2 / 3)
     assert result.scores["organ"]["precision"] == 1
-    assert result.scores["organ"]["hd95"] == pytest.approx(0.95 * X)  # not 2 mm, as far as the ignored claim lies
-    assert result.scores["other"] == {
-        "dice": 1, "iou": 1, "recall": 1, "precision": 1, "hd95": 0, "assd": 0, "nsd": 1,
+    assert result.scores["organ"]["hd"] == pytest.approx(X)  # not 2 mm, as far as the ignored claim lies
+    assert {m: result.scores["other"][m] for m in (*OVERLAP, *SHAPES)} == {
+        "dice": 1, "iou": 1, "recall": 1, "precision": 1, "volume_error": 0, "volume_error_ml": 0,
+        "hd95": 0, "hd": 0, "assd": 0, "nsd": 1, "boundary_f1": 1, "boundary_iou": 1,
+        "lesion_f1": 1, "pq": 1, "sq": 1,
     }  # fmt: skip
+
+
+def test_the_tolerance_is_that_of_the_label(tmp_path):
+    """Two labels, both moved by two voxels of 0.5 mm, with tolerances of 1 and of 0.9 mm."""
+    labels = LabelSet({"near": 1, "far": 2})
+    reference, segmentation = volume([1, 0, 0, 0, 2, 0, 0]), volume([0, 0, 1, 0, 0, 0, 2])
+    paths = []
+    for name, array in (("reference", reference), ("segmentation", segmentation)):
+        paths.append(nifti(tmp_path / f"{name}.nii", array, AFFINE))
+    found = score_case(ScoreJob("case", *paths, labels, tolerances_mm={"far": 0.9}))
+    assert found.tolerances_mm == {"near": 1.0, "far": 0.9}
+    assert [found.scores[label]["nsd"] for label in labels.values] == [1, 0.5]  # ends are 0.5 and 1 mm off
+
+
+def test_centre_lines_are_compared_where_it_is_asked_for(tmp_path):
+    labels = LabelSet({"vessel": 1, "organ": 2})
+    array = np.zeros((3, 20, 20), np.uint8)
+    array[1, 2:18, 4], array[1, 2:18, 12:16] = 1, 2
+    path = nifti(tmp_path / "a.nii", array, AFFINE)
+    for tubes, expected in (((), [None, None]), (("vessel",), [1, None]), (("all",), [1, 1])):
+        scores = score_case(ScoreJob("case", path, path, labels, tubes=tubes)).scores
+        assert [scores[label]["centreline_dice"] for label in labels.values] == expected
 
 
 def test_a_segmentation_cannot_ignore(tmp_path):
@@ -280,19 +318,24 @@ A = {"dice": 1.0, "iou": 1.0, "recall": 1.0, "precision": 1.0, "hd95": 0.0}
 B = {"dice": 0.5, "iou": 1 / 3, "recall": 0.5, "precision": 0.5, "hd95": 12.0}
 MISSED = {"dice": 0.0, "iou": 0.0, "recall": 0.0, "precision": None, "hd95": None}
 ABSENT = dict.fromkeys(A)
+SPURIOUS = {"dice": 0.0, "iou": 0.0, "recall": None, "precision": 0.0, "hd95": None}
 SCORES = (
-    CaseScore("first", ((5, 1), (2, 2)), {"organ": A, "lesion": MISSED, "rare": ABSENT}),
-    CaseScore("second", ((6, 0), (1, 3)), {"organ": B, "lesion": ABSENT, "rare": ABSENT}),
-    CaseScore("third", ((9, 1), (0, 0)), {"organ": B, "lesion": B, "rare": ABSENT}),
+    CaseScore("first", ((5, 1), (2, 2)), {"organ": A, "lesion": MISSED, "rare": ABSENT}, diagonal_mm=100.0),
+    CaseScore("second", ((6, 0), (1, 3)), {"organ": B, "lesion": ABSENT, "rare": ABSENT}, diagonal_mm=70.0),
+    CaseScore("third", ((9, 1), (0, 0)), {"organ": B, "lesion": B, "rare": ABSENT}, diagonal_mm=80.0),
 )
+
+
+def brief(summary: Summary) -> tuple[float | None, float | None, int, int]:
+    return summary.mean, summary.std, summary.defined, summary.undefined
 
 
 def test_means_leave_out_what_is_undefined_and_say_so():
     summary = summarise(SCORES)
-    assert summary["organ"]["dice"] == Summary(pytest.approx(2 / 3), pytest.approx(math.sqrt(1 / 18)), 3, 0)
-    assert summary["organ"]["hd95"] == Summary(pytest.approx(8), pytest.approx(math.sqrt(32)), 3, 0)
-    assert summary["lesion"]["dice"] == Summary(pytest.approx(0.25), pytest.approx(0.25), 2, 1)
-    assert summary["lesion"]["precision"] == Summary(pytest.approx(0.5), pytest.approx(0), 1, 2)
+    assert brief(summary["organ"]["dice"]) == (pytest.approx(2 / 3), pytest.approx(math.sqrt(1 / 18)), 3, 0)
+    assert brief(summary["organ"]["hd95"]) == (pytest.approx(8), pytest.approx(math.sqrt(32)), 3, 0)
+    assert brief(summary["lesion"]["dice"]) == (pytest.approx(0.25), pytest.approx(0.25), 2, 1)
+    assert brief(summary["lesion"]["precision"]) == (pytest.approx(0.5), pytest.approx(0), 1, 2)
     assert summary["rare"]["dice"] == Summary(None, None, 0, 3)
     assert mean_over_labels(summary) == pytest.approx((2 / 3 + 1 / 4) / 2)
     assert mean_over_labels(summary, "hd95") == pytest.approx(10)
@@ -300,11 +343,44 @@ def test_means_leave_out_what_is_undefined_and_say_so():
     assert summarise(()) == {}
 
 
+def test_a_missed_object_does_not_improve_the_mean_distance():
+    """The lesion is missed in the first image, whose diagonal is 100 mm, and 12 mm off in the third: 56 mm."""
+    summary = summarise(SCORES)["lesion"]
+    assert (summary["hd95"].mean, summary["hd95"].mean_penalised) == (12, 56)
+    assert (summary["hd95"].missed, summary["hd95"].spurious) == (1, 0)
+    assert (summary["dice"].missed, summary["dice"].mean_penalised) == (1, None)  # it counts as 0 there anyway
+    scores = {"organ": A, "lesion": SPURIOUS, "rare": ABSENT}
+    found = summarise([*SCORES, CaseScore("fourth", ((9, 1), (0, 0)), scores, diagonal_mm=200.0)])
+    assert found["lesion"]["hd95"].mean_penalised == pytest.approx((100 + 12 + 200) / 3)
+    assert (found["lesion"]["hd95"].missed, found["lesion"]["hd95"].spurious) == (1, 1)
+    assert summarise(SCORES)["organ"]["hd95"].mean_penalised == pytest.approx(8)  # nothing to punish
+    unknown = [dataclasses.replace(score, diagonal_mm=None) for score in SCORES]  # written by an older version
+    assert summarise(unknown)["lesion"]["hd95"].mean_penalised is None
+
+
+def test_the_middle_and_the_spread_of_a_metric():
+    summary = summarise(SCORES)["organ"]["hd95"]  # 0, 12, 12
+    assert (summary.median, summary.quartiles) == (12, (6, 12))
+
+
+def test_intervals_are_over_patients():
+    """Two scans of one patient and one of another: the mean of a draw is 2, 4 (1/2, 1/4) or their mixture."""
+    cases = [
+        CaseScore(name, ((1,),), {"organ": A | {"hd95": value}}) for name, value in (("a", 2.0), ("b", 2.0), ("c", 4.0))
+    ]
+    summary = summarise(cases, {"a": "one", "b": "one", "c": "two"})["organ"]
+    assert summary["hd95"].interval == (2, 4)
+    assert summary["hd95"].interval == interval_of_mean([2, 2, 4], ["one", "one", "two"])
+    assert summarise(cases, {"a": "x", "b": "x", "c": "x"})["organ"]["hd95"].interval is None  # one patient
+    assert summarise(cases, {})["organ"]["hd95"].interval == interval_of_mean([2, 2, 4], "abc")
+    assert summarise(cases)["organ"]["hd95"].interval is None  # nobody asked
+
+
 def test_the_table_says_over_how_many_cases_a_mean_is_taken():
     lines = summary_table(summarise(SCORES), "3 cases").splitlines()
     assert lines[0].split() == ["3", "cases", "dice", "iou", "recall", "precision", "hd95", "cases"]
     assert set(lines[1]) == {"-"}
-    organ, lesion, rare, mean = lines[2:]
+    organ, lesion, rare, mean, missed = lines[2:]
     assert organ.split() == [
         "organ", "0.6667", "±", "0.236", "0.5556", "±", "0.314", "0.6667", "±", "0.236", "0.6667", "±", "0.236",
         "8.0000", "±", "5.657", "3",
@@ -315,6 +391,14 @@ def test_the_table_says_over_how_many_cases_a_mean_is_taken():
     assert lesion.endswith("2 (+1 undefined)")
     assert rare.split() == ["rare", "-", "-", "-", "-", "-", "0", "(+3", "undefined)"]
     assert mean.split() == ["mean", "0.4583", "0.3611", "0.4583", "0.5833", "10.00"]
+    assert missed == "lesion: missed in 1 and spurious in 0 of 2 cases; with the image's diagonal for these, hd95 56.00"
+
+
+def test_tables_show_a_few_metrics_and_those_of_plugins():
+    known = ["dice", "iou", "recall", "precision", "hd95", "assd", "nsd"]
+    assert columns_of([*known, "mine"]) == ["dice", "iou", "recall", "precision", "hd95", "nsd", "mine"]
+    scores = [CaseScore("a", ((1,),), {"organ": dict.fromkeys([*known, "mine"], 0.5)})]
+    assert summary_table(summarise(scores), "cases").splitlines()[0].split()[-2:] == ["mine", "cases"]
 
 
 def test_confusions_are_summed_and_shown_as_shares_of_the_reference():
@@ -322,12 +406,15 @@ def test_confusions_are_summed_and_shown_as_shares_of_the_reference():
     total = total_confusion(SCORES)
     np.testing.assert_array_equal(total, [[20, 2], [3, 5]])
     lines = confusion_table(total, ["background", "organ"]).splitlines()
-    assert [line.split() for line in lines[2:]] == [
+    assert [line.split() for line in lines[2:4]] == [
         ["background", "0.9091", "0.0909", "22"],
         ["organ", "0.3750", "0.6250", "8"],
     ]
+    assert lines[4:] == ["accuracy 0.8333, that of predicting background alone 0.7333"]  # 25 and 22 of 30
     empty = confusion_table(np.array([[4, 0], [0, 0]]), ["background", "organ"]).splitlines()
-    assert empty[-1].split() == ["organ", "0.0000", "0.0000", "0"]
+    assert empty[3].split() == ["organ", "0.0000", "0.0000", "0"]
+    nothing = confusion_table(np.zeros((2, 2), int), ["background", "organ"]).splitlines()
+    assert len(nothing) == 4  # no voxel, no accuracy
     with pytest.raises(ValueError, match="zip"):
         confusion_table(total, ["background"])
 
@@ -336,12 +423,13 @@ def test_the_csv_has_one_row_per_case_and_label(tmp_path):
     write_csv(tmp_path / "new" / "scores.csv", SCORES)
     with open(tmp_path / "new" / "scores.csv", newline="") as file:
         table = list(csv.reader(file))
-    assert table[0] == ["case", "label", "dice", "iou", "recall", "precision", "hd95"]
+    assert table[0] == ["case", "label", "dice", "iou", "recall", "precision", "hd95", "presence", "diagonal_mm"]
     assert [row[:2] for row in table[1:]] == [
         list(pair) for pair in itertools.product(("first", "second", "third"), ("organ", "lesion", "rare"))
     ]
-    assert table[2] == ["first", "lesion", "0.0", "0.0", "0.0", "", ""]
-    assert table[3][2:] == [""] * 5
+    assert table[2] == ["first", "lesion", "0.0", "0.0", "0.0", "", "", "missed", "100.0"]
+    assert table[3][2:] == [""] * 5 + ["absent", "100.0"]
+    assert [row[7] for row in table[1:] if row[1] == "organ"] == ["found"] * 3
     assert float(table[4][3]) == 1 / 3  # in full
     assert b"\r" not in (tmp_path / "new" / "scores.csv").read_bytes()
 

@@ -19,7 +19,8 @@ from autoseg.datasets.inputs import FileNames
 from autoseg.datasets.splits import Split, Splits
 from autoseg.evaluation.crossval import CrossValidation, FoldScores
 from autoseg.evaluation.evaluate import CaseScore, summarise
-from autoseg.evaluation.metrics import METRICS, SURFACE_METRICS
+from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.surfaces import SURFACE_METRICS
 from autoseg.models.build import build_plan_network
 from autoseg.models.checkpoint import save_checkpoint
 from autoseg.models.container import Container, Content, write
