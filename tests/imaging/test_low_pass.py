@@ -168,7 +168,7 @@ def test_aliased_energy_of_a_zone_plate(filter):
 
 
 def test_the_sincs_keep_what_the_new_grid_can_show():
-    """At 0.8 of the new limit both sincs keep more than the Gaussian, which has its closed form; at it, all keep half."""
+    """At 0.8 of the new limit both sincs keep more than the Gaussian, which has a closed form; at it, all keep half."""
     sigma, limit = (FACTOR - 1) / 2, 1 / (2 * FACTOR)
     for share in (0.8, 1.0):
         expected = math.exp(-2 * (math.pi * sigma * share * limit) ** 2)
