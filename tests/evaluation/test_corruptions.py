@@ -111,8 +111,9 @@ def test_a_bias_field_is_a_smooth_factor_of_the_strength_that_was_asked_for():
 def test_contrast_is_a_power_of_the_share_of_the_range():
     """20, 60 and 100: a half becomes a quarter, 40, or its root, 76.57; both ends stay."""
     image = np.array([20.0, 60.0, 100.0], np.float32).reshape(1, 1, 1, 3)
-    found = {tuple(contrast(image, ONE, 2.0, generator(seed)).ravel().round(2).tolist()) for seed in range(12)}
-    assert found == {(20.0, 40.0, 100.0), (20.0, 76.57, 100.0)}
+    made = [contrast(image, ONE, 2.0, generator(seed)).ravel().tolist() for seed in range(12)]
+    assert min(made) == pytest.approx([20, 40, 100], abs=1e-3)
+    assert max(made) == pytest.approx([20, 76.5685, 100], abs=1e-3)
     constant = np.full((1, 2, 2, 2), 7.0, np.float32)
     np.testing.assert_array_equal(contrast(constant, ONE, 2.0, generator()), constant)
 
