@@ -140,6 +140,7 @@ def run_plan(options: argparse.Namespace) -> Answer:
             settings=tuple(options.settings),
             workers=options.workers,
             preprocess=not options.no_preprocess,
+            group=options.group,
         ),
     )
     return Answer(plan)
@@ -186,9 +187,26 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
     workspace = Workspace(options.workspace)
     if (options.predictions is None) != (options.references is None):
         raise UsageError("--predictions and --references need each other", remedy="give both, or neither")
-    chosen = [f"--{name}" for name in ("test", "speeds", "expected-dice") if getattr(options, name.replace("-", "_"))]
+    ways = ("test", "speeds", "expected-dice", "shifts", "predictions")
+    chosen = [f"--{way}" for way in (*ways, "groups") if getattr(options, way.replace("-", "_"))]
+    chosen = ["--group" if way == "--groups" else way for way in chosen]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other", remedy="run one after the other")
+    if options.cases is not None and not options.shifts:
+        raise UsageError("--cases limits the cases of --shifts", remedy="add --shifts, or omit it")
+    if options.groups:
+        from autoseg.commands.groups import compare_groups
+
+        groups = compare_groups(
+            workspace, options.configuration, network=options.network, groups=tuple(options.groups), csv=options.csv,
+            workers=options.workers,
+        )  # fmt: skip
+        return Answer(groups)
+    if options.shifts:
+        from autoseg.commands.shifts import measure_shifts
+
+        shifts = measure_shifts(workspace, options.configuration, network=options.network, cases=options.cases)
+        return Answer(shifts)
     if options.expected_dice:
         from autoseg.commands.expected_dice import learn_expected_dice
 

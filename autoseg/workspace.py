@@ -3,7 +3,8 @@
     WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
-      models/<configuration>-<network>/ crossval.json speeds.json expected_dice.json
+      models/<configuration>-<network>/ crossval.json speeds.json expected_dice.json groups.json
+        shifts.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
           inference.json}; fold_full/ of the model that trains on all cases
 
@@ -95,6 +96,14 @@ class Workspace:
     def speeds(self, configuration: str, network: str) -> Path:
         """What each speed of `predict` costs and loses with a model."""
         return self.model(configuration, network) / "speeds.json"
+
+    def groups(self, configuration: str, network: str) -> Path:
+        """Scores of a model's held-out predictions by group, such as the site of a case."""
+        return self.model(configuration, network) / "groups.json"
+
+    def shifts(self, configuration: str, network: str) -> Path:
+        """What a model's Dice loses under noise, blur and other changes of the images."""
+        return self.model(configuration, network) / "shifts.json"
 
     def fold(self, configuration: str, network: str, fold: FoldName) -> Path:
         return self.model(configuration, network) / f"fold_{fold}"

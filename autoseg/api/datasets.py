@@ -120,6 +120,7 @@ def plan_dataset(
     explain: bool = False,
     skip_bad: bool = False,
     preprocess: bool = True,
+    group: str | None = None,
     seed: int = 1234,
     channels: Names | None = None,
     labels: Labels | None = None,
@@ -145,6 +146,7 @@ def plan_dataset(
         explain: show every decision with its reason.
         skip_bad: leave faulty cases out instead of refusing the dataset.
         preprocess: False: decide only.
+        group: a column of the table of patients, such as "site": each fold leaves one of its values out.
         seed: of the folds' partition.
 
     Returns:

@@ -97,6 +97,10 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rules", choices=("autoseg", "nnunet"), default="autoseg", help="nnunet: only its rules (default: autoseg)"
     )
+    parser.add_argument(
+        "--group", default=None, metavar="COLUMN",
+        help="of the table of patients, e.g. site: each fold leaves one of its values out (default: folds by patient)",
+    )  # fmt: skip
     parser.add_argument("--no-preprocess", action="store_true", help="decide only")
     parser.add_argument("--explain", action="store_true", help="print every decision with its reason")
     parser.add_argument(
@@ -172,6 +176,21 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tubes", default=(), metavar="LABELS", help="measure centreline_dice: vessel,airway | all")
     parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
+    parser.add_argument(
+        "--group", dest="groups", action="append", default=[], metavar="COLUMN",
+        help="of the table of patients, e.g. site: also compare its groups of cases; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shifts", action="store_true",
+        help="measure the Dice of held-out cases under noise, blur, bias field, contrast and resolution shifts",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cases",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="with --shifts: N held-out cases of each fold, at most",
+    )
     parser.add_argument(
         "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"
     )

@@ -20,8 +20,9 @@ from autoseg.datasets.checks.duplicates import as_one_patient
 from autoseg.datasets.checks.problems import check, problem_table, without_bad_cases
 from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.datasets.fixing.copying import refuse_unfinished
+from autoseg.datasets.group_folds import folds_by_group
 from autoseg.datasets.splits import Splits, make_splits, splits_from_nnunet
-from autoseg.errors import DataError
+from autoseg.errors import DataError, UsageError
 from autoseg.lines import LOG, rewritten
 from autoseg.messages import complete, counted, suggest
 from autoseg.nn.devices import gpu_memory_gb
@@ -62,6 +63,7 @@ class PlanOptions:
     skip_bad: bool = False
     settings: tuple[str, ...] = ()  # key=value, applied to the finished plan
     workers: Workers | None = None
+    group: str | None = None  # a column of the table of patients: each fold leaves one of its values out
     seed: int = 1234
     preprocess: bool = True
 
@@ -97,7 +99,7 @@ def _plan_and_keep(root: Path, workspace: Workspace, options: PlanOptions) -> Pl
     plan = plan.with_settings((*length, *options.settings))
     for name in options.configurations:
         plan.configuration(name)  # refused before anything is stored
-    splits = _split(dataset, fingerprint, workspace, options.seed)
+    splits = _split(dataset, fingerprint, workspace, options)
     save(workspace.sources, measure(dataset, _as_typed(options), workers=options.workers))
     save(workspace.dataset, dataset)
     save(workspace.fingerprint, fingerprint)
@@ -149,11 +151,12 @@ def _at_a_glance(dataset: Dataset, plan: Plan, splits: Splits, workspace: Worksp
     sizes = [len(split.validation) for split in splits.splits]
     patients = len({case.patient for case in dataset.cases})
     held = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else str(sizes[0])
+    by = f"leave one {splits.group} out" if splits.group else "by patient"
     return overview(
         plan,
         understood(dataset),
         [*dataset.notes, *splits.notes],
-        folds=f"{len(sizes)} by patient ({patients}), each holds {held} case{'s' * (held != '1')} out",
+        folds=f"{len(sizes)} {by} ({patients}), each holds {held} case{'s' * (held != '1')} out",
         last=[
             f"all {len(plan.decisions)} decisions, with their reasons: in {workspace.plan}; --explain prints them",
         ],
@@ -182,6 +185,7 @@ def _as_typed(options: PlanOptions) -> tuple[str, ...]:
         (
             ("--rules", options.rules if options.rules != "autoseg" else None), ("--preset", options.preset),
             ("--network", options.network), ("--vram", options.vram_gb), ("--skip-bad", options.skip_bad),
+            ("--group", options.group),
             ("--time-budget", options.time_budget_seconds),
             ("--cpu-rate", options.cpu_rate if options.cpu_rate != "measured" else None),
             ("--configurations", ",".join(options.configurations) or None), ("--set", options.settings),
@@ -215,18 +219,28 @@ def _examine(root: Path, options: PlanOptions) -> tuple[Dataset, Fingerprint]:
     return dataset, summarise(kept, channels=dataset.channels, labels=dataset.labels)
 
 
-def _split(dataset: Dataset, fingerprint: Fingerprint, workspace: Workspace, seed: int) -> Splits:
-    """The folds: those the dataset brings along, otherwise ours; cases known from before keep their fold."""
+def _split(dataset: Dataset, fingerprint: Fingerprint, workspace: Workspace, options: PlanOptions) -> Splits:
+    """The folds: those the dataset brings along, otherwise ours; cases known from before keep their fold.
+
+    Folds that left one group out do so again, also without `--group`: new cases join their group.
+    """
     patients = {case.id: case.patient for case in dataset.cases}
     if dataset.splits is not None:
+        if options.group is not None:
+            raise UsageError(
+                f"--group {options.group}: the dataset brings its own folds along",
+                remedy="remove splits_final.json, or the columns fold and split, to make others",
+            )
         folds = [{"train": s.train, "val": s.validation} for s in dataset.splits]
         return splits_from_nnunet(folds, patients, file="the dataset")
     existing = load(Splits, workspace.splits) if workspace.splits.exists() else None
+    if group := options.group or (existing.group if existing else None):
+        return folds_by_group(dataset.columns, group, patients, seed=options.seed, existing=existing)
     volumes = {
         case.id: [case.class_voxels.get(name, 0) * _voxel_mm3(case.spacing) for name in dataset.labels.values]
         for case in fingerprint.cases
     }
-    return make_splits(patients, volumes, folds=FOLDS, seed=seed, existing=existing)
+    return make_splits(patients, volumes, folds=FOLDS, seed=options.seed, existing=existing)
 
 
 def _voxel_mm3(spacing: Sequence[float]) -> float:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from autoseg.commands.evaluate import folds_to_score
 from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
+from autoseg.datasets.dataset import Case
 from autoseg.errors import StateError
 from autoseg.lines import LOG
 from autoseg.messages import suggest
 from autoseg.nn.devices import choose_device
 from autoseg.preprocessing.sources import require_in_place
 from autoseg.records import load, save
-from autoseg.workspace import Workspace
+from autoseg.workspace import FoldName, Workspace
 
 if TYPE_CHECKING:
     from autoseg.evaluation.speeds import SpeedTable
@@ -36,6 +37,25 @@ def measure_speeds(
     from autoseg.evaluation.speeds import describe, measure_speeds
     from autoseg.models.model import open_model
 
+    name, trained_network, held_out = held_out_by_fold(workspace, configuration, network)
+    where = choose_device(device)
+    models = {fold: open_model(workspace, name, trained_network, folds=[fold], device=where) for fold in held_out}
+    folder = workspace.model(name, trained_network)
+    with tempfile.TemporaryDirectory(prefix=".speeds-", dir=folder) as temporary:
+        table = measure_speeds(models, held_out, Path(temporary))
+    save(workspace.speeds(name, trained_network), table)
+    LOG.info(describe(table))
+    return table
+
+
+def held_out_by_fold(
+    workspace: Workspace, configuration: str | None, network: str | None
+) -> "tuple[str, str, dict[FoldName, list[Case]]]":
+    """Configuration and network of a model, and the held-out cases of each of its trained folds.
+
+    Raises:
+        StateError: no fold with held-out cases is trained, or files of these cases are missing.
+    """
     dataset, plan, splits = load_records(workspace, network)
     name, chosen = plan.configuration(configuration)
     known = {case.id: case for case in dataset.cases}
@@ -51,16 +71,7 @@ def measure_speeds(
         )
     held_out = {split.fold: [known[i] for i in split.validation] for split in scored}
     require_in_place(workspace, dataset, [case for cases in held_out.values() for case in cases])
-    where = choose_device(device)
-    models = {
-        fold: open_model(workspace, name, chosen.network.name, folds=[fold], device=where) for fold in held_out
-    }  # fmt: skip
-    folder = workspace.model(name, chosen.network.name)
-    with tempfile.TemporaryDirectory(prefix=".speeds-", dir=folder) as temporary:
-        table = measure_speeds(models, held_out, Path(temporary))
-    save(workspace.speeds(name, chosen.network.name), table)
-    LOG.info(describe(table))
-    return table
+    return name, chosen.network.name, held_out
 
 
 def say_expected(

@@ -12,13 +12,14 @@ opens no image where names suffice: `problems.check` reads every file once, late
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from autoseg.datasets.checks.annotation import agree_on_colours, colours_of_labels
 from autoseg.datasets.checks.voxels import picture_channels
+from autoseg.datasets.columns import columns_of
 from autoseg.datasets.contents import dicom_below, table_beside
 from autoseg.datasets.fixing.lists import repeated_keys
 from autoseg.datasets.given_folds import read_splits, sound_splits
@@ -27,7 +28,7 @@ from autoseg.datasets.layouts import LAYOUTS
 from autoseg.datasets.loading import LoadedCase, count_values, is_picture, load_case
 from autoseg.datasets.pairing import Case, Found, Problem, identical_ids
 from autoseg.datasets.series import missing_structures, names_in_labels
-from autoseg.datasets.splits import Split
+from autoseg.datasets.splits import CaseId, Split
 from autoseg.datasets.tables import FOLDS_FILE, lists_images, patients_of
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import files_of, read_image, read_labels
@@ -83,6 +84,10 @@ class Dataset:
     splits: tuple[Split, ...] | None  # folds given with the dataset
     notes: tuple[Annotated[str, anything("any text")], ...]
     file_names: FileNames | None = None  # how the images of a case are named; None: by no rule
+    # further columns of the table of patients: column -> case id -> value
+    columns: dict[Annotated[str, anything("any text")], dict[CaseId, Annotated[str, anything("any text")]]] = field(
+        default_factory=dict
+    )
 
 
 def parse_options(
@@ -169,7 +174,7 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     labels = _labels(found, options, cases)
     dataset = Dataset(
         VERSION, found.name, str(root), found.layout, channels, labels, tuple(cases), tuple(test_cases),
-        patients_known, splits, tuple(found.notes), naming_of(cases),
+        patients_known, splits, tuple(found.notes), naming_of(cases), columns_of(found, root, patients),
     )  # fmt: skip
     return dataset, list(dict.fromkeys(found.problems))
 

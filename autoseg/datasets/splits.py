@@ -43,6 +43,7 @@ class Splits:
     splits: Annotated[tuple[Split, ...], entries(1)]
     test: tuple[CaseId, ...]  # held out: in no fold
     notes: tuple[Annotated[str, anything("any text")], ...]
+    group: Annotated[str, anything("any text")] | None = None  # the column of which each fold leaves one value out
 
 
 def make_splits(

@@ -14,12 +14,14 @@ which is all that resampling "slice by slice" means here.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
 
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.geometry import Axes3, Vector3
+from autoseg.imaging.low_pass import NO_LOW_PASS, LowPass
 
 LOSES_TOO_MUCH = 8  # an axis of this many voxels must keep at least one
 GROWS_TOO_MUCH = 1000  # voxels for each voxel: ten times finer along three axes
@@ -100,15 +102,15 @@ def resample_image(
     order: int,
     coarse_axis_order: int,
     anisotropy_threshold: float,
-    antialias_factor: float,
+    low_pass: LowPass,
 ) -> np.ndarray:
     """Resample an image (C, Z, Y, X) to `shape`; float32. An image that has that shape already is returned unchanged.
 
     Splines of `order` (0 nearest, 1 linear, 3 cubic), `coarse_axis_order` along a separate axis. An interpolated axis
-    whose extent shrinks by a factor f > `antialias_factor` is first smoothed by a Gaussian of (f - 1) / 2 voxels, as
-    `skimage.transform.resize` does. Cubic results are clipped to the range of their channel, so that no overshoot
-    invents intensities; where an axis is separate and its slices are copied, to the range of the slice (nnU-Net v2's
-    rule). Works on one channel at a time. Spacings in mm (Z, Y, X).
+    that shrinks by more than `low_pass.above` goes through its filter. Results of cubic splines and of filters that
+    overshoot are clipped to the range of their channel, so that no overshoot invents intensities; where an axis is
+    separate and its slices are copied, to the range of the slice (nnU-Net v2's rule). Works on one channel at a time.
+    Spacings in mm (Z, Y, X).
 
     Raises:
         UsageError: an order that is not 0, 1 or 3.
@@ -116,11 +118,11 @@ def resample_image(
     if array.shape[1:] == tuple(shape):
         return array
     orders = _axis_orders(spacing, target_spacing, order, coarse_axis_order, anisotropy_threshold)
-    operators = _operators(array.shape[1:], shape, orders, antialias_factor)
+    operators = _operators(array.shape[1:], shape, orders, low_pass)
     resampled = np.empty((len(array), *shape), dtype=np.float32)
     for channel, result in zip(array, resampled, strict=True):
         result[...] = _apply_all(operators, channel)
-        if max(orders) > 1:
+        if max(orders) > 1 or low_pass.overshoots:
             np.clip(result, *_range_around(channel, operators, orders), out=result)
     return resampled
 
@@ -158,7 +160,7 @@ def resample_probabilities(
         order=1,
         coarse_axis_order=0,
         anisotropy_threshold=anisotropy_threshold,
-        antialias_factor=np.inf,
+        low_pass=NO_LOW_PASS,
     )
 
 
@@ -181,7 +183,7 @@ def resample_labels(
     if indices.shape == tuple(shape):
         return indices
     orders = _axis_orders(spacing, target_spacing, 1, coarse_axis_order, anisotropy_threshold)
-    operators = _operators(indices.shape, shape, orders, antialias_factor=np.inf)
+    operators = _operators(indices.shape, shape, orders, NO_LOW_PASS)
     resampled = np.empty(shape, dtype=indices.dtype)
     step = max(1, _SLAB_VOXELS // (shape[1] * shape[2]))
     for start in range(0, shape[0], step):
@@ -265,26 +267,22 @@ def _axis_orders(
 
 
 def _operators(
-    shape: Sequence[int], new_shape: Sequence[int], orders: Sequence[int], antialias_factor: float
+    shape: Sequence[int], new_shape: Sequence[int], orders: Sequence[int], low_pass: LowPass
 ) -> tuple[_Operator, ...]:
     """One operator per axis; the identity where the extent stays."""
     operators = []
     for n_in, n_out, order in zip(shape, new_shape, orders, strict=True):
-        factor = n_in / n_out
         if n_in == n_out:
             weights = np.eye(n_in)
         elif order == 0:
             weights = np.eye(n_in)[(2 * np.arange(n_out) + 1) * n_in // (2 * n_out)]  # the cell at its centre
         else:
-            weights = np.eye(n_in)
-            if factor > antialias_factor:
-                weights = ndimage.gaussian_filter1d(weights, (factor - 1) / 2, axis=0, mode="nearest")
-            weights = _interpolate(weights, n_out, order)
+            weights = low_pass.weights(n_in, n_out, partial(_interpolate, order=order))
         operators.append(_Operator.of(weights))
     return tuple(operators)
 
 
-def _interpolate(values: np.ndarray, n_out: int, order: int) -> np.ndarray:
+def _interpolate(values: np.ndarray, n_out: int, *, order: int) -> np.ndarray:
     """Resample the first axis of a matrix by a spline of order 1 or 3, in float64."""
     n_in = len(values)
     position = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5

@@ -21,7 +21,7 @@ from typing import Any
 
 from autoseg.imaging.normalize import STATISTICS, uses_statistics
 from autoseg.messages import counted
-from autoseg.planning.plan import LENGTHS, Training
+from autoseg.planning.plan import LENGTHS, Resampling, Training
 from autoseg.planning.tables import all_loss_options
 from autoseg.records import to_plain
 
@@ -62,6 +62,8 @@ def what_is_seen(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     kept = {key: plan.get(key) for key in SEEN}
     kept["normalization"] = [_normalization(channel) for channel in plan["normalization"]]
     kept["labels"] = _labels(plan["labels"])
+    rules = plan["resampling"]
+    kept["resampling"] = {key: rules.get(key, value) for key, value in to_plain(Resampling()).items()}
     configuration = plan["configurations"].get(name)
     if configuration is None:
         return kept | {f"configurations.{name}": None}

@@ -14,6 +14,7 @@ from autoseg.dataloading.sampling import SAMPLERS
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.low_pass import FILTERS
 from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics, Intensity
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.plan_fields import (
@@ -133,6 +134,7 @@ class Resampling:
     coarse_axis_order: Order = 0  # along an axis resampled separately
     anisotropy_threshold: Ratio = 3.0  # axes this much coarser are resampled separately
     antialias_factor: Ratio = 1.5  # axes that shrink by more are low-pass filtered first
+    filter: Annotated[str, one_of(FILTERS)] = "gaussian"  # of these axes
 
     def __post_init__(self) -> None:
         check_fields(self)

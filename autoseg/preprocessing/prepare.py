@@ -13,6 +13,7 @@ from autoseg.errors import OutOfMemory
 from autoseg.imaging.components import bounding_box, nonzero_mask
 from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.labels import OUTSIDE
+from autoseg.imaging.low_pass import LowPass
 from autoseg.imaging.normalize import normalize
 from autoseg.imaging.placement import Placement, place
 from autoseg.imaging.resample import resample_image
@@ -58,7 +59,7 @@ def prepare(
     resampled = resample_image(
         _normalized(placement.crop(image), inside, plan), spacing, placement.target_spacing, placement.shape,
         order=rules.image_order, coarse_axis_order=rules.coarse_axis_order,
-        anisotropy_threshold=rules.anisotropy_threshold, antialias_factor=rules.antialias_factor,
+        anisotropy_threshold=rules.anisotropy_threshold, low_pass=LowPass(rules.filter, rules.antialias_factor),
     )  # fmt: skip
     if target is None:
         return Prepared(resampled, None, placement)

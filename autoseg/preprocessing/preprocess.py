@@ -94,8 +94,11 @@ def _settings_hash(plan: Plan, configuration: Configuration) -> str:
     labels = to_plain(plan.labels)
     if not labels["colours"]:
         del labels["colours"]  # copies made before digests existed stay valid
-    settings = [plan.orientation, plan.axis_order, plan.normalization, plan.resampling]
-    plain = [labels, *(to_plain(s) for s in settings), configuration.dims, configuration.spacing]
+    resampling = to_plain(plan.resampling)
+    if resampling["filter"] == "gaussian":
+        del resampling["filter"]  # nor did filters
+    settings = [plan.orientation, plan.axis_order, plan.normalization]
+    plain = [labels, *(to_plain(s) for s in settings), resampling, configuration.dims, configuration.spacing]
     text = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

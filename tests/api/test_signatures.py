@@ -12,7 +12,7 @@ import autoseg
 from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
-from autoseg.commands import calibrate, evaluate, expected_dice, fix, speeds
+from autoseg.commands import calibrate, evaluate, expected_dice, fix, groups, shifts, speeds
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -26,6 +26,8 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "cross_validate": (evaluate.cross_validate, {"measures"}),
     "score_test_set": (evaluate.score_test_set, set()),
     "measure_speeds": (speeds.measure_speeds, set()),
+    "measure_shifts": (shifts.measure_shifts, set()),
+    "compare_groups": (groups.compare_groups, set()),
     "learn_expected_dice": (expected_dice.learn_expected_dice, set()),
     "evaluate_folders": (evaluate.evaluate_folders, {"measures"}),
     "calibrate_device": (calibrate.calibrate_device, set()),
@@ -35,7 +37,15 @@ OF_COMMAND = {
     "check": ("check_dataset", "fix_dataset"),
     "plan": ("plan_dataset",),
     "train": ("train_folds",),
-    "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "learn_expected_dice", "evaluate_folders"),
+    "evaluate": (
+        "cross_validate",
+        "score_test_set",
+        "measure_speeds",
+        "measure_shifts",
+        "compare_groups",
+        "learn_expected_dice",
+        "evaluate_folders",
+    ),
     "predict": ("predict_images", "Predictor"),
     "import-nnunet": ("import_nnunet",),
     "status": ("status",),
@@ -44,7 +54,7 @@ OF_COMMAND = {
 TYPED_ONLY = {
     "check": {"skip_bad"},  # does nothing there
     "train": {"gpus", "slurm"},  # start other processes of the command line
-    "evaluate": {"test", "speeds", "expected_dice"},  # functions of their own
+    "evaluate": {"test", "speeds", "shifts", "expected_dice"},  # functions of their own
 }
 CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}, "predict": {"path"}}
 

@@ -9,6 +9,7 @@ from skimage.transform import resize
 
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import OUTSIDE
+from autoseg.imaging.low_pass import LowPass
 from autoseg.imaging.resample import (
     require_possible,
     resample_image,
@@ -22,7 +23,18 @@ ISOTROPIC = (1.0, 1.0, 1.0)
 SHAPES = st.tuples(*[st.integers(1, 14)] * 3)
 
 
-def image(array, shape, *, spacing=ISOTROPIC, target=ISOTROPIC, order=3, coarse=0, threshold=3.0, antialias=np.inf):
+def image(
+    array,
+    shape,
+    *,
+    spacing=ISOTROPIC,
+    target=ISOTROPIC,
+    order=3,
+    coarse=0,
+    threshold=3.0,
+    antialias=np.inf,
+    filter="gaussian",
+):
     return resample_image(
         array,
         spacing,
@@ -31,7 +43,7 @@ def image(array, shape, *, spacing=ISOTROPIC, target=ISOTROPIC, order=3, coarse=
         order=order,
         coarse_axis_order=coarse,
         anisotropy_threshold=threshold,
-        antialias_factor=antialias,
+        low_pass=LowPass(filter, antialias),
     )
 
 

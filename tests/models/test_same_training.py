@@ -64,7 +64,14 @@ INDIFFERENT = (
     *[("configurations", "2d", "batch_size"), ("configurations", "2d", "network", "features")],
 )
 DECISIVE = (
-    *[("channels",), ("orientation",), ("axis_order",), ("resampling", "image_order"), ("labels", "ignore")],
+    *[
+        ("channels",),
+        ("orientation",),
+        ("axis_order",),
+        ("resampling", "image_order"),
+        ("resampling", "filter"),
+        ("labels", "ignore"),
+    ],
     *[("normalization",), ("configurations", NAME, "spacing"), ("configurations", NAME, "patch_size")],
     *[("configurations", NAME, "batch_size"), ("configurations", NAME, "batch_dice")],
     *[("configurations", NAME, "cascade_from"), ("configurations", NAME, "network", "features")],
@@ -105,6 +112,7 @@ def test_fields_that_plans_gain_or_lack_make_no_difference(made):
     earlier = copy.deepcopy(plain)
     for key in ("case_sampling", "class_sampling", "loss_options"):
         del earlier["training"][key]
+    del earlier["resampling"]["filter"]
     assert plan_differences(earlier, plain, NAME) == {}
     earlier["training"]["unknown_today"] = 3
     assert plan_differences(earlier, plain, NAME) == {}

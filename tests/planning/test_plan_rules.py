@@ -232,6 +232,7 @@ def test_what_claims_another_version_is_refused(version, content):
         ("resampling.coarse_axis_order=-1", "resampling.coarse_axis_order: expected 0 to 5, found -1"),
         ("resampling.anisotropy_threshold=0", "anisotropy_threshold: expected 1 or more"),
         ("resampling.antialias_factor=-3", "antialias_factor: expected 1 or more"),
+        ("resampling.filter=box", "resampling.filter: expected one of 'gaussian', 'hamming_sinc', 'lanczos', 'none', "),
         ("training.foreground_fraction=1.5", "training.foreground_fraction: expected 0 to 1, found 1.5"),
         ("training.mirror_axes=[5]", "training.mirror_axes[0]: expected 0 to 2, found 5"),
         ("training.mirror_axes=[0,0]", "training.mirror_axes: expected 0 to 3 entries without repetition"),

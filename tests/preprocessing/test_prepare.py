@@ -170,7 +170,10 @@ def test_the_plan_says_how_to_resample():
     np.testing.assert_array_equal(thick, image.repeat(2, 1))
     assert not np.allclose(thick, made((5.0, 1.0, 1.0), (2.5, 1.0, 1.0), anisotropy_threshold=6.0))
     coarse = made(target=(1.0, 2.0, 2.0))
-    assert not np.allclose(coarse, made(target=(1.0, 2.0, 2.0), antialias_factor=1.5))
+    smoothed = made(target=(1.0, 2.0, 2.0), antialias_factor=1.5)
+    assert not np.allclose(coarse, smoothed)
+    np.testing.assert_array_equal(coarse, made(target=(1.0, 2.0, 2.0), antialias_factor=1.5, filter="none"))
+    assert not np.allclose(smoothed, made(target=(1.0, 2.0, 2.0), antialias_factor=1.5, filter="lanczos"))
 
 
 # ---- what cannot be

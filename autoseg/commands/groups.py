@@ -1,0 +1,48 @@
+"""`autoseg evaluate --group COLUMN`: held-out scores by site, scanner, or any column of the table of patients."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.commands.evaluate import cross_validate
+from autoseg.commands.inputs import load_records
+from autoseg.datasets.columns import groups_of
+from autoseg.lines import LOG
+from autoseg.records import save
+from autoseg.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoseg.evaluation.groups import GroupScores
+
+
+def compare_groups(
+    workspace: Workspace,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    groups: Sequence[str],
+    csv: Path | None = None,
+    workers: int | None = None,
+) -> "GroupScores":
+    """Cross-validate as `evaluate` does, then show and store a table for each column and the largest gap in it.
+
+    Args:
+        groups: columns of the table of patients.
+
+    Raises:
+        UsageError: there is no such column, or it forms fewer than two groups.
+        StateError: no fold with held-out cases is trained.
+    """
+    from autoseg.evaluation.groups import METRIC, VERSION, GroupScores, compare, describe
+
+    dataset, plan, _ = load_records(workspace, network)
+    name, chosen = plan.configuration(configuration)
+    patients = {case.id: case.patient for case in dataset.cases}
+    columns = {column.lower(): groups_of(dataset.columns, column, patients) for column in groups}  # refused at once
+    result = cross_validate(workspace, configuration, network=network, csv=csv, workers=workers)
+    tables = tuple(compare(result.cases, found, patients, column) for column, found in columns.items())
+    scores = GroupScores(VERSION, name, chosen.network.name, METRIC, tables)
+    save(workspace.groups(name, chosen.network.name), scores)
+    for table in tables:
+        LOG.info("\n" + describe(table))
+    return scores
