@@ -35,6 +35,7 @@ from autoseg.rules import anything, entries
 Group = list[tuple[int, Path]]  # (channel, file) of one case
 IMAGE_FOLDERS = ("imagests", "imagestr", "images")  # of a dataset, in lower case: the first of them is offered
 LABEL_FOLDERS = {"labelstr", "labels", "masks", "segmentations"}
+SEGMENTATION = ".seg.nrrd"
 FOUR_DIGITS = re.compile(r"_\d{4}")
 
 
@@ -89,7 +90,7 @@ def images_in(
         if not path.is_dir() or is_series(path):
             files += [path] if path.is_dir() else _one_file(path, problems)
             continue
-        inside = contents(path)
+        inside = _images_of(path)
         inside.folders = [folder for folder in inside.folders if out is None or folder.resolve() != out.resolve()]
         if inside.images and reader.is_case_folder(inside.images, path):
             problems += [*inside.problems, *stray_folders(inside)]
@@ -102,11 +103,32 @@ def images_in(
         else:
             _refuse_dataset(path, inside)
             groups += _of_folders(reader, path, inside)
+    if problems and not files and not groups and all(is_segmentation(Path(problem.file)) for problem in problems):
+        what = f"{problems[0].file} is a segmentation of 3D Slicer, expected an image"
+        raise UsageError(what, remedy="name the image that it was drawn on, or a folder of images")
     groups += reader.of_files([*dict.fromkeys(files)])  # a file may be given beside its folder
     one_file_each = all(len(group) == 1 for _, group in groups)
     complete = [g for g in _each_once(groups, problems) if _is_complete(*g, reader, one_file_each)]
     cases = sorted((case_id, tuple(file for _, file in group)) for case_id, group in complete)
     return cases, list(dict.fromkeys(problems))
+
+
+def is_segmentation(file: Path) -> bool:
+    """Whether a file's name says that it holds segments, as 3D Slicer writes them beside an image: `x.seg.nrrd`."""
+    return file.name.lower().endswith(SEGMENTATION)
+
+
+def _images_of(folder: Path) -> Contents:
+    """The entries of a folder of images; segmentations among them are not used, and listed as such."""
+    inside = contents(folder)
+    inside.problems += [_segmentation(file) for file in inside.images if is_segmentation(file)]
+    inside.images = [file for file in inside.images if not is_segmentation(file)]
+    return inside
+
+
+def _segmentation(file: Path) -> Problem:
+    what = "is a segmentation of 3D Slicer, not an image: it is not used"
+    return Problem(name_of(file), str(file), what, "nothing; if it is an image, call it .nrrd", "warning")
 
 
 def _refuse_dataset(path: Path, inside: Contents) -> None:
@@ -233,6 +255,9 @@ def _one_file(path: Path, problems: list[Problem]) -> list[Path]:
     if path.is_file() and ending_of(path) is None:
         remedy = f"known file extensions: {', '.join(READERS)}"
         raise UsageError(f"{path} is not an image of a known format", remedy=remedy)
+    if path.is_file() and is_segmentation(path):
+        problems.append(_segmentation(path))
+        return []
     if path.is_file():
         return [path]
     if not os.path.lexists(path):
@@ -247,13 +272,13 @@ def _of_folders(reader: _Names, root: Path, inside: Contents) -> list[tuple[str,
     groups: list[tuple[str, Group]] = []
     problems, faults = reader.problems, list(inside.problems)
     for folder in inside.folders:
-        there = contents(folder)
+        there = _images_of(folder)
         if there.images:
             problems += [*there.problems, *stray_folders(there)]
             groups += reader.of_folder(folder, there)
             continue
         faults += there.problems
-        deeper = [(below, contents(below)) for below in there.folders]
+        deeper = [(below, _images_of(below)) for below in there.folders]
         for below, found in deeper:
             if found.images:
                 problems += [*found.problems, *stray_folders(found)]
@@ -265,7 +290,9 @@ def _of_folders(reader: _Names, root: Path, inside: Contents) -> list[tuple[str,
     known = set(reader.problems)
     problems += [fault for fault in faults if fault not in known]
     if not groups and not any(fault.severity == "error" for fault in reader.problems):
-        raise UsageError(f"{root} contains no image", remedy=f"known file extensions: {', '.join(READERS)}")
+        segments = any(is_segmentation(Path(fault.file)) for fault in reader.problems)
+        what = f"{root} contains {'segmentations of 3D Slicer and ' if segments else ''}no image"
+        raise UsageError(what, remedy=f"known file extensions: {', '.join(READERS)}")
     return groups
 
 

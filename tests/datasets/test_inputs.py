@@ -137,6 +137,26 @@ def test_entries_of_a_folder_to_segment_are_named(tmp_path):
     ]  # fmt: skip
 
 
+def test_segmentations_of_slicer_among_images_are_named_and_not_used(tmp_path):
+    rule = FileNames("suffix", ("",))
+    files = touch(tmp_path / "flat", "x.nrrd", "x.seg.nrrd", "Y.SEG.NRRD", "y.nrrd")
+    for given in ([tmp_path / "flat"], files):
+        cases, faults = images_in(given, 1, (), rule)
+        assert ids(cases) == ["x", "y"]
+        assert sorted((Path(f.file).name, f.severity) for f in faults) == [
+            ("Y.SEG.NRRD", "warning"), ("x.seg.nrrd", "warning")
+        ]  # fmt: skip
+        assert all("is a segmentation of 3D Slicer, not an image" in f.what for f in faults)
+    touch(tmp_path / "folders", "p/t1.nrrd", "p/t1.seg.nrrd", "deep/q/t1.nrrd", "deep/q/t1.seg.nrrd")
+    cases, faults = images_in([tmp_path / "folders"], 1, (), FileNames("folder", ("t1",)))
+    assert (ids(cases), [f.severity for f in faults]) == (["p", "q"], ["warning"] * 2)
+    with pytest.raises(UsageError, match=r"x\.seg\.nrrd is a segmentation of 3D Slicer, expected an image"):
+        images_in([files[1]], 1, (), rule)
+    touch(tmp_path / "alone", "x.seg.nrrd")
+    with pytest.raises(UsageError, match="contains segmentations of 3D Slicer and no image"):
+        images_in([tmp_path / "alone"], 1, (), rule)
+
+
 def test_the_folder_of_the_segmentations_is_not_looked_into(tmp_path):
     """`autoseg predict -i scans -o scans/out`, given again."""
     touch(tmp_path, "a.nii", "out/a.nii")
