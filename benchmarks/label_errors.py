@@ -4,15 +4,14 @@
     python benchmarks/label_errors.py DATASET -o FOLDER --no-training         corrupt and stop
     python benchmarks/label_errors.py DATASET -o FOLDER --trained             of folds that are trained there already
 
-The copy has the images of the dataset (nnU-Net's layout) as links, and its labels, of which a share is corrupted in five
-ways by turns: shifted by 2 voxels along an axis, two labels swapped (of a single label: turned upside down), a quarter of
-its slices erased, dilated by a voxel, the label of another patient. FOLDER/corrupted.json says which and how. The folds
-are trained on the corrupted labels, too, as in life.
+The copy has the images of the dataset (nnU-Net's layout) as links, and its labels, of which a share is corrupted in
+five ways by turns: shifted by 2 voxels along an axis, two labels swapped (of a single label: turned upside down), a
+quarter of its slices erased, dilated by a voxel, the label of another patient. FOLDER/corrupted.json says which and
+how. The folds are trained on the corrupted labels, too, as in life.
 """
 
 import argparse
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def main() -> None:
 def corrupt(dataset: Path, copy: Path, share: float, chance: np.random.Generator) -> dict[str, str]:
     """Write the copy; return which cases were corrupted -> how."""
     (copy / "labelsTr").mkdir(parents=True)
-    os.symlink((dataset / "imagesTr").resolve(), copy / "imagesTr")
+    (copy / "imagesTr").symlink_to((dataset / "imagesTr").resolve())
     for name in ("dataset.json", "patients.csv"):
         if (dataset / name).exists():
             shutil.copy(dataset / name, copy)
