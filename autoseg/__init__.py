@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.models import status as status
     from autoseg.api.models import train_folds as train_folds
     from autoseg.api.predictor import Predictor as Predictor
+    from autoseg.api.ranking import rank_cases as rank_cases
+    from autoseg.api.ranking import rank_images as rank_images
     from autoseg.errors import AutosegError as AutosegError
     from autoseg.errors import Stopped as Stopped
 
@@ -50,6 +52,8 @@ PUBLIC = {  # name -> the module that has it
     "compare_groups": "autoseg.api.models",
     "learn_expected_dice": "autoseg.api.models",
     "predict_images": "autoseg.api.models",
+    "rank_cases": "autoseg.api.ranking",
+    "rank_images": "autoseg.api.ranking",
     "import_nnunet": "autoseg.api.models",
     "calibrate_device": "autoseg.api.models",
     "status": "autoseg.api.models",

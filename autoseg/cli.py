@@ -256,6 +256,27 @@ def run_predict(options: argparse.Namespace) -> Answer:
     return Answer({"files": files, "failed": ()})
 
 
+def run_rank(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.predict import PredictOptions
+    from autoseg.commands.rank import rank_cases, rank_images
+    from autoseg.workspace import Workspace
+
+    workspace = Workspace(options.workspace)
+    if options.images:
+        chosen = PredictOptions(
+            configuration=options.configuration, network=options.network, models=tuple(options.models),
+            device=options.device,
+        )  # fmt: skip
+        return Answer(rank_images(workspace, options.images, chosen, top=options.top, csv=options.csv))
+    if options.models:
+        raise UsageError("-m averages models, which orders images", remedy="name images: -i DIR; or omit -m")
+    found = rank_cases(
+        workspace, options.configuration, network=options.network, device=options.device, top=options.top,
+        csv=options.csv,
+    )  # fmt: skip
+    return Answer(found)
+
+
 def run_import_nnunet(options: argparse.Namespace) -> None:
     from autoseg.commands.import_nnunet import import_nnunet
 
@@ -320,6 +341,7 @@ RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # comma
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "rank": run_rank,
     "export": run_export,
     "info": run_info,
     "import-nnunet": run_import_nnunet,

@@ -1,10 +1,11 @@
 """Every path autoseg writes, and how it writes: whole files or none.
 
     WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
+      leakage.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
       models/<configuration>-<network>/ crossval.json speeds.json expected_dice.json groups.json
-        shifts.json
+        shifts.json label_errors.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
           inference.json}; fold_full/ of the model that trains on all cases
 
@@ -68,6 +69,11 @@ class Workspace:
         """Scores of the held-out test set by the one model that was asked to; written once."""
         return self.root / "test.json"
 
+    @property
+    def leakage(self) -> Path:
+        """Nearly identical images of different patients, and the folds they are in."""
+        return self.root / "leakage.json"
+
     def preprocessed(self, data: str) -> Path:
         """Folder of one preprocessed copy of the data; configurations that need the same copy share it."""
         return self.root / "preprocessed" / data
@@ -92,6 +98,10 @@ class Workspace:
     def crossval(self, configuration: str, network: str) -> Path:
         """Scores of a model's held-out predictions."""
         return self.model(configuration, network) / "crossval.json"
+
+    def label_errors(self, configuration: str, network: str) -> Path:
+        """Training cases by likely label error, according to a model's held-out predictions."""
+        return self.model(configuration, network) / "label_errors.json"
 
     def speeds(self, configuration: str, network: str) -> Path:
         """What each speed of `predict` costs and loses with a model."""

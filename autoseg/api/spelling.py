@@ -35,6 +35,8 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "evaluate --test": ("score_test_set", ("workspace",)),
     "evaluate --predictions": ("evaluate_folders", ("predictions", "references")),
     "predict": ("predict_images", ("workspace", "images", "out")),
+    "rank": ("rank_cases", ("workspace",)),
+    "rank --images": ("rank_images", ("workspace", "images")),
     "import-nnunet": ("import_nnunet", ("folder", "model")),
     "status": ("status", ("workspace",)),
     "calibrate": ("calibrate_device", ()),
@@ -68,7 +70,7 @@ def as_call(words: Sequence[str]) -> str:
     if options is None:
         return ""
     given = vars(options)
-    more = next((flag for flag in ("fix", "test", "predictions") if given.get(flag)), None)
+    more = next((flag for flag in ("fix", "test", "predictions", "images") if given.get(flag)), None)
     name, first = FUNCTIONS.get(f"{options.command} --{more}", FUNCTIONS.get(options.command, ("", ())))
     if not name:
         return ""

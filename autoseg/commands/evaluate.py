@@ -55,6 +55,7 @@ def cross_validate(
     """
     from autoseg.evaluation.crossval import cross_validate_folds, describe, validation_jobs
     from autoseg.evaluation.evaluate import write_csv
+    from autoseg.evaluation.leakage import check_leakage
     from autoseg.evaluation.measures import DEFAULT, with_measures
     from autoseg.training.validation_budget import inference_of
 
@@ -89,6 +90,7 @@ def cross_validate(
     if csv:
         write_csv(csv, result.cases)
     LOG.info(describe(result, plan.labels))
+    check_leakage(workspace, dataset, splits, workers=workers)
     for fold in jobs:
         way = inference_of(workspace.fold(name, chosen.network.name, fold))
         if way and way.cheaper:

@@ -276,6 +276,25 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_rank(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    parser.add_argument(
+        "-i", "--images", type=Path, nargs="+", default=[],
+        help="order these unlabelled images (a folder, or files) by the expected benefit of annotating them (default: "
+        "order the training cases by likely label error)",
+    )  # fmt: skip
+    add_model(parser)
+    add_plugins(parser)
+    parser.add_argument(
+        "-m", "--models", nargs="+", default=[], metavar="MODEL",
+        help="with -i: average these models, as for predict: names of folders, or exported files (model.zip)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
+    parser.add_argument("--top", type=positive, default=20, metavar="N", help="rows of the table (default: 20)")
+    parser.add_argument("--csv", type=Path, default=None, help="also write one row per case and label, of all cases")
+    add_json(parser)
+
+
 def add_import_nnunet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER",
@@ -384,6 +403,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train folds and predict their held-out cases", add_train),
     "evaluate": ("score the cross-validation, or one folder against another", add_evaluate),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
+    "rank": ("order training cases by likely label error, or images by what annotating them brings", add_rank),
     "export": ("write a trained model as one file, or its networks as ONNX", add_export),
     "info": ("show what an exported model, a workspace or a checkpoint is", add_info),
     "import-nnunet": ("convert a model that nnU-Net v2 trained into one that predicts the same", add_import_nnunet),

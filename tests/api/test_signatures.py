@@ -12,7 +12,7 @@ import autoseg
 from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
-from autoseg.commands import calibrate, evaluate, expected_dice, fix, groups, shifts, speeds
+from autoseg.commands import calibrate, evaluate, expected_dice, fix, groups, rank, shifts, speeds
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -30,6 +30,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "compare_groups": (groups.compare_groups, set()),
     "learn_expected_dice": (expected_dice.learn_expected_dice, set()),
     "evaluate_folders": (evaluate.evaluate_folders, {"measures"}),
+    "rank_cases": (rank.rank_cases, set()),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
 INTAKE = ("channels", "labels", "regions", "ignore", "patient_regex")
@@ -47,6 +48,7 @@ OF_COMMAND = {
         "evaluate_folders",
     ),
     "predict": ("predict_images", "Predictor"),
+    "rank": ("rank_cases", "rank_images"),
     "import-nnunet": ("import_nnunet",),
     "status": ("status",),
     "calibrate": ("calibrate_device",),

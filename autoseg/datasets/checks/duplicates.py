@@ -1,7 +1,8 @@
 """Cases that hold the same image under two names, as public copies of ACDC and EMIDEC do.
 
-    find_duplicates   what every image file holds -> a problem for each pair of cases
-    as_one_patient    the dataset with such cases counted as one patient, so that no fold sees both
+    find_duplicates        what every image file holds -> a problem for each pair of cases
+    find_near_duplicates   the same for images that are nearly the same (`likeness`): a warning, for a person to judge
+    as_one_patient         the dataset with such cases counted as one patient, so that no fold sees both
 
 Two training cases with one image are a warning: they stay together. A test case that is also a training case is an
 error, because the test score would be that of an image the model was trained on.
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.datasets.checks.likeness import Pair, alike, describe_likeness
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.readers import read_labels
+
+LISTED = 10  # pairs of nearly identical images in the table of problems
 
 
 def find_duplicates(dataset: Dataset, digests: Sequence[tuple[str, Mapping[str, str]]]) -> list[Problem]:
@@ -40,6 +44,25 @@ def find_duplicates(dataset: Dataset, digests: Sequence[tuple[str, Mapping[str, 
                 pairs.add((other, case_id))
                 problems.append(_pair(cases[other], cases[case_id], file, original, testing))
     return problems + _across_folds(dataset, [pair for pair in pairs if not set(pair) & testing])
+
+
+def find_near_duplicates(
+    dataset: Dataset, thumbnails: Mapping[str, np.ndarray], digests: Mapping[str, Mapping[str, str]]
+) -> list[Problem]:
+    """Report pairs of images of different patients that are nearly the same; identical ones are not among them.
+
+    Args:
+        thumbnails: case id -> what `likeness.thumbnail` made of its first channel.
+        digests: case id -> image file -> hash of the voxels.
+    """
+    cases = {case.id: case for case in (*dataset.cases, *dataset.test_cases)}
+    found = alike(thumbnails, {name: cases[name].patient for name in thumbnails})
+    pairs = [p for p in found.pairs if not {*digests[p.first].values()} & {*digests[p.second].values()}]
+    problems = [_near_pair(dataset, cases[p.first], cases[p.second], p, found.limit) for p in pairs[:LISTED]]
+    if len(pairs) > LISTED:
+        what = f"{len(pairs) - LISTED} more pairs of cases have nearly the same image"
+        problems.append(Problem(None, dataset.root, what, _one_patient(cases[pairs[0].first]), "warning"))
+    return problems
 
 
 def as_one_patient(dataset: Dataset, problems: Sequence[Problem]) -> Dataset:
@@ -69,6 +92,27 @@ def _pair(other: Case, case: Case, file: str, original: str, testing: set[str]) 
     if difference:
         remedy = "remove the case whose label is worse; until then both stay on the same side of every fold"
     return Problem(case.id, file, same + joined + difference, remedy, "warning", same_as=other.id)
+
+
+def _near_pair(dataset: Dataset, first: Case, second: Case, pair: Pair, limit: float) -> Problem:
+    names = f"{Path(first.images[0]).name} of {first.id}"
+    folds = "; ".join(
+        f"fold {split.fold} trains on {a} and validates on {b}"
+        for split in dataset.splits or ()
+        for a, b in ((first.id, second.id), (second.id, first.id))
+        if a in split.train and b in split.validation
+    )
+    what = f"nearly the same image as {names}, of another patient: {describe_likeness(pair.similarity, limit)}"
+    return Problem(second.id, second.images[0], f"{what}; {folds}" if folds else what, _one_patient(first), "warning")
+
+
+def _one_patient(example: Case) -> str:
+    """What to do about cases that show one patient under two names."""
+    return (
+        "look at both: if they show one patient, list them under one name in patients.csv (columns case, patient, such "
+        f"as {example.id},{example.patient}), or pass --patient-regex, so that no fold trains on one and validates on "
+        "the other"
+    )
 
 
 def _label_difference(a: Case, b: Case) -> str:

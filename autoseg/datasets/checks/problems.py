@@ -21,7 +21,8 @@ import numpy as np
 
 from autoseg.datasets.checks import grids
 from autoseg.datasets.checks.annotation import blurred_mask, compare_labels, empty_label
-from autoseg.datasets.checks.duplicates import find_duplicates
+from autoseg.datasets.checks.duplicates import find_duplicates, find_near_duplicates
+from autoseg.datasets.checks.likeness import thumbnail
 from autoseg.datasets.checks.voxels import (
     PictureFacts,
     compare_pictures,
@@ -65,6 +66,7 @@ class Inspection:
     training: bool
     problems: list[Problem] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)  # image file -> hash of its voxels
+    thumbnail: np.ndarray | None = None  # of the first channel; None: there is none, or it shows nothing
     orientation: str = ""  # empty: flat, unreadable, or not stated
     flat: bool | None = None
     grid: Geometry | None = None  # of the images
@@ -161,6 +163,8 @@ def inspect_case(
     names = list(channels) if number == len(channels) else [f"channel {n}" for n in range(number)]
     for file, volume in volumes.items():
         _look_at_intensities(inspection, file, volume, [names.pop(0) for _ in volume.array])
+    if inspection.digests.get(case.images[0] if case.images else ""):
+        inspection.thumbnail = thumbnail(volumes[case.images[0]].array[0], volumes[case.images[0]].geometry)
     if case.label and label is not None:
         _look_at_label(inspection, case.label, label, labels)
     sound = complete and label is not None and not any(p.severity == "error" for p in inspection.problems)
@@ -297,6 +301,11 @@ def _duplicates(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Pro
     return find_duplicates(dataset, [(inspection.case.id, inspection.digests) for inspection in inspections])
 
 
+def _near_duplicates(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
+    thumbnails = {i.case.id: i.thumbnail for i in inspections if i.thumbnail is not None}
+    return find_near_duplicates(dataset, thumbnails, {i.case.id: i.digests for i in inspections})
+
+
 def _mixed_dimensions(dataset: Dataset, inspections: Sequence[Inspection]) -> list[Problem]:
     """Flat images among volumes, or the reverse: those of the rarer kind."""
     flat = [i for i in inspections if i.flat is True]
@@ -367,5 +376,6 @@ def _row(problem: Problem, folder: Path) -> tuple[str, str, str, str, str]:
 
 
 COMPARISONS = (
-    _grids, _duplicates, _mixed_dimensions, _mixed_orientations, _aliases, _labels, _pictures, _hounsfield,
+    _grids, _duplicates, _near_duplicates, _mixed_dimensions, _mixed_orientations, _aliases, _labels, _pictures,
+    _hounsfield,
 )  # fmt: skip
