@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.datasets import check_dataset as check_dataset
     from autoseg.api.datasets import fix_dataset as fix_dataset
     from autoseg.api.datasets import plan_dataset as plan_dataset
+    from autoseg.api.evidence import compare as compare
     from autoseg.api.models import calibrate_device as calibrate_device
     from autoseg.api.models import compare_groups as compare_groups
     from autoseg.api.models import cross_validate as cross_validate
@@ -51,6 +52,7 @@ PUBLIC = {  # name -> the module that has it
     "measure_shifts": "autoseg.api.models",
     "compare_groups": "autoseg.api.models",
     "learn_expected_dice": "autoseg.api.models",
+    "compare": "autoseg.api.evidence",
     "predict_images": "autoseg.api.models",
     "rank_cases": "autoseg.api.ranking",
     "rank_images": "autoseg.api.ranking",

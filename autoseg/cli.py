@@ -230,6 +230,17 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
     return Answer(result)
 
 
+def run_compare(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.compare import CompareOptions, compare
+    from autoseg.workspace import Workspace
+
+    chosen = CompareOptions(
+        references=options.references, labels=options.labels, patients=options.patients, metric=options.metric,
+        csv=options.csv, workers=options.workers,
+    )  # fmt: skip
+    return Answer(compare(options.a, options.b, Workspace(options.workspace), chosen))
+
+
 def run_predict(options: argparse.Namespace) -> Answer:
     from autoseg.commands.predict import PartlySegmented, PredictOptions, predict_images
     from autoseg.workspace import Workspace
@@ -340,6 +351,7 @@ RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # comma
     "plan": run_plan,
     "train": run_train,
     "evaluate": run_evaluate,
+    "compare": run_compare,
     "predict": run_predict,
     "rank": run_rank,
     "export": run_export,

@@ -31,6 +31,7 @@ WITH_PLUGINS = (
     "plan",
     "train",
     "evaluate",
+    "compare",
     "predict",
     "rank",
     "export",

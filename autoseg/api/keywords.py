@@ -284,6 +284,9 @@ READ: dict[str, Callable[[Any], Any]] = {  # keyword -> what brings it into the 
     "models": names_of,
     "init_from": lambda file: None if file is None else as_path(file),
     "patients": lambda file: None if file is None else as_path(file),
+    "references": lambda file: None if file is None else as_path(file),
+    "csv": lambda file: None if file is None else as_path(file),
+    "labels": labels_text,
 }
 
 

@@ -34,6 +34,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "evaluate": ("cross_validate", ("workspace",)),
     "evaluate --test": ("score_test_set", ("workspace",)),
     "evaluate --predictions": ("evaluate_folders", ("predictions", "references")),
+    "compare": ("compare", ("a", "b")),
     "predict": ("predict_images", ("workspace", "images", "out")),
     "rank": ("rank_cases", ("workspace",)),
     "rank --images": ("rank_images", ("workspace", "images")),
@@ -200,5 +201,5 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace | None:
 
 def _least(command: str) -> list[str]:
     """A command with the options it cannot do without."""
-    needed = {"predict": ["-i", "x", "-o", "y"], "check": ["x"], "plan": ["x"]}
+    needed = {"predict": ["-i", "x", "-o", "y"], "check": ["x"], "plan": ["x"], "compare": ["x", "y"]}
     return [command, *needed.get(command, [])]

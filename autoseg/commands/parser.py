@@ -203,6 +203,27 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    either = "a workspace, WORKSPACE:MODEL, a model of -w, a folder of segmentations, or a CSV of evaluate"
+    parser.add_argument("a", metavar="A", help=either)
+    parser.add_argument("b", metavar="B", help="the same; differences are B - A")
+    add_workspace(parser)
+    add_plugins(parser)
+    parser.add_argument(
+        "--references", type=Path, default=None,
+        help="folder of expert labels, for folders of segmentations (default: those of the other side's dataset)",
+    )  # fmt: skip
+    parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of a workspace, or the values found)")
+    parser.add_argument(
+        "--patients", type=Path, default=None, metavar="TABLE",
+        help="CSV with columns case and patient (default: those of the datasets)",
+    )  # fmt: skip
+    parser.add_argument("--metric", type=name, default="dice", help="the one that decides (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, default=None, help="also write one row per case, label and metric")
+    add_workers(parser)
+    add_json(parser)
+
+
 def add_predict(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
     parser.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or image files")
@@ -402,6 +423,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plan": ("measure a dataset, configure the training, preprocess", add_plan),
     "train": ("train folds and predict their held-out cases", add_train),
     "evaluate": ("score the cross-validation, or one folder against another", add_evaluate),
+    "compare": ("compare two models, or two folders of segmentations, case by case", add_compare),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
     "rank": ("order training cases by likely label error, or images by what annotating them brings", add_rank),
     "export": ("write a trained model as one file, or its networks as ONNX", add_export),

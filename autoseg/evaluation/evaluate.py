@@ -137,8 +137,11 @@ def score_cases(jobs: Sequence[ScoreJob], *, workers: int | None = None) -> tupl
     return tuple(map_in_processes(score_case, jobs, title="evaluate", workers=workers))
 
 
-def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[ScoreJob]:
+def pair_folders(predictions: Path, references: Path, labels: LabelSet, *, partial: bool = False) -> list[ScoreJob]:
     """Pair the label files of two folders by name; formats may differ.
+
+    Args:
+        partial: leave out references without a prediction, as long as one has a prediction.
 
     Raises:
         DataError: a folder is missing or empty, a name occurs twice in a folder, a reference cannot be read or has no
@@ -147,7 +150,7 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
     files: dict[Path, dict[str, Path]] = {}
     for folder in (predictions, references):
         files[folder] = {}
-        for path in _label_files(folder):
+        for path in label_files(folder):
             other = files[folder].setdefault(name_of(path), path)
             if other != path:
                 raise DataError(f"{folder} contains both {other.name} and {path.name}", remedy="keep one file per case")
@@ -157,7 +160,7 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
         for name in files[references]
     }  # the label of c1 may be called c1_seg
     missing = sorted(name for name, path in found.items() if path is None)
-    if missing:
+    if missing and not (partial and len(missing) < len(found)):
         raise DataError(
             f"{len(missing)} of {len(files[references])} references have no prediction in {predictions}: "
             + ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else ""),
@@ -169,7 +172,7 @@ def pair_folders(predictions: Path, references: Path, labels: LabelSet) -> list[
 def labels_found(folder: Path) -> LabelSet:
     """The labels in a folder's files, named after their values, where no names are given."""
     values: set[int] = set()
-    for path in _label_files(folder):
+    for path in label_files(folder):
         values |= {int(v) for v in np.unique(read_labels(path).array)}
     return LabelSet({f"label_{v}": v for v in sorted(values - {0})})
 
@@ -325,8 +328,12 @@ def _shown(summary: Summary, cases: int) -> str:
     return f"{summary.mean:.{digits}f} ± {summary.std:.{max(digits - 1, 2)}f}{over}"
 
 
-def _label_files(folder: Path) -> list[Path]:
-    """Files of a known format, sorted, not hidden; never none."""
+def label_files(folder: Path) -> list[Path]:
+    """Files of a known format, sorted, not hidden.
+
+    Raises:
+        DataError: there is no such folder, or none in it.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", remedy="give two folders of label files")
     files = [path for path in sorted(folder.iterdir()) if path.name[0] != "."]

@@ -13,6 +13,7 @@ from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
 from autoseg.commands import calibrate, evaluate, expected_dice, fix, groups, rank, shifts, speeds
+from autoseg.commands.compare import CompareOptions
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -20,7 +21,9 @@ from autoseg.commands.predict import PredictOptions
 from autoseg.datasets.dataset import parse_options
 
 FUNCTIONS = [name for name, module in autoseg.PUBLIC.items() if module.startswith("autoseg.api")]
-RECORDS = {"plan_dataset": PlanOptions, "train_folds": TrainOptions, "predict_images": PredictOptions}
+RECORDS = {
+    "plan_dataset": PlanOptions, "train_folds": TrainOptions, "predict_images": PredictOptions, "compare": CompareOptions,
+}  # fmt: skip
 BELOW = {  # what is called with keywords, and the parameters of it that have another form here
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
     "cross_validate": (evaluate.cross_validate, {"measures"}),
@@ -47,6 +50,7 @@ OF_COMMAND = {
         "learn_expected_dice",
         "evaluate_folders",
     ),
+    "compare": ("compare",),
     "predict": ("predict_images", "Predictor"),
     "rank": ("rank_cases", "rank_images"),
     "import-nnunet": ("import_nnunet",),

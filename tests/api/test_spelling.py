@@ -28,6 +28,7 @@ from autoseg.messages import LESS_MEMORY, complete, suggest
         ("evaluate -w ws", 'cross_validate("ws")'),
         ("evaluate --test -w ws", 'score_test_set("ws")'),
         ("evaluate --predictions a --references b -w ws", 'evaluate_folders("a", "b", workspace="ws")'),
+        ("compare a b --references r -w ws", 'compare("a", "b", workspace="ws", references="r")'),
         ("predict -i IMAGES -o OUT -w ws --no-mirroring", 'predict_images("ws", "IMAGES", "OUT", mirroring=False)'),
         ("check data", 'check_dataset("data")'),
         ("check data --fix OUT", 'fix_dataset("data", "OUT")'),
