@@ -165,6 +165,7 @@ def run_train(options: argparse.Namespace) -> None:
         stop_after_seconds=options.stop_after,
         checkpoint_seconds=options.checkpoint_every,
         settings=tuple(options.settings),
+        report=not options.no_report,
     )
     if options.gpus is not None:
         from autoseg.launch.local_gpus import train_on_gpus
@@ -205,9 +206,20 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
         )  # fmt: skip
         return Answer(scores)
     result = cross_validate(
-        workspace, options.configuration, network=options.network, csv=options.csv, workers=options.workers
-    )
+        workspace, options.configuration, network=options.network, csv=options.csv, workers=options.workers,
+        report=not options.no_report,
+    )  # fmt: skip
     return Answer(result)
+
+
+def run_report(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.report import write_report
+    from autoseg.workspace import Workspace
+
+    made = write_report(
+        Workspace(options.workspace), options.configuration, network=options.network, out=options.out
+    )  # fmt: skip
+    return Answer(made)
 
 
 def run_predict(options: argparse.Namespace) -> Answer:
@@ -299,6 +311,7 @@ RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # comma
     "plan": run_plan,
     "train": run_train,
     "evaluate": run_evaluate,
+    "report": run_report,
     "predict": run_predict,
     "export": run_export,
     "info": run_info,

@@ -1,6 +1,7 @@
 """Every path autoseg writes, and how it writes: whole files or none.
 
     WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
+      report.html
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
       models/<configuration>-<network>/ crossval.json speeds.json expected_dice.json
@@ -66,6 +67,11 @@ class Workspace:
     def test(self) -> Path:
         """Scores of the held-out test set by the one model that was asked to; written once."""
         return self.root / "test.json"
+
+    @property
+    def report(self) -> Path:
+        """The page about everything that is in the workspace."""
+        return self.root / "report.html"
 
     def preprocessed(self, data: str) -> Path:
         """Folder of one preprocessed copy of the data; configurations that need the same copy share it."""

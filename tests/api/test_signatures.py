@@ -12,7 +12,7 @@ import autoseg
 from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
-from autoseg.commands import calibrate, evaluate, expected_dice, fix, speeds
+from autoseg.commands import calibrate, evaluate, expected_dice, fix, report, speeds
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -28,6 +28,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "measure_speeds": (speeds.measure_speeds, set()),
     "learn_expected_dice": (expected_dice.learn_expected_dice, set()),
     "evaluate_folders": (evaluate.evaluate_folders, set()),
+    "write_report": (report.write_report, set()),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
 INTAKE = ("channels", "labels", "regions", "ignore", "patient_regex")
@@ -36,6 +37,7 @@ OF_COMMAND = {
     "plan": ("plan_dataset",),
     "train": ("train_folds",),
     "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "learn_expected_dice", "evaluate_folders"),
+    "report": ("write_report",),
     "predict": ("predict_images", "Predictor"),
     "import-nnunet": ("import_nnunet",),
     "status": ("status",),
