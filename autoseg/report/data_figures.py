@@ -11,7 +11,7 @@ from markupsafe import Markup
 from autoseg.messages import counted
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.report.numbers import size_unit
-from autoseg.report.svg import INK, ON_FIRST, chart, colour, inline
+from autoseg.report.svg import INK, ON_FIRST, chart, colour, inline, logarithmic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,6 +86,7 @@ def _histogram(name: str, title: str, what: str, label: str, series: Mapping[str
             axes.stairs(counts, edges, label=key, color=colour(i), linewidth=1.3)
         if log:
             axes.set_xscale("log")
+            logarithmic(axes.xaxis)
         axes.set_xlabel(label + (" (logarithmic)" if log else ""))
         axes.set_ylabel("cases")
         if len(series) > 1:
@@ -144,6 +145,7 @@ def _label_sizes(fingerprint: Fingerprint) -> Figure | None:
         log = max(values) / min(values) >= WIDE
         if log:
             axes.set_xscale("log")
+            logarithmic(axes.xaxis)
         axes.set_xlabel(f"size of the label in a case, {unit}" + (" (logarithmic)" if log else ""))
         caption = "Boxes from the first to the third quartile, whiskers to 1.5 times their distance; a point per case."
         return Figure("Label size", caption, inline(figure, "labelsize", "Size of each label"))

@@ -23,6 +23,11 @@ LOSSES = {
     "dice_topk": "the sum of Dice loss and cross-entropy over the worst voxels",
     "tversky": "the Tversky loss",
 }
+NETWORKS = {
+    "unet": "U-Net", "residual_unet": "U-Net with a residual encoder", "attention_unet": "attention U-Net",
+    "unet_plusplus": "U-Net++", "deeplab": "DeepLabv3+", "segformer": "SegFormer", "swin_unet": "Swin U-Net",
+    "transunet": "TransUNet", "fcn": "fully convolutional network",
+}  # fmt: skip
 OPTIMISERS = {"sgd": "stochastic gradient descent with Nesterov momentum", "adamw": "AdamW"}
 SCHEDULES = {
     "poly": "a polynomially decaying learning rate",
@@ -77,8 +82,8 @@ def _network(of: Gathered, torch_version: str | None) -> list[str]:
     size = f" and {configuration.cost.parameters / 1e6:.3g} million parameters" if configuration.cost else ""
     torch = f" (PyTorch {torch_version})" if torch_version else ""
     return [
-        f"The network{torch} was a {network.dims}-D {network.name.replace('_', ' ')} with {len(network.strides)} "
-        f"resolution stages, {network.features[0]} to {network.features[-1]} feature maps{size}; it saw patches of "
+        f"The network{torch} was a {network.dims}-D {NETWORKS.get(network.name, network.name)} with "
+        f"{len(network.strides)} resolution stages, {network.features[0]} to {network.features[-1]} feature maps{size}; it saw patches of "
         f"{text(configuration.patch_size)} voxels, {configuration.batch_size} per step."
     ]
 

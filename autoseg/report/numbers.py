@@ -27,6 +27,7 @@ OUTLYING = 3.5  # modified z-score
 MAD_TO_SIGMA = 0.6745  # of a normal distribution: 0.6745 sigma is the median absolute deviation
 MEAN_TO_SIGMA = 0.7979  # and this many the mean absolute deviation, which is used where the median one is 0
 LEAST_CASES = 5  # of which one can be unlike the others
+ORDERS = 30.0  # largest over smallest value from which ratios matter, not differences
 LEAST_RATIO = 1.15  # a size or spacing closer to the median is no outlier, however alike the others are
 
 
@@ -40,6 +41,21 @@ class Outlier:
     median: float
     score: float  # modified z-score, signed
     unit: str
+
+
+@dataclass(frozen=True)
+class OutlierGroup:
+    """Cases that are unlike the others in one measurement, on one side of the median."""
+
+    what: str
+    above: bool
+    cases: tuple[Outlier, ...]  # the most unlike first
+
+    @property
+    def values(self) -> tuple[float, float]:
+        """The smallest and the largest."""
+        values = [one.value for one in self.cases]
+        return min(values), max(values)
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ def outliers(fingerprint: Fingerprint) -> list[Outlier]:
         measured = {c.id: c.intensities[index] for c in cases if len(c.intensities) > index}
         medians = {case: one.median for case, one in measured.items()}
         widths = {case: one.p99_5 - one.p00_5 for case, one in measured.items()}
-        found += _unlike(cases, f"median intensity of {channel}", "", medians)
+        found += _unlike(cases, f"median intensity of {channel}", "", medians, log=_orders(medians))
         found += _unlike(cases, f"intensity range of {channel}", "", widths, log=True)
     unit, scale = size_unit(cases)
     for label in fingerprint.labels:
@@ -104,6 +120,19 @@ def outliers(fingerprint: Fingerprint) -> list[Outlier]:
         present = {case: size for case, size in sizes.items() if size > 0}
         found += _unlike(cases, f"size of {label}", unit, present, log=True)
     return sorted(found, key=lambda one: -abs(one.score))
+
+
+def grouped(found: Sequence[Outlier]) -> list[OutlierGroup]:
+    """Outliers by measurement and side; the group with the most unlike case first."""
+    groups: dict[tuple[str, bool], list[Outlier]] = {}
+    for one in found:
+        groups.setdefault((one.what, one.score > 0), []).append(one)
+    return [OutlierGroup(what, above, tuple(cases)) for (what, above), cases in groups.items()]
+
+
+def _orders(values: Mapping[str, float]) -> bool:
+    """Whether values above 0 are of different orders of magnitude."""
+    return bool(values) and min(values.values()) > 0 and max(values.values()) >= ORDERS * min(values.values())
 
 
 def _unlike(

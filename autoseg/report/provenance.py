@@ -61,11 +61,7 @@ def commands(of: Gathered) -> list[str]:
     found = []
     if of.dataset is not None:
         given = of.sources.planned_with if of.sources else ()
-        options: list[object] = [*given]
-        options += ["--preset", of.plan.preset] if of.plan.preset and "--preset" not in given else []
-        options += ["--vram", f"{of.plan.vram_gb:g}"] if of.plan.vram_gb and "--vram" not in given else []
-        options += ["--rules", of.plan.rules] if of.plan.rules != "autoseg" and "--rules" not in given else []
-        found.append(suggest("plan", Path(of.dataset.root), *options, workspace=where))
+        found.append(suggest("plan", Path(of.dataset.root), *given, workspace=where))
     lengths: dict[tuple[str, ...], list[str]] = {}
     for fold in of.folds:
         lengths.setdefault(_length(fold), []).append(str(fold.fold))

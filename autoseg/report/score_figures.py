@@ -10,7 +10,7 @@ from autoseg.evaluation.evaluate import total_confusion
 from autoseg.messages import counted
 from autoseg.report.data_figures import MOST_LABELS, ROW, WIDE, Figure, boxes, name_rows, shortened
 from autoseg.report.numbers import Sizes, bland_altman, case_means
-from autoseg.report.svg import INK, MUTED, ON_FIRST, chart, colour, inline
+from autoseg.report.svg import INK, MUTED, ON_FIRST, chart, colour, inline, logarithmic, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,14 +116,14 @@ def agreements(sizes: Sequence[Sizes], unit: str) -> list[Figure]:
             _scatter(axes, middle, [one.segmented - one.reference for one in few], i, None)
             for value, name in ((agreement.bias, "bias"), (agreement.low, "−1.96 SD"), (agreement.high, "+1.96 SD")):
                 axes.axhline(value, color=INK, linewidth=1, linestyle="-" if name == "bias" else (0, (4, 3)))
-                axes.annotate(f"{name} {value:+.3g}", (1, value), xycoords=("axes fraction", "data"), ha="right",
+                axes.annotate(f"{name} {signed(value)}", (1, value), xycoords=("axes fraction", "data"), ha="right",
                               va="bottom", fontsize=7.5, color=INK)  # fmt: skip
             _scale(axes, middle)
             axes.set_xlabel(f"mean of reference and segmentation, {unit}" + _log_note(axes))
             axes.set_ylabel(f"segmentation − reference, {unit}")
             caption = (
-                f"Bland-Altman, {counted(agreement.cases, 'case')}: bias {agreement.bias:+.3g} {unit}, 95 % limits "
-                f"{agreement.low:+.3g} to {agreement.high:+.3g} {unit}."
+                f"Bland-Altman, {counted(agreement.cases, 'case')}: bias {signed(agreement.bias)} {unit}, 95 % limits "
+                f"{signed(agreement.low)} to {signed(agreement.high)} {unit}."
             )
             figures.append(Figure(f"Size of {label}", caption, inline(figure, f"agree{i}", f"Bland-Altman of {label}")))
     return figures
@@ -202,6 +202,11 @@ def percent(share: float) -> str:
     return "<0.1" if share < 0.001 else ">99.9" if share > 0.999 else f"{100 * share:.1f}"
 
 
+def signed(value: float) -> str:
+    """A number of two digits or three with its sign."""
+    return ("+" if value >= 0 else "−") + plain(float(f"{abs(value):.2g}"))
+
+
 def thinned(items: Sequence[Any], most: int) -> list[Any]:
     """An even selection of many items."""
     if len(items) <= most:
@@ -216,6 +221,7 @@ def _scatter(axes: "Axes", x: Sequence[float], y: Sequence[float], index: int, n
 def _scale(axes: "Axes", values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) / min(values) >= WIDE:
         axes.set_xscale("log")
+        logarithmic(axes.xaxis)
 
 
 def _log_note(axes: "Axes") -> str:

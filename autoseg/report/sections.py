@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from autoseg.messages import counted, duration
+from autoseg.messages import counted, duration, some
 from autoseg.planning.request import text
 from autoseg.report.data_figures import Figure, constant, data_figures, presence
 from autoseg.report.gathered import Gathered, GatheredFold
-from autoseg.report.numbers import Outlier, outliers, quartiles, size_unit
+from autoseg.report.numbers import Outlier, grouped, outliers, quartiles, size_unit
+from autoseg.report.svg import plain
 from autoseg.report.training_figures import events_of, mean_of, training_figures
 from autoseg.training.diagnosis import Finding, diagnose
 from autoseg.workspace import FULL
@@ -78,8 +79,8 @@ def data_section(of: Gathered) -> Section:
     if of.splits:
         tables.append(_folds(of))
     if found:
-        tables.append(_outliers(found))
-    folded = [("All outliers", _outliers(found, len(found)))] if len(found) > MOST_OUTLIERS else []
+        tables.append(_groups(found))
+    folded = [("Every outlier", _outliers(found))] if found else []
     return Section(
         facts=_facts(of),
         tables=tuple(tables),
@@ -87,7 +88,7 @@ def data_section(of: Gathered) -> Section:
         notes=tuple(dict.fromkeys(notes)),
         sentences=tuple(_alike(of)),
         folded=tuple(folded),
-        more={"outliers": len({one.case for one in found})},
+        more={"outliers": grouped(found)},
     )
 
 
@@ -159,15 +160,37 @@ def _folds(of: Gathered) -> Table:
     return Table(header, tuple(rows), "Folds")
 
 
-def _outliers(found: Sequence[Outlier], most: int = MOST_OUTLIERS) -> Table:
-    rows = [
-        (one.case, one.what, f"{one.value:.4g} {one.unit}".strip(), f"{one.median:.4g} {one.unit}".strip(),
-         f"{one.score:+.1f}")
-        for one in found[:most]
-    ]  # fmt: skip
+def _groups(found: Sequence[Outlier]) -> Table:
+    """Outliers by measurement: how many, how far, which."""
+    rows = []
+    for group in grouped(found)[:MOST_OUTLIERS]:
+        low, high = group.values
+        values = (
+            _amount(low, group.cases[0].unit)
+            if low == high
+            else f"{plain(low)} to {_amount(high, group.cases[0].unit)}"
+        )
+        median = _amount(group.cases[0].median, group.cases[0].unit)
+        names = some([one.case for one in group.cases], 3)
+        rows.append((group.what, "above" if group.above else "below", str(len(group.cases)), values, median, names))
     cases = len({one.case for one in found})
     title = f"Outliers: {counted(cases, 'case')} unlike the others (modified z-score above 3.5)"
-    return Table(("case", "measurement", "value", "median", "z-score"), tuple(rows), title)
+    return Table(
+        ("measurement", "side", "cases", "their values", "median of all", "the most unlike"), tuple(rows), title
+    )
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{plain(value)} {unit}".strip()
+
+
+def _outliers(found: Sequence[Outlier]) -> Table:
+    rows = [
+        (one.case, one.what, _amount(one.value, one.unit), _amount(one.median, one.unit),
+         f"{one.score:+.1f}")
+        for one in found
+    ]  # fmt: skip
+    return Table(("case", "measurement", "value", "median", "z-score"), tuple(rows))
 
 
 # Plan

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 4.4, 3.0  # inches; at 72 units each, text of 9 is readable at the width of a phone
@@ -31,7 +32,7 @@ ROLES = {
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 9.5,
     "text.parse_math": False,  # names are shown as they are written
     "text.color": INK,
     "axes.edgecolor": GRID,
@@ -41,17 +42,17 @@ STYLE = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.titlesize": 9,
+    "axes.titlesize": 9.5,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "xtick.color": GRID,
     "ytick.color": GRID,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 8.5,
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
     "lines.linewidth": 1.4,
@@ -72,6 +73,22 @@ def chart(*, width: float = WIDTH, height: float = HEIGHT) -> "Iterator[tuple[Fi
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots()
+
+
+def logarithmic(axis: "Axis") -> None:
+    """Number a logarithmic axis of powers of ten in plain figures: 0.1, 10, 10 k, 1 M."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plain(value: float) -> str:
+    """A number in few characters, without an exponent where it is between 0.001 and a billion."""
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == ' k' else size):.4g}{letter}"
+    return f"{value:.4g}".replace("-", "−")
 
 
 def inline(figure: "Figure", name: str, title: str) -> Markup:

@@ -3,6 +3,7 @@
 The axis is the share of the training that is done, because folds of a time budget make different numbers of epochs.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Event:
     epoch: int
     progress: float  # share of the training
     what: str
+    dice: float  # mean Dice of validation patches then, or of training patches; NaN: not known
 
 
 def training_figures(folds: Sequence[GatheredFold], label_names: Sequence[str]) -> list[Figure]:
@@ -57,22 +59,27 @@ def training_figures(folds: Sequence[GatheredFold], label_names: Sequence[str]) 
 def events_of(fold: GatheredFold, label_names: Sequence[str]) -> list[Event]:
     """What happened in a fold, by epoch: its best validation, findings where they appear, and what its log names."""
     rows = fold.history
-    by_epoch = {row.epoch: row.progress for row in rows}
+    by_epoch = {row.epoch: row for row in rows}
+
+    def event(row: EpochRow, what: str) -> Event:
+        return Event(fold.fold, row.epoch, row.progress, what, row.mean_dice or mean_of(row.training_dice) or math.nan)
+
     found = []
     dice = [(row.mean_dice, row) for row in rows if row.mean_dice is not None]
     if dice:
         best = max(dice, key=lambda pair: pair[0])[1]
-        found.append(Event(fold.fold, best.epoch, best.progress, f"best validation Dice, {best.mean_dice:.3f}"))
+        found.append(event(best, f"best validation Dice, {best.mean_dice:.3f}"))
     told: set[tuple[str, str | None]] = set()
     for index in np.unique(np.linspace(0, len(rows) - 1, min(CHECKED, len(rows))).astype(int)):
         for finding in diagnose(rows[: index + 1], label_names):
             if (finding.kind, finding.label) not in told:
                 told.add((finding.kind, finding.label))
                 what = f"{finding.kind}: {finding.label}" if finding.label else finding.kind
-                found.append(Event(fold.fold, rows[index].epoch, rows[index].progress, what))
+                found.append(event(rows[index], what))
     found += [
-        Event(fold.fold, epoch, by_epoch.get(epoch, 0.0), f"{what}{f' ({count} times)' if count > 1 else ''}")
+        event(by_epoch[epoch], f"{what}{f' ({count} times)' if count > 1 else ''}")
         for (epoch, what), count in _logged(fold).items()
+        if epoch in by_epoch
     ]
     return sorted(found, key=lambda event: event.progress)
 
@@ -174,11 +181,10 @@ def _rate(folds: Sequence[GatheredFold]) -> Figure:
 
 
 def _finish(axes: "Axes", label: str, events: Sequence[Event], *, marked: bool = False) -> None:
-    low, high = axes.get_ylim()
     for event in events if marked else ():
         best = event.what.startswith("best")
         look = {"marker": "o" if best else "x", "color": colour(4) if best else INK, "markersize": 4}
-        axes.plot(100 * event.progress, low + 0.03 * (high - low), linestyle="", clip_on=False, **look)
+        axes.plot(100 * event.progress, event.dice, linestyle="", clip_on=False, zorder=4, **look)
     axes.set_xlabel("share of the training, %")
     axes.set_ylabel(label)
     axes.legend(labelcolor=INK, loc="best")

@@ -9,9 +9,10 @@ from autoseg.evaluation.crossval import CrossValidation
 from autoseg.evaluation.intervals import interval_of_mean
 from autoseg.messages import counted
 from autoseg.report.gathered import Gathered
-from autoseg.report.numbers import case_means
+from autoseg.report.numbers import OutlierGroup, case_means
 from autoseg.report.sections import POOR, Section, band_of
 
+MOST_GROUPS = 3  # of outliers that are named; section 1 has all
 APART = 0.05  # of mean Dice: a fold this much below the others is named
 
 
@@ -44,11 +45,15 @@ def verdict(of: Gathered, training: Section, data: Section) -> dict[str, Any]:
         title, band = "Planned, not trained", "open"
         line = f"{of.configuration}, {of.network}: {of.plan.dataset}"
     flags += [f"training, {note}" for note in training.notes]
-    flags += (
-        [f"{counted(data.more['outliers'], 'case')} unlike the others: section 1"] if data.more.get("outliers") else []
-    )
+    flags += [_unlike(group) for group in data.more.get("outliers", [])[:MOST_GROUPS]]
     flags += list(of.problems)
     return {"title": title, "line": line, "band": band, "flags": flags}
+
+
+def _unlike(group: OutlierGroup) -> str:
+    """One group of outliers in a sentence."""
+    side = "above" if group.above else "below"
+    return f"{group.what}: {counted(len(group.cases), 'case')} far {side} the others (section 1)"
 
 
 def headline(of: Gathered, scores: CrossValidation) -> tuple[float, tuple[float, float] | None]:

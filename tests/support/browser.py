@@ -5,6 +5,7 @@ nothing but the program itself is needed. WebGL is computed by the CPU.
 """
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -46,8 +47,11 @@ class Browser:
         self.answers, answers_write = os.pipe()
 
         def connect() -> None:
-            os.dup2(commands_read, 3)
-            os.dup2(answers_write, 4)
+            ends = [
+                fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (commands_read, answers_write)
+            ]  # 3 and 4 may be theirs
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
 
         self.process = subprocess.Popen(
             [found, *FLAGS, *self.flags, f"--user-data-dir={self.folder}", "about:blank"], close_fds=False,

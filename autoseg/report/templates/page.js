@@ -94,6 +94,7 @@
       planes: viewer.sliceTypeMultiplanar, surface: viewer.sliceTypeRender, axial: viewer.sliceTypeAxial,
       coronal: viewer.sliceTypeCoronal, sagittal: viewer.sliceTypeSagittal,
     };
+    viewer.opts.show3Dcrosshair = !surface;
     viewer.setSliceType(types[view]);
     viewer.setClipPlane(surface ? [2, 0, 0] : [0, 270, 0]);
     legend(kind);
@@ -104,12 +105,12 @@
     if (!document.createElement("canvas").getContext("webgl2")) throw new Error("WebGL 2 is missing");
     if (typeof niivue === "undefined") {
       const script = document.createElement("script");
-      script.textContent = document.getElementById("niivue").textContent;
+      script.textContent = part("source").textContent;
       document.head.append(script);
     }
     const made = new niivue.Niivue({
-      backColor: [0.043, 0.055, 0.071, 1], crosshairColor: [1, 1, 1, 0.55], crosshairWidth: 0.6, logLevel: "error",
-      multiplanarShowRender: 1, show3Dcrosshair: true, isRadiologicalConvention: true, dragAndDropEnabled: false,
+      backColor: [0.043, 0.055, 0.071, 1], crosshairColor: [1, 1, 1, 0.55], crosshairWidth: 0.15, logLevel: "error",
+      multiplanarShowRender: 1, multiplanarLayout: 2, clipPlaneColor: [0.6, 0.65, 0.7, 0.15], show3Dcrosshair: true, isRadiologicalConvention: true, dragAndDropEnabled: false,
       textHeight: 0.035, isNearestInterpolation: false,
     });
     await made.attachToCanvas(part("canvas"));
@@ -144,7 +145,7 @@
       viewer.drawScene();
       dialog.dataset.state = "drawn";
     } catch (error) {
-      note(`The viewer needs WebGL 2, which this browser does not offer (${error.message}). The pictures on the page show the same case.`);
+      note(`The viewer cannot start: ${error.message}. It needs WebGL 2; the pictures on the page show the same case.`);
       dialog.dataset.state = "failed";
     }
   }
