@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["autoseg", "autoseg.*"]),
+    package_data={"autoseg.report": ["templates/*", "vendor/*"]},
     install_requires=[
         "torch>=2.10",  # earlier versions load weights unsafely
         "numpy>=1.26",
@@ -27,7 +28,8 @@ setup(
         "tifffile>=2023.7",
         "batchgenerators>=0.25.5",  # earlier versions resample labels differently
         "tqdm>=4.66",
-        "matplotlib>=3.8",
+        "matplotlib>=3.10",  # boxplot takes orientation
+        "jinja2>=3.1",
         "filelock>=3.13",
         "psutil>=5.9",
         "threadpoolctl>=3",

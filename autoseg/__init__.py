@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.models import score_test_set as score_test_set
     from autoseg.api.models import status as status
     from autoseg.api.models import train_folds as train_folds
+    from autoseg.api.models import write_report as write_report
     from autoseg.api.predictor import Predictor as Predictor
     from autoseg.api.ranking import rank_cases as rank_cases
     from autoseg.api.ranking import rank_images as rank_images
@@ -56,6 +57,7 @@ PUBLIC = {  # name -> the module that has it
     "predict_images": "autoseg.api.models",
     "rank_cases": "autoseg.api.ranking",
     "rank_images": "autoseg.api.ranking",
+    "write_report": "autoseg.api.models",
     "import_nnunet": "autoseg.api.models",
     "calibrate_device": "autoseg.api.models",
     "status": "autoseg.api.models",

@@ -166,6 +166,7 @@ def run_train(options: argparse.Namespace) -> None:
         stop_after_seconds=options.stop_after,
         checkpoint_seconds=options.checkpoint_every,
         settings=tuple(options.settings),
+        report=not options.no_report,
     )
     if options.gpus is not None:
         from autoseg.launch.local_gpus import train_on_gpus
@@ -226,6 +227,7 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
     result = cross_validate(
         workspace, options.configuration, network=options.network, csv=options.csv, workers=options.workers,
         measures=measures_of(options.tolerance, options.tubes),
+        report=not options.no_report,
     )  # fmt: skip
     return Answer(result)
 
@@ -239,6 +241,16 @@ def run_compare(options: argparse.Namespace) -> Answer:
         csv=options.csv, workers=options.workers,
     )  # fmt: skip
     return Answer(compare(options.a, options.b, Workspace(options.workspace), chosen))
+
+
+def run_report(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.report import write_report
+    from autoseg.workspace import Workspace
+
+    made = write_report(
+        Workspace(options.workspace), options.configuration, network=options.network, out=options.out
+    )  # fmt: skip
+    return Answer(made)
 
 
 def run_predict(options: argparse.Namespace) -> Answer:
@@ -352,6 +364,7 @@ RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # comma
     "train": run_train,
     "evaluate": run_evaluate,
     "compare": run_compare,
+    "report": run_report,
     "predict": run_predict,
     "rank": run_rank,
     "export": run_export,

@@ -32,6 +32,7 @@ WITH_PLUGINS = (
     "train",
     "evaluate",
     "compare",
+    "report",
     "predict",
     "rank",
     "export",

@@ -1,7 +1,7 @@
 """Every path autoseg writes, and how it writes: whole files or none.
 
     WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
-      leakage.json
+      leakage.json report.html
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
       models/<configuration>-<network>/ crossval.json speeds.json expected_dice.json groups.json
@@ -73,6 +73,11 @@ class Workspace:
     def leakage(self) -> Path:
         """Nearly identical images of different patients, and the folds they are in."""
         return self.root / "leakage.json"
+
+    @property
+    def report(self) -> Path:
+        """The page about everything that is in the workspace."""
+        return self.root / "report.html"
 
     def preprocessed(self, data: str) -> Path:
         """Folder of one preprocessed copy of the data; configurations that need the same copy share it."""

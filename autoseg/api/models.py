@@ -25,6 +25,7 @@ from autoseg.inference.options import SpeedName
 
 if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.evaluate import FolderScores
+    from autoseg.commands.report import WrittenReport
     from autoseg.commands.train import TrainedFold
     from autoseg.datasets.dataset import Problem
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
@@ -59,6 +60,7 @@ def train_folds(
     stop_after_seconds: float | None = None,
     checkpoint_seconds: float = 60.0,
     settings: Settings = (),
+    report: bool = True,
     say: Say | None = print,
 ) -> "list[TrainedFold]":
     """Train folds one after the other and segment the held-out cases of each.
@@ -78,6 +80,7 @@ def train_folds(
         stop_after_seconds: save and stop after so long; the same call resumes.
         checkpoint_seconds: least time between two checkpoints within an epoch.
         settings: changes of the plan: {"training.learning_rate": 0.001}.
+        report: write report.html of the workspace, while folds train and at the end.
         say: what shows a line; None: nothing is shown.
 
     Returns:
@@ -110,6 +113,7 @@ def cross_validate(
     tubes: Names = (),
     csv: File | None = None,
     workers: int | None = None,
+    report: bool = True,
     say: Say | None = print,
 ) -> "CrossValidation":
     """Score the held-out segmentations of every trained fold of one model.
@@ -121,6 +125,7 @@ def cross_validate(
         tubes: labels whose centre-lines are compared, such as "vessel"; "all": every one.
         csv: also write one row per case and label to this file.
         workers: processes; 0: none but this one; None: as cores and memory allow.
+        report: also write report.html of the workspace.
         say: what shows a line; None: nothing is shown.
 
     Returns:
@@ -139,8 +144,41 @@ def cross_validate(
     table = None if csv is None else as_path(csv)
     return cross_validate(
         in_workspace(workspace), configuration, network=network, csv=table, workers=workers,
-        measures=measures_of(tolerance, tubes),
+        measures=measures_of(tolerance, tubes), report=report,
     )  # fmt: skip
+
+
+@checked
+def write_report(
+    workspace: File,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    out: File | None = None,
+    say: Say | None = print,
+) -> "WrittenReport":
+    """Write one HTML page about a workspace: data, plan, training, scores, cases and provenance.
+
+    Args:
+        workspace: a folder where `plan_dataset` planned; what is not done yet is missing in the page.
+        configuration, network: of the model to report; None: the recommended one, or the first that was trained.
+        out: the file; None: report.html in the workspace.
+        say: what shows a line; None: nothing is shown.
+
+    Returns:
+        `file`, `megabytes`, `seconds`, and the number of `cases` with pictures.
+
+    Raises:
+        AutosegError: nothing is planned, or the file cannot be written.
+
+    Example:
+        >>> report = autoseg.write_report("ws")
+        >>> report.file
+    """
+    from autoseg.commands.report import write_report
+
+    file = None if out is None else as_path(out)
+    return write_report(in_workspace(workspace), configuration, network=network, out=file)
 
 
 @checked

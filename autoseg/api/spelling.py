@@ -24,7 +24,7 @@ from autoseg.commands.parser import build_parser
 KEYWORDS = {  # of options that are named differently when they are typed
     "fix": "out", "map": "mapping", "nan_to": "non_finite_to", "vram": "vram_gb", "time_budget": "time_budget_seconds",
     "no_preprocess": "preprocess", "stop_after": "stop_after_seconds", "checkpoint_every": "checkpoint_seconds",
-    "no_mirroring": "mirroring",
+    "no_mirroring": "mirroring", "no_report": "report",
 }  # fmt: skip
 FUNCTIONS = {  # command -> function, and the options that come first, in their order
     "check": ("check_dataset", ("dataset",)),
@@ -35,6 +35,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "evaluate --test": ("score_test_set", ("workspace",)),
     "evaluate --predictions": ("evaluate_folders", ("predictions", "references")),
     "compare": ("compare", ("a", "b")),
+    "report": ("write_report", ("workspace",)),
     "predict": ("predict_images", ("workspace", "images", "out")),
     "rank": ("rank_cases", ("workspace",)),
     "rank --images": ("rank_images", ("workspace", "images")),

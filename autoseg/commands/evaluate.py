@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
+from autoseg.commands.report import report_or_warn
 from autoseg.datasets.dataset import parse_options
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
@@ -48,10 +49,12 @@ def cross_validate(
     measures: "Measures | None" = None,
     csv: Path | None = None,
     workers: int | None = None,
+    report: bool = True,
 ) -> "CrossValidation":
     """Score the held-out predictions of every trained fold of one model, show the tables and write its crossval.json.
 
-    Where no model is named, those trained beside it are shown for comparison, a line each.
+    Where no model is named, those trained beside it are shown for comparison, a line each. Then the report of the
+    workspace is written, unless `report` is False.
     """
     from autoseg.evaluation.crossval import cross_validate_folds, describe, validation_jobs
     from autoseg.evaluation.evaluate import write_csv
@@ -98,6 +101,8 @@ def cross_validate(
     if configuration is None and network is None:
         for line in _other_models(workspace, (name, chosen.network.name)):
             LOG.info(line)
+    if report:
+        report_or_warn(workspace, name, chosen.network.name)
     return result
 
 

@@ -43,6 +43,7 @@ class TrainOptions:
     stop_after_seconds: Seconds | None = None  # of this command
     checkpoint_seconds: Seconds = 60.0
     settings: tuple[str, ...] = ()  # key=value, that change the plan
+    report: bool = True  # write the workspace's report while folds train and at the end
 
     def __post_init__(self) -> None:
         check_fields(self)

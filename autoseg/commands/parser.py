@@ -158,6 +158,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--slurm", default=None, metavar="KEY=VALUE,...",
         help="submit the folds to a cluster: partition=gpu,time=24h[,gpus=1,cpus=8,mem=64G,account=...]",
     )  # fmt: skip
+    add_no_report(parser)
     add_settings(parser)
 
 
@@ -199,6 +200,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="learn from the held-out cases what Dice predict --uncertainty may expect of new ones",
     )  # fmt: skip
     parser.add_argument("--csv", type=Path, help="also write one row per case and label")
+    add_no_report(parser)
     add_workers(parser)
     add_json(parser)
 
@@ -325,6 +327,16 @@ def add_import_nnunet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="new folder, to predict with: predict -w MODEL")
 
 
+def add_report(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    add_model(parser)
+    parser.add_argument(
+        "-o", "--out", type=Path, default=None, metavar="FILE.html", help="default: report.html in the workspace"
+    )
+    add_plugins(parser)
+    add_json(parser)
+
+
 def add_status(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
     add_plugins(parser)
@@ -380,6 +392,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", type=name, default=None, help="default: the planned one")
 
 
+def add_no_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-report", action="store_true", help="do not write report.html at the end")
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
@@ -424,6 +440,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train folds and predict their held-out cases", add_train),
     "evaluate": ("score the cross-validation, or one folder against another", add_evaluate),
     "compare": ("compare two models, or two folders of segmentations, case by case", add_compare),
+    "report": ("write one HTML page: data, plan, training, scores, cases, provenance", add_report),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
     "rank": ("order training cases by likely label error, or images by what annotating them brings", add_rank),
     "export": ("write a trained model as one file, or its networks as ONNX", add_export),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autoseg.commands.folds import Folds, TrainOptions
 from autoseg.commands.plan import FOLDS
+from autoseg.commands.report import live_report, reported
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, Stopped, UsageError
 from autoseg.lines import LOG, shown_by
@@ -57,6 +58,7 @@ class _Run:
     device: "torch.device"
     stop: StopSignals
     ranks: "Ranks"
+    report: bool = True  # keep the workspace's report up to date
 
 
 def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions()) -> list[TrainedFold]:
@@ -78,7 +80,9 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions()) ->
         if ranks.count > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
         with shown_by(None) if ranks.rank > 0 else nullcontext():  # of several processes, the first one reports
-            results = _train(_Run(Folds.open(workspace, options), device, stop, ranks), options)
+            wanted = options.report and ranks.rank == 0
+            with reported(workspace, options.configuration, options.network, wanted=wanted):
+                results = _train(_Run(Folds.open(workspace, options), device, stop, ranks, options.report), options)
             if len(results) > 1:  # of a single one they were shown last
                 for line in (line for result in results for line in result.warnings):
                     LOG.warning(line)
@@ -163,7 +167,13 @@ def _train_fold(run: _Run, name: str, split: Split, options: "FoldOptions") -> "
     def beside_network() -> float:
         return seconds_beside_network(folds.workspace, folds.plan, name, folds.cases(split), run.device)
 
-    task = TrainingTask(folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network)
+    def page() -> None:
+        live_report(folds.workspace, name, folds.plan.configurations[name].network.name)
+
+    task = TrainingTask(
+        folds.workspace, folds.plan, name, split, run.device, run.ranks, beside_network=beside_network,
+        page=page if run.report else None,
+    )  # fmt: skip
     result = train_fold(task, options, run.stop)
     if run.ranks.rank > 0:
         return result  # the first process predicts; the others wait for it at the next fold

@@ -54,10 +54,10 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     workspace = Workspace(out / "workspace")
     settings: tuple[str, ...] = (f"training.seed={seed}",)
     if time_budget_seconds is None:
-        training = TrainOptions(steps=STEPS_PER_FOLD)
+        training = TrainOptions(steps=STEPS_PER_FOLD, report=False)
         settings = (*SETTINGS, *settings)
     else:
-        training = TrainOptions(time_budget_seconds=time_budget_seconds)
+        training = TrainOptions(time_budget_seconds=time_budget_seconds, report=False)
     announce = _Announced(_commands(out, settings, time_budget_seconds))
 
     announce()
@@ -78,6 +78,8 @@ def run(out: Path, *, time_budget_seconds: float | None = None, seed: int = 0) -
     summary = summarise(score_cases(pair_folders(segmentations, dataset / "labelsTs", LABEL_SET), workers=0))
     passed, verdict = _judged(dice, {label: metrics["dice"].mean or 0.0 for label, metrics in summary.items()})
     print(f"\n{verdict}")
+    if workspace.report.exists():
+        print(f"report, to open in a browser: {workspace.report}")
     return 0 if passed else 1
 
 

@@ -26,7 +26,7 @@ from autoseg.workspace import FoldName
 if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
     from torch.utils.tensorboard import SummaryWriter
 
-PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png,
+PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png and of the report,
 PICTURE_SHARE = 0.01  # which may take so much of it
 MOST_SHOWN = 20  # labels in a line; of more, the others are counted
 VERBS = {"unseen": "cannot learn a label"}  # how a kind of finding is reported; otherwise with an s
@@ -55,6 +55,7 @@ class FoldLog:
         unseen: names of the labels that no training case has; they join every row, by position.
         quiet: write nothing and show nothing, for all processes of a training but one.
         held_back: write nothing before `release`: the folder is still that of an older training.
+        page: rewrites the workspace's report, as often as the picture is drawn while the fold trains.
 
     `history` and `findings` hold all rows, and what they show as of the last one.
     """
@@ -69,12 +70,14 @@ class FoldLog:
         unseen: Sequence[str] = (),
         quiet: bool = False,
         held_back: bool = False,
+        page: Callable[[], None] | None = None,
     ) -> None:
         self.folder = folder
         self.unseen = tuple(i for i, name in enumerate(label_names) if name in unseen)
         self.fold = fold
         self.label_names = tuple(label_names)
         self.quiet = quiet
+        self.page = page
         self._held_back: list[str] | None = [] if held_back else None
         self.history = list(history)
         self.findings = diagnose(self.history, self.label_names)
@@ -149,6 +152,7 @@ class FoldLog:
         self._attempt("tensorboard", lambda: self._curves.add(self.history))
         if time.perf_counter() >= self._picture_due:
             self._attempt("progress.png", self._draw)
+            self._attempt("report.html", self._write_page)
 
     def summarise(self) -> None:
         """Log what the fold came to, and what is wrong with it as it stands: the end of a training."""
@@ -193,8 +197,19 @@ class FoldLog:
         self._pictured, began = len(self.history), time.perf_counter()
         self._picture_due = began + PICTURE_SECONDS  # should it fail
         draw_progress(self.folder / "progress.png", self.history, self.label_names, f"fold {self.fold}")
+        self._postpone(began)
+
+    def _write_page(self) -> None:
+        """Rewrite the report; what it takes postpones the next picture."""
+        began = time.perf_counter()
+        if self.page is not None:
+            self.page()
+        self._postpone(began)
+
+    def _postpone(self, began: float) -> None:
+        """Let the next picture wait until what was begun then is no more than its share of the time."""
         now = time.perf_counter()
-        self._picture_due = now + max(PICTURE_SECONDS, (now - began) / PICTURE_SHARE)
+        self._picture_due = max(self._picture_due, now + max(PICTURE_SECONDS, (now - began) / PICTURE_SHARE))
 
     def _attempt(self, what: str, act: Callable[[], None]) -> None:
         """Do what no training depends on; report a failure once."""

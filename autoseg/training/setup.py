@@ -61,6 +61,7 @@ class TrainingTask:
     ranks: Ranks  # this process among those that train the fold together
     contents: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of the cases, see `same_training.PARTS`
     beside_network: Callable[[], float] | None = None  # measures seconds of the validation without forward passes
+    page: Callable[[], None] | None = None  # rewrites the workspace's report while the fold trains
 
     @property
     def number(self) -> FoldName:

@@ -107,6 +107,7 @@ def _train_held(task: TrainingTask, options: FoldOptions, stop: StopSignals, fol
     silent = task.ranks.rank > 0
     with FoldLog(
         task.folder, task.number, labels, history, unseen=task.unseen_labels, quiet=silent, held_back=options.restart,
+        page=task.page,
     ) as log:  # fmt: skip
         for remark in filter(None, (damage, *remarks)):
             LOG.warning(remark)

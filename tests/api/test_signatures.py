@@ -12,7 +12,7 @@ import autoseg
 from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
-from autoseg.commands import calibrate, evaluate, expected_dice, fix, groups, rank, shifts, speeds
+from autoseg.commands import calibrate, evaluate, expected_dice, fix, groups, rank, report, shifts, speeds
 from autoseg.commands.compare import CompareOptions
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
@@ -22,8 +22,11 @@ from autoseg.datasets.dataset import parse_options
 
 FUNCTIONS = [name for name, module in autoseg.PUBLIC.items() if module.startswith("autoseg.api")]
 RECORDS = {
-    "plan_dataset": PlanOptions, "train_folds": TrainOptions, "predict_images": PredictOptions, "compare": CompareOptions,
-}  # fmt: skip
+    "plan_dataset": PlanOptions,
+    "train_folds": TrainOptions,
+    "predict_images": PredictOptions,
+    "compare": CompareOptions,
+}
 BELOW = {  # what is called with keywords, and the parameters of it that have another form here
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
     "cross_validate": (evaluate.cross_validate, {"measures"}),
@@ -34,6 +37,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "learn_expected_dice": (expected_dice.learn_expected_dice, set()),
     "evaluate_folders": (evaluate.evaluate_folders, {"measures"}),
     "rank_cases": (rank.rank_cases, set()),
+    "write_report": (report.write_report, set()),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
 INTAKE = ("channels", "labels", "regions", "ignore", "patient_regex")
@@ -51,6 +55,7 @@ OF_COMMAND = {
         "evaluate_folders",
     ),
     "compare": ("compare",),
+    "report": ("write_report",),
     "predict": ("predict_images", "Predictor"),
     "rank": ("rank_cases", "rank_images"),
     "import-nnunet": ("import_nnunet",),

@@ -1,0 +1,111 @@
+"""The report of a workspace, one HTML file: written by `autoseg report`, and by train and evaluate when they end."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.lines import LOG
+from autoseg.messages import duration, suggest
+from autoseg.workspace import Workspace, write_text
+
+if TYPE_CHECKING:
+    from autoseg.report.html import Machine
+
+LEAST_SECONDS = 40.0  # a shorter training ends without a report, which would take a noticeable part of it
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """One report."""
+
+    file: Path
+    megabytes: float
+    seconds: float
+    cases: int  # with pictures
+
+
+def write_report(
+    workspace: Workspace,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    out: Path | None = None,
+) -> WrittenReport:
+    """Write the report of a workspace and of one of its models.
+
+    Args:
+        configuration, network: of the model; None: the recommended one, or the first that was trained.
+        out: the file; None: report.html of the workspace.
+
+    Raises:
+        StateError: nothing has been planned, or there is no such configuration.
+        StorageError: the file cannot be written.
+    """
+    made = _write(workspace, (configuration, network), out or workspace.report)
+    LOG.info(f"report: {made.file} ({made.megabytes:.1f} MB, {duration(made.seconds)})")
+    return made
+
+
+def report_or_warn(workspace: Workspace, configuration: str | None = None, network: str | None = None) -> None:
+    """Write the report after other work; what fails is a warning, because that work is done."""
+    try:
+        made = _write(workspace, (configuration, network), workspace.report, live=False)
+        LOG.info(f"report: {made.file}")
+    except Exception as error:
+        LOG.warning(
+            f"cannot write {workspace.report}: {type(error).__name__}: {error}; to try again: "
+            + suggest("report", workspace=workspace.root)
+        )
+
+
+def live_report(workspace: Workspace, configuration: str, network: str | None) -> None:
+    """Rewrite the report while a fold trains: without pictures, and so that it reloads itself."""
+    _write(workspace, (configuration, network), workspace.report, live=True, pictures=False)
+
+
+@contextmanager
+def reported(workspace: Workspace, configuration: str | None, network: str | None, *, wanted: bool) -> Iterator[None]:
+    """Write the report when the body ends or is stopped, unless it took less than LEAST_SECONDS."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        if wanted and time.perf_counter() - began >= LEAST_SECONDS:
+            report_or_warn(workspace, configuration, network)
+
+
+def _write(
+    workspace: Workspace,
+    model: tuple[str | None, str | None],
+    out: Path,
+    *,
+    live: bool | None = None,
+    pictures: bool = True,
+) -> WrittenReport:
+    """Write the page. `live`: whether a training is running; None: judged by when its folds last wrote."""
+    from autoseg.report.gathered import gather
+    from autoseg.report.html import render
+
+    began = time.perf_counter()
+    page = render(gather(workspace, *model, live=live), _machine(), pictures=pictures)
+    write_text(out, page.text)
+    return WrittenReport(out, len(page.text.encode("utf-8")) / 1e6, time.perf_counter() - began, page.cases)
+
+
+def _machine() -> "Machine":
+    """Versions and hardware, as the page states them."""
+    from autoseg.commands.environment import environment
+    from autoseg.report.html import Machine
+
+    here = environment()
+    libraries = [(name, version) for name, version in here.libraries.items() if version]
+    hardware = [
+        ("system", f"{here.system} {here.machine}"),
+        ("cores", str(here.cores)),
+        ("memory", f"{here.memory_total_bytes / 2**30:.1f} GiB"),
+        *((one.name, f"{one.model}, {one.memory_bytes / 2**30:.1f} GiB") for one in here.devices),
+    ]
+    return Machine((("autoseg", here.autoseg), ("Python", here.python), *libraries), tuple(hardware))
