@@ -12,12 +12,13 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.datasets import check_dataset as check_dataset
     from autoseg.api.datasets import fix_dataset as fix_dataset
     from autoseg.api.datasets import plan_dataset as plan_dataset
+    from autoseg.api.held_out import choose_decision as choose_decision
+    from autoseg.api.held_out import learn_expected_dice as learn_expected_dice
+    from autoseg.api.held_out import measure_speeds as measure_speeds
     from autoseg.api.models import calibrate_device as calibrate_device
     from autoseg.api.models import cross_validate as cross_validate
     from autoseg.api.models import evaluate_folders as evaluate_folders
     from autoseg.api.models import import_nnunet as import_nnunet
-    from autoseg.api.models import learn_expected_dice as learn_expected_dice
-    from autoseg.api.models import measure_speeds as measure_speeds
     from autoseg.api.models import predict_images as predict_images
     from autoseg.api.models import score_test_set as score_test_set
     from autoseg.api.models import status as status
@@ -43,8 +44,9 @@ PUBLIC = {  # name -> the module that has it
     "cross_validate": "autoseg.api.models",
     "score_test_set": "autoseg.api.models",
     "evaluate_folders": "autoseg.api.models",
-    "measure_speeds": "autoseg.api.models",
-    "learn_expected_dice": "autoseg.api.models",
+    "measure_speeds": "autoseg.api.held_out",
+    "learn_expected_dice": "autoseg.api.held_out",
+    "choose_decision": "autoseg.api.held_out",
     "predict_images": "autoseg.api.models",
     "import_nnunet": "autoseg.api.models",
     "calibrate_device": "autoseg.api.models",

@@ -186,8 +186,17 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
     if (options.predictions is None) != (options.references is None):
         raise UsageError("--predictions and --references need each other", remedy="give both, or neither")
     chosen = [f"--{name}" for name in ("test", "speeds", "expected-dice") if getattr(options, name.replace("-", "_"))]
+    chosen += ["--choose"] * (options.choose is not None or bool(options.recall))
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other", remedy="run one after the other")
+    if options.choose is not None or options.recall:
+        from autoseg.commands.choose import choose_decision
+
+        decision = choose_decision(
+            workspace, options.configuration, network=options.network, choose=options.choose or (),
+            recall=dict(options.recall), workers=options.workers,
+        )  # fmt: skip
+        return Answer(decision)
     if options.expected_dice:
         from autoseg.commands.expected_dice import learn_expected_dice
 
@@ -205,8 +214,9 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
         )  # fmt: skip
         return Answer(scores)
     result = cross_validate(
-        workspace, options.configuration, network=options.network, csv=options.csv, workers=options.workers
-    )
+        workspace, options.configuration, network=options.network, csv=options.csv,
+        good=options.good, poor=options.poor, workers=options.workers,
+    )  # fmt: skip
     return Answer(result)
 
 
@@ -218,9 +228,9 @@ def run_predict(options: argparse.Namespace) -> Answer:
         configuration=options.configuration, network=options.network, models=tuple(options.models),
         folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
         speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
-        top_k=options.top_k, shard=options.shard, resume=options.resume, format=options.format,
-        probabilities=options.probabilities, uncertainty=options.uncertainty, statistics=options.statistics,
-        patients=options.patients,
+        top_k=options.top_k, decision=not options.no_decision, shard=options.shard, resume=options.resume,
+        format=options.format, probabilities=options.probabilities, uncertainty=options.uncertainty,
+        statistics=options.statistics, patients=options.patients,
     )  # fmt: skip
     workspace = Workspace(options.workspace)
     try:

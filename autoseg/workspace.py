@@ -3,7 +3,7 @@
     WORKSPACE/ dataset.json sources.json fingerprint.json plan.json plan-<network>.json splits.json test.json
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
-      models/<configuration>-<network>/ crossval.json speeds.json expected_dice.json
+      models/<configuration>-<network>/ crossval.json crossval.csv decision.json speeds.json expected_dice.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
           inference.json}; fold_full/ of the model that trains on all cases
 
@@ -91,6 +91,14 @@ class Workspace:
     def crossval(self, configuration: str, network: str) -> Path:
         """Scores of a model's held-out predictions."""
         return self.model(configuration, network) / "crossval.json"
+
+    def statistics(self, configuration: str, network: str) -> Path:
+        """Statistics of the same scores as a table: a row per label and metric, over all cases and per fold."""
+        return self.model(configuration, network) / "crossval.csv"
+
+    def decision(self, configuration: str, network: str) -> Path:
+        """What was chosen on held-out cases: which models predict, by which decision rule, what is corrected after."""
+        return self.model(configuration, network) / "decision.json"
 
     def speeds(self, configuration: str, network: str) -> Path:
         """What each speed of `predict` costs and loses with a model."""

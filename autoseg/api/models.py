@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.train import TrainedFold
     from autoseg.datasets.dataset import Problem
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
-    from autoseg.evaluation.expected_dice import ExpectedDiceRecord
-    from autoseg.evaluation.speeds import SpeedTable
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,8 @@ def cross_validate(
     *,
     network: str | None = None,
     csv: File | None = None,
+    good: float = 0.8,
+    poor: float = 0.5,
     workers: int | None = None,
     say: Say | None = print,
 ) -> "CrossValidation":
@@ -113,23 +113,27 @@ def cross_validate(
         workspace: with trained folds.
         configuration, network: of the model; None: the recommended one, as planned.
         csv: also write one row per case and label to this file.
+        good, poor: mean Dice above which the verdict is good, and below which it is poor.
         workers: processes; 0: none but this one; None: as cores and memory allow.
         say: what shows a line; None: nothing is shown.
 
     Returns:
-        `summary` (label -> metric -> mean, std and number of cases), `folds` and `cases` with their scores.
+        `summary` (label -> metric -> mean, std and number of cases), `pooled` (median, quartiles, 95 % interval over
+        patients), `flags` of what failed, `coverage`, `curves`, and `folds` and `cases` with their scores.
 
     Raises:
-        AutosegError: no fold is trained, or a file cannot be read.
+        AutosegError: no fold is trained, one saw a patient whose cases it holds out, or a file cannot be read.
 
     Example:
         >>> result = autoseg.cross_validate("ws")
-        >>> result.summary["liver"]["dice"].mean
+        >>> result.pooled["liver"]["dice"].mean, result.pooled["liver"]["dice"].low
     """
     from autoseg.commands.evaluate import cross_validate
 
     table = None if csv is None else as_path(csv)
-    return cross_validate(in_workspace(workspace), configuration, network=network, csv=table, workers=workers)
+    return cross_validate(
+        in_workspace(workspace), configuration, network=network, csv=table, good=good, poor=poor, workers=workers
+    )
 
 
 @checked
@@ -160,66 +164,6 @@ def score_test_set(
     from autoseg.commands.evaluate import score_test_set
 
     return score_test_set(in_workspace(workspace), configuration, network=network, device=device)
-
-
-@checked
-def measure_speeds(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    network: str | None = None,
-    device: str = "auto",
-    say: Say | None = print,
-) -> "SpeedTable":
-    """Segment the held-out cases of every trained fold at each speed of `predict_images`.
-
-    Args:
-        workspace, configuration, network, say: as for `cross_validate`.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
-    Returns:
-        `speeds`, each with `name`, `dice`, `change` against the accurate one, and `seconds_per_case`.
-
-    Raises:
-        AutosegError: no fold is trained, or a file cannot be read.
-
-    Example:
-        >>> table = autoseg.measure_speeds("ws")
-        >>> [(speed.name, speed.dice.mean, speed.seconds_per_case) for speed in table.speeds]
-    """
-    from autoseg.commands.speeds import measure_speeds
-
-    return measure_speeds(in_workspace(workspace), configuration, network=network, device=device)
-
-
-@checked
-def learn_expected_dice(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    network: str | None = None,
-    device: str = "auto",
-    say: Say | None = print,
-) -> "ExpectedDiceRecord":
-    """Learn from the held-out cases what Dice `predict_images(uncertainty=True)` may expect of new ones.
-
-    Args:
-        workspace, configuration, network, say: as for `cross_validate`.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
-    Returns:
-        `labels` (label -> line with its measured coverage and error), `mean` of the mean over labels, and `cases`.
-
-    Raises:
-        AutosegError: no fold is trained, or fewer than 20 cases are held out.
-
-    Example:
-        >>> record = autoseg.learn_expected_dice("ws")
-        >>> record.labels["liver"].measured_coverage
-    """
-    from autoseg.commands.expected_dice import learn_expected_dice
-
-    return learn_expected_dice(in_workspace(workspace), configuration, network=network, device=device)
 
 
 @checked
@@ -276,6 +220,7 @@ def predict_images(
     unfinished: bool = False,
     tile: float | None = None,
     top_k: float | None = None,
+    decision: bool = True,
     shard: str | None = None,
     resume: bool = False,
     format: str | None = None,
@@ -301,6 +246,7 @@ def predict_images(
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
         top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
+        decision: apply what `choose` of `cross_validate` chose on held-out cases.
         shard: "2/8" for the second of eight parts of the cases.
         resume: keep segmentations that are verified to be of the same images, by the same model and options.
         format: "seg.nrrd", "nii.gz" and so on, with names and colours of the labels; None: that of each image.

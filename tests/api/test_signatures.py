@@ -12,7 +12,7 @@ import autoseg
 from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
-from autoseg.commands import calibrate, evaluate, expected_dice, fix, speeds
+from autoseg.commands import calibrate, choose, evaluate, expected_dice, fix, speeds
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -27,6 +27,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "score_test_set": (evaluate.score_test_set, set()),
     "measure_speeds": (speeds.measure_speeds, set()),
     "learn_expected_dice": (expected_dice.learn_expected_dice, set()),
+    "choose_decision": (choose.choose_decision, set()),
     "evaluate_folders": (evaluate.evaluate_folders, set()),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
@@ -35,7 +36,10 @@ OF_COMMAND = {
     "check": ("check_dataset", "fix_dataset"),
     "plan": ("plan_dataset",),
     "train": ("train_folds",),
-    "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "learn_expected_dice", "evaluate_folders"),
+    "evaluate": (
+        *("cross_validate", "score_test_set", "measure_speeds", "learn_expected_dice", "evaluate_folders"),
+        "choose_decision",
+    ),
     "predict": ("predict_images", "Predictor"),
     "import-nnunet": ("import_nnunet",),
     "status": ("status",),
