@@ -139,7 +139,7 @@ def _by_logits(
     task: _Task, asked: Sequence[str], targets: Mapping[str, float]
 ) -> "tuple[tuple[tuple[str, str], ...], dict[str, float], dict[str, dict[str, str]], list[Choice]]":
     """Choose models and offsets by what the networks of each fold say of its held-out cases."""
-    from autoseg.evaluation.choose import Tried, test
+    from autoseg.evaluation.choose import Tried, try_out
     from autoseg.evaluation.thresholds import Scorer, choose_offsets
 
     pairs = [task.pair, *(_others(task) if "model" in asked else [])]
@@ -157,7 +157,7 @@ def _by_logits(
         names = [name for name in ensembles if name != task.name]
         scores = np.stack([scorers[name].dice({}) for name in names]) if names else np.empty((0, len(task.held.cases)))
         shown = tuple(name.replace("+", " with ") for name in names)
-        choice, at = test(Tried("model", "", shown, scores, scorers[task.name].dice({})), task.held, 1)
+        choice, at = try_out(Tried("model", "", shown, scores, scorers[task.name].dice({})), task.held, 1)
         choices.append(choice if names else replace(choice, reason=f"{task.name} is the only model of these folds"))
         chosen = names[at] if at >= 0 else chosen
     offsets: dict[str, float] = {}
@@ -256,7 +256,7 @@ def choose_components(
     jobs: "Sequence[ScoreJob]", task: _Task, workers: int | None
 ) -> "tuple[dict[str, ComponentRule], list[Choice]]":
     """Try to remove islands and to fill holes, label by label."""
-    from autoseg.evaluation.choose import Tried, mean_dice, test
+    from autoseg.evaluation.choose import Tried, mean_dice, try_out
     from autoseg.evaluation.postprocessing import candidates, combined, components_of_cases
 
     labels = task.plan.labels
@@ -270,7 +270,7 @@ def choose_components(
                 [[mean_dice(case.corrected(name, rule, labels), labels) for case in found] for rule in rules]
             ).reshape(len(rules), len(found))
             tried = Tried("components", name, tuple(map(str, rules)), scores, baseline)
-            choice, at = test(tried, task.held, 2 * len(labels.scored))
+            choice, at = try_out(tried, task.held, 2 * len(labels.scored))
             choices.append(choice)
             if at >= 0:
                 accepted.setdefault(name, []).append(rules[at])

@@ -89,7 +89,7 @@ def out_of_fold(tried: Tried, held: HeldOutCases) -> Scores:
     return after
 
 
-def test(tried: Tried, held: HeldOutCases, tests: int) -> tuple[Choice, int]:
+def try_out(tried: Tried, held: HeldOutCases, tests: int) -> tuple[Choice, int]:
     """Accept the best candidate, or refuse all.
 
     Args:

@@ -5,8 +5,9 @@ logit itself), in steps of STEP, and what the reference says. Voxels that agree 
 thousand rows per case instead of a volume of logits per label.
 
 For offsets that are multiples of STEP the result is that of the logits themselves: a class k wins over the largest one
-where the distance is below the difference of their offsets, and no step of the distance is divided by that limit. Only
-where two classes are both lifted above the largest is a difference below STEP not resolved.
+where the distance is below the difference of their offsets, and no step of the distance is divided by that limit. The
+second largest is marked, so that it is known which class follows where the largest is lowered. Only where several
+offsets let two other classes compete is a difference below STEP not resolved.
 
     MarginCounter   consumes the logits of an ensemble, row by row
     MarginTable     the counts of one case; `confusion` scores a rule
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 STEP = 0.25  # of logits
 REACH = 40  # steps; classes that are further below the largest never win (10 in logits: a share of 1 in 22000)
 HALF = 30  # steps above and below 0 of the logit of a region
-_BITS, _PER_WORD = 6, 10  # codes of a voxel packed into words, to count equal ones fast
+_BITS, _PER_WORD = 7, 9  # codes of a voxel packed into words, to count equal ones fast
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class MarginTable:
     """The voxels of one case, those that are alike counted together.
 
     Args:
-        codes: (n, K) int8: 0 for the class of the largest logit, otherwise 1 + steps below it, at most REACH + 1; of
-            regions, whole steps above 0, from -HALF - 1 to HALF.
+        codes: (n, K) int8: 0 for the class of the largest logit, otherwise 1 + twice the whole steps below it (at most
+            REACH), and 1 more but for the second largest; of regions, whole steps above 0, from -HALF - 1 to HALF.
         reference: (n,) int16 class indices; annotated voxels alone.
         counts: (n,) int64 voxels.
         outside: (C,) int64 voxels by reference class beyond the cropped box, which are background in any case.
@@ -61,9 +62,10 @@ class MarginTable:
 
     def _decided(self, offsets: np.ndarray, heads: LabelSet) -> np.ndarray:
         if not heads.has_regions:
-            scores = (0.5 - self.codes.astype(np.float32)) * STEP
+            steps, behind = np.divmod(np.maximum(self.codes, 1).astype(np.float32) - 1, 2)
+            scores = -(steps + 0.5 + behind / 4) * STEP
             scores[self.codes == 0] = 0
-            scores[self.codes > REACH] = -np.inf
+            scores[steps >= REACH] = -np.inf
             return (scores + offsets).argmax(axis=1)
         inside = (self.codes.astype(np.float32) + 0.5) * STEP + offsets > 0
         decided = np.zeros(len(self.codes), dtype=np.int64)
@@ -73,7 +75,7 @@ class MarginTable:
 
     def divided(self, column: int) -> "tuple[MarginTable, MarginTable]":
         """The voxels where an offset of one class can matter, and the others."""
-        near = np.abs(self.codes[:, column].astype(np.int16)) <= REACH
+        near = np.abs(self.codes[:, column].astype(np.int16)) <= 2 * REACH
         nothing = np.zeros_like(self.outside)
         parts = [
             MarginTable(self.codes[rows], self.reference[rows], self.counts[rows], outside)
@@ -148,7 +150,10 @@ def _codes(scores: np.ndarray, has_regions: bool) -> np.ndarray:
     largest = scores.argmax(axis=0)
     columns = np.arange(scores.shape[1])
     below = scores[largest, columns] - scores
-    codes = 1 + np.minimum(np.floor(below / STEP), REACH).astype(np.int64)
+    codes = 2 + 2 * np.minimum(np.floor(below / STEP), REACH).astype(np.int64)
+    below[largest, columns] = np.inf
+    if len(scores) > 1:
+        codes[below.argmin(axis=0), columns] -= 1
     codes[largest, columns] = 0
     return codes
 

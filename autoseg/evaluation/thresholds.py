@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from autoseg.evaluation.choose import HeldOutCases, Tried, judged, mean_dice, recall, test
+from autoseg.evaluation.choose import HeldOutCases, Tried, judged, mean_dice, recall, try_out
 from autoseg.evaluation.margins import STEP, MarginTable
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.decision import Choice
@@ -93,7 +93,7 @@ def choose_offsets(
         scores, _ = scorer.along(name, OFFSETS, fixed)
         order = np.argsort(np.abs(OFFSETS), kind="stable")  # the mildest first: of equals it is chosen
         tried = Tried("threshold", name, tuple(f"logit {OFFSETS[i]:+g}" for i in order), scores[order], baseline)
-        choice, chosen = test(tried, held, len(free))
+        choice, chosen = try_out(tried, held, len(free))
         choices.append(choice)
         if chosen >= 0:
             accepted[name] = OFFSETS[order[chosen]]

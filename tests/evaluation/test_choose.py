@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autoseg.evaluation.choose import HeldOutCases, Tried, judged, mean_dice, out_of_fold, recall, test
+from autoseg.evaluation.choose import HeldOutCases, Tried, judged, mean_dice, out_of_fold, recall, try_out
 from autoseg.evaluation.margins import MarginCounter
 from autoseg.evaluation.thresholds import Scorer, choose_offsets
 from autoseg.imaging.labels import LabelSet
@@ -35,7 +35,7 @@ def test_a_true_improvement_is_accepted():
     rng = np.random.default_rng(0)
     baseline = rng.uniform(0.7, 0.9, 50)
     better = baseline + rng.normal(0.02, 0.02, 50)
-    choice, at = test(tried([better], baseline), held_out(), 4)
+    choice, at = try_out(tried([better], baseline), held_out(), 4)
     assert (choice.accepted, at, choice.reason) == (True, 0, "better beyond chance")
     assert choice.change == pytest.approx((better - baseline).mean())
     assert 0 < choice.low < choice.change < choice.high
@@ -50,7 +50,7 @@ def test_nulls_are_refused():
         baseline = rng.uniform(0.7, 0.9, 50)
         noise = baseline + rng.normal(0, 0.03, (30, 50))
         assert (noise.mean(axis=1) > baseline.mean()).any()
-        choice, at = test(tried(noise, baseline), held_out(), 1)
+        choice, at = try_out(tried(noise, baseline), held_out(), 1)
         assert choice.accepted == (at >= 0)
         accepted += choice.accepted
     assert accepted <= 4  # 2.5 % are expected
@@ -65,7 +65,7 @@ def test_without_nesting_the_nulls_would_be_accepted():
         noise = baseline + rng.normal(0, 0.03, (30, 50))
         chosen = noise[np.argmax(noise.mean(axis=1))]
         accepted += judged(tried(noise, baseline), chosen, held_out(), 1, "best").accepted
-    assert accepted >= 10
+    assert accepted >= 6  # of 20; out of fold, 1 of 40 is expected
 
 
 def test_the_candidate_of_a_fold_is_chosen_on_the_others():
@@ -83,15 +83,15 @@ def test_scans_of_one_patient_do_not_make_a_choice_sure():
     held = HeldOutCases(cases, np.array([str(n % 5) for n in range(50)]), tuple("ab"[n // 25] for n in range(50)))
     baseline = np.full(50, 0.7)
     better = baseline + np.repeat([0.04, -0.01], 25)
-    assert not test(tried([better], baseline), held, 1)[0].accepted
-    assert test(tried([better], baseline), held_out(), 1)[0].accepted
+    assert not try_out(tried([better], baseline), held, 1)[0].accepted
+    assert try_out(tried([better], baseline), held_out(), 1)[0].accepted
 
 
 def test_nothing_to_try_and_nothing_better():
     baseline = np.full(50, 0.7)
-    choice, at = test(tried(np.empty((0, 50)), baseline, ()), held_out(), 1)
+    choice, at = try_out(tried(np.empty((0, 50)), baseline, ()), held_out(), 1)
     assert (choice.accepted, at, choice.reason) == (False, -1, "there is nothing to change")
-    choice, at = test(tried([baseline - 0.1], baseline), held_out(), 1)
+    choice, at = try_out(tried([baseline - 0.1], baseline), held_out(), 1)
     assert (choice.accepted, choice.reason) == (False, "no candidate is better on the held-out cases")
 
 

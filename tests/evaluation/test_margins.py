@@ -61,7 +61,7 @@ def test_several_offsets_are_nearly_exact():
     offsets = np.array([0, 1.5, 2.0, -1.0])
     found, wanted = table.confusion(offsets, SOFTMAX), directly(logits, reference, SOFTMAX, offsets)
     assert found.sum() == wanted.sum()
-    assert np.abs(found - wanted).sum() <= 0.01 * wanted.sum()
+    assert np.abs(found - wanted).sum() <= 0.02 * wanted.sum()
 
 
 def test_regions_are_exact_for_any_offsets():
