@@ -13,6 +13,7 @@ from autoseg.models.decision import ComponentRule, Rule
 from bright import Bright, model_of, picture, plan_of
 from files import nifti
 
+FEW = {"organ": -4.4}  # so few voxels that they form several components
 LOWER = Rule({"organ": 1.0})  # the organ from 80 on instead of 100: logits are (value - 100) / 20
 
 
@@ -76,10 +77,10 @@ def test_models_together_decide_by_their_mean_probability(tmp_path):
 
 def test_components_are_corrected_on_the_whole_map(tmp_path):
     case = loaded(tmp_path)
-    plain = decide([EnsembleMember(model_of((1.0,) * 3))], case)
+    plain = decide([EnsembleMember(model_of((1.0,) * 3))], case, (), Rule(FEW))
     sizes = component_sizes(plain > 0)
     assert len(sizes) > 1
-    rule = Rule(components={"organ": ComponentRule(keep_largest=True)})
+    rule = Rule(FEW, {"organ": ComponentRule(keep_largest=True)})
     found = decide([EnsembleMember(model_of((1.0,) * 3))], case, (), rule)
     assert component_sizes(found > 0).tolist() == [sizes[0]]
 
@@ -88,8 +89,8 @@ def test_volumes_are_those_of_the_image(tmp_path):
     """Voxels of 2 mm³: what is below 5 mm³ has one voxel or two."""
     case = loaded(tmp_path, (2.0, 1.0, 1.0))
     model = model_of((2.0, 1.0, 1.0))
-    sizes = component_sizes(decide([EnsembleMember(model)], case) > 0)
-    rule = Rule(components={"organ": ComponentRule(min_volume=5.0)})
+    sizes = component_sizes(decide([EnsembleMember(model)], case, (), Rule(FEW)) > 0)
+    rule = Rule(FEW, {"organ": ComponentRule(min_volume=5.0)})
     found = component_sizes(decide([EnsembleMember(model)], case, (), rule) > 0)
     assert found.tolist() == [size for size in sizes.tolist() if size >= 3]
     assert len(found) < len(sizes)
