@@ -66,6 +66,8 @@ def _figures(gap: float, lost: float, epoch: int, last: int) -> str:
     )  # fmt: skip
     if lost > TURNED:
         return f"{text}, and validation turned around epoch {epoch} of {last}, {lost:.3f} lost since"
+    if epoch >= last - EPOCHS // 2:
+        return f"{text}, and validation did not turn before the end (epoch {last})"
     return f"{text}, and validation was best around epoch {epoch} of {last}"
 
 
