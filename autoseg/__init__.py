@@ -13,19 +13,20 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.datasets import fix_dataset as fix_dataset
     from autoseg.api.datasets import plan_dataset as plan_dataset
     from autoseg.api.evidence import compare as compare
+    from autoseg.api.evidence import write_report as write_report
+    from autoseg.api.held_out import choose_decision as choose_decision
+    from autoseg.api.held_out import compare_groups as compare_groups
+    from autoseg.api.held_out import learn_expected_dice as learn_expected_dice
+    from autoseg.api.held_out import measure_shifts as measure_shifts
+    from autoseg.api.held_out import measure_speeds as measure_speeds
     from autoseg.api.models import calibrate_device as calibrate_device
-    from autoseg.api.models import compare_groups as compare_groups
     from autoseg.api.models import cross_validate as cross_validate
     from autoseg.api.models import evaluate_folders as evaluate_folders
     from autoseg.api.models import import_nnunet as import_nnunet
-    from autoseg.api.models import learn_expected_dice as learn_expected_dice
-    from autoseg.api.models import measure_shifts as measure_shifts
-    from autoseg.api.models import measure_speeds as measure_speeds
     from autoseg.api.models import predict_images as predict_images
     from autoseg.api.models import score_test_set as score_test_set
     from autoseg.api.models import status as status
     from autoseg.api.models import train_folds as train_folds
-    from autoseg.api.models import write_report as write_report
     from autoseg.api.predictor import Predictor as Predictor
     from autoseg.api.ranking import rank_cases as rank_cases
     from autoseg.api.ranking import rank_images as rank_images
@@ -49,15 +50,16 @@ PUBLIC = {  # name -> the module that has it
     "cross_validate": "autoseg.api.models",
     "score_test_set": "autoseg.api.models",
     "evaluate_folders": "autoseg.api.models",
-    "measure_speeds": "autoseg.api.models",
-    "measure_shifts": "autoseg.api.models",
-    "compare_groups": "autoseg.api.models",
-    "learn_expected_dice": "autoseg.api.models",
+    "measure_speeds": "autoseg.api.held_out",
+    "measure_shifts": "autoseg.api.held_out",
+    "compare_groups": "autoseg.api.held_out",
+    "learn_expected_dice": "autoseg.api.held_out",
+    "choose_decision": "autoseg.api.held_out",
     "compare": "autoseg.api.evidence",
+    "write_report": "autoseg.api.evidence",
     "predict_images": "autoseg.api.models",
     "rank_cases": "autoseg.api.ranking",
     "rank_images": "autoseg.api.ranking",
-    "write_report": "autoseg.api.models",
     "import_nnunet": "autoseg.api.models",
     "calibrate_device": "autoseg.api.models",
     "status": "autoseg.api.models",

@@ -181,55 +181,9 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> Answer:
-    from autoseg.commands.evaluate import cross_validate, evaluate_folders, score_test_set
-    from autoseg.evaluation.measures import measures_of
-    from autoseg.workspace import Workspace
+    from autoseg.commands.ways_to_evaluate import evaluate_as_asked
 
-    workspace = Workspace(options.workspace)
-    if (options.predictions is None) != (options.references is None):
-        raise UsageError("--predictions and --references need each other", remedy="give both, or neither")
-    ways = ("test", "speeds", "expected-dice", "shifts", "predictions")
-    chosen = [f"--{way}" for way in (*ways, "groups") if getattr(options, way.replace("-", "_"))]
-    chosen = ["--group" if way == "--groups" else way for way in chosen]
-    if len(chosen) > 1:
-        raise UsageError(f"{' and '.join(chosen)} exclude each other", remedy="run one after the other")
-    if options.cases is not None and not options.shifts:
-        raise UsageError("--cases limits the cases of --shifts", remedy="add --shifts, or omit it")
-    if options.groups:
-        from autoseg.commands.groups import compare_groups
-
-        groups = compare_groups(
-            workspace, options.configuration, network=options.network, groups=tuple(options.groups), csv=options.csv,
-            workers=options.workers,
-        )  # fmt: skip
-        return Answer(groups)
-    if options.shifts:
-        from autoseg.commands.shifts import measure_shifts
-
-        shifts = measure_shifts(workspace, options.configuration, network=options.network, cases=options.cases)
-        return Answer(shifts)
-    if options.expected_dice:
-        from autoseg.commands.expected_dice import learn_expected_dice
-
-        return Answer(learn_expected_dice(workspace, options.configuration, network=options.network))
-    if options.speeds:
-        from autoseg.commands.speeds import measure_speeds
-
-        return Answer(measure_speeds(workspace, options.configuration, network=options.network))
-    if options.test:
-        return Answer(score_test_set(workspace, options.configuration, network=options.network))
-    if options.predictions is not None:
-        scores = evaluate_folders(
-            options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
-            measures=measures_of(options.tolerance, options.tubes), workers=options.workers,
-        )  # fmt: skip
-        return Answer(scores)
-    result = cross_validate(
-        workspace, options.configuration, network=options.network, csv=options.csv, workers=options.workers,
-        measures=measures_of(options.tolerance, options.tubes),
-        report=not options.no_report,
-    )  # fmt: skip
-    return Answer(result)
+    return Answer(evaluate_as_asked(options))
 
 
 def run_compare(options: argparse.Namespace) -> Answer:
@@ -261,9 +215,9 @@ def run_predict(options: argparse.Namespace) -> Answer:
         configuration=options.configuration, network=options.network, models=tuple(options.models),
         folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
         speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
-        top_k=options.top_k, shard=options.shard, resume=options.resume, format=options.format,
-        probabilities=options.probabilities, uncertainty=options.uncertainty, statistics=options.statistics,
-        patients=options.patients,
+        top_k=options.top_k, decision=not options.no_decision, shard=options.shard, resume=options.resume,
+        format=options.format, probabilities=options.probabilities, uncertainty=options.uncertainty,
+        statistics=options.statistics, patients=options.patients,
     )  # fmt: skip
     workspace = Workspace(options.workspace)
     try:

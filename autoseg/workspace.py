@@ -4,8 +4,8 @@
       leakage.json report.html
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
-      models/<configuration>-<network>/ crossval.json speeds.json expected_dice.json groups.json
-        shifts.json label_errors.json
+      models/<configuration>-<network>/ crossval.json crossval.csv decision.json speeds.json expected_dice.json
+        groups.json shifts.json label_errors.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
           inference.json}; fold_full/ of the model that trains on all cases
 
@@ -107,6 +107,14 @@ class Workspace:
     def label_errors(self, configuration: str, network: str) -> Path:
         """Training cases by likely label error, according to a model's held-out predictions."""
         return self.model(configuration, network) / "label_errors.json"
+
+    def statistics(self, configuration: str, network: str) -> Path:
+        """Statistics of the same scores as a table: a row per label and metric, over all cases and per fold."""
+        return self.model(configuration, network) / "crossval.csv"
+
+    def decision(self, configuration: str, network: str) -> Path:
+        """What was chosen on held-out cases: which models predict, by which decision rule, what is corrected after."""
+        return self.model(configuration, network) / "decision.json"
 
     def speeds(self, configuration: str, network: str) -> Path:
         """What each speed of `predict` costs and loses with a model."""

@@ -190,7 +190,8 @@ def test_predict_passes_everything_on(called):
 
 
 def test_evaluate_has_two_tasks(called):
-    assert run("evaluate", "-w", "w", "-c", "2d", "--network", "swin_unet", "--csv", "s.csv", "--workers", 2) == 0
+    assert run("evaluate", "-w", "w", "-c", "2d", "--network", "swin_unet", "--csv", "s.csv", "--workers", 2,
+               "--poor", 0.3) == 0  # fmt: skip
     assert run(
         "evaluate", "--predictions", "p", "--references", "r", "--labels", "liver=1", "--tolerance", "3,liver=2",
         "--tubes", "vessel,airway",
@@ -199,7 +200,14 @@ def test_evaluate_has_two_tasks(called):
         (
             "cross_validate",
             (Workspace(Path("w")), "2d"),
-            {"network": "swin_unet", "csv": Path("s.csv"), "workers": 2, "measures": Measures()},
+            {
+                "network": "swin_unet",
+                "csv": Path("s.csv"),
+                "good": 0.8,
+                "poor": 0.3,
+                "workers": 2,
+                "measures": Measures(),
+            },
         ),
         (
             "evaluate_folders",

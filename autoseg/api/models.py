@@ -17,7 +17,6 @@ from autoseg.api.keywords import (
     checked,
     in_workspace,
     labels_text,
-    names_of,
     options_of,
 )
 from autoseg.api.spelling import in_python
@@ -25,14 +24,9 @@ from autoseg.inference.options import SpeedName
 
 if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.evaluate import FolderScores
-    from autoseg.commands.report import WrittenReport
     from autoseg.commands.train import TrainedFold
     from autoseg.datasets.dataset import Problem
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
-    from autoseg.evaluation.expected_dice import ExpectedDiceRecord
-    from autoseg.evaluation.groups import GroupScores
-    from autoseg.evaluation.shifts import ShiftTable
-    from autoseg.evaluation.speeds import SpeedTable
 
 
 @dataclass(frozen=True)
@@ -112,6 +106,8 @@ def cross_validate(
     tolerance: float | Mapping[str, float] | None = None,
     tubes: Names = (),
     csv: File | None = None,
+    good: float = 0.8,
+    poor: float = 0.5,
     workers: int | None = None,
     report: bool = True,
     say: Say | None = print,
@@ -124,61 +120,30 @@ def cross_validate(
         tolerance: mm, of nsd, boundary_f1 and boundary_iou: 2, or {"liver": 2, "vessel": 0.5}; None: 1 mm.
         tubes: labels whose centre-lines are compared, such as "vessel"; "all": every one.
         csv: also write one row per case and label to this file.
+        good, poor: mean Dice above which the verdict is good, and below which it is poor.
         workers: processes; 0: none but this one; None: as cores and memory allow.
         report: also write report.html of the workspace.
         say: what shows a line; None: nothing is shown.
 
     Returns:
-        `summary` (label -> metric -> mean, std and number of cases), `folds` and `cases` with their scores.
+        `summary` (label -> metric -> mean, std and number of cases), `pooled` (median, quartiles, 95 % interval over
+        patients), `flags` of what failed, `coverage`, `curves`, and `folds` and `cases` with their scores.
 
     Raises:
-        AutosegError: no fold is trained, or a file cannot be read.
+        AutosegError: no fold is trained, one saw a patient whose cases it holds out, or a file cannot be read.
 
     Example:
         >>> result = autoseg.cross_validate("ws")
-        >>> result.summary["liver"]["dice"].mean
+        >>> result.pooled["liver"]["dice"].mean, result.pooled["liver"]["dice"].low
     """
     from autoseg.commands.evaluate import cross_validate
     from autoseg.evaluation.measures import measures_of
 
     table = None if csv is None else as_path(csv)
     return cross_validate(
-        in_workspace(workspace), configuration, network=network, csv=table, workers=workers,
+        in_workspace(workspace), configuration, network=network, csv=table, good=good, poor=poor, workers=workers,
         measures=measures_of(tolerance, tubes), report=report,
     )  # fmt: skip
-
-
-@checked
-def write_report(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    network: str | None = None,
-    out: File | None = None,
-    say: Say | None = print,
-) -> "WrittenReport":
-    """Write one HTML page about a workspace: data, plan, training, scores, cases and provenance.
-
-    Args:
-        workspace: a folder where `plan_dataset` planned; what is not done yet is missing in the page.
-        configuration, network: of the model to report; None: the recommended one, or the first that was trained.
-        out: the file; None: report.html in the workspace.
-        say: what shows a line; None: nothing is shown.
-
-    Returns:
-        `file`, `megabytes`, `seconds`, and the number of `cases` with pictures.
-
-    Raises:
-        AutosegError: nothing is planned, or the file cannot be written.
-
-    Example:
-        >>> report = autoseg.write_report("ws")
-        >>> report.file
-    """
-    from autoseg.commands.report import write_report
-
-    file = None if out is None else as_path(out)
-    return write_report(in_workspace(workspace), configuration, network=network, out=file)
 
 
 @checked
@@ -209,134 +174,6 @@ def score_test_set(
     from autoseg.commands.evaluate import score_test_set
 
     return score_test_set(in_workspace(workspace), configuration, network=network, device=device)
-
-
-@checked
-def measure_speeds(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    network: str | None = None,
-    device: str = "auto",
-    say: Say | None = print,
-) -> "SpeedTable":
-    """Segment the held-out cases of every trained fold at each speed of `predict_images`.
-
-    Args:
-        workspace, configuration, network, say: as for `cross_validate`.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
-    Returns:
-        `speeds`, each with `name`, `dice`, `change` against the accurate one, and `seconds_per_case`.
-
-    Raises:
-        AutosegError: no fold is trained, or a file cannot be read.
-
-    Example:
-        >>> table = autoseg.measure_speeds("ws")
-        >>> [(speed.name, speed.dice.mean, speed.seconds_per_case) for speed in table.speeds]
-    """
-    from autoseg.commands.speeds import measure_speeds
-
-    return measure_speeds(in_workspace(workspace), configuration, network=network, device=device)
-
-
-@checked
-def compare_groups(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    groups: Names,
-    network: str | None = None,
-    csv: File | None = None,
-    workers: int | None = None,
-    say: Say | None = print,
-) -> "GroupScores":
-    """Score the held-out segmentations of one model, and compare groups of cases: of a site, a scanner, a sex.
-
-    Args:
-        workspace, configuration, network, csv, workers, say: as for `cross_validate`.
-        groups: columns of the table of patients: "site" or ["site", "sex"].
-
-    Returns:
-        `tables`, one per column, each with `labels` (label -> means with their intervals) and `gaps` (label -> the
-        largest difference, with `p` and `beyond_chance`).
-
-    Raises:
-        AutosegError: there is no such column, it forms fewer than two groups, or no fold is trained.
-
-    Example:
-        >>> scores = autoseg.compare_groups("ws", groups="site")
-        >>> scores.tables[0].gaps["liver"].beyond_chance
-    """
-    from autoseg.commands.groups import compare_groups
-
-    return compare_groups(
-        in_workspace(workspace), configuration, network=network, groups=names_of(groups),
-        csv=None if csv is None else as_path(csv), workers=workers,
-    )  # fmt: skip
-
-
-@checked
-def measure_shifts(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    cases: int | None = None,
-    network: str | None = None,
-    device: str = "auto",
-    say: Say | None = print,
-) -> "ShiftTable":
-    """Segment held-out cases under noise, blur, bias field, contrast and resolution shifts, each at three strengths.
-
-    Args:
-        workspace, configuration, network, say: as for `cross_validate`.
-        cases: of each fold, at most; None: all that it holds out.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
-    Returns:
-        `shifts`, each with `name`, `strength`, `dice` and `loss` against the unchanged images, case by case.
-
-    Raises:
-        AutosegError: no fold is trained, or a file cannot be read.
-
-    Example:
-        >>> table = autoseg.measure_shifts("ws", cases=5)
-        >>> [(shift.name, shift.strength, shift.loss.mean) for shift in table.shifts]
-    """
-    from autoseg.commands.shifts import measure_shifts
-
-    return measure_shifts(in_workspace(workspace), configuration, network=network, cases=cases, device=device)
-
-
-@checked
-def learn_expected_dice(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    network: str | None = None,
-    device: str = "auto",
-    say: Say | None = print,
-) -> "ExpectedDiceRecord":
-    """Learn from the held-out cases what Dice `predict_images(uncertainty=True)` may expect of new ones.
-
-    Args:
-        workspace, configuration, network, say: as for `cross_validate`.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
-    Returns:
-        `labels` (label -> line with its measured coverage and error), `mean` of the mean over labels, and `cases`.
-
-    Raises:
-        AutosegError: no fold is trained, or fewer than 20 cases are held out.
-
-    Example:
-        >>> record = autoseg.learn_expected_dice("ws")
-        >>> record.labels["liver"].measured_coverage
-    """
-    from autoseg.commands.expected_dice import learn_expected_dice
-
-    return learn_expected_dice(in_workspace(workspace), configuration, network=network, device=device)
 
 
 @checked
@@ -397,6 +234,7 @@ def predict_images(
     unfinished: bool = False,
     tile: float | None = None,
     top_k: float | None = None,
+    decision: bool = True,
     shard: str | None = None,
     resume: bool = False,
     format: str | None = None,
@@ -422,6 +260,7 @@ def predict_images(
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
         top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
+        decision: apply what `choose` of `cross_validate` chose on held-out cases.
         shard: "2/8" for the second of eight parts of the cases.
         resume: keep segmentations that are verified to be of the same images, by the same model and options.
         format: "seg.nrrd", "nii.gz" and so on, with names and colours of the labels; None: that of each image.

@@ -24,7 +24,7 @@ from autoseg.commands.parser import build_parser
 KEYWORDS = {  # of options that are named differently when they are typed
     "fix": "out", "map": "mapping", "nan_to": "non_finite_to", "vram": "vram_gb", "time_budget": "time_budget_seconds",
     "no_preprocess": "preprocess", "stop_after": "stop_after_seconds", "checkpoint_every": "checkpoint_seconds",
-    "no_mirroring": "mirroring", "no_report": "report",
+    "no_mirroring": "mirroring", "no_report": "report", "no_decision": "decision",
 }  # fmt: skip
 FUNCTIONS = {  # command -> function, and the options that come first, in their order
     "check": ("check_dataset", ("dataset",)),
@@ -32,6 +32,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "plan": ("plan_dataset", ("dataset",)),
     "train": ("train_folds", ("workspace",)),
     "evaluate": ("cross_validate", ("workspace",)),
+    "evaluate --choose": ("choose_decision", ("workspace",)),
     "evaluate --test": ("score_test_set", ("workspace",)),
     "evaluate --predictions": ("evaluate_folders", ("predictions", "references")),
     "compare": ("compare", ("a", "b")),
@@ -43,6 +44,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "status": ("status", ("workspace",)),
     "calibrate": ("calibrate_device", ()),
 }
+NOT_GIVEN = (None, False)
 TYPED_ONLY = {"command", "plugins", "gpus", "slurm", "test", "json"}  # options without a keyword
 WORD = re.compile(r" (?P<word>(?:'[^']*'|[^\s'])+?)(?P<end>[,;.)]?)(?=\s|$)")
 OPTION = re.compile(r"(?<![\w=\-'\"])(?P<option>--[a-z][a-z-]+|-[a-z])(?![\w-])")
@@ -72,7 +74,8 @@ def as_call(words: Sequence[str]) -> str:
     if options is None:
         return ""
     given = vars(options)
-    more = next((flag for flag in ("fix", "test", "predictions", "images") if given.get(flag)), None)
+    ways = ("fix", "test", "predictions", "images", "choose")
+    more = next((flag for flag in ways if given.get(flag) not in NOT_GIVEN), None)
     name, first = FUNCTIONS.get(f"{options.command} --{more}", FUNCTIONS.get(options.command, ("", ())))
     if not name:
         return ""
@@ -81,7 +84,7 @@ def as_call(words: Sequence[str]) -> str:
     arguments += [
         _assigned(key, value)
         for key, value in given.items()
-        if key not in (*first, *TYPED_ONLY) and (value != default.get(key) or key == "workspace")
+        if key not in (*first, *TYPED_ONLY) and value != [] and (value != default.get(key) or key == "workspace")
     ]
     return f"autoseg.{name}({', '.join(arguments)})"
 

@@ -63,6 +63,23 @@ def name(text: str) -> str:
     return text
 
 
+def fraction(text: str) -> float:
+    """The type of an option: a number from 0 to 1, both included."""
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number from 0 to 1")
+
+
+def label_share(text: str) -> tuple[str, float]:
+    """The type of an option: a label and a share below 1, as "lesion=0.95"."""
+    label, _, number = text.rpartition("=")
+    value = share(number) if label.strip() else 1.0
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a label with a share below 1: write lesion=0.95")
+    return label.strip(), value
+
+
 positive = whole(1, MAX_STEPS)
 share = above(0, 1)
 

@@ -1,18 +1,20 @@
 """Held-out predictions, test cases and any two folders against their references."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoseg.commands.decision import decision_of
 from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
+from autoseg.commands.proof import curves_of, note_cheaper, prove_unseen
 from autoseg.commands.report import report_or_warn
 from autoseg.datasets.dataset import parse_options
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.lines import LOG
-from autoseg.messages import counted, suggest
+from autoseg.messages import counted, some, suggest
 from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
 from autoseg.plugins import require_plugins
@@ -48,19 +50,28 @@ def cross_validate(
     network: str | None = None,
     measures: "Measures | None" = None,
     csv: Path | None = None,
+    good: float = 0.8,
+    poor: float = 0.5,
     workers: int | None = None,
     report: bool = True,
 ) -> "CrossValidation":
     """Score the held-out predictions of every trained fold of one model, show the tables and write its crossval.json.
 
-    Where no model is named, those trained beside it are shown for comparison, a line each. Then the report of the
-    workspace is written, unless `report` is False.
+    Before anything is scored, it is proven that no fold saw a patient whose cases it holds out. Where no model is
+    named, those trained beside it are shown for comparison, a line each. Then the report of the workspace is written,
+    unless `report` is False.
+
+    Args:
+        good, poor: mean Dice above which the verdict is good, and below which it is poor.
+
+    Raises:
+        StateError: no fold is trained, or one saw a patient whose cases it holds out.
     """
     from autoseg.evaluation.crossval import cross_validate_folds, describe, validation_jobs
     from autoseg.evaluation.evaluate import write_csv
     from autoseg.evaluation.leakage import check_leakage
     from autoseg.evaluation.measures import DEFAULT, with_measures
-    from autoseg.training.validation_budget import inference_of
+    from autoseg.evaluation.statistics import Bands, write_statistics
 
     dataset, plan, splits = load_records(workspace, network)
     name, chosen = plan.configuration(configuration)
@@ -83,21 +94,28 @@ def cross_validate(
             remedy="train first: "
             + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
         )
+    coverage = prove_unseen(workspace, dataset, plan, name, splits, [split.fold for split in scored])
     for path in changed_lists(workspace):
         again = plan_again(workspace)
         LOG.warning(f"note: {path} changed since it was planned; the folds were made from the old content: {again}")
     for path in changed_since(workspace, [cases[i] for split in scored for i in split.validation]):
         LOG.warning(f"note: {path} changed since it was planned; the scores compare with the current files")
-    result = cross_validate_folds(name, chosen.network.name, jobs, len(splits.splits), workers=workers)
+    patients = {case.id: case.patient for case in dataset.cases}
+    result = cross_validate_folds(
+        name, chosen.network.name, jobs, len(splits.splits), patients=patients, bands=Bands(good, poor), workers=workers
+    )
+    folder = workspace.model(name, chosen.network.name)
+    result = replace(result, coverage=coverage, curves=curves_of(folder, plan, [*jobs]))
     save(workspace.crossval(name, chosen.network.name), result)
+    assert result.mean_dice is not None
+    write_statistics(workspace.statistics(name, chosen.network.name), result.pooled, result.mean_dice, result.per_fold)
     if csv:
         write_csv(csv, result.cases)
     LOG.info(describe(result, plan.labels))
     check_leakage(workspace, dataset, splits, workers=workers)
-    for fold in jobs:
-        way = inference_of(workspace.fold(name, chosen.network.name, fold))
-        if way and way.cheaper:
-            LOG.info(f"note: fold {fold} lacked the time to segment as predict does: {way}; predict may score higher")
+    note_cheaper(workspace, name, chosen.network.name, [*jobs])
+    for line in _decision(workspace, name, chosen.network.name):
+        LOG.info(line)
     if configuration is None and network is None:
         for line in _other_models(workspace, (name, chosen.network.name)):
             LOG.info(line)
@@ -142,6 +160,20 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
             scored.append(split)
             notes += [f"note: fold {fold}: {found.remark}; to retrain it: {train} --restart"] if found.remark else []
     return scored, notes
+
+
+def _decision(workspace: Workspace, name: str, network: str) -> list[str]:
+    """What was chosen for a model, and whether it was trained since."""
+    found = decision_of(workspace, name, network)
+    if found is None:
+        return []
+    chosen = workspace.decision(name, network).stat().st_mtime
+    later = [fold for fold, path in begun_folds(workspace.model(name, network)).items()
+             if fold != FULL and (path / "last.pt").stat().st_mtime > chosen]  # fmt: skip
+    if not later:
+        return found.in_short()
+    again = suggest("evaluate", "--choose", workspace=workspace.root, configuration=name, network=network)
+    return [*found.in_short(), f"note: fold {some(later)} was trained after that; to choose again: {again}"]
 
 
 def _other_models(workspace: Workspace, shown: tuple[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.commands.anonymous import Anonymizer, kept_names
+from autoseg.commands.decision import decided_models
 from autoseg.commands.inputs import PLAN_FIRST, open_plan
 from autoseg.datasets.dataset import Dataset
 from autoseg.errors import UsageError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # torch is imported when something is exported
     from autoseg.models.model import Model
 
 CROSSVAL = "crossval.json"
-CARRIED = ("speeds.json", "expected_dice.json")  # of a model's folder: records that other commands make, where they are
+CARRIED = ("speeds.json", "expected_dice.json", "decision.json")  # of a model's folder; other commands make them
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,14 @@ def open_asked(workspace: Workspace, plan: Plan, options: ExportOptions) -> "lis
     from autoseg.models.model import open_model
 
     models = []
+    pairs = []
     for asked in dict.fromkeys(options.configurations or (plan.recommended,)):
         name, chosen = plan.configuration(asked)
-        model = open_model(
-            workspace, name, chosen.network.name, folds=options.folds, device=torch.device("cpu")
-        )  # fmt: skip
+        pairs.append((name, chosen.network.name))
+    if not options.configurations and options.network is None:  # what predict would open
+        pairs = decided_models(workspace, pairs[0])
+    for pair in pairs:
+        model = open_model(workspace, *pair, folds=options.folds, device=torch.device("cpu"))
         for fold, how in model.left_out.items():
             LOG.info(f"note: fold {fold} of {model.name} is not trained to the end ({how}) and is not exported")
         models.append(model)

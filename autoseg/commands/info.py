@@ -4,14 +4,16 @@ A plugin that a model needs is named, not asked for: only who predicts with the 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from autoseg.commands.decision import decision_of
 from autoseg.errors import StateError, UsageError
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.messages import counted, some
 from autoseg.models.agreements import Agreements
+from autoseg.models.decision import Decision
 from autoseg.models.manifest import AGREEMENTS, ArchivedModel
 from autoseg.planning.plan import Plan
 from autoseg.records import load
@@ -47,6 +49,7 @@ class ModelInfo:
     dice: dict[str, float | None] | None = None  # label or region -> mean of the cross-validation; None: not evaluated
     scored_cases: int = 0
     agreements: tuple[str, ...] = ()
+    decision: tuple[str, ...] = ()  # what predict applies beside the weights, in words
 
     def lines(self, name: str, *, detailed: bool) -> list[str]:
         """A few lines; of one model alone, a line for each fold, too."""
@@ -59,6 +62,7 @@ class ModelInfo:
         else:
             dice = [f"{label} {'-' if mean is None else f'{mean:.3f}'}" for label, mean in self.dice.items()]
             lines.append(f"  Dice of {counted(self.scored_cases, 'held-out case')}: {some(dice, 8)}")
+        lines += [f"  {line}" for line in self.decision[:3]]
         needed = {(one["name"], one["sha256"]) for fold in self.folds for one in fold.plugins}
         lines += [f"  needs --plugin {plugin} of sha256 {sha256[:12]}" for plugin, sha256 in sorted(needed)][:3]
         if detailed:
@@ -158,12 +162,14 @@ def _of_archive(path: Path) -> Info:
     manifest = archive.manifest
     models = {}
     for name, model in manifest.models.items():
-        scores = agreements = None
+        scores = agreements = decision = None
         if archive.has(file := f"models/{name}/crossval.json"):
             scores = archive.record(CrossValidation, file)
         if archive.has(file := f"models/{name}/{AGREEMENTS}"):
             agreements = archive.record(Agreements, file)
-        models[name] = _archived(model, scores, agreements)
+        if archive.has(file := f"models/{name}/decision.json"):
+            decision = archive.record(Decision, file)
+        models[name] = replace(_archived(model, scores, agreements), decision=_decided(decision))
     return Info(
         kind="exported model",
         path=path,
@@ -190,6 +196,10 @@ def _archived(model: ArchivedModel, scores: CrossValidation | None, agreements: 
         model.previous, _dice(scores), len(scores.cases) if scores else 0,
         tuple(map(str, agreements.rows)) if agreements else (),
     )  # fmt: skip
+
+
+def _decided(decision: Decision | None) -> tuple[str, ...]:
+    return () if decision is None else tuple(decision.in_short())
 
 
 def _dice(scores: CrossValidation | None) -> dict[str, float | None] | None:
@@ -220,6 +230,7 @@ def _of_folder(path: Path) -> Info:
             name, network, chosen.spacing, chosen.patch_size, folds, previous=chosen.cascade_from, dice=_dice(scores),
             scored_cases=len(scores.cases) if scores else 0,
             agreements=tuple(map(str, agreements.rows)) if agreements else (),
+            decision=_decided(decision_of(workspace, name, network)),
         )  # fmt: skip
     recommended = f"{plan.recommended}-{plan.configurations[plan.recommended].network.name}"
     return Info(

@@ -13,6 +13,8 @@ from autoseg.commands.arguments import (
     cpu_rate,
     duration,
     finite,
+    fraction,
+    label_share,
     mapping,
     name,
     percentage,
@@ -199,7 +201,17 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--expected-dice", action="store_true",
         help="learn from the held-out cases what Dice predict --uncertainty may expect of new ones",
     )  # fmt: skip
+    parser.add_argument(
+        "--choose", nargs="*", choices=("model", "thresholds", "components"), default=None, metavar="WHAT",
+        help="choose on the held-out cases what predict then applies: model (or two together), thresholds, components "
+        "(default: all three); each is accepted only where it helps beyond chance",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recall", type=label_share, action="append", default=[], metavar="LABEL=SHARE",
+        help="with --choose: a recall that a label must reach, e.g. lesion=0.95",
+    )  # fmt: skip
     parser.add_argument("--csv", type=Path, help="also write one row per case and label")
+    add_verdicts(parser)
     add_no_report(parser)
     add_workers(parser)
     add_json(parser)
@@ -224,6 +236,15 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, default=None, help="also write one row per case, label and metric")
     add_workers(parser)
     add_json(parser)
+
+
+def add_verdicts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--good", type=fraction, default=0.8, metavar="DICE", help="verdict: good above this (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--poor", type=fraction, default=0.5, metavar="DICE", help="verdict: poor below this (default: %(default)s)"
+    )
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
@@ -268,6 +289,10 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         help="of a cascade, compute only the tiles that the stage before it finds most worthwhile, e.g. 20%%",
     )  # fmt: skip
     add_outputs(parser)
+    parser.add_argument(
+        "--no-decision", action="store_true",
+        help="decide by the largest logit of the model alone, whatever evaluate --choose chose",
+    )  # fmt: skip
     parser.add_argument("--shard", default=None, metavar="N/M", help="only part N of M of the cases, e.g. 2/8")
     parser.add_argument(
         "--resume", action="store_true",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoseg.commands.decision import open_with_rule
 from autoseg.commands.inputs import open_plan
 from autoseg.commands.outputs import outputs_of, require_outputs
 from autoseg.datasets.checks.grids import header_notes
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # torch is imported when something is segmented
     from autoseg.inference.finished import Ledger
     from autoseg.inference.predict import Prediction
     from autoseg.inference.predictor import ArrayPredictor
+    from autoseg.models.decision import Rule
     from autoseg.models.model import Model
 
 
@@ -46,6 +48,7 @@ class PredictOptions:
     tile: float | None = InferenceOptions.tile  # longest tile edges as a multiple of the patch's; None: by the device
     top_k: float | None = None  # share of a cascade's tiles to compute, the most worthwhile ones; None: all
     shard: str | None = None  # "2/8": the second of eight parts of the cases; None: all of them
+    decision: bool = True  # apply what evaluate --choose chose
     resume: bool = False  # keep segmentations that are verified to be what would be made
     format: str | None = None  # extension of the segmentations without its dot; None: that of each image
     probabilities: bool = False
@@ -127,9 +130,8 @@ def predict_images(
         raise UsageError(f"{out} is a file, expected a folder for the segmentations", remedy="choose another name")
     opened = open_exported(workspace, options)
     plan = opened[0].plan if opened else open_plan(workspace, options.network)
-    pairs = [] if opened else models_asked_for(workspace, plan, options)
     found, faults = images_in(images, len(plan.channels), plan.channels, plan.file_names, out)
-    models = opened or open_models_for(workspace, plan, pairs, options)
+    models, rule = open_with_rule(workspace, plan, opened, options)
     trained = models[0].plan
     if trained.file_names not in (None, plan.file_names):  # the model was trained on images named differently
         found, faults = images_in(images, len(trained.channels), trained.channels, trained.file_names, out)
@@ -142,7 +144,7 @@ def predict_images(
 
         say_expected(workspace, models, options.speed, exported_files(workspace, options))
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    written, kept = _predict(workspace, models, cases, out, options, faults)
+    written, kept = _predict(workspace, (models, rule), cases, out, options, faults)
     voters = [f"{_voters(one)} of {one.configuration_name} ({one.configuration.network.name})" for one in models]
     _say_what_was_written(written, before, voters, out)
     paths = sorted([*(prediction.path for prediction in written), *kept])
@@ -158,11 +160,10 @@ def open_predictor(workspace: Workspace, options: PredictOptions) -> "ArrayPredi
     """
     from autoseg.inference.predictor import ArrayPredictor
 
-    models = open_exported(workspace, options)
-    if not models:
-        plan = open_plan(workspace, options.network)
-        models = open_models_for(workspace, plan, models_asked_for(workspace, plan, options), options)
-    return ArrayPredictor(models, options.inference_options(_planned_axes(models[0])))
+    opened = open_exported(workspace, options)
+    plan = opened[0].plan if opened else open_plan(workspace, options.network)
+    models, rule = open_with_rule(workspace, plan, opened, options)
+    return ArrayPredictor(models, options.inference_options(_planned_axes(models[0])), rule)
 
 
 def _planned_axes(model: "Model") -> tuple[int, ...]:
@@ -173,7 +174,7 @@ def _planned_axes(model: "Model") -> tuple[int, ...]:
 
 def _predict(
     workspace: Workspace,
-    models: "Sequence[Model]",
+    ensemble: "tuple[Sequence[Model], Rule]",
     cases: Sequence[Case],
     out: Path,
     options: PredictOptions,
@@ -191,12 +192,16 @@ def _predict(
 
     if not cases:
         return [], []
+    models, rule = ensemble
     planned = _planned_axes(models[0])
     chosen = options.inference_options(planned)
     used = models[0].plan.training.mirror_axes if chosen.mirroring else planned if chosen.mirroring is None else ()
     axes = [axis for axis in used if chosen.mirror_axes is None or axis in chosen.mirror_axes]
     outputs = outputs_of(workspace, models, out, options, chosen, exported_files(workspace, options))
-    made = made_by(ensemble_digest(models), chosen, axes, tile_growth(models[0].device.type), outputs.extras)
+    outputs = replace(outputs, ensemble=replace(outputs.ensemble, rule=rule))
+    made = made_by(
+        rule.digest(ensemble_digest(models)), chosen, axes, tile_growth(models[0].device.type), outputs.extras
+    )
     ledger = Ledger(out, made, parse_shard(options.shard) if options.shard else None)
     kept = _finished(ledger, cases, options.output(out)) if options.resume else {}
     todo = [case for case in cases if case.id not in kept]

@@ -4,7 +4,7 @@ Every case is evaluated once, with the network of the fold that did not train on
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,21 @@ from autoseg.evaluation.evaluate import (
     total_confusion,
 )
 from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.overfitting import CurveVerdict
+from autoseg.evaluation.statistics import (
+    USUAL_BANDS,
+    Bands,
+    Flag,
+    FoldTable,
+    Pooled,
+    Table,
+    find_flags,
+    interval_table,
+    pool_cases,
+    spread_in_folds,
+    verdict_in_words,
+)
+from autoseg.evaluation.unseen import Coverage, cost_of_missing, describe_proof
 from autoseg.imaging.formats.readers import stem_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.messages import counted, ruled, suggest
@@ -50,6 +65,13 @@ class CrossValidation:
     folds: tuple[FoldScores, ...]
     planned_folds: int
     summary: dict[str, dict[str, Summary]]  # over all cases
+    pooled: Table = field(default_factory=dict)  # median, quartiles and intervals over patients
+    mean_dice: Pooled | None = None  # of the mean over labels, case by case
+    per_fold: FoldTable = field(default_factory=dict)
+    bands: Bands = USUAL_BANDS
+    flags: tuple[Flag, ...] = ()  # folds and labels that failed or are behind
+    coverage: Coverage | None = None  # that every case is scored once, by a model that never saw its patient
+    curves: tuple[CurveVerdict, ...] = ()  # how the training of each fold ended
 
     @property
     def cases(self) -> tuple[CaseScore, ...]:
@@ -108,14 +130,26 @@ def cross_validate_folds(
     jobs: Mapping[FoldName, list[ScoreJob]],
     planned_folds: int,
     *,
+    patients: Mapping[str, str] | None = None,
+    bands: Bands = USUAL_BANDS,
     workers: int | None = None,
 ) -> CrossValidation:
-    """Score the validation cases of every trained fold."""
+    """Score the validation cases of every trained fold.
+
+    Args:
+        patients: case -> patient; a case that it lacks is a patient of its own.
+        bands: where verdicts change.
+    """
     flat = [job for fold in jobs.values() for job in fold]
     scores = iter(score_cases(flat, workers=workers))
     folds = tuple(FoldScores(fold, tuple(next(scores) for _ in fold_jobs)) for fold, fold_jobs in jobs.items())
     everything = [case for fold in folds for case in fold.cases]
-    return CrossValidation(VERSION, configuration, network, folds, planned_folds, summarise(everything))
+    by_fold = {fold.fold: fold.cases for fold in folds}
+    pooled, mean = pool_cases(everything, patients or {})
+    return CrossValidation(
+        VERSION, configuration, network, folds, planned_folds, summarise(everything), pooled, mean,
+        spread_in_folds(by_fold), bands, tuple(find_flags(by_fold, patients or {}, bands)),
+    )  # fmt: skip
 
 
 def describe(result: CrossValidation, labels: LabelSet) -> str:
@@ -125,23 +159,49 @@ def describe(result: CrossValidation, labels: LabelSet) -> str:
     if len(result.folds) < result.planned_folds:
         parts[0] += f" (of {result.planned_folds}: the others are not trained)"
     parts.append(summary_table(result.summary, "all cases"))
-    metrics = columns_of(METRICS)
-    per_fold = {fold.fold: summarise(fold.cases) for fold in result.folds}
-    rows = [["label", "metric", *(f"fold {fold}" for fold in per_fold), "folds"]]
-    for label in result.summary:
-        for metric in metrics:
-            means = [summary[label][metric].mean for summary in per_fold.values()]
-            rows.append([label, metric, *map(_shown, means), _spread(means)])
-    means = [mean_over_labels(summary) for summary in per_fold.values()]
-    rows.append(["mean", "dice", *map(_shown, means), _spread(means)])
-    parts.append(ruled(rows))
+    parts.append(_table_of_folds(result))
     names = ["background", *labels.values]
     parts.append(confusion_table(total_confusion(result.cases), names))
+    if result.mean_dice is not None:
+        parts.append(interval_table(result.pooled, result.mean_dice, result.bands))
+        parts.append("\n".join(_conclusions(result, result.mean_dice)))
     return "\n\n".join(parts)
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _table_of_folds(result: CrossValidation) -> str:
+    """Mean ± std of each label and metric in each fold, and of the folds' means."""
+    per_fold = {fold.fold: summarise(fold.cases) for fold in result.folds}
+    rows = [["label", "metric", *(f"fold {fold}" for fold in per_fold), "folds"]]
+    for label in result.summary:
+        for metric in columns_of(METRICS):
+            found = [summary[label][metric] for summary in per_fold.values()]
+            rows.append(
+                [label, metric, *(_shown(one.mean, one.std) for one in found), _spread([f.mean for f in found])]
+            )
+    means = [mean_over_labels(summary) for summary in per_fold.values()]
+    rows.append(["mean", "dice", *map(_shown, means), _spread(means)])
+    return ruled(rows)
+
+
+def _conclusions(result: CrossValidation, mean: Pooled) -> list[str]:
+    """In words: the verdict, what failed, what the curves show, what was proven, what missing folds cost."""
+    lines = [verdict_in_words(result.pooled, mean, result.bands)]
+    lines += [f"WARNING: {flag.what}" for flag in result.flags]
+    for curve in result.curves:
+        bad = curve.verdict in ("overfit", "failed")
+        lines.append(f"WARNING: {curve.words} (try: {curve.remedy})" if bad else curve.words)
+    if result.coverage is not None:
+        lines += describe_proof(result.coverage)
+        known = mean.low is not None and mean.high is not None
+        cost = cost_of_missing(result.coverage, (mean.low, mean.high) if known else None)  # type: ignore[arg-type]
+        lines += [f"note: {cost}"] if cost else []
+    return lines
+
+
+def _shown(value: float | None, std: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if std is None else f"{value:.4f} ± {std:.3f}"
 
 
 def _spread(values: Sequence[float | None]) -> str:

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from autoseg.imaging.labels import LabelSet
 from autoseg.inference.options import InferenceOptions
 from autoseg.models.build import configuration_mirror_axes, head_probabilities
+from autoseg.models.decision import PLAIN, Rule
 from autoseg.models.model import Model
 
 By = Literal["models", "folds", "flips"]
+SMALLEST = 1e-7  # probability whose logit is distinguished from that of smaller ones
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Ensemble:
     options: InferenceOptions  # to run them with
     model_of: tuple[int, ...]  # of each member: the model it is a part of, by number
     fold_of: tuple[int, ...]  # of each member: the network it is a part of, counted over all models
+    rule: Rule = PLAIN  # by which labels are decided
 
     @property
     def labels(self) -> LabelSet:
@@ -91,6 +94,17 @@ def probabilities(logits: Sequence[Tensor], model_of: Sequence[int], has_regions
         total = found if total is None else total.add_(found)
     assert total is not None, "an ensemble has a member"
     return total if len(models) == 1 else total.div_(len(models))
+
+
+def ensemble_logits(logits: Sequence[Tensor], model_of: Sequence[int], has_regions: bool) -> Tensor:
+    """What decides in place of logits (K, ...): of one model their mean, of several that of their mean probabilities.
+
+    The result is a tensor of its own, which may be changed. Arguments as for `probabilities`.
+    """
+    if len(set(model_of)) == 1:
+        return logits[0].clone() if len(logits) == 1 else torch.stack(tuple(logits)).mean(dim=0)
+    mean = probabilities(logits, model_of, has_regions)
+    return torch.logit(mean, eps=SMALLEST) if has_regions else mean.clamp(min=SMALLEST).log()
 
 
 class Flipped(nn.Module):

@@ -4,6 +4,7 @@ Those with the same spacing, normalisation and resampling share one prepared ima
 stage, of which it keeps the labels and nothing else.
 """
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,12 +17,14 @@ from autoseg.dataloading.previous_stage import one_hot
 from autoseg.datasets.dataset import LoadedCase
 from autoseg.errors import UsageError
 from autoseg.imaging.components import as_slices
+from autoseg.imaging.corrections import correct
 from autoseg.imaging.placement import Placement
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.rows_on_disk import kept
 from autoseg.inference.streaming import Consumer, LabelConsumer, empty_labels, hand_over
 from autoseg.inference.worthwhile import keep_labels, worthwhile
 from autoseg.models.build import configuration_mirror_axes, tile_growth, tile_size
+from autoseg.models.decision import PLAIN, Rule
 from autoseg.models.model import Model
 from autoseg.nn.label_rows import Axes, LabelRows, resampled_rows
 from autoseg.nn.precision import autocast
@@ -141,7 +144,12 @@ class EnsembleMember:
         return self.prepare(loaded).placement.axes_back(self.model.plan.resampling)
 
 
-def decide(members: Sequence[EnsembleMember], loaded: LoadedCase, consumers: Sequence[Consumer] = ()) -> np.ndarray:
+def decide(
+    members: Sequence[EnsembleMember],
+    loaded: LoadedCase,
+    consumers: Sequence[Consumer] = (),
+    rule: Rule = PLAIN,
+) -> np.ndarray:
     """Class indices (Z, Y, X) of the whole image, in the plan's axis order; background beyond the cropped box.
 
     The logits of each member are resampled to the image's grid. A single member decides by them: the largest, or the
@@ -153,20 +161,35 @@ def decide(members: Sequence[EnsembleMember], loaded: LoadedCase, consumers: Seq
     Args:
         consumers: are given the logits of all members on the image's grid, too. Blocks are then whole rows, for which
             more memory is needed.
+        rule: what is added to logits before they decide, and how components are corrected then; consumers see the
+            logits as they are.
     """
+    whole = _decided(members, loaded, consumers, rule.logit_offsets(members[0].model.plan.heads))
+    if rule.components:
+        volume = math.prod(loaded.spacing)
+        correct(whole, rule.corrections(members[0].model.plan.labels, volume))
+    return whole
+
+
+def _decided(
+    members: Sequence[EnsembleMember],
+    loaded: LoadedCase,
+    consumers: Sequence[Consumer],
+    offsets: np.ndarray | None,
+) -> np.ndarray:
     plan, placement = members[0].model.plan, members[0].prepare(loaded).placement
     heads, shape = plan.heads, placement.shape_after_crop
     whole = empty_labels(placement.shape_before_crop, heads)
     labels = whole[as_slices(placement.box)]
     if len(members) == 1 and not consumers:
         regions = heads.region_indices if heads.has_regions else None
-        with LabelRows(members[0].axes_back(loaded), regions, labels) as rows:
+        with LabelRows(members[0].axes_back(loaded), regions, labels, offsets) as rows:
             for block in members[0].blocks(loaded):
                 rows.take(block)
         return whole
     rows_of = [resampled_rows(m.blocks(loaded, whole_rows=True), m.axes_back(loaded)) for m in members]
     model_of = [number if m.part_of is None else m.part_of for number, m in enumerate(members)]
-    hand_over(rows_of, (LabelConsumer(heads, labels, model_of), *consumers), shape)
+    hand_over(rows_of, (LabelConsumer(heads, labels, model_of, offsets), *consumers), shape)
     return whole
 
 

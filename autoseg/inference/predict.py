@@ -30,6 +30,7 @@ from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.pipeline import Ahead, Writer
 from autoseg.inference.streaming import Consumer
+from autoseg.models.decision import PLAIN, Rule
 from autoseg.models.model import Model, require_common
 from autoseg.nn.training_step import is_out_of_memory
 from autoseg.planning.foreign_grids import require_like
@@ -137,7 +138,7 @@ def predict_cases(
             writer.check()
             try:
                 loaded, remarks = read.result()
-                indices = segment(ensembles[number % 2].members, loaded, extras, paths[case.id])
+                indices = segment(ensembles[number % 2].members, loaded, extras, paths[case.id], ensemble.rule)
             except Exception as error:
                 fault = _fault_of_image(case, error)
                 if faults is None or fault is None:
@@ -225,13 +226,18 @@ def unlike_training(models: Sequence[Model], loaded: LoadedCase) -> list[Remark]
 
 
 def segment(
-    members: Sequence[EnsembleMember], loaded: LoadedCase, extras: Sequence[Extra] = (), path: Path = Path()
+    members: Sequence[EnsembleMember],
+    loaded: LoadedCase,
+    extras: Sequence[Extra] = (),
+    path: Path = Path(),
+    rule: Rule = PLAIN,
 ) -> np.ndarray:
     """Segment one loaded case.
 
     Args:
         extras: what else is made of it.
         path: of its label file, for the extras.
+        rule: by which labels are decided.
 
     Returns:
         Class indices (Z, Y, X) in the axis order and orientation of the stored image.
@@ -239,7 +245,7 @@ def segment(
     try:
         begun = [extra.begin(loaded, members, path) for extra in extras]
         consumers = [consumer for consumer in begun if consumer is not None]
-        labels = decide(members, loaded, consumers)
+        labels = decide(members, loaded, consumers, rule)
         for extra in extras:
             extra.finish(labels)
         return loaded.to_stored(labels)

@@ -21,6 +21,7 @@ from autoseg.inference.ensemble import probabilities as mean_probabilities
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.predict import unlike_training
+from autoseg.models.decision import PLAIN, Rule
 from autoseg.models.model import Model, require_common
 
 
@@ -39,15 +40,19 @@ class ArrayPredictor:
     Args:
         models: an ensemble: the mean of their probabilities decides.
         options: tiles and mirroring.
+        rule: by which labels are decided.
 
     Raises:
         StateError: the models were trained on different channels, labels or orientations.
     """
 
-    def __init__(self, models: Sequence[Model], options: InferenceOptions = InferenceOptions()) -> None:
+    def __init__(
+        self, models: Sequence[Model], options: InferenceOptions = InferenceOptions(), rule: Rule = PLAIN
+    ) -> None:
         require_common({model.name: model.plan for model in models})
         self.models: tuple[Model, ...] = tuple(models)
         self.plan = models[0].plan
+        self.rule = rule
         self._lock = threading.Lock()
         self._preparations = Preparations()
         self._members = [EnsembleMember(model, options, self._preparations) for model in models]
@@ -99,9 +104,9 @@ class ArrayPredictor:
     def _decide(self, loaded: LoadedCase, probabilities: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Class indices (Z, Y, X) and probabilities (K, Z, Y, X), in the axis order of the case."""
         if not probabilities:
-            return decide(self._members, loaded), None
+            return decide(self._members, loaded, (), self.rule), None
         gathered = Probabilities(loaded, self._members)
-        return decide(self._members, loaded, [gathered]), gathered.whole()
+        return decide(self._members, loaded, [gathered], self.rule), gathered.whole()
 
 
 class Probabilities:

@@ -15,7 +15,7 @@ from torch import Tensor
 from autoseg.imaging.geometry import Axes3
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.logit_rows import decide_row
-from autoseg.inference.ensemble import probabilities
+from autoseg.inference.ensemble import ensemble_logits, probabilities
 
 CHUNK_BYTES = 2**26  # of logits handed over at once, at least a row
 MAPPED_BYTES = 2**32  # labels of a larger image are in a file
@@ -39,20 +39,25 @@ class LabelConsumer:
 
     Args:
         model_of: of each member, the model it is a part of: the logits of one model are averaged.
+        offsets: (K,) float32, added to the logits before they decide; None: nothing.
     """
 
-    def __init__(self, heads: LabelSet, labels: np.ndarray, model_of: Sequence[int]) -> None:
-        self.heads, self.labels, self.model_of = heads, labels, tuple(model_of)
+    def __init__(
+        self, heads: LabelSet, labels: np.ndarray, model_of: Sequence[int], offsets: np.ndarray | None = None
+    ) -> None:
+        self.heads, self.labels, self.model_of, self.offsets = heads, labels, tuple(model_of), offsets
 
     def take(self, rows: slice, logits: Sequence[Tensor]) -> None:
         """Decide some rows; a single model's by its logits, which order classes as probabilities do."""
-        if len(set(self.model_of)) == 1:
-            regions = self.heads.region_indices if self.heads.has_regions else None
-            mean = logits[0].clone() if len(logits) == 1 else torch.stack(tuple(logits)).mean(dim=0)
-            self.labels[rows] = decide_row(mean.numpy(), regions, self.labels.dtype)
+        if self.offsets is None and len(set(self.model_of)) > 1:
+            mean = probabilities(logits, self.model_of, self.heads.has_regions)
+            self.labels[rows] = self.heads.decide(mean.numpy())
             return
-        mean = probabilities(logits, self.model_of, self.heads.has_regions)
-        self.labels[rows] = self.heads.decide(mean.numpy())
+        regions = self.heads.region_indices if self.heads.has_regions else None
+        scores = ensemble_logits(logits, self.model_of, self.heads.has_regions)
+        if self.offsets is not None:
+            scores = scores.add_(torch.from_numpy(self.offsets).reshape(-1, 1, 1, 1))
+        self.labels[rows] = decide_row(scores.numpy(), regions, self.labels.dtype)
 
 
 def empty_labels(shape: Axes3, heads: LabelSet) -> np.ndarray:

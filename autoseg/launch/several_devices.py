@@ -100,9 +100,9 @@ def part_command(workspace: Workspace, images: Sequence[Path], out: Path, option
         value, option = getattr(options, field.name), field.name.replace("_", "-")
         if value == field.default or field.name == "models":
             continue
-        if field.name == "mirroring":
+        if field.name in ("mirroring", "decision"):
             if value is False:
-                arguments.append("--no-mirroring")
+                arguments.append(f"--no-{field.name}")
         elif value is True:
             arguments.append(f"--{option}")
         else:

@@ -7,6 +7,7 @@
       plan.json                            what its folds were trained under; plan-fold_2.json where fold 2 differs
       fold_0.safetensors ...               the weights each fold predicts with
       crossval.json speeds.json expected_dice.json agreements.json     what was measured with it, where it was
+      decision.json                        what was chosen on its held-out cases, which predict applies, where it was
     models/3d_lowres-unet/ ...             the previous stage of a cascade
 
 The manifest is read strictly: an unknown, missing or ill-typed key is refused, and so is another version.

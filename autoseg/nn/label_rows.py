@@ -28,10 +28,15 @@ class LabelRows:
         regions: the class index that each region writes, in this order, where its logit is above 0; None: the class of
             the largest logit, the lowest of those that are equal.
         labels: (Z, Y, X) unsigned on the image's grid, filled with class indices.
+        offsets: (K,) float32, added to the logits; None: they decide as they are. Interpolation preserves constants,
+            so that it does not matter on which of the grids they are added.
     """
 
-    def __init__(self, axes: Axes, regions: Sequence[int] | None, labels: np.ndarray) -> None:
+    def __init__(
+        self, axes: Axes, regions: Sequence[int] | None, labels: np.ndarray, offsets: np.ndarray | None = None
+    ) -> None:
         self.axes, self.regions, self.labels = axes, regions, labels
+        self._offsets = None if offsets is None else torch.from_numpy(offsets).reshape(-1, 1, 1, 1)
         self._same_grid = all(axis.is_identity for axis in axes)
         self._planes: dict[int, Plane] = {}  # by the first line of a strip
         self._matrices: dict[int, tuple[Tensor, Tensor] | None] = {}
@@ -41,6 +46,8 @@ class LabelRows:
 
     def take(self, block: Block) -> None:
         """Decide what can be decided now. The block's logits may be overwritten."""
+        if self._offsets is not None:
+            block.logits.add_(self._offsets.to(block.logits.device))
         if self._same_grid:
             self._decide_as_they_are(block)
             return

@@ -12,7 +12,7 @@ import autoseg
 from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
-from autoseg.commands import calibrate, evaluate, expected_dice, fix, groups, rank, report, shifts, speeds
+from autoseg.commands import calibrate, choose, evaluate, expected_dice, fix, groups, rank, report, shifts, speeds
 from autoseg.commands.compare import CompareOptions
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
@@ -35,6 +35,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "measure_shifts": (shifts.measure_shifts, set()),
     "compare_groups": (groups.compare_groups, set()),
     "learn_expected_dice": (expected_dice.learn_expected_dice, set()),
+    "choose_decision": (choose.choose_decision, set()),
     "evaluate_folders": (evaluate.evaluate_folders, {"measures"}),
     "rank_cases": (rank.rank_cases, set()),
     "write_report": (report.write_report, set()),
@@ -46,13 +47,8 @@ OF_COMMAND = {
     "plan": ("plan_dataset",),
     "train": ("train_folds",),
     "evaluate": (
-        "cross_validate",
-        "score_test_set",
-        "measure_speeds",
-        "measure_shifts",
-        "compare_groups",
-        "learn_expected_dice",
-        "evaluate_folders",
+        *("cross_validate", "score_test_set", "measure_speeds", "measure_shifts", "compare_groups"),
+        *("learn_expected_dice", "choose_decision", "evaluate_folders"),
     ),
     "compare": ("compare",),
     "report": ("write_report",),

@@ -1,5 +1,6 @@
 """Folds together: each case once, means by hand, and nothing left out in silence."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +64,10 @@ def test_means_are_taken_over_cases(result):
 def test_the_table_of_folds(result):
     """Organ: 5/6 in fold 3 and 0 in fold 1, 5/12 on average, which is also how far either is from it."""
     rows = table(describe(result, LABELS), 2)
-    assert rows[("organ", "dice")] == ["0.8333", "0.0000", "0.4167", "±", "0.4167"]
-    assert rows[("organ", "iou")] == ["0.7500", "0.0000", "0.3750", "±", "0.3750"]
-    assert rows[("organ", "recall")] == ["0.7500", "0.0000", "0.3750", "±", "0.3750"]
-    assert rows[("organ", "precision")] == ["1.0000", "0.0000", "0.5000", "±", "0.5000"]
-    assert rows[("lesion", "dice")] == ["0.6667", "-", "0.6667", "±", "0.0000"]
+    assert rows[("organ", "dice")] == ["0.8333", "±", "0.167", "0.0000", "±", "0.000", "0.4167", "±", "0.4167"]
+    assert rows[("organ", "iou")] == ["0.7500", "±", "0.250", "0.0000", "±", "0.000", "0.3750", "±", "0.3750"]
+    assert rows[("organ", "precision")] == ["1.0000", "±", "0.000", "0.0000", "±", "0.000", "0.5000", "±", "0.5000"]
+    assert rows[("lesion", "dice")] == ["0.6667", "±", "0.000", "-", "0.6667", "±", "0.0000"]
     assert rows[("mean", "dice")] == ["0.7500", "0.0000", "0.3750", "±", "0.3750"]
     header = describe(result, LABELS).split("\n\n")[2].splitlines()[0]
     assert header.split() == ["label", "metric", "fold", "3", "fold", "1", "folds"]
@@ -94,6 +94,29 @@ def test_untrained_folds_are_said(result):
     assert first == "3d_fullres, unet: 3 cases in 2 folds (of 5: the others are not trained)"
     complete = CrossValidation(1, "2d", "unet", result.folds, 2, result.summary)
     assert describe(complete, LABELS).splitlines()[0] == "2d, unet: 3 cases in 2 folds"
+
+
+def test_pooled_statistics_and_verdicts_follow_the_tables(result):
+    """Organ: 0, 2/3, 1. Its median is 2/3; of the mean over labels, too: 1, 2/3, 0."""
+    assert result.pooled["organ"]["dice"].median == pytest.approx(2 / 3)
+    assert result.mean_dice.median == pytest.approx(2 / 3)
+    assert result.per_fold["3"]["organ"]["dice"].std == pytest.approx(1 / 6)
+    shown = describe(result, LABELS).split("\n\n")
+    assert shown[4].splitlines()[0].split()[0] == "dice"
+    lines = shown[5].splitlines()
+    assert lines[0].startswith("verdict: fair, mean Dice 0.556 (good is above 0.8, poor below 0.5)")
+    assert lines[1] == "WARNING: fold 1 failed: mean Dice 0.000, 0.833 in the other folds"
+
+
+def test_a_record_of_an_older_version_is_read(result, tmp_path):
+    save(tmp_path / "crossval.json", result)
+    plain = json.loads((tmp_path / "crossval.json").read_text())
+    for name in ("pooled", "mean_dice", "per_fold", "bands", "flags", "coverage", "curves"):
+        del plain[name]
+    (tmp_path / "crossval.json").write_text(json.dumps(plain))
+    older = load(CrossValidation, tmp_path / "crossval.json")
+    assert older.summary == result.summary
+    assert len(describe(older, LABELS).split("\n\n")) == 4
 
 
 def test_the_record_survives_its_file(result, tmp_path):

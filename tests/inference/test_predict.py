@@ -405,7 +405,7 @@ def test_what_an_extra_refuses_is_a_fault_of_its_image(tmp_path):
 def test_consumers_of_extras_are_passed_to_what_decides(tmp_path, monkeypatch):
     seen = []
 
-    def decided(members, loaded, consumers=()):
+    def decided(members, loaded, consumers=(), rule=None):
         seen.append(list(consumers))
         return np.zeros(loaded.image.shape[1:], np.uint8)
 

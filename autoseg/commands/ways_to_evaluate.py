@@ -1,0 +1,113 @@
+"""What `evaluate` can be asked to do, one function per option: the held-out cases scored where it is none of them.
+
+The ways exclude each other; each is imported when it is asked for.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from autoseg.errors import UsageError
+from autoseg.workspace import Workspace
+
+
+def evaluate_as_asked(options: argparse.Namespace) -> Any:
+    """Run the way that the options of the command name; its record.
+
+    Raises:
+        UsageError: two ways are named, or an option without the one it belongs to.
+    """
+    if (options.predictions is None) != (options.references is None):
+        raise UsageError("--predictions and --references need each other", remedy="give both, or neither")
+    if options.cases is not None and not options.shifts:
+        raise UsageError("--cases limits the cases of --shifts", remedy="add --shifts, or omit it")
+    named = [way for way, given in _given(options).items() if given]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} exclude each other", remedy="run one after the other")
+    run = WAYS[named[0]] if named else _cross_validate
+    return run(Workspace(options.workspace), options)
+
+
+def _given(options: argparse.Namespace) -> dict[str, bool]:
+    return {
+        "--test": options.test,
+        "--speeds": options.speeds,
+        "--expected-dice": options.expected_dice,
+        "--shifts": options.shifts,
+        "--predictions": options.predictions is not None,
+        "--group": bool(options.groups),
+        "--choose": options.choose is not None or bool(options.recall),
+    }
+
+
+def _cross_validate(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.evaluate import cross_validate
+    from autoseg.evaluation.measures import measures_of
+
+    return cross_validate(
+        workspace, options.configuration, network=options.network, csv=options.csv,
+        measures=measures_of(options.tolerance, options.tubes), good=options.good, poor=options.poor, workers=options.workers, report=not options.no_report,
+    )  # fmt: skip
+
+
+def _test_set(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.evaluate import score_test_set
+
+    return score_test_set(workspace, options.configuration, network=options.network)
+
+
+def _speeds(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.speeds import measure_speeds
+
+    return measure_speeds(workspace, options.configuration, network=options.network)
+
+
+def _expected_dice(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.expected_dice import learn_expected_dice
+
+    return learn_expected_dice(workspace, options.configuration, network=options.network)
+
+
+def _shifts(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.shifts import measure_shifts
+
+    return measure_shifts(workspace, options.configuration, network=options.network, cases=options.cases)
+
+
+def _folders(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.evaluate import evaluate_folders
+    from autoseg.evaluation.measures import measures_of
+
+    return evaluate_folders(
+        options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
+        measures=measures_of(options.tolerance, options.tubes), workers=options.workers,
+    )  # fmt: skip
+
+
+def _groups(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.groups import compare_groups
+
+    return compare_groups(
+        workspace, options.configuration, network=options.network, groups=tuple(options.groups), csv=options.csv,
+        workers=options.workers,
+    )  # fmt: skip
+
+
+def _choose(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.choose import choose_decision
+
+    return choose_decision(
+        workspace, options.configuration, network=options.network, choose=options.choose or (),
+        recall=dict(options.recall), workers=options.workers,
+    )  # fmt: skip
+
+
+WAYS: dict[str, Callable[[Workspace, argparse.Namespace], Any]] = {
+    "--test": _test_set,
+    "--speeds": _speeds,
+    "--expected-dice": _expected_dice,
+    "--shifts": _shifts,
+    "--predictions": _folders,
+    "--group": _groups,
+    "--choose": _choose,
+}
