@@ -18,6 +18,7 @@ from autoseg.cli import main
 from autoseg.commands import environment, status
 from autoseg.commands.arguments import duration, parse_folds, positive, share, tolerances
 from autoseg.commands.check import DatasetReport
+from autoseg.commands.evaluate import ScoringOptions
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -38,8 +39,8 @@ from synthetic_memory import ElementMemory
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    "demo", "check", "plan", "train", "evaluate", "predict", "rank", "export", "info", "import-nnunet", "status",
-    "calibrate", "env",
+    "demo", "check", "plan", "train", "evaluate", "compare", "report", "predict", "rank", "export", "info",
+    "import-nnunet", "status", "calibrate", "env",
 )  # fmt: skip
 
 
@@ -199,15 +200,8 @@ def test_evaluate_has_two_tasks(called):
     assert called == [
         (
             "cross_validate",
-            (Workspace(Path("w")), "2d"),
-            {
-                "network": "swin_unet",
-                "csv": Path("s.csv"),
-                "good": 0.8,
-                "poor": 0.3,
-                "workers": 2,
-                "measures": Measures(),
-            },
+            (Workspace(Path("w")), "2d", ScoringOptions("swin_unet", csv=Path("s.csv"), poor=0.3, workers=2)),
+            {},
         ),
         (
             "evaluate_folders",

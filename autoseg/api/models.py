@@ -136,14 +136,11 @@ def cross_validate(
         >>> result = autoseg.cross_validate("ws")
         >>> result.pooled["liver"]["dice"].mean, result.pooled["liver"]["dice"].low
     """
-    from autoseg.commands.evaluate import cross_validate
-    from autoseg.evaluation.measures import measures_of
+    from autoseg.commands.evaluate import ScoringOptions, cross_validate
 
     table = None if csv is None else as_path(csv)
-    return cross_validate(
-        in_workspace(workspace), configuration, network=network, csv=table, good=good, poor=poor, workers=workers,
-        measures=measures_of(tolerance, tubes), report=report,
-    )  # fmt: skip
+    chosen = ScoringOptions(network, tolerance, tubes, table, good, poor, workers, report)
+    return cross_validate(in_workspace(workspace), configuration, chosen)
 
 
 @checked

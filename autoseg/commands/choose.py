@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoseg.commands.evaluate import cross_validate, folds_to_score
+from autoseg.commands.evaluate import ScoringOptions, cross_validate, folds_to_score
 from autoseg.commands.inputs import load_records
 from autoseg.commands.proof import prove_unseen
 from autoseg.datasets.dataset import Case
@@ -84,7 +84,8 @@ def choose_decision(
     targets = dict(recall or {})
     _, plan, _ = load_records(workspace, network)
     _require_targets(targets, plan)
-    task = _task(workspace, plan, cross_validate(workspace, configuration, network=network, workers=workers), device)
+    scores = cross_validate(workspace, configuration, ScoringOptions(network, workers=workers))
+    task = _task(workspace, plan, scores, device)
     predicts, offsets, weights, choices = (task.pair,), {}, {}, []
     if targets or {"model", "thresholds"} & set(asked):
         predicts, offsets, weights, choices = _by_logits(task, asked, targets)

@@ -1,5 +1,6 @@
 """Held-out predictions, test cases and any two folders against their references."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
 from autoseg.commands.proof import curves_of, note_cheaper, prove_unseen
 from autoseg.commands.report import report_or_warn
-from autoseg.datasets.dataset import parse_options
+from autoseg.datasets.dataset import Dataset, parse_options
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
@@ -20,11 +21,11 @@ from autoseg.planning.plan import Plan
 from autoseg.plugins import require_plugins
 from autoseg.preprocessing.sources import changed_lists, changed_since, plan_again, require_in_place
 from autoseg.records import load, save
-from autoseg.workspace import FULL, Workspace, begun_folds
+from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 
 if TYPE_CHECKING:  # torch is imported where something is predicted
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
-    from autoseg.evaluation.evaluate import CaseScore, Summary
+    from autoseg.evaluation.evaluate import CaseScore, ScoreJob, Summary
     from autoseg.evaluation.measures import Measures
 
 
@@ -43,49 +44,43 @@ class FolderScores:
         return mean_over_labels(self.summary)
 
 
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How a cross-validation is scored and what is written of it."""
+
+    network: str | None = None  # None: the planned one
+    tolerance: float | Mapping[str, float] | None = None  # mm, of surfaces, for all labels or by label; None: 1
+    tubes: str | Sequence[str] = ()  # labels whose centre-lines are compared
+    csv: Path | None = None  # also a row per case and label
+    good: float = 0.8  # mean Dice above which the verdict is good,
+    poor: float = 0.5  # and below which it is poor
+    workers: int | None = None  # processes; None: as cores and memory allow
+    report: bool = True  # also write the page about the workspace
+
+
 def cross_validate(
-    workspace: Workspace,
-    configuration: str | None = None,
-    *,
-    network: str | None = None,
-    measures: "Measures | None" = None,
-    csv: Path | None = None,
-    good: float = 0.8,
-    poor: float = 0.5,
-    workers: int | None = None,
-    report: bool = True,
+    workspace: Workspace, configuration: str | None = None, options: ScoringOptions = ScoringOptions()
 ) -> "CrossValidation":
     """Score the held-out predictions of every trained fold of one model, show the tables and write its crossval.json.
 
     Before anything is scored, it is proven that no fold saw a patient whose cases it holds out. Where no model is
     named, those trained beside it are shown for comparison, a line each. Then the report of the workspace is written,
-    unless `report` is False.
-
-    Args:
-        good, poor: mean Dice above which the verdict is good, and below which it is poor.
+    unless `options.report` is False.
 
     Raises:
         StateError: no fold is trained, or one saw a patient whose cases it holds out.
     """
-    from autoseg.evaluation.crossval import cross_validate_folds, describe, validation_jobs
+    from autoseg.evaluation.crossval import cross_validate_folds, describe
     from autoseg.evaluation.evaluate import write_csv
     from autoseg.evaluation.leakage import check_leakage
-    from autoseg.evaluation.measures import DEFAULT, with_measures
     from autoseg.evaluation.statistics import Bands, write_statistics
 
-    dataset, plan, splits = load_records(workspace, network)
+    dataset, plan, splits = load_records(workspace, options.network)
     name, chosen = plan.configuration(configuration)
-    cases = {case.id: case for case in dataset.cases}
+    model = (name, chosen.network.name)
     scored, notes = folds_to_score(workspace, plan, name, splits)
     require_known(workspace, dataset, scored)
-    jobs = {}
-    for split in scored:
-        held_out = [cases[i] for i in split.validation]
-        require_in_place(workspace, dataset, held_out)
-        folder = workspace.fold(name, chosen.network.name, split.fold)
-        jobs[split.fold] = with_measures(
-            validation_jobs(folder / "validation", held_out, plan.labels), measures or DEFAULT
-        )
+    jobs = _jobs(workspace, dataset, plan, model, scored, options)
     for note in notes:
         LOG.info(note)
     if not jobs:
@@ -94,34 +89,61 @@ def cross_validate(
             remedy="train first: "
             + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
         )
-    coverage = prove_unseen(workspace, dataset, plan, name, splits, [split.fold for split in scored])
+    coverage = prove_unseen(workspace, dataset, plan, name, splits, [*jobs])
+    _note_changes(workspace, dataset, scored)
+    patients = {case.id: case.patient for case in dataset.cases}
+    bands = Bands(options.good, options.poor)
+    result = cross_validate_folds(
+        *model, jobs, len(splits.splits), patients=patients, bands=bands, workers=options.workers
+    )
+    result = replace(result, coverage=coverage, curves=curves_of(workspace.model(*model), plan, [*jobs]))
+    save(workspace.crossval(*model), result)
+    assert result.mean_dice is not None
+    write_statistics(workspace.statistics(*model), result.pooled, result.mean_dice, result.per_fold)
+    if options.csv:
+        write_csv(options.csv, result.cases)
+    LOG.info(describe(result, plan.labels))
+    check_leakage(workspace, dataset, splits, workers=options.workers)
+    note_cheaper(workspace, *model, [*jobs])
+    others = _other_models(workspace, model) if configuration is None and options.network is None else []
+    for line in [*_decision(workspace, *model), *others]:
+        LOG.info(line)
+    if options.report:
+        report_or_warn(workspace, *model)
+    return result
+
+
+def _jobs(
+    workspace: Workspace,
+    dataset: Dataset,
+    plan: Plan,
+    model: tuple[str, str],
+    scored: Sequence[Split],
+    options: ScoringOptions,
+) -> "dict[FoldName, list[ScoreJob]]":
+    """The held-out segmentations of each fold beside their references, which are still where they were."""
+    from autoseg.evaluation.crossval import validation_jobs
+    from autoseg.evaluation.measures import measures_of, with_measures
+
+    measures = measures_of(options.tolerance, options.tubes)
+    cases = {case.id: case for case in dataset.cases}
+    jobs = {}
+    for split in scored:
+        held_out = [cases[i] for i in split.validation]
+        require_in_place(workspace, dataset, held_out)
+        folder = workspace.fold(*model, split.fold) / "validation"
+        jobs[split.fold] = with_measures(validation_jobs(folder, held_out, plan.labels), measures)
+    return jobs
+
+
+def _note_changes(workspace: Workspace, dataset: Dataset, scored: Sequence[Split]) -> None:
+    """Report files of the dataset that are not those that were planned with."""
+    cases = {case.id: case for case in dataset.cases}
     for path in changed_lists(workspace):
         again = plan_again(workspace)
         LOG.warning(f"note: {path} changed since it was planned; the folds were made from the old content: {again}")
     for path in changed_since(workspace, [cases[i] for split in scored for i in split.validation]):
         LOG.warning(f"note: {path} changed since it was planned; the scores compare with the current files")
-    patients = {case.id: case.patient for case in dataset.cases}
-    result = cross_validate_folds(
-        name, chosen.network.name, jobs, len(splits.splits), patients=patients, bands=Bands(good, poor), workers=workers
-    )
-    folder = workspace.model(name, chosen.network.name)
-    result = replace(result, coverage=coverage, curves=curves_of(folder, plan, [*jobs]))
-    save(workspace.crossval(name, chosen.network.name), result)
-    assert result.mean_dice is not None
-    write_statistics(workspace.statistics(name, chosen.network.name), result.pooled, result.mean_dice, result.per_fold)
-    if csv:
-        write_csv(csv, result.cases)
-    LOG.info(describe(result, plan.labels))
-    check_leakage(workspace, dataset, splits, workers=workers)
-    note_cheaper(workspace, name, chosen.network.name, [*jobs])
-    for line in _decision(workspace, name, chosen.network.name):
-        LOG.info(line)
-    if configuration is None and network is None:
-        for line in _other_models(workspace, (name, chosen.network.name)):
-            LOG.info(line)
-    if report:
-        report_or_warn(workspace, name, chosen.network.name)
-    return result
 
 
 def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) -> tuple[list[Split], list[str]]:

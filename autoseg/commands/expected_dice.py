@@ -34,12 +34,12 @@ def learn_expected_dice(
     Raises:
         StateError: no fold is trained, or there are too few held-out cases.
     """
-    from autoseg.commands.evaluate import cross_validate
+    from autoseg.commands.evaluate import ScoringOptions, cross_validate
     from autoseg.evaluation.expected_dice import calibrate, describe, require_enough
     from autoseg.evaluation.held_out import agree_on_all, described_options, scored_cases
     from autoseg.models.model import open_model
 
-    result = cross_validate(workspace, configuration, network=network)
+    result = cross_validate(workspace, configuration, ScoringOptions(network))
     require_enough(len(result.cases))
     cases = {case.id: case for case in load(Dataset, workspace.dataset).cases}
     held_out = {fold.fold: [cases[score.case] for score in fold.cases] for fold in result.folds}

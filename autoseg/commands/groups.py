@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.commands.evaluate import cross_validate
+from autoseg.commands.evaluate import ScoringOptions, cross_validate
 from autoseg.commands.inputs import load_records
 from autoseg.datasets.columns import groups_of
 from autoseg.lines import LOG
@@ -39,7 +39,7 @@ def compare_groups(
     name, chosen = plan.configuration(configuration)
     patients = {case.id: case.patient for case in dataset.cases}
     columns = {column.lower(): groups_of(dataset.columns, column, patients) for column in groups}  # refused at once
-    result = cross_validate(workspace, configuration, network=network, csv=csv, workers=workers)
+    result = cross_validate(workspace, configuration, ScoringOptions(network, csv=csv, workers=workers))
     tables = tuple(compare(result.cases, found, patients, column) for column, found in columns.items())
     scores = GroupScores(VERSION, name, chosen.network.name, METRIC, tables)
     save(workspace.groups(name, chosen.network.name), scores)

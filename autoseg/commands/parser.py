@@ -7,25 +7,30 @@ from pathlib import Path
 from typing import NoReturn
 
 from autoseg import __version__
-from autoseg.commands.answers import OPTION
 from autoseg.commands.arguments import (
     above,
     cpu_rate,
     duration,
     finite,
-    fraction,
-    label_share,
     mapping,
     name,
     percentage,
     positive,
     share,
-    tolerances,
     whole,
 )
+from autoseg.commands.evidence_options import add_compare, add_evaluate, add_rank, add_report
+from autoseg.commands.shared_options import (
+    add_intake,
+    add_json,
+    add_model,
+    add_no_report,
+    add_plugins,
+    add_settings,
+    add_workspace,
+)
 from autoseg.errors import Misuse
-from autoseg.messages import DEFAULT_WORKSPACE
-from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
+from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES
 
 FORMATS = (  # of label files
     *("nii.gz", "nii", "seg.nrrd", "nrrd", "mha", "mhd", "tif", "tiff", "png", "bmp"), "dicom-seg", "rtstruct",
@@ -164,89 +169,6 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
 
 
-def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    add_workspace(parser)
-    add_model(parser)
-    add_plugins(parser)
-    parser.add_argument("--predictions", type=Path, help="folder of segmentations")
-    parser.add_argument("--references", type=Path, help="folder of expert labels")
-    parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
-    parser.add_argument(
-        "--tolerance",
-        type=tolerances,
-        metavar="MM",
-        help="of nsd, boundary_f1, boundary_iou: 2 | liver=2,vessel=0.5",
-    )
-    parser.add_argument("--tubes", default=(), metavar="LABELS", help="measure centreline_dice: vessel,airway | all")
-    parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
-    parser.add_argument(
-        "--group", dest="groups", action="append", default=[], metavar="COLUMN",
-        help="of the table of patients, e.g. site: also compare its groups of cases; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--shifts", action="store_true",
-        help="measure the Dice of held-out cases under noise, blur, bias field, contrast and resolution shifts",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cases",
-        type=positive,
-        default=None,
-        metavar="N",
-        help="with --shifts: N held-out cases of each fold, at most",
-    )
-    parser.add_argument(
-        "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"
-    )
-    parser.add_argument(
-        "--expected-dice", action="store_true",
-        help="learn from the held-out cases what Dice predict --uncertainty may expect of new ones",
-    )  # fmt: skip
-    parser.add_argument(
-        "--choose", nargs="*", choices=("model", "thresholds", "components"), default=None, metavar="WHAT",
-        help="choose on the held-out cases what predict then applies: model (or two together), thresholds, components "
-        "(default: all three); each is accepted only where it helps beyond chance",
-    )  # fmt: skip
-    parser.add_argument(
-        "--recall", type=label_share, action="append", default=[], metavar="LABEL=SHARE",
-        help="with --choose: a recall that a label must reach, e.g. lesion=0.95",
-    )  # fmt: skip
-    parser.add_argument("--csv", type=Path, help="also write one row per case and label")
-    add_verdicts(parser)
-    add_no_report(parser)
-    add_workers(parser)
-    add_json(parser)
-
-
-def add_compare(parser: argparse.ArgumentParser) -> None:
-    either = "a workspace, WORKSPACE:MODEL, a model of -w, a folder of segmentations, or a CSV of evaluate"
-    parser.add_argument("a", metavar="A", help=either)
-    parser.add_argument("b", metavar="B", help="the same; differences are B - A")
-    add_workspace(parser)
-    add_plugins(parser)
-    parser.add_argument(
-        "--references", type=Path, default=None,
-        help="folder of expert labels, for folders of segmentations (default: those of the other side's dataset)",
-    )  # fmt: skip
-    parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of a workspace, or the values found)")
-    parser.add_argument(
-        "--patients", type=Path, default=None, metavar="TABLE",
-        help="CSV with columns case and patient (default: those of the datasets)",
-    )  # fmt: skip
-    parser.add_argument("--metric", type=name, default="dice", help="the one that decides (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, default=None, help="also write one row per case, label and metric")
-    add_workers(parser)
-    add_json(parser)
-
-
-def add_verdicts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--good", type=fraction, default=0.8, metavar="DICE", help="verdict: good above this (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--poor", type=fraction, default=0.5, metavar="DICE", help="verdict: poor below this (default: %(default)s)"
-    )
-
-
 def add_predict(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
     parser.add_argument("-i", "--images", type=Path, nargs="+", required=True, help="a folder, or image files")
@@ -324,25 +246,6 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_rank(parser: argparse.ArgumentParser) -> None:
-    add_workspace(parser)
-    parser.add_argument(
-        "-i", "--images", type=Path, nargs="+", default=[],
-        help="order these unlabelled images (a folder, or files) by the expected benefit of annotating them (default: "
-        "order the training cases by likely label error)",
-    )  # fmt: skip
-    add_model(parser)
-    add_plugins(parser)
-    parser.add_argument(
-        "-m", "--models", nargs="+", default=[], metavar="MODEL",
-        help="with -i: average these models, as for predict: names of folders, or exported files (model.zip)",
-    )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
-    parser.add_argument("--top", type=positive, default=20, metavar="N", help="rows of the table (default: 20)")
-    parser.add_argument("--csv", type=Path, default=None, help="also write one row per case and label, of all cases")
-    add_json(parser)
-
-
 def add_import_nnunet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER",
@@ -350,16 +253,6 @@ def add_import_nnunet(parser: argparse.ArgumentParser) -> None:
         "of a dataset in nnUNet_results, for all its configurations",
     )  # fmt: skip
     parser.add_argument("model", type=Path, metavar="MODEL", help="new folder, to predict with: predict -w MODEL")
-
-
-def add_report(parser: argparse.ArgumentParser) -> None:
-    add_workspace(parser)
-    add_model(parser)
-    parser.add_argument(
-        "-o", "--out", type=Path, default=None, metavar="FILE.html", help="default: report.html in the workspace"
-    )
-    add_plugins(parser)
-    add_json(parser)
 
 
 def add_status(parser: argparse.ArgumentParser) -> None:
@@ -399,62 +292,6 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 (default: auto)")
-
-
-def add_workspace(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-w", "--workspace", type=Path, default=DEFAULT_WORKSPACE,
-        help="folder of plans, data and models (default: %(default)s)",
-    )  # fmt: skip
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(OPTION, action="store_true", help="print one JSON document instead, also for errors")
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--configuration", type=name, default=None, help="default: the recommended one")
-    parser.add_argument("--network", type=name, default=None, help="default: the planned one")
-
-
-def add_no_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-report", action="store_true", help="do not write report.html at the end")
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
-        help="change a value of the plan, e.g. training.learning_rate=0.001",
-    )  # fmt: skip
-
-
-def add_plugins(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--plugin", dest="plugins", action="append", type=Path, default=[], metavar="FILE.py",
-        help="first run this Python file, which registers networks, losses and the like of your own; it runs with "
-        "your permissions: name only files that you trust",
-    )  # fmt: skip
-
-
-def add_intake(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="folder of images and labels, or a CSV/TSV that lists them")
-    parser.add_argument("--channels", help="what the channels are, e.g. CT or T1,FLAIR")
-    parser.add_argument("--labels", help="names and values, e.g. liver=1,tumour=2")
-    parser.add_argument("--regions", help="unions of label values, each predicted as one, e.g. whole=1+2,core=2")
-    parser.add_argument(
-        "--ignore", type=whole(-(2**31), 2**31 - 1), help="label value that marks voxels nobody annotated"
-    )
-    parser.add_argument("--patient-regex", help="regular expression on the case id whose first group is the patient")
-    parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of stopping")
-    add_plugins(parser)
-    add_workers(parser)
-
-
-def add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", type=whole(0, MAX_WORKERS), default=None,
-        help="worker processes; 0: none (default: from cores and memory)",
-    )  # fmt: skip
 
 
 # name -> what it is for, what adds its options

@@ -41,13 +41,13 @@ def _given(options: argparse.Namespace) -> dict[str, bool]:
 
 
 def _cross_validate(workspace: Workspace, options: argparse.Namespace) -> Any:
-    from autoseg.commands.evaluate import cross_validate
-    from autoseg.evaluation.measures import measures_of
+    from autoseg.commands.evaluate import ScoringOptions, cross_validate
 
-    return cross_validate(
-        workspace, options.configuration, network=options.network, csv=options.csv,
-        measures=measures_of(options.tolerance, options.tubes), good=options.good, poor=options.poor, workers=options.workers, report=not options.no_report,
+    chosen = ScoringOptions(
+        network=options.network, tolerance=options.tolerance, tubes=options.tubes, csv=options.csv, good=options.good,
+        poor=options.poor, workers=options.workers, report=not options.no_report,
     )  # fmt: skip
+    return cross_validate(workspace, options.configuration, chosen)
 
 
 def _test_set(workspace: Workspace, options: argparse.Namespace) -> Any:

@@ -26,10 +26,10 @@ RECORDS = {
     "train_folds": TrainOptions,
     "predict_images": PredictOptions,
     "compare": CompareOptions,
+    "cross_validate": evaluate.ScoringOptions,
 }
 BELOW = {  # what is called with keywords, and the parameters of it that have another form here
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
-    "cross_validate": (evaluate.cross_validate, {"measures"}),
     "score_test_set": (evaluate.score_test_set, set()),
     "measure_speeds": (speeds.measure_speeds, set()),
     "measure_shifts": (shifts.measure_shifts, set()),

@@ -1,0 +1,132 @@
+"""Options of the commands that say how good a model is: evaluate, compare, report, rank."""
+
+import argparse
+from pathlib import Path
+
+from autoseg.commands.arguments import (
+    fraction,
+    label_share,
+    name,
+    positive,
+    tolerances,
+)
+from autoseg.commands.shared_options import (
+    add_json,
+    add_model,
+    add_no_report,
+    add_plugins,
+    add_workers,
+    add_workspace,
+)
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    add_model(parser)
+    add_plugins(parser)
+    parser.add_argument("--predictions", type=Path, help="folder of segmentations")
+    parser.add_argument("--references", type=Path, help="folder of expert labels")
+    parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
+    parser.add_argument(
+        "--tolerance",
+        type=tolerances,
+        metavar="MM",
+        help="of nsd, boundary_f1, boundary_iou: 2 | liver=2,vessel=0.5",
+    )
+    parser.add_argument("--tubes", default=(), metavar="LABELS", help="measure centreline_dice: vessel,airway | all")
+    parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
+    parser.add_argument(
+        "--group", dest="groups", action="append", default=[], metavar="COLUMN",
+        help="of the table of patients, e.g. site: also compare its groups of cases; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shifts", action="store_true",
+        help="measure the Dice of held-out cases under noise, blur, bias field, contrast and resolution shifts",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cases",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="with --shifts: N held-out cases of each fold, at most",
+    )
+    parser.add_argument(
+        "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"
+    )
+    parser.add_argument(
+        "--expected-dice", action="store_true",
+        help="learn from the held-out cases what Dice predict --uncertainty may expect of new ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--choose", nargs="*", choices=("model", "thresholds", "components"), default=None, metavar="WHAT",
+        help="choose on the held-out cases what predict then applies: model (or two together), thresholds, components "
+        "(default: all three); each is accepted only where it helps beyond chance",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recall", type=label_share, action="append", default=[], metavar="LABEL=SHARE",
+        help="with --choose: a recall that a label must reach, e.g. lesion=0.95",
+    )  # fmt: skip
+    parser.add_argument("--csv", type=Path, help="also write one row per case and label")
+    add_verdicts(parser)
+    add_no_report(parser)
+    add_workers(parser)
+    add_json(parser)
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    either = "a workspace, WORKSPACE:MODEL, a model of -w, a folder of segmentations, or a CSV of evaluate"
+    parser.add_argument("a", metavar="A", help=either)
+    parser.add_argument("b", metavar="B", help="the same; differences are B - A")
+    add_workspace(parser)
+    add_plugins(parser)
+    parser.add_argument(
+        "--references", type=Path, default=None,
+        help="folder of expert labels, for folders of segmentations (default: those of the other side's dataset)",
+    )  # fmt: skip
+    parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of a workspace, or the values found)")
+    parser.add_argument(
+        "--patients", type=Path, default=None, metavar="TABLE",
+        help="CSV with columns case and patient (default: those of the datasets)",
+    )  # fmt: skip
+    parser.add_argument("--metric", type=name, default="dice", help="the one that decides (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, default=None, help="also write one row per case, label and metric")
+    add_workers(parser)
+    add_json(parser)
+
+
+def add_verdicts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--good", type=fraction, default=0.8, metavar="DICE", help="verdict: good above this (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--poor", type=fraction, default=0.5, metavar="DICE", help="verdict: poor below this (default: %(default)s)"
+    )
+
+
+def add_rank(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    parser.add_argument(
+        "-i", "--images", type=Path, nargs="+", default=[],
+        help="order these unlabelled images (a folder, or files) by the expected benefit of annotating them (default: "
+        "order the training cases by likely label error)",
+    )  # fmt: skip
+    add_model(parser)
+    add_plugins(parser)
+    parser.add_argument(
+        "-m", "--models", nargs="+", default=[], metavar="MODEL",
+        help="with -i: average these models, as for predict: names of folders, or exported files (model.zip)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
+    parser.add_argument("--top", type=positive, default=20, metavar="N", help="rows of the table (default: 20)")
+    parser.add_argument("--csv", type=Path, default=None, help="also write one row per case and label, of all cases")
+    add_json(parser)
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    add_model(parser)
+    parser.add_argument(
+        "-o", "--out", type=Path, default=None, metavar="FILE.html", help="default: report.html in the workspace"
+    )
+    add_plugins(parser)
+    add_json(parser)
