@@ -22,6 +22,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.inference.options import InferenceOptions
 from autoseg.models.build import configuration_mirror_axes, head_probabilities
 from autoseg.models.model import Model
+from autoseg.nn.sliding_window import flip_sets
 
 By = Literal["models", "folds", "flips"]
 
@@ -108,9 +109,9 @@ class Flipped(nn.Module):
 
 
 def _flips(model: Model, options: InferenceOptions) -> list[tuple[int, ...]]:
-    """Every set of axes that a model is mirrored along at once, the empty one first."""
+    """Every set of axes that a model is flipped along at once, the empty one first."""
     mirroring = model.plan.training.test_time_mirroring if options.mirroring is None else options.mirroring
     if not mirroring:
         return [()]
     axes = configuration_mirror_axes(model.plan, model.configuration, options.mirror_axes)
-    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+    return flip_sets(axes, even=options.even_flips)

@@ -199,7 +199,7 @@ def test_tiles_do_not_outgrow_the_memory():
 
 
 def test_mirroring_along_some_axes_only():
-    """A network sees an image once per flip: 2 of one axis, 4 of two; axes that the plan does not mirror are left out."""
+    """A network sees each flip once: 2 of one axis, 4 of two; axes that the plan does not mirror are left out."""
     for axes, calls in (((0, 1, 2), 4), ((2,), 2), ((0, 2), 2), ((0,), 1), ((), 1), (None, 4)):
         network = Noting()
         plan = plan_of()
