@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from autoseg.nn.sliding_window import (
+    flip_sets,
     gaussian_importance,
     images_at_once,
     mirrored,
@@ -331,6 +332,21 @@ def test_small_images_go_in_twos_through_a_network_on_a_cpu(tiles, edge, passes)
     assert torch.equal(mirrored(network, (0, 1))(image), image * 2)
     assert found == passes
     assert images_at_once(torch.device("cuda"), (8, 8, 8)) == 1
+
+
+def test_half_of_the_flips_have_an_even_number_of_axes():
+    """Each axis is flipped in half of them; a network that adds where a voxel lies along an axis is evened out."""
+    for axes in ((), (0,), (0, 2), (0, 1, 2)):
+        sets = flip_sets(axes, even=True)
+        assert sets[0] == ()
+        assert len(sets) == max(1, len(flip_sets(axes)) // 2)
+        assert set(sets) <= set(flip_sets(axes))
+        if len(axes) > 1:
+            assert {sum(axis in chosen for chosen in sets) for axis in axes} == {len(sets) // 2}
+    ramp = torch.arange(3.0)[:, None, None] + torch.arange(3.0)[:, None] * 10 + torch.arange(3.0) * 100
+    image = torch.randn(1, 1, 3, 3, 3)
+    found = mirrored(lambda tiles: tiles + ramp, (0, 1, 2), even=True)(image)
+    assert torch.allclose(found, image + 111, atol=1e-4)
 
 
 def test_mirroring_along_one_axis_by_hand():
