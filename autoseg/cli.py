@@ -180,7 +180,6 @@ def run_train(options: argparse.Namespace) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> Answer:
     from autoseg.commands.evaluate import cross_validate, evaluate_folders, score_test_set
-    from autoseg.evaluation.measures import measures_of
     from autoseg.workspace import Workspace
 
     workspace = Workspace(options.workspace)
@@ -202,12 +201,12 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
     if options.predictions is not None:
         scores = evaluate_folders(
             options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
-            measures=measures_of(options.tolerance, options.tubes), workers=options.workers,
+            measures=(options.tolerance, options.tubes), workers=options.workers,
         )  # fmt: skip
         return Answer(scores)
     result = cross_validate(
         workspace, options.configuration, network=options.network, csv=options.csv, workers=options.workers,
-        measures=measures_of(options.tolerance, options.tubes),
+        measures=(options.tolerance, options.tubes),
     )  # fmt: skip
     return Answer(result)
 
