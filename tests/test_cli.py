@@ -26,7 +26,6 @@ from autoseg.commands.predict import PredictOptions
 from autoseg.datasets.dataset import IntakeOptions, Problem
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Interrupted, OutOfMemory, Stopped, UsageError
-from autoseg.evaluation.measures import Measures
 from autoseg.messages import DEFAULT_WORKSPACE
 from autoseg.planning.planner import make_plan
 from autoseg.records import save
@@ -210,7 +209,7 @@ def test_evaluate_has_two_tasks(called):
                 "labels": "liver=1",
                 "csv": None,
                 "workers": None,
-                "measures": Measures({"all": 3.0, "liver": 2.0}, ("vessel", "airway")),
+                "measures": ({"all": 3.0, "liver": 2.0}, "vessel,airway"),
             },
         ),
     ]

@@ -117,7 +117,7 @@ def cross_validate(
     Args:
         workspace: with trained folds.
         configuration, network: of the model; None: the recommended one, as planned.
-        tolerance: mm, of nsd, boundary_f1 and boundary_iou: 2, or {"liver": 2, "vessel": 0.5}; None: 1 mm.
+        tolerance: mm, of nsd and boundary metrics: 2, or {"liver": 2, "vessel": 0.5}; None: 1 mm.
         tubes: labels whose centre-lines are compared, such as "vessel"; "all": every one.
         csv: also write one row per case and label to this file.
         good, poor: mean Dice above which the verdict is good, and below which it is poor.
@@ -205,11 +205,10 @@ def evaluate_folders(
         >>> scores.mean_dice, scores.summary["liver"]["hd95"].mean
     """
     from autoseg.commands.evaluate import evaluate_folders
-    from autoseg.evaluation.measures import measures_of
 
     return evaluate_folders(
         as_path(predictions), as_path(references), None if workspace is None else in_workspace(workspace),
-        labels=labels_text(labels), measures=measures_of(tolerance, tubes),
+        labels=labels_text(labels), measures=(tolerance, tubes),
         csv=None if csv is None else as_path(csv), workers=workers,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 if TYPE_CHECKING:  # torch is imported where something is predicted
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
     from autoseg.evaluation.evaluate import CaseScore, ScoreJob, Summary
-    from autoseg.evaluation.measures import Measures
+    from autoseg.evaluation.measures import Given
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def evaluate_folders(
     workspace: Workspace | None = None,
     *,
     labels: str | None = None,
-    measures: "Measures | None" = None,
+    measures: "Given" = (None, ()),
     csv: Path | None = None,
     workers: int | None = None,
 ) -> FolderScores:
@@ -283,7 +283,7 @@ def evaluate_folders(
 
     Args:
         workspace: whose plan names the labels, where `labels` does not; without a plan they are the values found.
-        measures: tolerances and tubes; None: the defaults.
+        measures: a tolerance in mm, or one for each label; and the labels that are tubes.
 
     Raises:
         DataError: files cannot be paired, lie on other grids, or hold values that are not labels.
@@ -298,7 +298,7 @@ def evaluate_folders(
         total_confusion,
         write_csv,
     )
-    from autoseg.evaluation.measures import DEFAULT, with_measures
+    from autoseg.evaluation.measures import measures_of, with_measures
 
     if labels is not None:
         label_set = LabelSet(parse_options(labels=labels).labels or {})
@@ -306,7 +306,7 @@ def evaluate_folders(
         label_set = load(Plan, workspace.plan).labels
     else:
         label_set = labels_found(references)
-    jobs = with_measures(pair_folders(predictions, references, label_set), measures or DEFAULT)
+    jobs = with_measures(pair_folders(predictions, references, label_set), measures_of(*measures))
     scores = score_cases(jobs, workers=workers)
     summary = summarise(scores, {})  # nobody says which cases are of one patient
     LOG.info(summary_table(summary, counted(len(scores), "case")))

@@ -76,11 +76,10 @@ def _shifts(workspace: Workspace, options: argparse.Namespace) -> Any:
 
 def _folders(workspace: Workspace, options: argparse.Namespace) -> Any:
     from autoseg.commands.evaluate import evaluate_folders
-    from autoseg.evaluation.measures import measures_of
 
     return evaluate_folders(
         options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
-        measures=measures_of(options.tolerance, options.tubes), workers=options.workers,
+        measures=(options.tolerance, options.tubes), workers=options.workers,
     )  # fmt: skip
 
 

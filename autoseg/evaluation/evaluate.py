@@ -65,7 +65,7 @@ class Summary:
     undefined: int
     median: float | None = None
     quartiles: tuple[float, float] | None = None  # the 25th and the 75th percentile
-    interval: tuple[float, float] | None = None  # of the mean, 95 %, over patients; None where nobody knows them
+    interval: tuple[float, float] | None = None  # of the mean, 95 %, over patients; None where they are not given
     mean_penalised: float | None = None  # distances alone: with the image's diagonal for missed and spurious cases
     missed: int = 0  # cases with a reference and no segmentation of the label
     spurious: int = 0  # cases with a segmentation and no reference of the label
@@ -281,7 +281,7 @@ def write_csv(path: Path, scores: Sequence[CaseScore]) -> None:
     """One row per case and label; an undefined value is an empty cell.
 
     The last columns say whether the label was found, missed, spurious or absent (see `presence`), and the diagonal of
-    the image, which stands in for distances that a missed or spurious label has not.
+    the image, which counts where a missed or spurious label has no distance.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

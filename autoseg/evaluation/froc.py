@@ -1,6 +1,6 @@
 """Lesions found against false alarms per image, over all thresholds: the FROC curve.
 
-A detector is used at one threshold, and nobody knows at which. FROC says what share of the lesions is found at each
+A detector is used at one threshold, which depends on the reader. FROC says what share of the lesions is found at each
 number of false alarms per image that a reader would accept. As in LUNA16, the score is the mean of that share at 1/8,
 1/4, 1/2, 1, 2, 4 and 8 false alarms per image (Setio et al., "Validation, comparison, and combination of algorithms",
 Medical Image Analysis 2017).

@@ -1,7 +1,7 @@
 """Two masks compared by their shape: the overlap of their boundaries, and of their centre-lines.
 
 A mask metric is one function of MaskPair and one line in MASK_METRICS; one that takes long, or makes sense only for
-some labels, stands in TUBE_METRICS and is measured where it is asked for. Both are NaN where both masks are empty, and
+some labels, is in TUBE_METRICS and is measured where it is asked for. Both are NaN where both masks are empty, and
 0 where one is.
 """
 

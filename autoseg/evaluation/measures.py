@@ -17,6 +17,7 @@ class Measures:
 
 
 DEFAULT = Measures()
+Given = tuple[float | Mapping[str, float] | None, str | Sequence[str]]  # a tolerance and tubes, as they are given
 
 
 def measures_of(tolerance: float | Mapping[str, float] | None, tubes: str | Sequence[str]) -> Measures:
@@ -41,14 +42,14 @@ def with_measures(jobs: Iterable[ScoreJob], measures: Measures) -> list[ScoreJob
     """The same jobs, measured so.
 
     Raises:
-        UsageError: a name that is no label.
+        UsageError: a name that is not a label.
     """
     jobs = list(jobs)
     for job in jobs[:1]:
         known = list(job.labels.scored)
         if unknown := [name for name in (*measures.tolerances_mm, *measures.tubes) if name not in (*known, ALL)]:
             raise UsageError(
-                f"{', '.join(map(repr, unknown))}: no such label", remedy=f"the labels are {', '.join(known)}; or {ALL}"
+                f"{', '.join(map(repr, unknown))}: not a label", remedy=f"the labels are {', '.join(known)}; or {ALL}"
             )
     found = []
     for job in jobs:

@@ -62,7 +62,7 @@ def object_overlaps(
     """Count the voxels that the objects of two instance maps share.
 
     Args:
-        reference, segmentation: whole numbers, equal shapes; 0 is no object.
+        reference, segmentation: whole numbers, equal shapes; 0 is background.
         ignored: bool, voxels that belong to no object of either map.
 
     Raises:

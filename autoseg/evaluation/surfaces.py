@@ -22,7 +22,7 @@ from autoseg.evaluation.surface_elements import SurfaceElements, surface_element
 from autoseg.imaging.components import as_slices, bounding_box
 from autoseg.imaging.geometry import Vector3
 
-TOLERANCE_MM = 1.0  # up to which nsd calls two surfaces equal, where nobody set another
+TOLERANCE_MM = 1.0  # up to which nsd calls two surfaces equal, unless another is given
 _TOLERANCE_SLACK_MM = 1e-4  # spacings come from float32 headers: 1.1 mm must count as within 1.1 mm
 _SHARE_SLACK = 1e-9  # of areas that are summed in another order
 
