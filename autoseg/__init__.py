@@ -13,18 +13,18 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.datasets import fix_dataset as fix_dataset
     from autoseg.api.datasets import plan_dataset as plan_dataset
     from autoseg.api.models import calibrate_device as calibrate_device
-    from autoseg.api.models import compare_groups as compare_groups
     from autoseg.api.models import cross_validate as cross_validate
     from autoseg.api.models import evaluate_folders as evaluate_folders
     from autoseg.api.models import import_nnunet as import_nnunet
     from autoseg.api.models import learn_expected_dice as learn_expected_dice
-    from autoseg.api.models import measure_shifts as measure_shifts
     from autoseg.api.models import measure_speeds as measure_speeds
     from autoseg.api.models import predict_images as predict_images
     from autoseg.api.models import score_test_set as score_test_set
     from autoseg.api.models import status as status
     from autoseg.api.models import train_folds as train_folds
     from autoseg.api.predictor import Predictor as Predictor
+    from autoseg.api.robustness import compare_groups as compare_groups
+    from autoseg.api.robustness import measure_shifts as measure_shifts
     from autoseg.errors import AutosegError as AutosegError
     from autoseg.errors import Stopped as Stopped
 
@@ -46,8 +46,8 @@ PUBLIC = {  # name -> the module that has it
     "score_test_set": "autoseg.api.models",
     "evaluate_folders": "autoseg.api.models",
     "measure_speeds": "autoseg.api.models",
-    "measure_shifts": "autoseg.api.models",
-    "compare_groups": "autoseg.api.models",
+    "measure_shifts": "autoseg.api.robustness",
+    "compare_groups": "autoseg.api.robustness",
     "learn_expected_dice": "autoseg.api.models",
     "predict_images": "autoseg.api.models",
     "import_nnunet": "autoseg.api.models",

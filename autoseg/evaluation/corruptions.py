@@ -60,7 +60,7 @@ def bias_field(image: np.ndarray, spacing: Vector3, strength: float, random: np.
         for j in range(ORDER + 1 - i):
             for k in range(ORDER + 1 - i - j):
                 weight = random.uniform(-1, 1)
-                if i + j + k:  # a constant factor is no bias
+                if i + j + k:  # a constant factor would not be a bias
                     field += weight * axes[0][:, None, None] ** i * axes[1][None, :, None] ** j * axes[2] ** k
     if largest := np.abs(field).max():
         field *= strength / largest
