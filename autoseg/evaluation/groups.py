@@ -6,8 +6,8 @@
 The interval of a mean is that of `intervals`, over patients. The largest gap is the difference between the best and the
 worst group. It is large by chance alone where groups are small or many, so it is compared with what it would be if the
 groups meant nothing: patients are dealt to groups of the same numbers of patients at random, 5000 times, and p is the
-share of deals whose largest gap is as large or larger. That counts all pairs of groups at once. Below 0.05 it is called beyond
-chance.
+share of deals whose largest gap is as large or larger. That counts all pairs of groups at once. Below 0.05 it is called
+beyond chance.
 
 Source of the test: Pitman 1937; Phipson and Smyth 2010 for the one that is added to both counts.
 """
