@@ -99,7 +99,8 @@ def compare(
         known = [dice for metrics in score.scores.values() if (dice := metrics[METRIC]) is not None]
         if known:
             values[MEAN][score.case] = float(np.mean(known))
-    tables, gaps = {}, {}
+    tables: dict[str, tuple[GroupMean, ...]] = {}
+    gaps: dict[str, Gap | None] = {}
     for label in (*labels, MEAN) if len(labels) > 1 else labels:
         dice = values[label]
         tables[label] = tuple(_mean_of(value, groups[value], dice, patients) for value in groups)
