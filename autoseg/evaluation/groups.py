@@ -96,15 +96,15 @@ def compare(
         found = {score.case: score.scores[label][METRIC] for score in inside if label in score.scores}
         values[label] = {case: dice for case, dice in found.items() if dice is not None}
     for score in inside:
-        known = [dice for metrics in score.scores.values() if (dice := metrics[METRIC]) is not None]
-        if known:
-            values[MEAN][score.case] = float(np.mean(known))
+        defined = [dice for metrics in score.scores.values() if (dice := metrics[METRIC]) is not None]
+        if defined:
+            values[MEAN][score.case] = float(np.mean(defined))
     tables: dict[str, tuple[GroupMean, ...]] = {}
     gaps: dict[str, Gap | None] = {}
     for label in (*labels, MEAN) if len(labels) > 1 else labels:
-        dice = values[label]
-        tables[label] = tuple(_mean_of(value, groups[value], dice, patients) for value in groups)
-        gaps[label] = largest_gap([*dice.values()], [home[case] for case in dice], [patients[case] for case in dice])
+        known = values[label]
+        tables[label] = tuple(_mean_of(value, groups[value], known, patients) for value in groups)
+        gaps[label] = largest_gap([*known.values()], [home[case] for case in known], [patients[case] for case in known])
     return GroupTable(column, tables, gaps, tuple(score.case for score in scores if score.case not in home))
 
 
