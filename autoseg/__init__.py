@@ -15,9 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.evidence import compare as compare
     from autoseg.api.evidence import write_report as write_report
     from autoseg.api.held_out import choose_decision as choose_decision
-    from autoseg.api.held_out import compare_groups as compare_groups
     from autoseg.api.held_out import learn_expected_dice as learn_expected_dice
-    from autoseg.api.held_out import measure_shifts as measure_shifts
     from autoseg.api.held_out import measure_speeds as measure_speeds
     from autoseg.api.models import calibrate_device as calibrate_device
     from autoseg.api.models import cross_validate as cross_validate
@@ -30,6 +28,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.predictor import Predictor as Predictor
     from autoseg.api.ranking import rank_cases as rank_cases
     from autoseg.api.ranking import rank_images as rank_images
+    from autoseg.api.robustness import compare_groups as compare_groups
+    from autoseg.api.robustness import measure_shifts as measure_shifts
     from autoseg.errors import AutosegError as AutosegError
     from autoseg.errors import Stopped as Stopped
 
@@ -51,8 +51,8 @@ PUBLIC = {  # name -> the module that has it
     "score_test_set": "autoseg.api.models",
     "evaluate_folders": "autoseg.api.models",
     "measure_speeds": "autoseg.api.held_out",
-    "measure_shifts": "autoseg.api.held_out",
-    "compare_groups": "autoseg.api.held_out",
+    "measure_shifts": "autoseg.api.robustness",
+    "compare_groups": "autoseg.api.robustness",
     "learn_expected_dice": "autoseg.api.held_out",
     "choose_decision": "autoseg.api.held_out",
     "compare": "autoseg.api.evidence",

@@ -99,7 +99,7 @@ def plan(side: str, data: Path, workspace: Path, seconds: float, seed: int) -> N
         wishes=Wishes(spacing=(z, y * WIDER, x * WIDER)), pace=pace(None, PLANNED),
     )  # fmt: skip
     step = chosen.configurations[chosen.recommended].cost.seconds_per_step
-    settings = [f"training.steps={round(seconds / step)}", f"training.seed={seed}"]
+    settings = [f"training.steps={round(seconds / step)}", f"training.seed={seed}", "training.autotune=false"]
     settings += [] if side == "native" else [f"resampling.filter={side}"]
     save(own.plan, replace(chosen, file_names=first.file_names, grids=first.grids).with_settings(settings))
 

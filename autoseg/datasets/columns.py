@@ -22,7 +22,7 @@ from autoseg.datasets.tables import (
     read_table,
 )
 from autoseg.errors import UsageError
-from autoseg.messages import some
+from autoseg.messages import counted, some
 
 OF_IMAGES = ("label", "split", "fold")  # columns of a table of images with a meaning of their own
 Columns = dict[str, dict[str, str]]  # column -> case id -> value; cases without a value are left out
@@ -137,8 +137,8 @@ def require_whole_patients(groups: Mapping[str, Collection[str]], patients: Mapp
     if both:
         values = " and ".join(sorted(homes[both[0]]))
         raise UsageError(
-            f"--group {name}: {len(both)} patients have cases in several groups, such as {both[0]} in {values}: "
-            f"{some(both)}",
+            f"--group {name}: {counted(len(both), 'patient')} with cases in several groups, such as {both[0]} in "
+            f"{values}: {some(both)}",
             remedy="folds never cut a patient in two: give all cases of a patient one value, or name another column",
         )
 

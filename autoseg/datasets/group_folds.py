@@ -36,7 +36,7 @@ def folds_by_group(
         )
     order = list(groups)
     if existing is not None and existing.group == name.lower():
-        home = {case: split.fold for split in existing.splits for case in split.validation}
+        home = {case: fold for fold, split in enumerate(existing.splits) for case in split.validation}
         known = {value: min((home[c] for c in cases if c in home), default=None) for value, cases in groups.items()}
         order.sort(key=lambda value: (known[value] is None, known[value] or 0))
     splits = []

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from autoseg.imaging.geometry import Vector3
+from autoseg.imaging.geometry import Axes3, Vector3
 from autoseg.imaging.low_pass import LowPass
 from autoseg.imaging.resample import resample_image, resampled_shape
 
@@ -60,7 +60,7 @@ def bias_field(image: np.ndarray, spacing: Vector3, strength: float, random: np.
         for j in range(ORDER + 1 - i):
             for k in range(ORDER + 1 - i - j):
                 weight = random.uniform(-1, 1)
-                if i + j + k:  # a constant factor is no bias
+                if i + j + k:  # a constant factor would not be a bias
                     field += weight * axes[0][:, None, None] ** i * axes[1][None, :, None] ** j * axes[2] ** k
     if largest := np.abs(field).max():
         field *= strength / largest
@@ -84,14 +84,18 @@ def resolution(image: np.ndarray, spacing: Vector3, strength: float, random: np.
         s if n == 1 or s > COARSE * finest else s * strength for n, s in zip(image.shape[1:], spacing, strict=True)
     )
     coarse = resampled_shape(image.shape[1:], spacing, (z, y, x))
-    rules = {"order": 1, "coarse_axis_order": 1, "anisotropy_threshold": np.inf}
-    fewer = resample_image(image, spacing, (z, y, x), coarse, **rules, low_pass=LowPass("gaussian", 1.0))
     depth, height, width = image.shape[1:]
-    again = resample_image(
-        fewer, (z, y, x), spacing, (depth, height, width), **rules, low_pass=LowPass("gaussian", 1.0)
-    )
+    again = _linear(_linear(image, spacing, (z, y, x), coarse), (z, y, x), spacing, (depth, height, width))
     body = (image != 0).any(axis=0)
     return np.where(body, again, image).astype(np.float32)
+
+
+def _linear(image: np.ndarray, spacing: Vector3, target: Vector3, shape: Axes3) -> np.ndarray:
+    """Resample linearly; axes that shrink go through the Gaussian first."""
+    return resample_image(
+        image, spacing, target, shape, order=1, coarse_axis_order=1, anisotropy_threshold=np.inf,
+        low_pass=LowPass("gaussian", 1.0),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@
 The interval of a mean is that of `intervals`, over patients. The largest gap is the difference between the best and the
 worst group. It is large by chance alone where groups are small or many, so it is compared with what it would be if the
 groups meant nothing: patients are dealt to groups of the same numbers of patients at random, 5000 times, and p is the
-share of deals whose largest gap is no smaller. That counts all pairs of groups at once. Below 0.05 it is called beyond
-chance.
+share of deals whose largest gap is as large or larger. That counts all pairs of groups at once. Below 0.05 it is called
+beyond chance.
 
 Source of the test: Pitman 1937; Phipson and Smyth 2010 for the one that is added to both counts.
 """
@@ -96,14 +96,15 @@ def compare(
         found = {score.case: score.scores[label][METRIC] for score in inside if label in score.scores}
         values[label] = {case: dice for case, dice in found.items() if dice is not None}
     for score in inside:
-        known = [dice for metrics in score.scores.values() if (dice := metrics[METRIC]) is not None]
-        if known:
-            values[MEAN][score.case] = float(np.mean(known))
-    tables, gaps = {}, {}
+        defined = [dice for metrics in score.scores.values() if (dice := metrics[METRIC]) is not None]
+        if defined:
+            values[MEAN][score.case] = float(np.mean(defined))
+    tables: dict[str, tuple[GroupMean, ...]] = {}
+    gaps: dict[str, Gap | None] = {}
     for label in (*labels, MEAN) if len(labels) > 1 else labels:
-        dice = values[label]
-        tables[label] = tuple(_mean_of(value, groups[value], dice, patients) for value in groups)
-        gaps[label] = largest_gap([*dice.values()], [home[case] for case in dice], [patients[case] for case in dice])
+        known = values[label]
+        tables[label] = tuple(_mean_of(value, groups[value], known, patients) for value in groups)
+        gaps[label] = largest_gap([*known.values()], [home[case] for case in known], [patients[case] for case in known])
     return GroupTable(column, tables, gaps, tuple(score.case for score in scores if score.case not in home))
 
 

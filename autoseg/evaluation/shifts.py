@@ -160,8 +160,8 @@ def _measured(
         both = {label: before[label] - changed[case][label] for label in before if label in changed[case]}
         if both:
             losses[case] = float(np.mean([*both.values()]))
-        for label, loss in both.items():
-            of_labels.setdefault(label, []).append(loss)
+        for label, difference in both.items():
+            of_labels.setdefault(label, []).append(difference)
     owners = [patients[case] for case in losses]
     values = [*losses.values()]
     loss = Loss(float(np.mean(values)), interval_of_mean(values, owners)) if values else None

@@ -50,7 +50,12 @@ def test_plan_leaves_one_group_out_and_does_so_again(dataset, tmp_path, capsys, 
     [
         ("scanner", SITES, {}, "--group scanner: the table of patients has no such column, it has: site"),
         ("site", dict.fromkeys(CASES, "oslo"), {}, "--group site: only 'oslo' for these 6 cases, expected two groups"),
-        ("site", SITES, {"case_01": "p", "case_05": "p"}, "1 patients have cases in several groups, such as p in bern"),
+        (
+            "site",
+            SITES,
+            {"case_01": "p", "case_05": "p"},
+            "1 patient with cases in several groups, such as p in bern and ulm: p",
+        ),
         ("site", {c: SITES[c] for c in CASES[:5]}, {}, "--group site: 1 case without a value: case_05"),
     ],
 )

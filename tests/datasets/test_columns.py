@@ -112,7 +112,7 @@ def test_known_groups_keep_their_folds():
 
 def test_a_patient_in_two_groups_is_refused():
     sites = {"site": SITES["site"] | {"b": "ulm"}}
-    with pytest.raises(UsageError, match=r"patients have cases in several groups, such as p1 in oslo and ulm"):
+    with pytest.raises(UsageError, match=r"1 patient with cases in several groups, such as p1 in oslo and ulm: p1"):
         folds_by_group(sites, "site", PATIENTS, seed=3)
     require_whole_patients({"x": ["a", "b"]}, PATIENTS, "site")
 

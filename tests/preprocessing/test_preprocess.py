@@ -220,3 +220,12 @@ def test_a_case_in_another_unit_is_named_by_its_file(tmp_path, factor):
     plan = replace(plan_of(), labels=dataset.labels)
     with pytest.raises(DataError, match=r"images/i\.nii: 12 x 20 x 24 voxels of"):
         preprocess(dataset, plan, "3d_fullres", Workspace(tmp_path / "w"), workers=0)
+
+
+def test_copies_from_before_filters_could_be_chosen_stay_valid():
+    """The digest of settings is that of then, whatever fields the plan gained; another filter is another copy."""
+    plan = plan_of(label_set(3), ("MR",))
+    before = "5a3124f92ef6aebf2f4d75fff18251f5653ba6810186ac22786c0b4bb5bab387"
+    assert module._settings_hash(plan, plan.configurations["3d_fullres"]) == before
+    other = replace(plan, resampling=replace(plan.resampling, filter="lanczos"))
+    assert module._settings_hash(other, plan.configurations["3d_fullres"]) != before
