@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
 
 
 def test_the_planted_error_is_first_with_its_place_and_a_way_to_look_at_it(trained, tmp_path, capsys):
-    data, workspace, wrong = trained
+    _, workspace, wrong = trained
     code, said = outcome(capsys, "rank", "-w", workspace.root, "--top", "2", "--csv", tmp_path / "order.csv")
     assert code == 0, said
     (record,) = workspace.root.glob("models/*/label_errors.json")
@@ -64,7 +64,7 @@ def test_images_are_ordered_and_an_unreadable_one_is_named(trained, tmp_path, ca
     assert code == 0, said
     answer = json.loads(said[said.index("{\n") : said.rindex("}") + 1])
     assert answer["result"]["by"] == "entropy"
-    assert [case["case"] for case in answer["result"]["cases"]][0] == "new_1"
+    assert answer["result"]["cases"][0]["case"] == "new_1"
     assert [problem["case"] for problem in answer["result"]["failed"]] == ["new_9"]
     order = autoseg.rank_images(workspace.root, [tmp_path / "new_0_0000.nii.gz"], say=None)
     assert [case.case for case in order.cases] == ["new_0"]
