@@ -15,7 +15,7 @@ Only the map of what the model is sure of is kept of a case, a byte per voxel; t
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -167,7 +167,7 @@ def examined(
 def ranked(configuration: str, network: str, cases: Sequence[Examined]) -> LabelErrors:
     """Order cases by their score, and add what is odd about the shapes of their references."""
     odd = odd_shapes({one.doubtful.case: one.shapes for one in cases})
-    made = [DoubtfulCase(**{**vars(one.doubtful), "remarks": tuple(odd.get(one.doubtful.case, ()))}) for one in cases]
+    made = [replace(one.doubtful, remarks=tuple(odd.get(one.doubtful.case, ()))) for one in cases]
     return LabelErrors(
         VERSION, configuration, network, SURE, tuple(sorted(made, key=lambda one: (-one.score, one.case)))
     )

@@ -160,7 +160,7 @@ def _with_folds(
     testing = {case.id for case in dataset.test_cases} | set(splits.test)
     held_out = {case: str(split.fold) for split in splits.splits for case in split.validation}
     sides = [(set(split.train), set(split.validation)) for split in splits.splits]
-    trained = set().union(*(train for train, _ in sides))
+    trained: set[str] = set().union(*(train for train, _ in sides))
     made = []
     for a, b, similarity, identical in pairs:
         crosses = any((a in train and b in out) or (b in train and a in out) for train, out in sides)

@@ -64,7 +64,7 @@ def test_images_are_ordered_and_an_unreadable_one_is_named(trained, tmp_path, ca
     assert code == 0, said
     answer = json.loads(said[said.index("{\n") : said.rindex("}") + 1])
     assert answer["result"]["by"] == "entropy"
-    assert next(case["case"] for case in answer["result"]["cases"]) == "new_1"
+    assert answer["result"]["cases"][0]["case"] == "new_1"
     assert [problem["case"] for problem in answer["result"]["failed"]] == ["new_9"]
     order = autoseg.rank_images(workspace.root, [tmp_path / "new_0_0000.nii.gz"], say=None)
     assert [case.case for case in order.cases] == ["new_0"]

@@ -132,7 +132,10 @@ def population(count: int = 20):
 def test_planted_errors_come_first_and_are_described(tmp_path):
     found = ranked("3d_fullres", "unet", population())
     assert [one.case for one in found.cases[:3]] == ["shifted", "swapped", "erased"]  # the first two alike
-    assert {one.case: one.remarks for one in found.cases if one.remarks} == {"island": ("one: 1 island (2 voxels)",)}
+    remarks = {one.case: one.remarks for one in found.cases if one.remarks}
+    assert remarks["island"][0] == "one: 1 island (2 voxels)"
+    assert "a jump between slices 1 and 2 of axis 0" in remarks["island"][1]  # from the island to nothing
+    assert set(remarks) == {"island"}
     lines = describe(found, 3).splitlines()
     assert "label in doubt" in lines[0]
     assert lines[1].split()[:4] == ["1", "shifted", "0", "1.000"]
