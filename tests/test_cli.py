@@ -37,8 +37,8 @@ from synthetic_memory import ElementMemory
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    "demo", "check", "plan", "train", "evaluate", "predict", "export", "info", "import-nnunet", "status", "calibrate",
-    "env",
+    "demo", "check", "plan", "train", "evaluate", "report", "predict", "export", "info", "import-nnunet", "status",
+    "calibrate", "env",
 )  # fmt: skip
 
 
@@ -121,11 +121,11 @@ def called(monkeypatch) -> list:
 def test_train_passes_everything_on(called):
     assert run(
         "train", "-w", "w", "-f", "0..1", "4", "-c", "2d", "--network", "swin_unet", "--time-budget", "1h30m",
-        "--device", "cuda:1", "--restart", "--set", "training.seed=1", "--set", "training.loss=dice_ce",
+        "--device", "cuda:1", "--restart", "--set", "training.seed=1", "--set", "training.loss=dice_ce", "--no-report",
     ) == 0  # fmt: skip
     options = TrainOptions(
         folds=(0, 1, 4), configuration="2d", network="swin_unet", epochs=None, time_budget_seconds=5400,
-        device="cuda:1", restart=True, settings=("training.seed=1", "training.loss=dice_ce"),
+        device="cuda:1", restart=True, settings=("training.seed=1", "training.loss=dice_ce"), report=False,
     )  # fmt: skip
     assert called == [("train_folds", (Workspace(Path("w")), options), {})]
 
@@ -184,13 +184,14 @@ def test_predict_passes_everything_on(called):
 
 
 def test_evaluate_has_two_tasks(called):
-    assert run("evaluate", "-w", "w", "-c", "2d", "--network", "swin_unet", "--csv", "s.csv", "--workers", 2) == 0
+    typed = ("evaluate", "-w", "w", "-c", "2d", "--network", "swin_unet", "--csv", "s.csv", "--workers", 2)
+    assert run(*typed, "--no-report") == 0
     assert run("evaluate", "--predictions", "p", "--references", "r", "--labels", "liver=1") == 0
     assert called == [
         (
             "cross_validate",
             (Workspace(Path("w")), "2d"),
-            {"network": "swin_unet", "csv": Path("s.csv"), "workers": 2},
+            {"network": "swin_unet", "csv": Path("s.csv"), "workers": 2, "report": False},
         ),
         (
             "evaluate_folders",
