@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.models import score_test_set as score_test_set
     from autoseg.api.models import status as status
     from autoseg.api.models import train_folds as train_folds
-    from autoseg.api.models import write_report as write_report
     from autoseg.api.predictor import Predictor as Predictor
+    from autoseg.api.report import write_report as write_report
     from autoseg.errors import AutosegError as AutosegError
     from autoseg.errors import Stopped as Stopped
 
@@ -47,7 +47,7 @@ PUBLIC = {  # name -> the module that has it
     "measure_speeds": "autoseg.api.models",
     "learn_expected_dice": "autoseg.api.models",
     "predict_images": "autoseg.api.models",
-    "write_report": "autoseg.api.models",
+    "write_report": "autoseg.api.report",
     "import_nnunet": "autoseg.api.models",
     "calibrate_device": "autoseg.api.models",
     "status": "autoseg.api.models",

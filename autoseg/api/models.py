@@ -24,7 +24,6 @@ from autoseg.inference.options import SpeedName
 
 if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.evaluate import FolderScores
-    from autoseg.commands.report import WrittenReport
     from autoseg.commands.train import TrainedFold
     from autoseg.datasets.dataset import Problem
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
@@ -137,39 +136,6 @@ def cross_validate(
     return cross_validate(
         in_workspace(workspace), configuration, network=network, csv=table, workers=workers, report=report
     )
-
-
-@checked
-def write_report(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    network: str | None = None,
-    out: File | None = None,
-    say: Say | None = print,
-) -> "WrittenReport":
-    """Write one HTML page about a workspace: data, plan, training, scores, cases and provenance.
-
-    Args:
-        workspace: a folder where `plan_dataset` planned; what is not done yet is missing in the page.
-        configuration, network: of the model to report; None: the recommended one, or the first that was trained.
-        out: the file; None: report.html in the workspace.
-        say: what shows a line; None: nothing is shown.
-
-    Returns:
-        `file`, `megabytes`, `seconds`, and the number of `cases` with pictures.
-
-    Raises:
-        AutosegError: nothing is planned, or the file cannot be written.
-
-    Example:
-        >>> report = autoseg.write_report("ws")
-        >>> report.file
-    """
-    from autoseg.commands.report import write_report
-
-    file = None if out is None else as_path(out)
-    return write_report(in_workspace(workspace), configuration, network=network, out=file)
 
 
 @checked
