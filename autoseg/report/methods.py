@@ -83,8 +83,8 @@ def _network(of: Gathered, torch_version: str | None) -> list[str]:
     torch = f" (PyTorch {torch_version})" if torch_version else ""
     return [
         f"The network{torch} was a {network.dims}-D {NETWORKS.get(network.name, network.name)} with "
-        f"{len(network.strides)} resolution stages, {network.features[0]} to {network.features[-1]} feature maps{size}; it saw patches of "
-        f"{text(configuration.patch_size)} voxels, {configuration.batch_size} per step."
+        f"{len(network.strides)} resolution stages, {network.features[0]} to {network.features[-1]} feature maps{size}; "
+        f"it saw patches of {text(configuration.patch_size)} voxels, {configuration.batch_size} per step."
     ]
 
 
