@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.datasets import fix_dataset as fix_dataset
     from autoseg.api.datasets import plan_dataset as plan_dataset
     from autoseg.api.evidence import compare as compare
-    from autoseg.api.evidence import write_report as write_report
     from autoseg.api.held_out import choose_decision as choose_decision
     from autoseg.api.held_out import learn_expected_dice as learn_expected_dice
     from autoseg.api.held_out import measure_speeds as measure_speeds
@@ -28,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.predictor import Predictor as Predictor
     from autoseg.api.ranking import rank_cases as rank_cases
     from autoseg.api.ranking import rank_images as rank_images
+    from autoseg.api.report import write_report as write_report
     from autoseg.api.robustness import compare_groups as compare_groups
     from autoseg.api.robustness import measure_shifts as measure_shifts
     from autoseg.errors import AutosegError as AutosegError
@@ -56,7 +56,7 @@ PUBLIC = {  # name -> the module that has it
     "learn_expected_dice": "autoseg.api.held_out",
     "choose_decision": "autoseg.api.held_out",
     "compare": "autoseg.api.evidence",
-    "write_report": "autoseg.api.evidence",
+    "write_report": "autoseg.api.report",
     "predict_images": "autoseg.api.models",
     "rank_cases": "autoseg.api.ranking",
     "rank_images": "autoseg.api.ranking",

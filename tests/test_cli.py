@@ -127,11 +127,11 @@ def called(monkeypatch) -> list:
 def test_train_passes_everything_on(called):
     assert run(
         "train", "-w", "w", "-f", "0..1", "4", "-c", "2d", "--network", "swin_unet", "--time-budget", "1h30m",
-        "--device", "cuda:1", "--restart", "--set", "training.seed=1", "--set", "training.loss=dice_ce",
+        "--device", "cuda:1", "--restart", "--set", "training.seed=1", "--set", "training.loss=dice_ce", "--no-report",
     ) == 0  # fmt: skip
     options = TrainOptions(
         folds=(0, 1, 4), configuration="2d", network="swin_unet", epochs=None, time_budget_seconds=5400,
-        device="cuda:1", restart=True, settings=("training.seed=1", "training.loss=dice_ce"),
+        device="cuda:1", restart=True, settings=("training.seed=1", "training.loss=dice_ce"), report=False,
     )  # fmt: skip
     assert called == [("train_folds", (Workspace(Path("w")), options), {})]
 
@@ -190,16 +190,17 @@ def test_predict_passes_everything_on(called):
 
 
 def test_evaluate_has_two_tasks(called):
-    assert run("evaluate", "-w", "w", "-c", "2d", "--network", "swin_unet", "--csv", "s.csv", "--workers", 2,
-               "--poor", 0.3) == 0  # fmt: skip
+    typed = ("evaluate", "-w", "w", "-c", "2d", "--network", "swin_unet", "--csv", "s.csv", "--workers", 2)
+    assert run(*typed, "--no-report", "--poor", 0.3) == 0
     assert run(
         "evaluate", "--predictions", "p", "--references", "r", "--labels", "liver=1", "--tolerance", "3,liver=2",
         "--tubes", "vessel,airway",
     ) == 0  # fmt: skip
+    chosen = ScoringOptions("swin_unet", csv=Path("s.csv"), poor=0.3, workers=2, report=False)
     assert called == [
         (
             "cross_validate",
-            (Workspace(Path("w")), "2d", ScoringOptions("swin_unet", csv=Path("s.csv"), poor=0.3, workers=2)),
+            (Workspace(Path("w")), "2d", chosen),
             {},
         ),
         (

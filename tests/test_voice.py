@@ -30,6 +30,7 @@ REWRITTEN: tuple[str, ...] = (  # folders of the package whose texts follow the 
     "autoseg/launch",
     "autoseg/models",
     "autoseg/nn",
+    "autoseg/report",
     "autoseg/training",
 )
 

@@ -1,11 +1,10 @@
-"""What is known about models from Python: whether one is better than another, and the page about a workspace."""
+"""What is known about models from Python: whether one is better than another."""
 
 from typing import TYPE_CHECKING
 
-from autoseg.api.keywords import File, Labels, Say, as_path, checked, in_workspace, options_of
+from autoseg.api.keywords import File, Labels, Say, checked, in_workspace, options_of
 
 if TYPE_CHECKING:  # imported when they are made
-    from autoseg.commands.report import WrittenReport
     from autoseg.evaluation.compare import Comparison
 
 
@@ -50,36 +49,3 @@ def compare(
     from autoseg.commands.compare import CompareOptions, compare
 
     return compare(str(a), str(b), in_workspace(workspace), options_of(CompareOptions, locals()))
-
-
-@checked
-def write_report(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    network: str | None = None,
-    out: File | None = None,
-    say: Say | None = print,
-) -> "WrittenReport":
-    """Write one HTML page about a workspace: data, plan, training, scores, cases and provenance.
-
-    Args:
-        workspace: a folder where `plan_dataset` planned; what is not done yet is missing in the page.
-        configuration, network: of the model to report; None: the recommended one, or the first that was trained.
-        out: the file; None: report.html in the workspace.
-        say: what shows a line; None: nothing is shown.
-
-    Returns:
-        `file`, `megabytes`, `seconds`, and the number of `cases` with pictures.
-
-    Raises:
-        AutosegError: nothing is planned, or the file cannot be written.
-
-    Example:
-        >>> report = autoseg.write_report("ws")
-        >>> report.file
-    """
-    from autoseg.commands.report import write_report
-
-    file = None if out is None else as_path(out)
-    return write_report(in_workspace(workspace), configuration, network=network, out=file)

@@ -15,7 +15,9 @@ from autoseg.lines import LOG
 from autoseg.plugins import plugin_options
 from autoseg.workspace import FULL, FoldName, Workspace
 
-FLAGS = {"settings": "--set", "checkpoint_seconds": "--checkpoint-every"}  # that are named differently from their field
+FLAGS = {  # that are named differently from their field
+    "settings": "--set", "checkpoint_seconds": "--checkpoint-every", "report": "--no-report",
+}  # fmt: skip
 
 
 def split_into_phases(workspace: Workspace, options: TrainOptions) -> list[TrainOptions]:
@@ -74,7 +76,7 @@ def train_arguments(workspace: Workspace, options: TrainOptions) -> list[str]:
         flag = FLAGS.get(field.name) or "--" + field.name.removesuffix("_seconds").replace("_", "-")
         if field.name == "folds":
             value = ",".join(map(str, value))
-        if value is True:
+        if isinstance(value, bool):
             arguments.append(flag)
         else:
             arguments += [f"{flag}={part}" for part in (value if isinstance(value, tuple) else (value,))]

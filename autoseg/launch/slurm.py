@@ -122,6 +122,7 @@ def submit_folds(workspace: Workspace, options: TrainOptions, slurm: SlurmOption
     if phases[-1].folds != (FULL,):  # which holds nothing out
         name, configuration = load_records(workspace, options.network)[1].configuration(options.configuration)
         model = [f"--configuration={name}", f"--network={configuration.network.name}"]
+        model += [] if options.report else ["--no-report"]
         chain.submit("evaluate", AutosegJob(), [(["evaluate", f"--workspace={workspace.root}", *model],)])
     ids = ",".join(chain.ids)
     watch = suggest("status", workspace=workspace.root)

@@ -232,7 +232,7 @@ def _empty(of: Gathered) -> str:
 
 def _dependent(of: Gathered) -> str:
     if of.dataset is None or not of.dataset.patients_known:
-        return ""
+        return "the data name no patients: each case counts as independent"
     patients = len({case.patient for case in of.dataset.cases})
     return f"{counted(len(of.dataset.cases), 'case')} of {counted(patients, 'patient')}; intervals are over patients"
 

@@ -164,7 +164,7 @@ def boxes(axes: "Axes", groups: Sequence[Sequence[float]], colours: Sequence[int
         ordered = np.sort(np.asarray(values, float))
         shown = ordered[np.linspace(0, len(ordered) - 1, min(points, len(ordered))).round().astype(int)]
         jitter = place + random.uniform(-0.24, 0.24, len(shown))
-        axes.plot(shown, jitter, ".", color=colour(index), markersize=3, alpha=0.45, markeredgewidth=0)
+        axes.plot(shown, jitter, ".", color=colour(index), markersize=3.6, alpha=0.55, markeredgewidth=0)
         axes.boxplot(
             [ordered], positions=[place], orientation="horizontal", widths=0.56, showfliers=False, manage_ticks=False,
             boxprops={"color": colour(index), "linewidth": 1.2}, medianprops={"color": INK, "linewidth": 1.8},

@@ -79,12 +79,12 @@ def _network(of: Gathered, torch_version: str | None) -> list[str]:
     if configuration is None:
         return []
     network = configuration.network
-    size = f" and {configuration.cost.parameters / 1e6:.3g} million parameters" if configuration.cost else ""
+    size = f", {configuration.cost.parameters / 1e6:.3g} million parameters" if configuration.cost else ""
     torch = f" (PyTorch {torch_version})" if torch_version else ""
     return [
         f"The network{torch} was a {network.dims}-D {NETWORKS.get(network.name, network.name)} with "
-        f"{len(network.strides)} resolution stages, {network.features[0]} to {network.features[-1]} feature maps"
-        f"{size}; it saw patches of {text(configuration.patch_size)} voxels, {configuration.batch_size} per step."
+        f"{len(network.strides)} resolution stages and {network.features[0]} to {network.features[-1]} features{size}; "
+        f"it saw patches of {text(configuration.patch_size)} voxels, {configuration.batch_size} per step."
     ]
 
 

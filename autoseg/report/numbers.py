@@ -28,7 +28,7 @@ MAD_TO_SIGMA = 0.6745  # of a normal distribution: 0.6745 sigma is the median ab
 MEAN_TO_SIGMA = 0.7979  # and this many the mean absolute deviation, which is used where the median one is 0
 LEAST_CASES = 5  # of which one can be unlike the others
 ORDERS = 30.0  # largest over smallest value from which ratios matter, not differences
-LEAST_RATIO = 1.15  # a size or spacing closer to the median is no outlier, however alike the others are
+LEAST_RATIO = 1.15  # a size or spacing closer to the median is not an outlier, however alike the others are
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def _against_size(sizes: Sequence[Sizes], unit: str) -> Figure:
         axes.set_ylabel("Dice")
         axes.set_ylim(top=1.005)
         if 1 < len(labels) <= MOST_LEGEND:
-            axes.legend(labelcolor=INK, loc="lower right")
+            axes.legend(labelcolor=INK, loc="lower right", markerscale=1.6)
         caption = "A point per case and label. Small objects lose more Dice to the same error at their edge."
         return Figure("Dice against size", caption, inline(figure, "againstsize", "Dice against the label's size"))
 
@@ -215,7 +215,7 @@ def thinned(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _scatter(axes: "Axes", x: Sequence[float], y: Sequence[float], index: int, name: str | None) -> None:
-    axes.plot(x, y, ".", color=colour(index), markersize=5, alpha=0.6, markeredgewidth=0, label=name)
+    axes.plot(x, y, ".", color=colour(index), markersize=6, alpha=0.7, markeredgewidth=0, label=name)
 
 
 def _scale(axes: "Axes", values: Sequence[float]) -> None:

@@ -71,6 +71,7 @@ def test_every_option_is_carried_over_to_the_command_of_a_fold(field, parsed):
 def test_a_child_is_told_what_its_parent_was(parsed):
     typed = (
         "train -w w -f 0..4 -c 3d_lowres --time-budget 1h --restart --stop-after 2h --set training.seed=3 --gpus 0,2"
+        " --no-report"
     )
     workspace, options = parsed(typed.split())
     assert options.folds == (0, 1, 2, 3, 4)

@@ -73,9 +73,8 @@ def test_without_webgl_the_pictures_remain(page, tmp_path):
         found.open(page)
         found.evaluate("document.querySelector('.open').click()")
         found.wait_for("document.getElementById('viewer').dataset.state")
-        assert "WebGL 2 is missing. It needs WebGL 2" in found.evaluate(
-            "document.getElementById('viewer-note').textContent"
-        )
+        told = found.evaluate("document.getElementById('viewer-note').textContent")
+        assert "WebGL 2 is missing. It needs WebGL 2" in told
         assert found.evaluate("document.querySelectorAll('svg.still').length") > 0
         assert found.errors == []
 

@@ -25,6 +25,7 @@ from reported import MODEL, SCRIPT, add_fold, copied, history, planned, reported
 
 ROOT = Path(__file__).parents[2]
 VIEWER_SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"  # of npm's @niivue/niivue 0.69.0
+EMPTY = '<svg viewBox="0 0 1 1"><g></g></svg>'
 VOID = {"meta", "link", "br", "input", "img", "hr", "image", "path", "use"}
 LOADING = {"src", "href", "xlink:href", "data", "poster", "action", "srcset"}
 
@@ -74,6 +75,12 @@ def text(source) -> str:
     return render(gather(source, live=False)).text
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Charts are not drawn: an empty one stands for each."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **how: file.write(EMPTY))
+
+
 def test_the_page_has_every_section_and_closes_every_element(text):
     page = Page(text)
     assert page.open == []
@@ -117,6 +124,7 @@ def test_names_of_cases_are_escaped(text):
     assert json.loads(re.search(r'<script type="application/json" id="label-names">(.*?)</script>', text)[1])
 
 
+@pytest.mark.thorough
 def test_labels_and_paths_are_escaped(source, tmp_path):
     """In tables, charts and data of the viewer; of a workspace with an unusual path."""
     workspace = copied(source, tmp_path / "a & <i>b</i>")
@@ -136,16 +144,17 @@ def test_the_page_is_small(text):
     assert len(text.encode()) < 4_500_000 < MOST_BYTES
 
 
-def test_pictures_are_left_out_where_the_page_would_be_too_large(source, monkeypatch):
+@pytest.mark.thorough
+def test_pictures_are_left_out_where_the_page_would_be_too_large(source, monkeypatch, quick):
     monkeypatch.setattr("autoseg.report.html.MOST_BYTES", 1_000_000)
     page = render(gather(source))
     assert page.cases > 0
-    assert "niivue" not in page.text.lower().replace("niivue 0.69", "")
+    assert 'id="viewer-source"' not in page.text
     monkeypatch.setattr("autoseg.report.html.MOST_BYTES", 1_000)
     assert render(gather(source)).cases == 0
 
 
-def test_a_planned_workspace_has_a_page_with_the_commands_that_are_due(tmp_path, in_this_process):
+def test_a_planned_workspace_has_a_page_with_the_commands_that_are_due(tmp_path, in_this_process, quick):
     _, workspace = planned(tmp_path, named="plain")
     page = Page(render(gather(workspace)).text)
     assert "Planned, not trained" in page.words
@@ -165,9 +174,10 @@ def test_a_workspace_without_a_plan_is_refused(tmp_path):
         gather(Workspace(tmp_path))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["dataset.json", "fingerprint.json", "splits.json", "sources.json"])
 @pytest.mark.parametrize("damaged", [True, False])
-def test_a_record_may_be_missing_or_damaged(source, tmp_path, name, damaged):
+def test_a_record_may_be_missing_or_damaged(source, tmp_path, name, damaged, quick):
     workspace = copied(source, tmp_path / "copy")
     if damaged:
         (workspace.root / name).write_text("{")
@@ -178,18 +188,17 @@ def test_a_record_may_be_missing_or_damaged(source, tmp_path, name, damaged):
     assert (f"{name} is not valid JSON" in page.words) == damaged
 
 
-def test_a_damaged_segmentation_is_named_on_its_card(source, tmp_path):
+@pytest.mark.thorough
+def test_a_damaged_segmentation_is_named_on_its_card(source, tmp_path, quick):
     workspace = copied(source, tmp_path / "copy")
-    (workspace.fold(*MODEL, 0) / "validation" / f"{SCRIPT}.nii.gz").write_bytes(b"broken")
-    for fold in range(1, 5):
-        for path in (workspace.fold(*MODEL, fold) / "validation").iterdir():
-            path.unlink() if SCRIPT in path.name else None
+    (file,) = workspace.root.glob(f"models/*/fold_*/validation/{SCRIPT}.nii.gz")
+    file.write_bytes(b"broken")
     page = render(gather(workspace))
-    assert page.cases > 0
-    assert Page(page.text).open == []
+    assert page.cases == 6
+    assert f"{file} is not" in Page(page.text).words or f"{file}" in Page(page.text).words
 
 
-def test_records_of_other_commands_are_shown(source, tmp_path):
+def test_records_of_other_commands_are_shown(source, tmp_path, quick):
     workspace = copied(source, tmp_path / "copy")
     (workspace.root / "leakage.json").write_text(json.dumps({"pairs": [{"a": "<x>", "b": "y", "similarity": 0.99}]}))
     page = Page(render(gather(workspace), pictures=False).text)
@@ -198,7 +207,7 @@ def test_records_of_other_commands_are_shown(source, tmp_path):
     assert "<x>" in page.words
 
 
-def test_what_needs_a_look_is_flagged(source, tmp_path):
+def test_what_needs_a_look_is_flagged(source, tmp_path, quick):
     """Fold 0 was moved by two voxels, the others by one; one fold stagnates while it learns its patches by heart."""
     workspace = copied(source, tmp_path / "copy")
     rows = [row(i, 20, (0.5, 0.5), training=min(0.49, 0.03 * i)) for i in range(1, 21)]
@@ -212,15 +221,15 @@ def test_what_needs_a_look_is_flagged(source, tmp_path):
     assert "No sign of overfitting" in training_section(sound).sentences[0]
 
 
-def test_while_a_fold_trains_the_page_reloads_itself_and_says_as_of_when(source, tmp_path):
+def test_while_a_fold_trains_the_page_reloads_itself_and_says_as_of_when(source, tmp_path, quick):
     workspace = copied(source, tmp_path / "copy")
     add_fold(workspace, 3, rows=history()[:4])
     live_report(workspace, *MODEL)
     page = Page(workspace.report.read_text())
     assert [one for _, one in page.elements if one.get("http-equiv") == "refresh"]
     assert re.search(r"Training now, as of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", page.words)
-    write = render(gather(workspace, live=False), pictures=False).text
-    assert "http-equiv" not in write
+    page = Page(render(gather(workspace, live=False), pictures=False).text)
+    assert not [one for _, one in page.elements if "http-equiv" in one]
 
 
 def test_a_report_that_fails_is_a_warning(tmp_path, said):
@@ -230,7 +239,7 @@ def test_a_report_that_fails_is_a_warning(tmp_path, said):
     assert f"autoseg report -w {tmp_path}" in line
 
 
-def test_a_short_training_writes_no_report(source, tmp_path, monkeypatch, said):
+def test_a_short_training_writes_no_report(source, tmp_path, monkeypatch, said, quick):
     workspace = copied(source, tmp_path / "copy")
     with reported(workspace, None, None, wanted=True):
         pass
@@ -242,7 +251,7 @@ def test_a_short_training_writes_no_report(source, tmp_path, monkeypatch, said):
     assert said[-1] == f"report: {workspace.report}"
 
 
-def test_the_command_writes_the_page(source, tmp_path, said):
+def test_the_command_writes_the_page(source, tmp_path, said, quick):
     made = write_report(source, out=tmp_path / "page.html")
     assert made.file.stat().st_size == pytest.approx(made.megabytes * 1e6, abs=1)
     assert made.cases == 6

@@ -279,6 +279,33 @@ def test_the_picture_is_a_png(tmp_path, monkeypatch):
     assert (tmp_path / "progress.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_is_rewritten_when_a_picture_is_drawn_and_takes_a_hundredth_of_the_time(tmp_path, time, drawn):
+    pages = []
+
+    def page() -> None:
+        pages.append(len(read_lines(tmp_path)))
+        time.now += 2
+
+    with FoldLog(tmp_path, 0, ["liver", "tumour"], [], page=page) as log:
+        for number in range(1, 12):
+            time.now += 60
+            epoch(log, number)
+    assert pages == [1, 5, 9]  # 2 s of 200
+
+
+def test_a_report_that_fails_ends_no_training(tmp_path, time, drawn):
+    def page() -> None:
+        raise RuntimeError("a template is missing")
+
+    with FoldLog(tmp_path, 0, ["liver", "tumour"], [], page=page) as log:
+        for number in range(1, 4):
+            time.now += 60
+            epoch(log, number)
+    assert len(read_lines(tmp_path)) == 3
+    complaints = [line for line in read_log(tmp_path) if "report.html" in line]
+    assert complaints == ["fold 0  cannot write report.html, training continues: RuntimeError: a template is missing"]
+
+
 def test_a_picture_that_fails_ends_no_training(tmp_path, time, monkeypatch, bare):
     def fail(*_):
         raise StorageError("the disk is full")
