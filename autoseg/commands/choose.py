@@ -200,7 +200,7 @@ def _tables(
     from tqdm import tqdm
 
     from autoseg.evaluation.margin_runs import tables_of_cases
-    from autoseg.models.identity import weights_digest
+    from autoseg.models.identity import fold_digests
 
     found: dict[str, dict[str, MarginTable]] = {name: {} for name in ensembles}
     weights: dict[str, dict[str, str]] = {"-".join(pair): {} for pair in pairs}
@@ -210,7 +210,7 @@ def _tables(
         for fold, cases in task.cases.items():
             models = [_open(task, pair, fold) for pair in pairs]
             for model in models:
-                weights[model.name][str(fold)] = weights_digest(model.networks[0])
+                weights[model.name] |= fold_digests(model)
             for case, tables in tables_of_cases(models, cases, ensembles, folder):
                 for name, table in tables.items():
                     found[name][case] = table
@@ -220,12 +220,13 @@ def _tables(
 
 def _weights(task: _Task, predicts: Sequence[tuple[str, str]]) -> dict[str, dict[str, str]]:
     """Model -> fold -> digest of its weights."""
-    from autoseg.models.identity import weights_digest
+    from autoseg.models.identity import fold_digests
 
-    return {
-        "-".join(pair): {str(fold): weights_digest(_open(task, pair, fold).networks[0]) for fold in task.cases}
-        for pair in predicts
-    }
+    found: dict[str, dict[str, str]] = {"-".join(pair): {} for pair in predicts}
+    for pair in predicts:
+        for fold in task.cases:
+            found["-".join(pair)] |= fold_digests(_open(task, pair, fold))
+    return found
 
 
 def _by_components(

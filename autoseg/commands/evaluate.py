@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.commands.decision import decision_of
+from autoseg.commands.decision import apply_decision, decision_of
 from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
 from autoseg.commands.proof import curves_of, note_cheaper, prove_unseen
@@ -204,6 +204,7 @@ def score_test_set(
     """
     from autoseg.evaluation.crossval import HeldOutScores, score_test_cases
     from autoseg.evaluation.evaluate import summarise, summary_table
+    from autoseg.inference.ensemble import split
     from autoseg.inference.predict import predict_cases
     from autoseg.models.model import open_model
 
@@ -228,7 +229,8 @@ def score_test_set(
             folds = [FULL]
         model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
         folder = workspace.model(name, chosen.network.name) / "test"
-        predict_cases([model], cases, folder, title="test set")
+        rule = apply_decision(workspace, [model])
+        predict_cases(replace(split([model], by="models"), rule=rule), cases, folder, title="test set")
         result = score_test_cases(name, chosen.network.name, folder, cases, model.plan.labels)
         save(workspace.test, result)
     LOG.info(summary_table(summarise(result.cases), counted(len(result.cases), "test case")))
