@@ -138,7 +138,7 @@ def _open(task: _Task, pair: tuple[str, str], fold: FoldName) -> "Model":
 def _by_logits(
     task: _Task, asked: Sequence[str], targets: Mapping[str, float]
 ) -> "tuple[tuple[tuple[str, str], ...], dict[str, float], dict[str, dict[str, str]], list[Choice]]":
-    """Choose models and offsets by what the networks of each fold say of its held-out cases."""
+    """Choose models and offsets by the logits that the networks of each fold give its held-out cases."""
     from autoseg.evaluation.choose import Tried, try_out
     from autoseg.evaluation.thresholds import Scorer, choose_offsets
 

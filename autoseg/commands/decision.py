@@ -80,7 +80,7 @@ def open_with_rule(
     Where no model is named, the decision of the recommended one says whether another predicts with it.
 
     Args:
-        opened: of exported files, which take the place of those of the workspace.
+        opened: of exported files, which predict instead of those of the workspace.
     """
     from autoseg.commands.predict import exported_files, models_asked_for, open_models_for
 

@@ -1,5 +1,6 @@
 """Held-out predictions, test cases and any two folders against their references."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from autoseg.commands.decision import apply_decision, decision_of
 from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
 from autoseg.commands.proof import curves_of, note_cheaper, prove_unseen
-from autoseg.datasets.dataset import parse_options
+from autoseg.datasets.dataset import Case, parse_options
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
@@ -80,17 +81,9 @@ def cross_validate(
     for note in notes:
         LOG.info(note)
     if not jobs:
-        raise StateError(
-            f"{workspace.root} has no trained fold of {name} ({chosen.network.name}) with held-out cases",
-            remedy="train first: "
-            + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
-        )
+        raise _nothing_trained(workspace, name, chosen.network.name)
     coverage = prove_unseen(workspace, dataset, plan, name, splits, [split.fold for split in scored])
-    for path in changed_lists(workspace):
-        again = plan_again(workspace)
-        LOG.warning(f"note: {path} changed since it was planned; the folds were made from the old content: {again}")
-    for path in changed_since(workspace, [cases[i] for split in scored for i in split.validation]):
-        LOG.warning(f"note: {path} changed since it was planned; the scores compare with the current files")
+    _note_changes(workspace, [cases[i] for split in scored for i in split.validation])
     patients = {case.id: case.patient for case in dataset.cases}
     result = cross_validate_folds(
         name, chosen.network.name, jobs, len(splits.splits), patients=patients, bands=Bands(good, poor), workers=workers
@@ -148,6 +141,21 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
             scored.append(split)
             notes += [f"note: fold {fold}: {found.remark}; to retrain it: {train} --restart"] if found.remark else []
     return scored, notes
+
+
+def _note_changes(workspace: Workspace, cases: Sequence[Case]) -> None:
+    """Say which files are others than when the dataset was planned."""
+    for path in changed_lists(workspace):
+        again = plan_again(workspace)
+        LOG.warning(f"note: {path} changed since it was planned; the folds were made from the old content: {again}")
+    for path in changed_since(workspace, cases):
+        LOG.warning(f"note: {path} changed since it was planned; the scores compare with the current files")
+
+
+def _nothing_trained(workspace: Workspace, name: str, network: str) -> StateError:
+    train = suggest("train", workspace=workspace.root, configuration=name, network=network)
+    what = f"{workspace.root} has no trained fold of {name} ({network}) with held-out cases"
+    return StateError(what, remedy=f"train first: {train}")
 
 
 def _decision(workspace: Workspace, name: str, network: str) -> list[str]:

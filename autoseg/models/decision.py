@@ -34,7 +34,7 @@ class ComponentRule:
     """How the components of one label or region are corrected."""
 
     keep_largest: bool = False
-    min_volume: Annotated[float, at_least(0, 1e15)] = 0.0  # mm³; smaller ones are removed; voxels where they are no mm
+    min_volume: Annotated[float, at_least(0, 1e15)] = 0.0  # mm³, or voxels where images state no size
     fill_holes: bool = False
 
     def __str__(self) -> str:
