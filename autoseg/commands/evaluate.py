@@ -88,8 +88,8 @@ def cross_validate(
     result = cross_validate_folds(
         name, chosen.network.name, jobs, len(splits.splits), patients=patients, bands=Bands(good, poor), workers=workers
     )
-    folder = workspace.model(name, chosen.network.name)
-    result = replace(result, coverage=coverage, curves=curves_of(folder, plan, [*jobs]))
+    curves = curves_of(workspace.model(name, chosen.network.name), plan, [*jobs])
+    result = replace(result, coverage=coverage, curves=curves)
     save(workspace.crossval(name, chosen.network.name), result)
     assert result.mean_dice is not None
     write_statistics(workspace.statistics(name, chosen.network.name), result.pooled, result.mean_dice, result.per_fold)
@@ -97,11 +97,10 @@ def cross_validate(
         write_csv(csv, result.cases)
     LOG.info(describe(result, plan.labels))
     note_cheaper(workspace, name, chosen.network.name, [*jobs])
-    for line in _decision(workspace, name, chosen.network.name):
+    shown = (name, chosen.network.name)
+    others = _other_models(workspace, shown) if configuration is None and network is None else []
+    for line in [*_decision(workspace, *shown), *others]:
         LOG.info(line)
-    if configuration is None and network is None:
-        for line in _other_models(workspace, (name, chosen.network.name)):
-            LOG.info(line)
     return result
 
 
