@@ -93,11 +93,12 @@ def choose_decision(
     corrected, more, after = _by_components(task, predicts, offsets, "components" in asked, workers)
     before = np.mean([_dice_of(score, plan) for score in task.result.cases])
     decision = Decision(
-        1, tuple("-".join(pair) for pair in predicts), weights, Rule(offsets, corrected), (*choices, *more),
+        1, tuple("-".join(pair) for pair in predicts), weights, Rule(offsets, corrected), task.name, (*choices, *more),
         len(task.held.cases), len(set(task.held.patients)), tuple(str(fold) for fold in task.cases), float(before),
         after,
     )  # fmt: skip
-    save(workspace.decision(*task.pair), decision)
+    for pair in dict.fromkeys([task.pair, *([] if task.pair in predicts else predicts[:1])]):
+        save(workspace.decision(*pair), decision)  # where predict looks for it, whichever of them is opened
     LOG.info("\n" + describe(decision))
     return decision
 
