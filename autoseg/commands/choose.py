@@ -94,11 +94,12 @@ def choose_decision(
     corrected, more, after = _by_components(task, predicts, offsets, "components" in asked, workers)
     before = np.mean([_dice_of(score, plan) for score in task.result.cases])
     decision = Decision(
-        1, tuple("-".join(pair) for pair in predicts), weights, Rule(offsets, corrected), (*choices, *more),
+        1, tuple("-".join(pair) for pair in predicts), weights, Rule(offsets, corrected), task.name, (*choices, *more),
         len(task.held.cases), len(set(task.held.patients)), tuple(str(fold) for fold in task.cases), float(before),
         after,
     )  # fmt: skip
-    save(workspace.decision(*task.pair), decision)
+    for pair in dict.fromkeys([task.pair, *([] if task.pair in predicts else predicts[:1])]):
+        save(workspace.decision(*pair), decision)  # where predict looks for it, whichever of them is opened
     LOG.info("\n" + describe(decision))
     return decision
 
@@ -139,7 +140,7 @@ def _open(task: _Task, pair: tuple[str, str], fold: FoldName) -> "Model":
 def _by_logits(
     task: _Task, asked: Sequence[str], targets: Mapping[str, float]
 ) -> "tuple[tuple[tuple[str, str], ...], dict[str, float], dict[str, dict[str, str]], list[Choice]]":
-    """Choose models and offsets by what the networks of each fold say of its held-out cases."""
+    """Choose models and offsets by the logits that the networks of each fold give its held-out cases."""
     from autoseg.evaluation.choose import Tried, try_out
     from autoseg.evaluation.thresholds import Scorer, choose_offsets
 
@@ -201,7 +202,7 @@ def _tables(
     from tqdm import tqdm
 
     from autoseg.evaluation.margin_runs import tables_of_cases
-    from autoseg.models.identity import weights_digest
+    from autoseg.models.identity import fold_digests
 
     found: dict[str, dict[str, MarginTable]] = {name: {} for name in ensembles}
     weights: dict[str, dict[str, str]] = {"-".join(pair): {} for pair in pairs}
@@ -211,7 +212,7 @@ def _tables(
         for fold, cases in task.cases.items():
             models = [_open(task, pair, fold) for pair in pairs]
             for model in models:
-                weights[model.name][str(fold)] = weights_digest(model.networks[0])
+                weights[model.name] |= fold_digests(model)
             for case, tables in tables_of_cases(models, cases, ensembles, folder):
                 for name, table in tables.items():
                     found[name][case] = table
@@ -221,12 +222,13 @@ def _tables(
 
 def _weights(task: _Task, predicts: Sequence[tuple[str, str]]) -> dict[str, dict[str, str]]:
     """Model -> fold -> digest of its weights."""
-    from autoseg.models.identity import weights_digest
+    from autoseg.models.identity import fold_digests
 
-    return {
-        "-".join(pair): {str(fold): weights_digest(_open(task, pair, fold).networks[0]) for fold in task.cases}
-        for pair in predicts
-    }
+    found: dict[str, dict[str, str]] = {"-".join(pair): {} for pair in predicts}
+    for pair in predicts:
+        for fold in task.cases:
+            found["-".join(pair)] |= fold_digests(_open(task, pair, fold))
+    return found
 
 
 def _by_components(

@@ -44,7 +44,7 @@ def rule_for(workspace: Workspace, models: "Sequence[Model]", exported: Sequence
     Raises:
         StateError: a decision cannot be read.
     """
-    from autoseg.models.identity import weights_digest
+    from autoseg.models.identity import fold_digests
 
     names = {model.name for model in models}
     found = [decision for model in models if (decision := _of(workspace, model, exported))]
@@ -54,12 +54,7 @@ def rule_for(workspace: Workspace, models: "Sequence[Model]", exported: Sequence
         if not others:
             return PLAIN, ""
         return PLAIN, f"the decision of {models[0].name} is for {' and '.join(others[0].predicts)}: it is not applied"
-    digests = {
-        model.name: {
-            str(fold): weights_digest(network) for fold, network in zip(model.folds, model.networks, strict=True)
-        }
-        for model in models
-    }
+    digests = {model.name: fold_digests(model) for model in models}
     if other := fitting[0].other_weights(digests):
         again = suggest("evaluate", "--choose", workspace=workspace.root)
         again = "" if exported else f"; to choose again: {again}"
@@ -85,7 +80,7 @@ def open_with_rule(
     Where no model is named, the decision of the recommended one says whether another predicts with it.
 
     Args:
-        opened: of exported files, which take the place of those of the workspace.
+        opened: of exported files, which predict instead of those of the workspace.
     """
     from autoseg.commands.predict import exported_files, models_asked_for, open_models_for
 

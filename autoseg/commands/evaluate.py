@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.commands.decision import decision_of
+from autoseg.commands.decision import apply_decision, decision_of
 from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
 from autoseg.commands.proof import curves_of, note_cheaper, prove_unseen
 from autoseg.commands.report import report_or_warn
-from autoseg.datasets.dataset import Dataset, parse_options
+from autoseg.datasets.dataset import Case, Dataset, parse_options
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
@@ -84,13 +84,10 @@ def cross_validate(
     for note in notes:
         LOG.info(note)
     if not jobs:
-        raise StateError(
-            f"{workspace.root} has no trained fold of {name} ({chosen.network.name}) with held-out cases",
-            remedy="train first: "
-            + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
-        )
+        raise _nothing_trained(workspace, *model)
     coverage = prove_unseen(workspace, dataset, plan, name, splits, [*jobs])
-    _note_changes(workspace, dataset, scored)
+    held_out = {case for split in scored for case in split.validation}
+    _note_changes(workspace, [case for case in dataset.cases if case.id in held_out])
     patients = {case.id: case.patient for case in dataset.cases}
     bands = Bands(options.good, options.poor)
     result = cross_validate_folds(
@@ -136,16 +133,6 @@ def _jobs(
     return jobs
 
 
-def _note_changes(workspace: Workspace, dataset: Dataset, scored: Sequence[Split]) -> None:
-    """Report files of the dataset that are not those that were planned with."""
-    cases = {case.id: case for case in dataset.cases}
-    for path in changed_lists(workspace):
-        again = plan_again(workspace)
-        LOG.warning(f"note: {path} changed since it was planned; the folds were made from the old content: {again}")
-    for path in changed_since(workspace, [cases[i] for split in scored for i in split.validation]):
-        LOG.warning(f"note: {path} changed since it was planned; the scores compare with the current files")
-
-
 def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) -> tuple[list[Split], list[str]]:
     """The folds whose held-out segmentations are those of a finished training, and why others are not among them."""
     from autoseg.evaluation.crossval import segmented
@@ -182,6 +169,21 @@ def folds_to_score(workspace: Workspace, plan: Plan, name: str, splits: Splits) 
             scored.append(split)
             notes += [f"note: fold {fold}: {found.remark}; to retrain it: {train} --restart"] if found.remark else []
     return scored, notes
+
+
+def _note_changes(workspace: Workspace, cases: Sequence[Case]) -> None:
+    """Say which files are others than when the dataset was planned."""
+    for path in changed_lists(workspace):
+        again = plan_again(workspace)
+        LOG.warning(f"note: {path} changed since it was planned; the folds were made from the old content: {again}")
+    for path in changed_since(workspace, cases):
+        LOG.warning(f"note: {path} changed since it was planned; the scores compare with the current files")
+
+
+def _nothing_trained(workspace: Workspace, name: str, network: str) -> StateError:
+    train = suggest("train", workspace=workspace.root, configuration=name, network=network)
+    what = f"{workspace.root} has no trained fold of {name} ({network}) with held-out cases"
+    return StateError(what, remedy=f"train first: {train}")
 
 
 def _decision(workspace: Workspace, name: str, network: str) -> list[str]:
@@ -238,6 +240,7 @@ def score_test_set(
     """
     from autoseg.evaluation.crossval import HeldOutScores, score_test_cases
     from autoseg.evaluation.evaluate import summarise, summary_table
+    from autoseg.inference.ensemble import split
     from autoseg.inference.predict import predict_cases
     from autoseg.models.model import open_model
 
@@ -262,7 +265,8 @@ def score_test_set(
             folds = [FULL]
         model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
         folder = workspace.model(name, chosen.network.name) / "test"
-        predict_cases([model], cases, folder, title="test set")
+        rule = apply_decision(workspace, [model])
+        predict_cases(replace(split([model], by="models"), rule=rule), cases, folder, title="test set")
         result = score_test_cases(name, chosen.network.name, folder, cases, model.plan.labels)
         save(workspace.test, result)
     LOG.info(summary_table(summarise(result.cases), counted(len(result.cases), "test case")))

@@ -17,7 +17,7 @@ from autoseg.evaluation.margins import HALF, REACH, STEP, MarginCounter, MarginT
 from autoseg.imaging.components import as_slices
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
-from autoseg.models.identity import weights_digest
+from autoseg.models.identity import fold_digests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +41,7 @@ def tables_of_cases(
     """
     options = InferenceOptions()
     digests = [
-        f"{model.name} {[weights_digest(network) for network in model.networks]} {described_options(model, options)}"
-        for model in models
+        f"{model.name} {sorted(fold_digests(model).values())} {described_options(model, options)}" for model in models
     ]
     shared = Preparations()
     members = [EnsembleMember(model, options, shared) for model in models]

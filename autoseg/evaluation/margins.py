@@ -153,7 +153,8 @@ def _codes(scores: np.ndarray, has_regions: bool) -> np.ndarray:
     codes = 2 + 2 * np.minimum(np.floor(below / STEP), REACH).astype(np.int64)
     below[largest, columns] = np.inf
     if len(scores) > 1:
-        codes[below.argmin(axis=0), columns] -= 1
+        second = below.argmin(axis=0)
+        codes[second, columns] -= codes[second, columns] < 2 + 2 * REACH  # beyond reach it does not matter
     codes[largest, columns] = 0
     return codes
 
@@ -184,12 +185,16 @@ def _counted(packed: np.ndarray, counts: np.ndarray | None = None) -> tuple[np.n
     """The different rows of words, and how often each occurs."""
     if not len(packed):
         return packed, np.empty(0, np.int64)
-    order = np.lexsort(packed.T)
-    ordered = packed[order]
-    first = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))
-    starts = np.flatnonzero(first)
-    weights = np.ones(len(packed), np.int64) if counts is None else counts[order]
-    return ordered[starts], np.add.reduceat(weights, starts)
+    weights = np.ones(len(packed), np.int64) if counts is None else counts
+    runs, lengths = _runs(packed, weights)  # neighbours are mostly alike: what is sorted then is short
+    order = np.lexsort(runs.T)
+    return _runs(runs[order], lengths[order])
+
+
+def _runs(packed: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Equal rows that follow each other, as one."""
+    starts = np.flatnonzero(np.append(True, (packed[1:] != packed[:-1]).any(axis=1)))
+    return packed[starts], np.add.reduceat(counts, starts)
 
 
 def _merged(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -34,7 +34,7 @@ class ComponentRule:
     """How the components of one label or region are corrected."""
 
     keep_largest: bool = False
-    min_volume: Annotated[float, at_least(0, 1e15)] = 0.0  # mm³; smaller ones are removed; voxels where they are no mm
+    min_volume: Annotated[float, at_least(0, 1e15)] = 0.0  # mm³, or voxels where images state no size
     fill_holes: bool = False
 
     def __str__(self) -> str:
@@ -135,6 +135,7 @@ class Decision:
     predicts: Annotated[tuple[Text, ...], entries(1, 2, distinct=True)]  # models, as their folders are called
     weights: dict[Text, dict[Text, Text]]  # model -> fold -> digest of its weights
     rule: Rule
+    chosen_for: Text = ""  # the model that was asked for, which need not be among those that predict
     choices: tuple[Choice, ...] = ()
     cases: Count = 0
     patients: Count = 0
@@ -168,5 +169,5 @@ class Decision:
 
     def lines(self) -> list[str]:
         """What applies, a line each."""
-        lines = [f"predict with {' and '.join(self.predicts)} together"] if len(self.predicts) > 1 else []
+        lines = [f"predict with {' and '.join(self.predicts)}"] if self.predicts != (self.chosen_for,) else []
         return lines + self.rule.lines()

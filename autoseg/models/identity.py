@@ -20,6 +20,18 @@ def weights_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def fold_digests(model: Model) -> dict[str, str]:
+    """Fold -> digest of its weights; of a cascade, with those of the same fold of its previous stage."""
+    before = model.previous and dict(zip(model.previous.folds, model.previous.networks, strict=True))
+    found = {}
+    for fold, network in zip(model.folds, model.networks, strict=True):
+        found[str(fold)] = weights_digest(network)
+        if before and fold in before:
+            both = f"{found[str(fold)]} {weights_digest(before[fold])}"
+            found[str(fold)] = hashlib.sha256(both.encode()).hexdigest()
+    return found
+
+
 def model_digest(model: Model) -> str:
     """Sha256 of what decides how a model segments: plan, configuration, arithmetic, weights, previous stage."""
     what = {

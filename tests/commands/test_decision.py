@@ -121,7 +121,7 @@ def test_export_carries_it_and_info_shows_it(tmp_path):
     workspace = workspace_of(tmp_path / "ws")
     scored(workspace)
     weights = {"3d_fullres-unet": {"0": "a" * 64, "1": "b" * 64}}
-    decision = Decision(1, ("3d_fullres-unet",), weights, Rule({"label1": 0.5}))
+    decision = Decision(1, ("3d_fullres-unet",), weights, Rule({"label1": 0.5}), "3d_fullres-unet")
     save(workspace.decision("3d_fullres", "unet"), decision)
     export_model(workspace, tmp_path / "model.zip", ExportOptions())
     assert measured_with(Decision, tmp_path / "model.zip", "3d_fullres-unet", "decision.json") == decision

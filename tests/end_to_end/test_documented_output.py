@@ -20,6 +20,8 @@ NUMBER = re.compile(r"(?<![\w/])[+-]?\d[\w.:%+]*( s\b)?")  # "0.893", "4m40s", "
 # What a machine is best at, and what it does where a time budget is short for it
 MEASURED = re.compile(r"(forward and backward:|per step with N worker\(s\):|validation/?\S* in N(?=,)).*")
 SHORT_OF_TIME = re.compile(r"full validation would take about .*")
+VERDICT = re.compile(r"\b(good|fair|poor)$", re.MULTILINE)
+FINDINGS = re.compile(r"note:|verdict:|WARNING:|fold N (does not overfit|overfits|failed|N? ?not known)")  # of the data
 DEVICES = re.compile(r"^(no CUDA device|cuda:.*)$", re.MULTILINE)
 
 
@@ -28,9 +30,10 @@ def shape(text: str) -> list[str]:
     text = re.sub(r"\n {8,}(?=\S)", " ", text)
     text = LABELS.sub("LABEL", re.sub(r"\b(Hippocampus|Tiny)\b", "NAME", DEVICES.sub("DEVICE", text)))
     text = re.sub(r"-{10,}", "---", NUMBER.sub("N", text))
+    text = VERDICT.sub("VERDICT", text)
     text = SHORT_OF_TIME.sub("validation takes about N of the N", text)
     text = re.sub(r"[ \t]+", " ", MEASURED.sub(lambda found: found[1] + " ..." * (found[1][-1] == ":"), text))
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("note:")]
+    return [line.strip() for line in text.splitlines() if line.strip() and not FINDINGS.match(line.strip())]
 
 
 def each_once(lines: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ CHOICE = Choice("threshold", "lesion", "logit +1.25", True, "better beyond chanc
 def decision(**changes) -> Decision:
     weights = {"3d_fullres-unet": {"0": "aa", "1": "bb"}}
     return Decision(**{"version": 1, "predicts": ("3d_fullres-unet",), "weights": weights, "rule": RULE,
+                       "chosen_for": "3d_fullres-unet",
                        "choices": (CHOICE,), **changes})  # fmt: skip
 
 
@@ -80,6 +81,11 @@ def test_in_words():
         "lesion: no component below 30 mm³"
     ]
     assert decision(rule=Rule()).in_short()[0].endswith("the largest logit decides, nothing is corrected")
+
+
+def test_another_model_in_place_of_the_one_that_was_asked_for():
+    other = decision(predicts=("2d-unet",), weights={"2d-unet": {}}, rule=Rule())
+    assert other.lines() == ["predict with 2d-unet"]
 
 
 def test_segmentations_by_another_rule_are_not_kept():
