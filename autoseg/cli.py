@@ -188,6 +188,11 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
     chosen = [f"--{name}" for name in ("test", "speeds", "expected-dice") if getattr(options, name.replace("-", "_"))]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other", remedy="run one after the other")
+    if options.model is not None and not options.test and options.predictions is None:
+        from autoseg.commands.evaluate_exported import Measured, carried
+
+        what: Measured = "expected Dice" if options.expected_dice else "speeds" if options.speeds else "scores"
+        return Answer(carried(options.model, what, options.configuration, options.network, options.csv))
     if options.expected_dice:
         from autoseg.commands.expected_dice import learn_expected_dice
 
@@ -197,11 +202,12 @@ def run_evaluate(options: argparse.Namespace) -> Answer:
 
         return Answer(measure_speeds(workspace, options.configuration, network=options.network))
     if options.test:
-        return Answer(score_test_set(workspace, options.configuration, network=options.network))
+        scored = score_test_set(workspace, options.configuration, network=options.network, model=options.model)
+        return Answer(scored)
     if options.predictions is not None:
         scores = evaluate_folders(
             options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
-            workers=options.workers,
+            workers=options.workers, model=options.model,
         )  # fmt: skip
         return Answer(scores)
     result = cross_validate(
@@ -218,9 +224,9 @@ def run_predict(options: argparse.Namespace) -> Answer:
         configuration=options.configuration, network=options.network, models=tuple(options.models),
         folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
         speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
-        top_k=options.top_k, shard=options.shard, resume=options.resume, format=options.format,
-        probabilities=options.probabilities, uncertainty=options.uncertainty, statistics=options.statistics,
-        patients=options.patients,
+        top_k=options.top_k, skip_empty=options.skip_empty, shard=options.shard, resume=options.resume,
+        format=options.format, probabilities=options.probabilities, uncertainty=options.uncertainty,
+        statistics=options.statistics, patients=options.patients,
     )  # fmt: skip
     workspace = Workspace(options.workspace)
     try:
@@ -248,7 +254,7 @@ def run_export(options: argparse.Namespace) -> Answer:
 
     chosen = ExportOptions(
         configurations=tuple(options.configurations), network=options.network,
-        folds=parse_folds(" ".join(options.folds)), keep_case_ids=options.keep_case_ids,
+        folds=parse_folds(" ".join(options.folds)), keep_case_ids=options.keep_case_ids, compare=options.compare,
     )  # fmt: skip
     return Answer(export(Workspace(options.workspace), options.out, options.onnx, chosen))
 

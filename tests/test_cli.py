@@ -195,7 +195,7 @@ def test_evaluate_has_two_tasks(called):
         (
             "evaluate_folders",
             (Path("p"), Path("r"), Workspace(Path("autoseg_workspace"))),
-            {"labels": "liver=1", "csv": None, "workers": None},
+            {"labels": "liver=1", "csv": None, "workers": None, "model": None},
         ),
     ]
 

@@ -139,6 +139,7 @@ def score_test_set(
     *,
     network: str | None = None,
     device: str = "auto",
+    model: File | None = None,
     say: Say | None = print,
 ) -> "HeldOutScores":
     """Segment the dataset's held-out test cases with the ensemble of all folds, and score them once.
@@ -146,6 +147,7 @@ def score_test_set(
     Args:
         workspace, configuration, network, say: as for `cross_validate`.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        model: an exported file to segment with, "model.zip"; None: the folds of the workspace.
 
     Returns:
         `cases` with their scores; a second call returns what the first one found.
@@ -159,7 +161,8 @@ def score_test_set(
     """
     from autoseg.commands.evaluate import score_test_set
 
-    return score_test_set(in_workspace(workspace), configuration, network=network, device=device)
+    file = None if model is None else as_path(model)
+    return score_test_set(in_workspace(workspace), configuration, network=network, device=device, model=file)
 
 
 @checked
@@ -231,6 +234,7 @@ def evaluate_folders(
     labels: Labels | None = None,
     csv: File | None = None,
     workers: int | None = None,
+    model: File | None = None,
     say: Say | None = print,
 ) -> "FolderScores":
     """Compare two folders of label files; formats may differ.
@@ -240,6 +244,7 @@ def evaluate_folders(
         workspace: whose plan names the labels; None: `labels` names them, or they are called after their values.
         labels: names and values: {"liver": 1} or "liver=1".
         csv, workers, say: as for `cross_validate`.
+        model: an exported file that names the labels, "model.zip", instead of a workspace.
 
     Returns:
         `mean_dice`, `summary` (label -> metric -> mean, std and number of cases) and `cases` with their scores.
@@ -256,6 +261,7 @@ def evaluate_folders(
     return evaluate_folders(
         as_path(predictions), as_path(references), None if workspace is None else in_workspace(workspace),
         labels=labels_text(labels), csv=None if csv is None else as_path(csv), workers=workers,
+        model=None if model is None else as_path(model),
     )  # fmt: skip
 
 
@@ -276,6 +282,7 @@ def predict_images(
     unfinished: bool = False,
     tile: float | None = None,
     top_k: float | None = None,
+    skip_empty: bool = False,
     shard: str | None = None,
     resume: bool = False,
     format: str | None = None,
@@ -301,6 +308,7 @@ def predict_images(
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
         top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
+        skip_empty: leave out tiles that hold hardly anything brighter than the background.
         shard: "2/8" for the second of eight parts of the cases.
         resume: keep segmentations that are verified to be of the same images, by the same model and options.
         format: "seg.nrrd", "nii.gz" and so on, with names and colours of the labels; None: that of each image.
@@ -328,30 +336,6 @@ def predict_images(
     except PartlySegmented as partly:
         return Segmentations(partly.written, partly.failed)
     return Segmentations(tuple(written), ())
-
-
-@checked
-def import_nnunet(folder: File, model: File, *, say: Say | None = print) -> Path:
-    """Convert a model that nnU-Net v2 trained into a workspace that predicts the same.
-
-    Args:
-        folder: with plans.json, dataset.json and fold_0, ...; or the folder of a dataset in nnUNet_results.
-        model: the workspace, a folder that does not exist yet, or is empty.
-        say: what shows a line; None: nothing is shown.
-
-    Returns:
-        The workspace, for `predict_images` and `Predictor`.
-
-    Raises:
-        AutosegError: it is not such a model, it is damaged, it would run code, or autoseg cannot predict the same.
-
-    Example:
-        >>> ws = autoseg.import_nnunet("nnUNet_results/Dataset004_Hippocampus", "hippocampus_model")
-        >>> autoseg.predict_images(ws, "scans", "segmentations")
-    """
-    from autoseg.commands.import_nnunet import import_nnunet
-
-    return import_nnunet(as_path(folder), as_path(model)).root
 
 
 @checked

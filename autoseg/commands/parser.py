@@ -160,6 +160,11 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
     add_model(parser)
     add_plugins(parser)
+    parser.add_argument(
+        "-m", "--model", type=Path, default=None, metavar="MODEL.zip",
+        help="an exported model: score the test cases with it (--test), let it name the labels of two folders, or show "
+        "what it carries: scores, --speeds, --expected-dice",
+    )  # fmt: skip
     parser.add_argument("--predictions", type=Path, help="folder of segmentations")
     parser.add_argument("--references", type=Path, help="folder of expert labels")
     parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
@@ -216,6 +221,10 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-k", type=percentage, default=None, metavar="SHARE",
         help="of a cascade, compute only the tiles that the stage before it finds most worthwhile, e.g. 20%%",
+    )  # fmt: skip
+    parser.add_argument(
+        "--skip-empty", action="store_true",
+        help="leave out tiles that hold hardly anything brighter than the background: faster, may lose what is dark",
     )  # fmt: skip
     add_outputs(parser)
     parser.add_argument("--shard", default=None, metavar="N/M", help="only part N of M of the cases, e.g. 2/8")
@@ -279,6 +288,11 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-case-ids", action="store_true",
         help="keep names of cases and digests of their images, which may identify patients",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", type=whole(0, MAX_WORKERS), default=None, metavar="N",
+        help="on so many held-out cases, compare streamed with dense, the file with the workspace, ONNX with torch; 0: "
+        "none (default: as many as two minutes allow, at most 2)",
     )  # fmt: skip
     parser.add_argument(
         "--onnx", type=Path, default=None, metavar="DIR",

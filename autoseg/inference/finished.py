@@ -64,6 +64,7 @@ class Made:
     tile: float
     top_k: float | None = None  # share of a cascade's tiles that were computed
     extras: tuple[Text, ...] = ()  # what else was written for each case
+    skip_empty: bool = False  # whether tiles that hold hardly anything were left out
 
     def difference(self, other: "Made") -> str:
         """What differs, in words; empty if nothing does."""
@@ -179,7 +180,7 @@ def made_by(
         extras: what is made of every case in addition.
     """
     names = tuple(sorted(str(getattr(extra, "name", type(extra).__name__)) for extra in extras))
-    return Made(model, options.step, tuple(mirror_axes), options.tile or tile, options.top_k, names)
+    return Made(model, options.step, tuple(mirror_axes), options.tile or tile, options.top_k, names, options.skip_empty)
 
 
 def _files(path: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from autoseg.datasets.dataset import LoadedCase
 from autoseg.errors import UsageError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.placement import Placement
+from autoseg.inference.empty_tiles import occupied
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.rows_on_disk import kept
 from autoseg.inference.streaming import Consumer, LabelConsumer, empty_labels, hand_over
@@ -26,7 +27,7 @@ from autoseg.models.model import Model
 from autoseg.nn.label_rows import Axes, LabelRows, resampled_rows
 from autoseg.nn.precision import autocast
 from autoseg.nn.rolling_sums import Block
-from autoseg.nn.sliding_window import Image, Tiling, Window, mirrored, stream_logits
+from autoseg.nn.sliding_window import Image, Network, Tiling, Window, mirrored, stream_logits
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.prepare import Prepared, prepare, target_spacing
 
@@ -91,6 +92,12 @@ class EnsembleMember:
         self._tile_batch = options.tile_batch or (1 if model.device.type == "cpu" else planned)
         self._growth = options.tile or tile_growth(model.device.type)
         self._step, self._top_k = options.step, options.top_k
+        self._skip_empty = options.skip_empty
+
+    @property
+    def networks(self) -> "list[Network]":
+        """One per fold, averaging over the flips: images (B, C, *s) to logits (B, K, *s)."""
+        return self._networks
 
     def prepare(self, loaded: LoadedCase) -> Prepared:
         """An image as the model sees it, without the segmentation of its previous stage."""
@@ -121,18 +128,33 @@ class EnsembleMember:
     def blocks(self, loaded: LoadedCase, *, whole_rows: bool = False) -> Iterator[Block]:
         """Mean logits of an image on the grid of the configuration, block by block."""
         prepared, plan = self.prepare(loaded), self.model.plan
-        if not self.previous:
-            yield from self.stream(prepared.image, whole_rows=whole_rows)
-            return
-        before = previous_labels(decide([self.previous], loaded), prepared.placement, plan)
-        image = _WithLabels(prepared.image, before, plan.labels.num_labels)
-        if self._top_k is None:
+        image: Image = prepared.image
+        before = np.broadcast_to(np.uint8(0), prepared.placement.shape)  # what is kept where no tile is computed
+        if self.previous:
+            before = previous_labels(decide([self.previous], loaded), prepared.placement, plan)
+            image = _WithLabels(prepared.image, before, plan.labels.num_labels)
+        chosen = self.chosen(loaded, before)
+        if chosen is None:
             yield from self.stream(image, whole_rows=whole_rows)
             return
-        chosen = worthwhile(before, self.tiling(image.shape), self._top_k)
         for block in self.stream(image, whole_rows=whole_rows, chosen=chosen.__contains__):
             keep_labels(block, before, plan.heads)
             yield block
+
+    def chosen(self, loaded: LoadedCase, before: np.ndarray) -> set[Window] | None:
+        """Which tiles of an image are computed; None: all.
+
+        Args:
+            before: (Z, Y, X) class indices of the previous stage on the grid, if there is one.
+        """
+        prepared = self.prepare(loaded)
+        tiling, found = self.tiling(prepared.image.shape), None
+        if self._skip_empty:
+            found = occupied(prepared.placement.crop(loaded.image), prepared.placement.shape, tiling)
+        if self._top_k is not None:
+            best = worthwhile(before, tiling, self._top_k)
+            found = best if found is None else best & found
+        return found
 
     def axes_back(self, loaded: LoadedCase) -> Axes:
         """How the axes of the grid become those of the image, in its cropped box."""

@@ -24,6 +24,7 @@ class InferenceOptions:
     tile: float | None = None  # longest tile edges as a multiple of the patch's; None: TILE_GROWTH of the device
     mirror_axes: tuple[int, ...] | None = None  # the axes to use of those that the plan mirrors, (Z, Y, X); None: all
     top_k: float | None = None  # share of a cascade's tiles to compute, the most worthwhile ones; None: all
+    skip_empty: bool = False  # leave out tiles that hold hardly anything
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:

@@ -13,6 +13,7 @@ from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
 from autoseg.commands import calibrate, evaluate, expected_dice, fix, speeds
+from autoseg.commands.export import ExportOptions
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -20,7 +21,10 @@ from autoseg.commands.predict import PredictOptions
 from autoseg.datasets.dataset import parse_options
 
 FUNCTIONS = [name for name, module in autoseg.PUBLIC.items() if module.startswith("autoseg.api")]
-RECORDS = {"plan_dataset": PlanOptions, "train_folds": TrainOptions, "predict_images": PredictOptions}
+RECORDS = {
+    "plan_dataset": PlanOptions, "train_folds": TrainOptions, "predict_images": PredictOptions,
+    "export_model": ExportOptions, "export_onnx": ExportOptions,
+}  # fmt: skip
 BELOW = {  # what is called with keywords, and the parameters of it that have another form here
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
     "cross_validate": (evaluate.cross_validate, set()),
@@ -37,6 +41,8 @@ OF_COMMAND = {
     "train": ("train_folds",),
     "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "learn_expected_dice", "evaluate_folders"),
     "predict": ("predict_images", "Predictor"),
+    "export": ("export_model", "export_onnx"),
+    "info": ("describe_model",),
     "import-nnunet": ("import_nnunet",),
     "status": ("status",),
     "calibrate": ("calibrate_device",),
@@ -107,8 +113,7 @@ def test_every_option_that_can_be_typed_can_be_called(command):
 
 def test_every_command_has_a_function():
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    installation, files = {"demo", "env"}, {"export", "info"}  # and models as files that are handed on
-    assert set(commands.choices) - set(OF_COMMAND) == installation | files
+    assert set(commands.choices) - set(OF_COMMAND) == {"demo", "env"}  # of the installation
     assert sorted(name for names in OF_COMMAND.values() for name in names) == sorted(FUNCTIONS)
 
 
