@@ -26,7 +26,7 @@ R = TypeVar("R")
 SPEEDS, EXPECTED_DICE = "speeds.json", "expected_dice.json"  # beside a model's folds
 MOST_LINES = 25
 MOST_MODELS = 4  # that are described
-MOST_AGREEMENTS = 7
+MOST_AGREEMENTS = 6
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class ModelInfo:
                 length = f"{counted(fold.epochs, 'epoch')}, {counted(fold.steps, 'step')}"
                 lines.append(f"  {_fold_name(fold.fold)}: {length} on {counted(fold.cases, 'case')}{end}")
             lines += _measured(self.speeds, self.expected_dice)
-            lines += [f"  {agreement}" for agreement in Agreements(VERSION, self.agreements).worst()[:MOST_AGREEMENTS]]
+            rows = Agreements(VERSION, self.agreements).worst()
+            lines += [f"  {row}" for row in rows if row.limit is not None or row.value][:MOST_AGREEMENTS]
         return lines
 
 

@@ -20,8 +20,8 @@ from autoseg.datasets.dataset import Case
 from autoseg.datasets.loading import REPLACE_NON_FINITE, non_finite
 from autoseg.errors import DataError, OutOfMemory, StorageError
 from autoseg.imaging.formats.readers import ending_of, read_geometry
-from autoseg.imaging.formats.rows import NIFTI, TIFF, RawLabels, StoredRows, open_rows, write_rows
-from autoseg.imaging.geometry import Remark, orientation_of
+from autoseg.imaging.formats.rows import RawLabels, StoredRows, open_rows, write_rows
+from autoseg.imaging.geometry import Axes3, Geometry, Remark, orientation_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.logit_rows import decide_row
 from autoseg.imaging.normalize import by_parts
@@ -58,11 +58,7 @@ class LargeImage:
 
     def __init__(self, rows: StoredRows, plan: Plan) -> None:
         self.rows, self.plan, self.geometry = rows, plan, rows.geometry
-        permutation, flips = ((0, 1, 2), (0, 0, 0))
-        if plan.orientation == "canonical":
-            permutation, flips = orientation_of(rows.geometry)
-        self.turned = permutation != (0, 1, 2) or tuple(plan.axis_order) != (0, 1, 2)
-        self.flips, self.shape = flips, rows.shape
+        self.flips, self.shape = _turn(rows.geometry, plan)[1], rows.shape
         self.axis = rows.axis
 
     def read(self, first: int, stop: int) -> np.ndarray:
@@ -146,11 +142,9 @@ class PreparedRows:
 
 
 def is_large(case: Case) -> bool:
-    """Whether an image has so many voxels that it is to be read by rows, by its header."""
-    ending = ending_of(Path(case.images[0])) if len(case.images) == 1 else None
-    if ending not in (*NIFTI, *TIFF):
-        return False
-    return math.prod(read_geometry(Path(case.images[0])).shape) >= FROM_VOXELS
+    """Whether an image has so many voxels, by its headers, that it is to be read by rows; DICOM series never."""
+    files = [Path(file) for file in case.images if ending_of(file)]
+    return sum(math.prod(read_geometry(file).shape) for file in files) >= FROM_VOXELS
 
 
 def open_large(case: Case, members: Sequence[EnsembleMember], reason: str = "") -> LargeImage | None:
@@ -163,21 +157,21 @@ def open_large(case: Case, members: Sequence[EnsembleMember], reason: str = "") 
         OutOfMemory: it has to be held, and memory does not suffice.
     """
     path, plan = Path(case.images[0]), members[0].model.plan
-    rows = None
+    rows, geometry = None, read_geometry(path)
+    reason = reason or _against(members) or ("its channels lie in several files" if len(case.images) > 1 else "")
+    reason = reason or _against_grid(geometry, members[0])
     try:
-        reason = reason or _against(members)
         rows = None if reason else open_rows(path)
     except OSError as error:
         what = f"{path} cannot be decompressed into a temporary file: {error.strerror or error}"
         raise StorageError(what, remedy="free disk space there, or set TMPDIR to another folder") from error
     if rows is not None:
-        image = LargeImage(rows, plan)
-        reason = _against_image(image, members[0])
-        if not reason:
-            return image
+        if rows.shape[0] == len(plan.channels):
+            return LargeImage(rows, plan)
+        reason = f"it has {rows.shape[0]} channels, the model {len(plan.channels)}"
         rows.__exit__()
     reason = reason or "its format is not read by rows"
-    needed, free = ARRAYS * 4 * len(plan.channels) * math.prod(read_geometry(path).shape), free_memory()
+    needed, free = ARRAYS * 4 * len(plan.channels) * math.prod(geometry.shape), free_memory()
     if needed > free:
         raise OutOfMemory(
             f"{path} takes at least {needed / 1e9:.3g} GB to segment at once, and {free / 1e9:.3g} GB are free; it "
@@ -219,6 +213,11 @@ def segment_large(image: LargeImage, member: EnsembleMember, path: Path) -> list
     return remarks
 
 
+def _turn(geometry: Geometry, plan: Plan) -> tuple[Axes3, Axes3]:
+    """Permutation and flips that bring a stored image to the order in which the plan sees it."""
+    return orientation_of(geometry) if plan.orientation == "canonical" else ((0, 1, 2), (0, 0, 0))
+
+
 def _moved(part: slice, by: int) -> slice:
     return slice(part.start + by, part.stop + by)
 
@@ -242,15 +241,13 @@ def _against(members: Sequence[EnsembleMember]) -> str:
     return ""
 
 
-def _against_image(image: LargeImage, member: EnsembleMember) -> str:
-    """Why an image has to be held; "" if it does not."""
-    plan, configuration = image.plan, member.model.configuration
-    spacing = image.geometry.spacing
-    if image.turned:
+def _against_grid(geometry: Geometry, member: EnsembleMember) -> str:
+    """Why an image on this grid has to be held; "" if it does not."""
+    plan, configuration = member.model.plan, member.model.configuration
+    spacing = geometry.spacing
+    if _turn(geometry, plan)[0] != (0, 1, 2) or tuple(plan.axis_order) != (0, 1, 2):
         return "its axes have to be turned"
-    if image.shape[0] != len(plan.channels):
-        return f"it has {image.shape[0]} channels, the model {len(plan.channels)}"
-    if image.axis == 2 and configuration.dims == 3:
+    if geometry.shape[0] == 1 and configuration.dims == 3:
         return "it is flat, and the network is for volumes"
     same = np.allclose(spacing, target_spacing(configuration, spacing), rtol=1e-3)
     return "" if same else "its voxels have another size than the plan's, so that it has to be resampled"

@@ -59,6 +59,7 @@ def test_it_names_the_labels_of_two_folders(folder, tmp_path, monkeypatch, capsy
     assert (code, "is not an exported model" in said) == (2, True)
 
 
+@pytest.mark.thorough
 def test_it_segments_the_test_cases_once(folder, capsys):
     code, said = outcome(capsys, "evaluate", "--test", "-m", folder / "model.zip", "-w", folder / "w")
     assert code == 0

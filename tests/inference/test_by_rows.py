@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import tifffile
 import torch
 
@@ -97,6 +98,7 @@ def test_colours(tmp_path, monkeypatch, planar):
     assert len(np.unique(rows)) > 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "LAI"])
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("dims", [2, 3])
@@ -142,6 +144,12 @@ def test_what_has_to_be_held_is_said_before_memory_ends(tmp_path, monkeypatch):
     ):  # fmt: skip
         with pytest.raises(OutOfMemory, match=why):
             predict_cases(models, [case], tmp_path / "out", options)
+    several = Case("a", "a", (case.images[0], case.images[0]), None)
+    other = case_of(tmp_path / "a.mha")
+    sitk.WriteImage(sitk.GetImageFromArray(image), other.images[0])
+    for one, channels, why in ((several, 2, "in several files"), (other, 1, "its format is not read by rows")):
+        with pytest.raises(OutOfMemory, match=why):
+            predict_cases([model_for(3, channels)], [one], tmp_path / "out", ONCE)
     monkeypatch.setattr(by_rows, "free_memory", lambda: 10**9)
     (made,) = predict_cases([model_for(3)] * 2, [case], tmp_path / "out", ONCE)  # there is the memory
     assert made.path.exists()
