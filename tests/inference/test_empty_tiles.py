@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.filters import threshold_otsu
@@ -13,6 +14,7 @@ from autoseg.imaging.labels import LabelSet
 from autoseg.inference.empty_tiles import BINS, body_of, occupied, threshold
 from autoseg.inference.member import EnsembleMember, decide
 from autoseg.inference.options import InferenceOptions
+from autoseg.inference.worthwhile import SURE
 from autoseg.nn.sliding_window import Tiling, windows_of
 from bright import THRESHOLD, Bright, model_of, plan_of
 from files import nifti
@@ -114,3 +116,24 @@ def test_what_is_dark_is_lost(loaded):
         assert found[:5, :5, 9:11].all()
         assert not found[12:, 15:, 18:].any()
         assert decide([EnsembleMember(model, replace(SKIP, skip_empty=False))], loaded)[12:, 15:, 18:].all()
+
+
+class Keeping:
+    """Keeps the logits that it is given."""
+
+    def __init__(self):
+        self.parts = []
+
+    def take(self, rows, logits):
+        self.parts.append(logits[0].clone())
+
+
+def test_what_is_left_out_is_surely_background(loaded):
+    """Its probabilities, too, whatever else is averaged with them."""
+    keeping = Keeping()
+    decide([EnsembleMember(model_of((1.0,) * 3, network=Bright()), SKIP)], loaded, [keeping])
+    logits = torch.cat(keeping.parts, dim=1)
+    assert (logits[:, 12:, 15:, 18:].amin((1, 2, 3)), logits[:, 12:, 15:, 18:].amax((1, 2, 3))) == (
+        pytest.approx([SURE, -SURE]), pytest.approx([SURE, -SURE])
+    )  # fmt: skip
+    assert float(logits[0, 2, 2, 2]) == 0  # as the network says
