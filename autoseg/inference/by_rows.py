@@ -27,7 +27,6 @@ from autoseg.imaging.logit_rows import decide_row
 from autoseg.imaging.normalize import by_parts
 from autoseg.imaging.placement import Placement, place
 from autoseg.inference.member import EnsembleMember
-from autoseg.nn.sliding_window import stream_logits
 from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.foreign_images import foreign_extent, foreign_intensities
 from autoseg.planning.plan import Plan
@@ -195,12 +194,8 @@ def segment_large(image: LargeImage, member: EnsembleMember, path: Path) -> list
         prepared = PreparedRows(image, placement)
         labels = RawLabels(image.shape[1:], max(plan.labels.values.values()))
         spatial = placement.shape_after_crop
-        blocks = stream_logits(
-            prepared, member.networks, member.tiling((image.shape[0], *spatial)),
-            out_channels=plan.heads.num_heads, device=member.model.device,
-        )  # fmt: skip
         z0, y0, x0 = (start for start, _ in placement.box)
-        for block in blocks:
+        for block in member.stream(prepared):
             found = plan.labels.to_file_values(_decided(block.logits.cpu().numpy(), plan.heads))
             if prepared.flat:
                 whole = (slice(0, 1), _moved(block.rows, y0), slice(x0 + block.lines.start, x0 + block.lines.stop))

@@ -27,7 +27,7 @@ from autoseg.models.model import Model
 from autoseg.nn.label_rows import Axes, LabelRows, resampled_rows
 from autoseg.nn.precision import autocast
 from autoseg.nn.rolling_sums import Block
-from autoseg.nn.sliding_window import Image, Network, Tiling, Window, mirrored, stream_logits
+from autoseg.nn.sliding_window import Image, Tiling, Window, mirrored, stream_logits
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.prepare import Prepared, prepare, target_spacing
 
@@ -94,11 +94,6 @@ class EnsembleMember:
         self._step, self._top_k = options.step, options.top_k
         self._skip_empty = options.skip_empty
 
-    @property
-    def networks(self) -> "list[Network]":
-        """One per fold, averaging over the flips: images (B, C, *s) to logits (B, K, *s)."""
-        return self._networks
-
     def prepare(self, loaded: LoadedCase) -> Prepared:
         """An image as the model sees it, without the segmentation of its previous stage."""
         return self.preparations.of(loaded, self.model)
@@ -120,8 +115,8 @@ class EnsembleMember:
         )  # fmt: skip
 
     def tiling(self, shape: Sequence[int]) -> Tiling:
-        """How an image (C, Z, Y, X) of this shape is divided into tiles."""
-        _, z, y, x = shape
+        """How an image (C, Z, Y, X) of this shape is divided into tiles; or one of (C, Y, X), by a 2-D network."""
+        z, y, x = (1,) * (4 - len(shape)) + tuple(shape[1:])
         tile = tile_size(self.model.configuration, (z, y, x), growth=self._growth, step=self._step)
         return Tiling(tile, self._step, self._tile_batch, reuse_constant=True)
 
