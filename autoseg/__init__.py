@@ -13,13 +13,16 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.datasets import fix_dataset as fix_dataset
     from autoseg.api.datasets import plan_dataset as plan_dataset
     from autoseg.api.evidence import compare as compare
+    from autoseg.api.files import describe_model as describe_model
+    from autoseg.api.files import export_model as export_model
+    from autoseg.api.files import export_onnx as export_onnx
+    from autoseg.api.files import import_nnunet as import_nnunet
     from autoseg.api.held_out import choose_decision as choose_decision
     from autoseg.api.held_out import learn_expected_dice as learn_expected_dice
     from autoseg.api.held_out import measure_speeds as measure_speeds
     from autoseg.api.models import calibrate_device as calibrate_device
     from autoseg.api.models import cross_validate as cross_validate
     from autoseg.api.models import evaluate_folders as evaluate_folders
-    from autoseg.api.models import import_nnunet as import_nnunet
     from autoseg.api.models import predict_images as predict_images
     from autoseg.api.models import score_test_set as score_test_set
     from autoseg.api.models import status as status
@@ -60,7 +63,10 @@ PUBLIC = {  # name -> the module that has it
     "predict_images": "autoseg.api.models",
     "rank_cases": "autoseg.api.ranking",
     "rank_images": "autoseg.api.ranking",
-    "import_nnunet": "autoseg.api.models",
+    "export_model": "autoseg.api.files",
+    "export_onnx": "autoseg.api.files",
+    "describe_model": "autoseg.api.files",
+    "import_nnunet": "autoseg.api.files",
     "calibrate_device": "autoseg.api.models",
     "status": "autoseg.api.models",
     "Predictor": "autoseg.api.predictor",

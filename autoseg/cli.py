@@ -215,7 +215,8 @@ def run_predict(options: argparse.Namespace) -> Answer:
         configuration=options.configuration, network=options.network, models=tuple(options.models),
         folds=parse_folds(" ".join(options.folds)), unfinished=options.unfinished, device=options.device,
         speed=options.speed, step=options.step, mirroring=False if options.no_mirroring else None, tile=options.tile,
-        top_k=options.top_k, decision=not options.no_decision, shard=options.shard, resume=options.resume,
+        top_k=options.top_k, skip_empty=options.skip_empty, decision=not options.no_decision, shard=options.shard,
+        resume=options.resume,
         format=options.format, probabilities=options.probabilities, uncertainty=options.uncertainty,
         statistics=options.statistics, patients=options.patients,
     )  # fmt: skip
@@ -266,7 +267,7 @@ def run_export(options: argparse.Namespace) -> Answer:
 
     chosen = ExportOptions(
         configurations=tuple(options.configurations), network=options.network,
-        folds=parse_folds(" ".join(options.folds)), keep_case_ids=options.keep_case_ids,
+        folds=parse_folds(" ".join(options.folds)), keep_case_ids=options.keep_case_ids, compare=options.compare,
     )  # fmt: skip
     return Answer(export(Workspace(options.workspace), options.out, options.onnx, chosen))
 

@@ -211,6 +211,7 @@ def test_evaluate_has_two_tasks(called):
                 "csv": None,
                 "workers": None,
                 "measures": ({"all": 3.0, "liver": 2.0}, "vessel,airway"),
+                "model": None,
             },
         ),
     ]

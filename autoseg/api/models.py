@@ -150,6 +150,7 @@ def score_test_set(
     *,
     network: str | None = None,
     device: str = "auto",
+    model: File | None = None,
     say: Say | None = print,
 ) -> "HeldOutScores":
     """Segment the dataset's held-out test cases with the ensemble of all folds, and score them once.
@@ -157,6 +158,7 @@ def score_test_set(
     Args:
         workspace, configuration, network, say: as for `cross_validate`.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        model: an exported file to segment with, "model.zip"; None: the folds of the workspace.
 
     Returns:
         `cases` with their scores; a second call returns what the first one found.
@@ -170,7 +172,8 @@ def score_test_set(
     """
     from autoseg.commands.evaluate import score_test_set
 
-    return score_test_set(in_workspace(workspace), configuration, network=network, device=device)
+    file = None if model is None else as_path(model)
+    return score_test_set(in_workspace(workspace), configuration, network=network, device=device, model=file)
 
 
 @checked
@@ -184,6 +187,7 @@ def evaluate_folders(
     tubes: Names = (),
     csv: File | None = None,
     workers: int | None = None,
+    model: File | None = None,
     say: Say | None = print,
 ) -> "FolderScores":
     """Compare two folders of label files; formats may differ.
@@ -193,6 +197,7 @@ def evaluate_folders(
         workspace: whose plan names the labels; None: `labels` names them, or they are called after their values.
         labels: names and values: {"liver": 1} or "liver=1".
         tolerance, tubes, csv, workers, say: as for `cross_validate`.
+        model: an exported file that names the labels, "model.zip", instead of a workspace.
 
     Returns:
         `mean_dice`, `summary` (label -> metric -> mean, std and number of cases) and `cases` with their scores.
@@ -208,8 +213,8 @@ def evaluate_folders(
 
     return evaluate_folders(
         as_path(predictions), as_path(references), None if workspace is None else in_workspace(workspace),
-        labels=labels_text(labels), measures=(tolerance, tubes),
-        csv=None if csv is None else as_path(csv), workers=workers,
+        labels=labels_text(labels), measures=(tolerance, tubes), csv=None if csv is None else as_path(csv),
+        workers=workers, model=None if model is None else as_path(model),
     )  # fmt: skip
 
 
@@ -230,6 +235,7 @@ def predict_images(
     unfinished: bool = False,
     tile: float | None = None,
     top_k: float | None = None,
+    skip_empty: bool = False,
     decision: bool = True,
     shard: str | None = None,
     resume: bool = False,
@@ -256,6 +262,7 @@ def predict_images(
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
         top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
+        skip_empty: leave out tiles that hold hardly anything brighter than the background.
         decision: apply what `choose` of `cross_validate` chose on held-out cases.
         shard: "2/8" for the second of eight parts of the cases.
         resume: keep segmentations that are verified to be of the same images, by the same model and options.
@@ -284,30 +291,6 @@ def predict_images(
     except PartlySegmented as partly:
         return Segmentations(partly.written, partly.failed)
     return Segmentations(tuple(written), ())
-
-
-@checked
-def import_nnunet(folder: File, model: File, *, say: Say | None = print) -> Path:
-    """Convert a model that nnU-Net v2 trained into a workspace that predicts the same.
-
-    Args:
-        folder: with plans.json, dataset.json and fold_0, ...; or the folder of a dataset in nnUNet_results.
-        model: the workspace, a folder that does not exist yet, or is empty.
-        say: what shows a line; None: nothing is shown.
-
-    Returns:
-        The workspace, for `predict_images` and `Predictor`.
-
-    Raises:
-        AutosegError: it is not such a model, it is damaged, it would run code, or autoseg cannot predict the same.
-
-    Example:
-        >>> ws = autoseg.import_nnunet("nnUNet_results/Dataset004_Hippocampus", "hippocampus_model")
-        >>> autoseg.predict_images(ws, "scans", "segmentations")
-    """
-    from autoseg.commands.import_nnunet import import_nnunet
-
-    return import_nnunet(as_path(folder), as_path(model)).root
 
 
 @checked

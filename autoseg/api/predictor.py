@@ -32,6 +32,7 @@ class Predictor:
         unfinished: also use folds that are not trained to the end.
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
         top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
+        skip_empty: leave out tiles that hold hardly anything brighter than the background.
         decision: apply what `choose` of `cross_validate` chose on held-out cases.
         say: what shows a line, such as a warning about an image; None: nothing is shown.
 
@@ -62,6 +63,7 @@ class Predictor:
         unfinished: bool = False,
         tile: float | None = None,
         top_k: float | None = None,
+        skip_empty: bool = False,
         decision: bool = True,
         say: Say | None = print,
     ) -> None:

@@ -34,18 +34,28 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "evaluate": ("cross_validate", ("workspace",)),
     "evaluate --choose": ("choose_decision", ("workspace",)),
     "evaluate --test": ("score_test_set", ("workspace",)),
+    "evaluate --speeds": ("measure_speeds", ("workspace",)),
+    "evaluate --expected-dice": ("learn_expected_dice", ("workspace",)),
     "evaluate --predictions": ("evaluate_folders", ("predictions", "references")),
     "compare": ("compare", ("a", "b")),
     "report": ("write_report", ("workspace",)),
     "predict": ("predict_images", ("workspace", "images", "out")),
     "rank": ("rank_cases", ("workspace",)),
     "rank --images": ("rank_images", ("workspace", "images")),
+    "export": ("export_model", ("workspace", "out")),
+    "export --onnx": ("export_onnx", ("workspace", "onnx")),
+    "info": ("describe_model", ("path",)),
     "import-nnunet": ("import_nnunet", ("folder", "model")),
     "status": ("status", ("workspace",)),
     "calibrate": ("calibrate_device", ()),
 }
 NOT_GIVEN = (None, False)
-TYPED_ONLY = {"command", "plugins", "gpus", "slurm", "test", "json"}  # options without a keyword
+MODES = (  # options that have a function of their own
+    *("fix", "test", "predictions", "images", "choose", "speeds", "expected-dice", "onnx"),
+)
+TYPED_ONLY = {  # options without a keyword
+    *("command", "plugins", "gpus", "slurm", "test", "speeds", "expected_dice", "json"),
+}
 WORD = re.compile(r" (?P<word>(?:'[^']*'|[^\s'])+?)(?P<end>[,;.)]?)(?=\s|$)")
 OPTION = re.compile(r"(?<![\w=\-'\"])(?P<option>--[a-z][a-z-]+|-[a-z])(?![\w-])")
 VALUE = re.compile(r"[ =](?P<value>\"[^\"]*\"|'[^']*'|[^\s,;()]*\.\.\.|[^\s,;()]+?)(?=[,;:.)]*(?:\s|$))")
@@ -74,8 +84,7 @@ def as_call(words: Sequence[str]) -> str:
     if options is None:
         return ""
     given = vars(options)
-    ways = ("fix", "test", "predictions", "images", "choose")
-    more = next((flag for flag in ways if given.get(flag) not in NOT_GIVEN), None)
+    more = next((flag for flag in MODES if given.get(flag.replace("-", "_")) not in NOT_GIVEN), None)
     name, first = FUNCTIONS.get(f"{options.command} --{more}", FUNCTIONS.get(options.command, ("", ())))
     if not name:
         return ""
@@ -182,7 +191,8 @@ def _options() -> dict[str, argparse.Action]:
     """Options of all commands -> what the parser knows of them: of one name, those of commands that have a function."""
     found: dict[str, argparse.Action] = {}
     known = {command.split()[0] for command in FUNCTIONS}
-    for _, parser in sorted(_commands().items(), key=lambda item: item[0] in known):
+    order = {"export": 1}  # its -c takes several names: that of the other commands has precedence
+    for _, parser in sorted(_commands().items(), key=lambda item: order.get(item[0], 2 * (item[0] in known))):
         for action in parser._actions:
             found |= {name: action for name in action.option_strings if name not in ("-h", "--help")}
     return found
@@ -205,5 +215,5 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace | None:
 
 def _least(command: str) -> list[str]:
     """A command with the options it cannot do without."""
-    needed = {"predict": ["-i", "x", "-o", "y"], "check": ["x"], "plan": ["x"], "compare": ["x", "y"]}
+    needed = {"predict": ["-i", "x", "-o", "y"], "check": ["x"], "plan": ["x"], "info": ["x"], "compare": ["x", "y"]}
     return [command, *needed.get(command, [])]

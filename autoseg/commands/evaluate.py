@@ -230,10 +230,14 @@ def score_test_set(
     *,
     network: str | None = None,
     device: str = "auto",
+    model: Path | None = None,
 ) -> "HeldOutScores":
     """Predict the dataset's held-out test cases with the ensemble of all folds, score them once, and keep the scores.
 
     A second call shows what the first one found: a test set that is looked at again and again is none.
+
+    Args:
+        model: an exported file to predict with; None: the folds of the workspace.
 
     Raises:
         StateError: the dataset has no labelled test cases, or a fold is not trained.
@@ -244,6 +248,10 @@ def score_test_set(
     from autoseg.inference.predict import predict_cases
     from autoseg.models.model import open_model
 
+    if model is not None:
+        from autoseg.commands.evaluate_exported import score_with
+
+        return score_with(model, workspace, configuration, network=network, device=device)
     dataset, plan, splits = load_records(workspace, network)
     if workspace.test.exists():
         result = load(HeldOutScores, workspace.test)
@@ -263,11 +271,11 @@ def score_test_set(
         if FULL in begun and not set(folds) & set(begun):
             LOG.info("note: no fold is trained; predicting with the model of all cases")
             folds = [FULL]
-        model = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
+        opened = open_model(workspace, name, chosen.network.name, folds=folds, device=choose_device(device))
         folder = workspace.model(name, chosen.network.name) / "test"
-        rule = apply_decision(workspace, [model])
-        predict_cases(replace(split([model], by="models"), rule=rule), cases, folder, title="test set")
-        result = score_test_cases(name, chosen.network.name, folder, cases, model.plan.labels)
+        rule = apply_decision(workspace, [opened])
+        predict_cases(replace(split([opened], by="models"), rule=rule), cases, folder, title="test set")
+        result = score_test_cases(name, chosen.network.name, folder, cases, opened.plan.labels)
         save(workspace.test, result)
     LOG.info(summary_table(summarise(result.cases), counted(len(result.cases), "test case")))
     return result
@@ -282,12 +290,14 @@ def evaluate_folders(
     measures: "Given" = (None, ()),
     csv: Path | None = None,
     workers: int | None = None,
+    model: Path | None = None,
 ) -> FolderScores:
     """Compare two folders of label files and show the tables.
 
     Args:
         workspace: whose plan names the labels, where `labels` does not; without a plan they are the values found.
         measures: a tolerance in mm, or one for each label; and the labels that are tubes.
+        model: an exported file that names the labels, instead of a workspace.
 
     Raises:
         DataError: files cannot be paired, lie on other grids, or hold values that are not labels.
@@ -306,6 +316,10 @@ def evaluate_folders(
 
     if labels is not None:
         label_set = LabelSet(parse_options(labels=labels).labels or {})
+    elif model is not None:
+        from autoseg.commands.evaluate_exported import labels_of
+
+        label_set = labels_of(model)
     elif workspace is not None and workspace.plan.exists():
         label_set = load(Plan, workspace.plan).labels
     else:

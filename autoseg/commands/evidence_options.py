@@ -24,6 +24,11 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
     add_model(parser)
     add_plugins(parser)
+    parser.add_argument(
+        "-m", "--model", type=Path, default=None, metavar="MODEL.zip",
+        help="an exported model: score the test cases with it (--test), let it name the labels of two folders, or show "
+        "what it carries: scores, --speeds, --expected-dice",
+    )  # fmt: skip
     parser.add_argument("--predictions", type=Path, help="folder of segmentations")
     parser.add_argument("--references", type=Path, help="folder of expert labels")
     parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")

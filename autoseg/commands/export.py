@@ -1,15 +1,16 @@
 """A trained model as one file that one can hand on, or as ONNX networks for other programs."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoseg.commands.agreements import compare_onnx, compare_streamed, held_out_of
 from autoseg.commands.anonymous import Anonymizer, kept_names
 from autoseg.commands.decision import decided_models
 from autoseg.commands.inputs import PLAN_FIRST, open_plan
 from autoseg.datasets.dataset import Dataset
-from autoseg.errors import UsageError
+from autoseg.errors import DataError, UsageError
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.lines import LOG
 from autoseg.messages import some, suggest
@@ -36,6 +37,11 @@ class ExportOptions:
     network: str | None = None  # None: as planned
     folds: tuple[FoldName, ...] | None = None  # None: all that are trained to the end, or FULL where it alone is
     keep_case_ids: bool = False
+    compare: int | None = None  # held-out cases for the table of agreements; None: as many as two minutes allow
+
+    def __post_init__(self) -> None:
+        if self.compare is not None and self.compare < 0:
+            raise UsageError(f"--compare {self.compare} is not a number of cases", remedy="give 0 for none, or more")
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,16 @@ def export_model(workspace: Workspace, out: Path, options: ExportOptions = Expor
     dataset = load(Dataset, workspace.dataset) if workspace.dataset.exists() else None
     names = kept_names() if options.keep_case_ids else Anonymizer.of(dataset, measured, plan)
     opened = open_asked(workspace, plan, options)
-    packed = [_packed(workspace, model, names) for model in with_previous(opened)]
+    packed = _with_comparisons(
+        workspace, opened, [_packed(workspace, model, names) for model in with_previous(opened)], options.compare
+    )
     models = tuple(one.model for one in packed)
     fingerprint = names.fingerprint(measured) if measured else None
     patients = _patients(dataset, names)
     scores = {one.model.name: one.scores for one in packed if one.scores is not None}
     left_out = names.left_out()
-    card = model_card(Described(models, fingerprint, scores, patients, left_out))
+    agreements = tuple(row for one in packed for row in one.agreements.rows)
+    card = model_card(Described(models, fingerprint, scores, patients, left_out, agreements))
     predicts = tuple(dict.fromkeys(model.name for model in opened))
     about = About(predicts, card, dumps(fingerprint) if fingerprint else None, options.keep_case_ids, left_out)
     write_archive(out, models, about)
@@ -99,7 +108,7 @@ def export_model(workspace: Workspace, out: Path, options: ExportOptions = Expor
         size=out.stat().st_size,
         sha256=sha256(out),
         models={model.name: tuple(fold.fold for fold in model.folds) for model in models},
-        agreements=tuple(row for one in packed for row in one.agreements.rows),
+        agreements=agreements,
         left_out=left_out,
     )
     for line in _described(done):
@@ -153,11 +162,12 @@ class _Packed:
 def _packed(workspace: Workspace, model: "Model", names: Anonymizer) -> _Packed:
     """A model with the records that were made with it, none of which names anybody."""
     from autoseg.models.exporting import ModelToExport, roundtrip
+    from autoseg.models.identity import weights_digest
 
     folder = workspace.model(model.configuration_name, model.configuration.network.name)
     folds = tuple(_fold(workspace, model, i, names) for i in range(len(model.folds)))
     previous = model.previous.name if model.previous else None
-    agreements = known_agreements(folder / AGREEMENTS)
+    agreements = known_agreements(folder / AGREEMENTS).of_weights([weights_digest(fold.network) for fold in folds])
     agreements = agreements.with_rows([roundtrip(ModelToExport(model.configuration_name, folds, previous))])
     records = {name: names.json(folder / name) for name in CARRIED if (folder / name).exists()}
     records[AGREEMENTS] = dumps(agreements)
@@ -165,6 +175,26 @@ def _packed(workspace: Workspace, model: "Model", names: Anonymizer) -> _Packed:
     if scores is not None:
         records[CROSSVAL] = dumps(scores)
     return _Packed(ModelToExport(model.configuration_name, folds, previous, records), scores, agreements)
+
+
+def _with_comparisons(
+    workspace: Workspace, opened: "Sequence[Model]", packed: Sequence[_Packed], most: int | None
+) -> list[_Packed]:
+    """The same with what was compared on held-out cases, for the models that predict."""
+    found = {one.model.name: one for one in packed}
+    for model in opened:
+        stages = [found[name].model for name in (model.name, *([model.previous.name] if model.previous else []))]
+        try:
+            held_out = held_out_of(workspace, model, most)
+            rows = compare_streamed(held_out, stages) if held_out else []
+        except DataError as error:  # an image that was changed or damaged since
+            LOG.info(f"note: nothing is compared on held-out cases: {error.what}")
+            continue
+        one = found[model.name]
+        agreements = one.agreements.with_rows(rows)
+        records = {**one.model.records, AGREEMENTS: dumps(agreements)}
+        found[model.name] = replace(one, model=replace(one.model, records=records), agreements=agreements)
+    return list(found.values())
 
 
 def _fold(workspace: Workspace, model: "Model", number: int, names: Anonymizer) -> "FoldToExport":
@@ -252,13 +282,19 @@ def export_onnx(
     dataset = load(Dataset, workspace.dataset) if workspace.dataset.exists() else None
     names = kept_names() if options.keep_case_ids else Anonymizer.of(dataset, measured, plan)
     done = []
-    for model in with_previous(open_asked(workspace, plan, options)):
+    opened = open_asked(workspace, plan, options)
+    for model in with_previous(opened):
         rows = []
+        held_out = held_out_of(workspace, model, options.compare) if model in opened else None
         for number, fold in enumerate(model.folds):
             made = export_fold(model, number, out / f"{model.name}-fold_{fold}.onnx")
             size = "any batch, any size" if made.any_size else "any batch, tiles of the patch's size"
             LOG.info(f"{made.path}: {size}; largest difference to torch {made.difference:.2g}")
             rows.append(made.agreement)
+            if held_out and held_out.fold == fold:
+                on_cases = compare_onnx(held_out, made.path)
+                LOG.info("\n".join(map(str, on_cases)))
+                rows += on_cases
             done.append(ExportedNetwork(made.path, model.name, fold, made.any_size, made.difference))
         save(out / f"{model.name}.json", names.plan(model.plan))
         folder = workspace.model(model.configuration_name, model.configuration.network.name)

@@ -3,24 +3,32 @@
 A plugin that a model needs is named, not asked for: only who predicts with the model needs to name the file.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from autoseg.commands.decision import decision_of
 from autoseg.errors import StateError, UsageError
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.messages import counted, some
-from autoseg.models.agreements import Agreements
+from autoseg.models.agreements import VERSION, Agreement, Agreements, known_agreements
 from autoseg.models.decision import Decision
 from autoseg.models.manifest import AGREEMENTS, ArchivedModel
 from autoseg.planning.plan import Plan
 from autoseg.records import load
 from autoseg.workspace import FULL, FoldName, Workspace, begun_folds
 
+if TYPE_CHECKING:
+    from autoseg.evaluation.speeds import SpeedTable
+    from autoseg.models.archive import Archive
+
+R = TypeVar("R")
+SPEEDS, EXPECTED_DICE = "speeds.json", "expected_dice.json"  # beside a model's folds
 MOST_LINES = 25
 MOST_MODELS = 4  # that are described
+MOST_AGREEMENTS = 6
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,14 @@ class FoldInfo:
 
 
 @dataclass(frozen=True)
+class Learnt:
+    """How well the Dice of a label is expected where there is no reference, on held-out cases."""
+
+    mean_error: float
+    coverage: float  # share of the cases whose Dice was within the interval
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """One configuration with one network, and its folds."""
 
@@ -48,7 +64,9 @@ class ModelInfo:
     previous: str | None = None
     dice: dict[str, float | None] | None = None  # label or region -> mean of the cross-validation; None: not evaluated
     scored_cases: int = 0
-    agreements: tuple[str, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    speeds: "SpeedTable | None" = None  # None: not measured
+    expected_dice: dict[str, Learnt] | None = None  # label, or their "mean" -> how well it is; None: not learnt
     decision: tuple[str, ...] = ()  # what predict applies beside the weights, in words
 
     def lines(self, name: str, *, detailed: bool) -> list[str]:
@@ -70,7 +88,9 @@ class ModelInfo:
                 end = "" if fold.finished else ", not trained to the end"
                 length = f"{counted(fold.epochs, 'epoch')}, {counted(fold.steps, 'step')}"
                 lines.append(f"  {_fold_name(fold.fold)}: {length} on {counted(fold.cases, 'case')}{end}")
-            lines += [f"  {agreement}" for agreement in self.agreements[:4]]
+            lines += _measured(self.speeds, self.expected_dice)
+            rows = Agreements(VERSION, self.agreements).worst()
+            lines += [f"  {row}" for row in rows if row.limit is not None or row.value][:MOST_AGREEMENTS]
         return lines
 
 
@@ -162,14 +182,7 @@ def _of_archive(path: Path) -> Info:
     manifest = archive.manifest
     models = {}
     for name, model in manifest.models.items():
-        scores = agreements = decision = None
-        if archive.has(file := f"models/{name}/crossval.json"):
-            scores = archive.record(CrossValidation, file)
-        if archive.has(file := f"models/{name}/{AGREEMENTS}"):
-            agreements = archive.record(Agreements, file)
-        if archive.has(file := f"models/{name}/decision.json"):
-            decision = archive.record(Decision, file)
-        models[name] = replace(_archived(model, scores, agreements), decision=_decided(decision))
+        models[name] = _archived(model, name, archive)
     return Info(
         kind="exported model",
         path=path,
@@ -186,7 +199,12 @@ def _of_archive(path: Path) -> Info:
     )
 
 
-def _archived(model: ArchivedModel, scores: CrossValidation | None, agreements: Agreements | None) -> ModelInfo:
+def _archived(model: ArchivedModel, name: str, archive: "Archive") -> ModelInfo:
+    def measured(record_type: type[R], file: str) -> R | None:
+        path = f"models/{name}/{file}"
+        return archive.record(record_type, path) if archive.has(path) else None
+
+    scores, agreements = measured(CrossValidation, "crossval.json"), measured(Agreements, AGREEMENTS)
     folds = []
     for fold in model.folds:
         plugins = tuple({"name": one.name, "sha256": one.sha256} for one in fold.plugins)
@@ -194,12 +212,38 @@ def _archived(model: ArchivedModel, scores: CrossValidation | None, agreements: 
     return ModelInfo(
         model.configuration, model.network, model.spacing, model.patch_size, tuple(folds), model.parameters,
         model.previous, _dice(scores), len(scores.cases) if scores else 0,
-        tuple(map(str, agreements.rows)) if agreements else (),
+        agreements.rows if agreements else (), *_records_of(measured), _decided(measured(Decision, "decision.json")),
     )  # fmt: skip
 
 
 def _decided(decision: Decision | None) -> tuple[str, ...]:
     return () if decision is None else tuple(decision.in_short())
+
+
+def _records_of(measured: "Callable[[Any, str], Any]") -> "tuple[SpeedTable | None, dict[str, Learnt] | None]":
+    """Speeds and how well Dice is expected, read by a function of record type and file name."""
+    from autoseg.evaluation.expected_dice import ExpectedDiceRecord
+    from autoseg.evaluation.speeds import SpeedTable
+
+    record = measured(ExpectedDiceRecord, EXPECTED_DICE)
+    lines = {} if record is None else record.labels | ({"mean": record.mean} if record.mean else {})
+    learnt = {label: Learnt(line.mean_error, line.measured_coverage) for label, line in lines.items()}
+    return measured(SpeedTable, SPEEDS), None if record is None else learnt
+
+
+def _measured(speeds: "SpeedTable | None", learnt: Mapping[str, Learnt] | None) -> list[str]:
+    """Lines about what was measured beside the scores."""
+    lines = []
+    if speeds is not None:
+        ways = [f"{way.name} {way.dice.mean:.4f} in {way.seconds_per_case:.3g} s" for way in speeds.speeds if way.dice]
+        where = f"{counted(speeds.cases, 'held-out case')}, {speeds.device}"
+        lines.append(f"  Dice and time per case: {', '.join(ways)} ({where})")
+    if learnt:
+        shown = [
+            f"{label} {one.mean_error:.3f} off, {one.coverage:.0%} in the interval" for label, one in learnt.items()
+        ]
+        lines.append(f"  expected Dice: {some(shown, 4)}")
+    return lines
 
 
 def _dice(scores: CrossValidation | None) -> dict[str, float | None] | None:
@@ -223,19 +267,22 @@ def _of_folder(path: Path) -> Info:
             continue
         crossval = workspace.crossval(name, network)
         scores = load(CrossValidation, crossval) if crossval.exists() else None
-        agreements = load(Agreements, folder / AGREEMENTS) if (folder / AGREEMENTS).exists() else None
         folds = tuple(_fold_of(_checkpoint(file / "last.pt")) for file in begun.values())
+        speeds, learnt = _records_of(partial(_in_folder, folder))
         chosen = plan.configurations[name]
         models[f"{name}-{network}"] = ModelInfo(
             name, network, chosen.spacing, chosen.patch_size, folds, previous=chosen.cascade_from, dice=_dice(scores),
-            scored_cases=len(scores.cases) if scores else 0,
-            agreements=tuple(map(str, agreements.rows)) if agreements else (),
-            decision=_decided(decision_of(workspace, name, network)),
+            scored_cases=len(scores.cases) if scores else 0, agreements=known_agreements(folder / AGREEMENTS).rows,
+            speeds=speeds, expected_dice=learnt, decision=_decided(decision_of(workspace, name, network)),
         )  # fmt: skip
     recommended = f"{plan.recommended}-{plan.configurations[plan.recommended].network.name}"
     return Info(
         "workspace", path, plan.dataset, plan.channels, plan.labels.values, plan.labels.regions, (recommended,), models
     )
+
+
+def _in_folder(folder: Path, record_type: type[R], file: str) -> R | None:
+    return load(record_type, folder / file) if (folder / file).exists() else None
 
 
 def _checkpoint(path: Path) -> Any:

@@ -14,6 +14,7 @@ from autoseg.evaluation.crossval import CrossValidation
 from autoseg.evaluation.evaluate import mean_over_labels
 from autoseg.evaluation.intervals import interval_of_mean
 from autoseg.messages import counted
+from autoseg.models.agreements import Agreement
 from autoseg.models.exporting import FoldToExport, ModelToExport
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.foreign_grids import FAR, WORTH_A_WORD
@@ -33,6 +34,7 @@ class Described:
     scores: Mapping[str, CrossValidation]  # model -> its cross-validation, where there is one
     patients: Mapping[str, str]  # case, as `scores` calls it -> patient; empty: not known
     left_out: Sequence[str]
+    agreements: Sequence[Agreement] = ()
 
 
 def model_card(of: Described) -> str:
@@ -47,6 +49,8 @@ def model_card(of: Described) -> str:
         f"## Use\n\n```\n{_typed('info', FILE)}\n{_typed('predict', '-m', FILE, '-i', 'IMAGES', '-o', 'OUT')}\n```",
         "## How it was made\n\n" + "\n".join(f"- {line}" for model in of.models for line in _made(model)),
     ]
+    if of.agreements:
+        parts.append("## What agrees\n\n" + _agreements(of.agreements))
     if of.left_out:
         parts.append(f"## Not in this file\n\n{_sentence(of.left_out)} left out: they could identify somebody.")
     return "\n\n".join(parts) + "\n"
@@ -154,6 +158,19 @@ def _made(model: ModelToExport) -> list[str]:
     plugins = {(one["name"], one["sha256"]) for fold in model.folds for one in fold.plugins}
     lines += [f"{model.name} needs the plugin {name}, sha256 {digest}" for name, digest in sorted(plugins)]
     return lines
+
+
+def _agreements(rows: Sequence[Agreement]) -> str:
+    lines = [
+        "The same was computed in two ways before it was exported:",
+        "",
+        "| what | measure | value | at most | on |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        limit = "-" if row.limit is None else f"{row.limit:g}" + ("" if row.holds else " (NOT KEPT)")
+        lines.append(f"| {row.what} | {row.measure} | {row.shown} | {limit} | {row.on} |")
+    return "\n".join(lines)
 
 
 def _fold(model: ModelToExport, fold: FoldToExport) -> str:

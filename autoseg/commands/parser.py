@@ -211,6 +211,10 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "--top-k", type=percentage, default=None, metavar="SHARE",
         help="of a cascade, compute only the tiles that the stage before it finds most worthwhile, e.g. 20%%",
     )  # fmt: skip
+    parser.add_argument(
+        "--skip-empty", action="store_true",
+        help="leave out tiles that hold hardly anything brighter than the background: faster, may lose what is dark",
+    )  # fmt: skip
     add_outputs(parser)
     parser.add_argument(
         "--no-decision", action="store_true",
@@ -277,6 +281,11 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-case-ids", action="store_true",
         help="keep names of cases and digests of their images, which may identify patients",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", type=whole(0, MAX_WORKERS), default=None, metavar="N",
+        help="on so many held-out cases, compare streamed with dense, the file with the workspace, ONNX with torch; 0: "
+        "none (default: as many as two minutes allow, at most 2)",
     )  # fmt: skip
     parser.add_argument(
         "--onnx", type=Path, default=None, metavar="DIR",

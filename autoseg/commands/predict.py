@@ -47,6 +47,7 @@ class PredictOptions:
     mirroring: bool | None = InferenceOptions.mirroring  # average over flips; None: by the speed
     tile: float | None = InferenceOptions.tile  # longest tile edges as a multiple of the patch's; None: by the device
     top_k: float | None = None  # share of a cascade's tiles to compute, the most worthwhile ones; None: all
+    skip_empty: bool = False  # leave out tiles that hold hardly anything
     shard: str | None = None  # "2/8": the second of eight parts of the cases; None: all of them
     decision: bool = True  # apply what evaluate --choose chose
     resume: bool = False  # keep segmentations that are verified to be what would be made
@@ -81,7 +82,19 @@ class PredictOptions:
             options = replace(options, step=self.step)
         if self.mirroring is not None:
             options = replace(options, mirroring=self.mirroring, even_flips=False)
-        return replace(options, tile=self.tile, top_k=self.top_k)
+        return replace(options, tile=self.tile, top_k=self.top_k, skip_empty=self.skip_empty)
+
+    @property
+    def way(self) -> str | None:
+        """What `evaluate --speeds` calls these options; None where it measures no such combination."""
+        chosen = [
+            self.speed or "accurate",
+            *(["top-k"] if self.top_k else []),
+            *(["skip-empty"] if self.skip_empty else []),
+        ]
+        if len(chosen) == 1:
+            return self.speed
+        return chosen[1] if len(chosen) == 2 and chosen[0] == "accurate" else None
 
     def output(self, out: Path) -> Output:
         """Where and in which format segmentations are written."""
@@ -136,10 +149,10 @@ def predict_images(
     _spare_references(workspace, cases, out, options)
     if options.shard is not None:
         cases, faults = _part(parse_shard(options.shard), cases, faults)
-    if options.speed:
+    if (way := options.way) is not None:
         from autoseg.commands.speeds import say_expected
 
-        say_expected(workspace, models, options.speed, exported_files(workspace, options))
+        say_expected(workspace, models, way, exported_files(workspace, options), top_k=options.top_k)
     before = {path.name for path in out.iterdir()} if out.is_dir() else set()
     written, kept = _predict(workspace, (models, rule), cases, out, options, faults)
     voters = [f"{_voters(one)} of {one.configuration_name} ({one.configuration.network.name})" for one in models]

@@ -75,11 +75,18 @@ def held_out_by_fold(
 
 
 def say_expected(
-    workspace: Workspace, models: "Sequence[Model]", speed: str, exported: Sequence[Path] = ()
-) -> None:  # fmt: skip
+    workspace: Workspace,
+    models: "Sequence[Model]",
+    speed: str,
+    exported: Sequence[Path] = (),
+    *,
+    top_k: float | None = None,
+) -> None:
     """Say what the speed was measured to give, where that was measured for the weights that are about to predict.
 
     Args:
+        speed: or another way, by its name in the table.
+        top_k: share of a cascade's tiles; None: all of them.
         exported: the files that hold the models; none: they are of the workspace.
     """
     from autoseg.evaluation.speeds import expected
@@ -95,7 +102,8 @@ def say_expected(
         if str(fold) in table.weights
     }
     if measured and all(measured.values()):
-        LOG.info(expected(table, speed))
+        if line := expected(table, speed, top_k):
+            LOG.info(line)
     elif exported:
         LOG.info(f"note: the speeds in {exported[0]} were measured with other weights than these")
     else:

@@ -25,6 +25,13 @@ def evaluate_as_asked(options: argparse.Namespace) -> Any:
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} exclude each other", remedy="run one after the other")
     run = WAYS[named[0]] if named else _cross_validate
+    if options.model is not None and run not in (_test_set, _folders):
+        if run in (_shifts, _groups, _choose):
+            raise UsageError(
+                f"{named[0]} needs the held-out cases of a workspace, which an exported model does not hold",
+                remedy="leave out -m, and name the workspace by -w",
+            )
+        return _carried(options)
     return run(Workspace(options.workspace), options)
 
 
@@ -50,10 +57,18 @@ def _cross_validate(workspace: Workspace, options: argparse.Namespace) -> Any:
     return cross_validate(workspace, options.configuration, chosen)
 
 
+def _carried(options: argparse.Namespace) -> Any:
+    """What an exported model carries of its own evaluation."""
+    from autoseg.commands.evaluate_exported import Measured, carried
+
+    what: Measured = "expected Dice" if options.expected_dice else "speeds" if options.speeds else "scores"
+    return carried(options.model, what, options.configuration, options.network, options.csv)
+
+
 def _test_set(workspace: Workspace, options: argparse.Namespace) -> Any:
     from autoseg.commands.evaluate import score_test_set
 
-    return score_test_set(workspace, options.configuration, network=options.network)
+    return score_test_set(workspace, options.configuration, network=options.network, model=options.model)
 
 
 def _speeds(workspace: Workspace, options: argparse.Namespace) -> Any:
@@ -79,7 +94,7 @@ def _folders(workspace: Workspace, options: argparse.Namespace) -> Any:
 
     return evaluate_folders(
         options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
-        measures=(options.tolerance, options.tubes), workers=options.workers,
+        measures=(options.tolerance, options.tubes), workers=options.workers, model=options.model,
     )  # fmt: skip
 
 

@@ -87,7 +87,9 @@ def described_options(model: Model, options: InferenceOptions) -> str:
     mirroring = model.plan.training.test_time_mirroring if options.mirroring is None else options.mirroring
     planned = model.plan.training.mirror_axes if mirroring else ()
     axes = [axis for axis in planned if options.mirror_axes is None or axis in options.mirror_axes]
-    return described(options.step, sorted(axes), options.tile, even_flips=options.even_flips)
+    words = described(options.step, sorted(axes), options.tile, even_flips=options.even_flips)
+    words += "" if options.top_k is None else f", {options.top_k:.3g} of the tiles"
+    return words + (", without nearly empty tiles" if options.skip_empty else "")
 
 
 def agree_on_all(

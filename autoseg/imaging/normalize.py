@@ -5,7 +5,7 @@ NORMALIZERS; its name is used in `plan.json`, and selects it when a channel has 
 input. A constant channel becomes exactly 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Annotated
 
@@ -137,6 +137,40 @@ NORMALIZERS: dict[str, Normalizer] = {
 }
 
 _BY_THE_IMAGE_ALONE = ("zscore", "rescale_to_0_1", "rgb_to_0_1", "none")
+
+
+def by_parts(
+    scheme: str, parts: Callable[[], Iterable[np.ndarray]], statistics: ForegroundStatistics
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """A scheme without a mask as a function of any part of a channel: the same values as of the whole, to rounding.
+
+    Args:
+        parts: gives all parts of the channel, float32; called each time that all are needed.
+
+    Returns:
+        None where the scheme is not one of those here: it may need all of the channel at once.
+    """
+    if scheme == "zscore":
+        total, count = 0.0, 0
+        for part in parts():
+            total, count = total + float(part.sum(dtype=np.float64)), count + part.size
+        mean = np.float32(total / count)
+        squares = sum(float(np.square(part - mean, dtype=np.float64).sum()) for part in parts())
+        divisor = max((squares / count) ** 0.5, _EPS)
+        return lambda part: _shifted(part, mean, divisor)
+    if scheme == "rescale_to_0_1":
+        ends = [(float(part.min()), float(part.max())) for part in parts()]
+        lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+        return lambda part: _shifted(part, np.float32(lowest), max(highest - lowest, _EPS))
+    if scheme in ("ct", "none", "rgb_to_0_1"):
+        return lambda part: NORMALIZERS[scheme](part, None, statistics)
+    return None
+
+
+def _shifted(part: np.ndarray, offset: np.float32, divisor: float) -> np.ndarray:
+    shifted = np.subtract(part, offset, dtype=np.float32)
+    shifted /= divisor
+    return shifted
 
 
 def uses_statistics(scheme: str) -> bool:

@@ -65,6 +65,7 @@ class Made:
     top_k: float | None = None  # share of a cascade's tiles that were computed
     even_flips: bool = False  # of these axes, an even number at a time
     extras: tuple[Text, ...] = ()  # what else was written for each case
+    skip_empty: bool = False  # whether tiles that hold hardly anything were left out
 
     def difference(self, other: "Made") -> str:
         """What differs, in words; empty if nothing does."""
@@ -180,7 +181,10 @@ def made_by(
         extras: what is made of every case in addition.
     """
     names = tuple(sorted(str(getattr(extra, "name", type(extra).__name__)) for extra in extras))
-    return Made(model, options.step, tuple(mirror_axes), options.tile or tile, options.top_k, options.even_flips, names)
+    return Made(
+        model, options.step, tuple(mirror_axes), options.tile or tile, options.top_k, options.even_flips, names,
+        options.skip_empty,
+    )  # fmt: skip
 
 
 def _files(path: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from autoseg.errors import UsageError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.corrections import correct
 from autoseg.imaging.placement import Placement
+from autoseg.inference.empty_tiles import occupied
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.rows_on_disk import kept
 from autoseg.inference.streaming import Consumer, LabelConsumer, empty_labels, hand_over
@@ -98,6 +99,7 @@ class EnsembleMember:
         self._mirrored = len(flip_sets(axes, even=options.even_flips)) > 1
         self._growth = options.tile or tile_growth(model.device.type)
         self._step, self._top_k = options.step, options.top_k
+        self._skip_empty = options.skip_empty
 
     def prepare(self, loaded: LoadedCase) -> Prepared:
         """An image as the model sees it, without the segmentation of its previous stage."""
@@ -120,8 +122,8 @@ class EnsembleMember:
         )  # fmt: skip
 
     def tiling(self, shape: Sequence[int]) -> Tiling:
-        """How an image (C, Z, Y, X) of this shape is divided into tiles."""
-        _, z, y, x = shape
+        """How an image (C, Z, Y, X) of this shape is divided into tiles; or one of (C, Y, X), by a 2-D network."""
+        z, y, x = (1,) * (4 - len(shape)) + tuple(shape[1:])
         tile = tile_size(self.model.configuration, (z, y, x), growth=self._growth, step=self._step)
         batch = self._tile_batch or (1 if self._mirrored else images_at_once(self.model.device, tile))
         return Tiling(tile, self._step, batch, reuse_constant=True)
@@ -129,18 +131,33 @@ class EnsembleMember:
     def blocks(self, loaded: LoadedCase, *, whole_rows: bool = False) -> Iterator[Block]:
         """Mean logits of an image on the grid of the configuration, block by block."""
         prepared, plan = self.prepare(loaded), self.model.plan
-        if not self.previous:
-            yield from self.stream(prepared.image, whole_rows=whole_rows)
-            return
-        before = previous_labels(decide([self.previous], loaded), prepared.placement, plan)
-        image = _WithLabels(prepared.image, before, plan.labels.num_labels)
-        if self._top_k is None:
+        image: Image = prepared.image
+        before = np.broadcast_to(np.uint8(0), prepared.placement.shape)  # what is kept where no tile is computed
+        if self.previous:
+            before = previous_labels(decide([self.previous], loaded), prepared.placement, plan)
+            image = _WithLabels(prepared.image, before, plan.labels.num_labels)
+        chosen = self.chosen(loaded, before)
+        if chosen is None:
             yield from self.stream(image, whole_rows=whole_rows)
             return
-        chosen = worthwhile(before, self.tiling(image.shape), self._top_k)
         for block in self.stream(image, whole_rows=whole_rows, chosen=chosen.__contains__):
             keep_labels(block, before, plan.heads)
             yield block
+
+    def chosen(self, loaded: LoadedCase, before: np.ndarray) -> set[Window] | None:
+        """Which tiles of an image are computed; None: all.
+
+        Args:
+            before: (Z, Y, X) class indices of the previous stage on the grid, if there is one.
+        """
+        prepared = self.prepare(loaded)
+        tiling, found = self.tiling(prepared.image.shape), None
+        if self._skip_empty:
+            found = occupied(prepared.placement.crop(loaded.image), prepared.placement.shape, tiling)
+        if self._top_k is not None:
+            best = worthwhile(before, tiling, self._top_k)
+            found = best if found is None else best & found
+        return found
 
     def axes_back(self, loaded: LoadedCase) -> Axes:
         """How the axes of the grid become those of the image, in its cropped box."""

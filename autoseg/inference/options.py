@@ -24,6 +24,7 @@ class InferenceOptions:
     mirror_axes: tuple[int, ...] | None = None  # the axes to use of those that the plan mirrors, (Z, Y, X); None: all
     even_flips: bool = False  # flip an even number of axes at a time: half of all flips, each axis in half of them
     top_k: float | None = None  # share of a cascade's tiles to compute, the most worthwhile ones; None: all
+    skip_empty: bool = False  # leave out tiles that hold hardly anything
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:

@@ -23,6 +23,7 @@ from autoseg.datasets.dataset import Case, LoadedCase, Problem, load_case
 from autoseg.errors import DataError, OutOfMemory, StorageError
 from autoseg.imaging.formats.readers import read_geometry
 from autoseg.imaging.geometry import Remark
+from autoseg.inference.by_rows import LargeImage, is_large, open_large, segment_large
 from autoseg.inference.ensemble import Ensemble, split
 from autoseg.inference.finished import Ledger
 from autoseg.inference.label_files import Output
@@ -119,14 +120,18 @@ def predict_cases(
     ensemble, output = _in_full(models, out, options)
     require_common({model.name: model.plan for model in ensemble.models})
     paths = output.paths(cases)
-    ensembles = [_Prepared(ensemble) for _ in range(2)]  # one has the current case, the other the next one
+    held = "other files are written with it, or another format" if extras or output.format else ""
+    ensembles = [_Prepared(ensemble, held) for _ in range(2)]  # one has the current case, the other the next one
     written: list[Prediction] = []
 
-    def write(case: Case, values: np.ndarray, like: str, remarks: Remarks) -> None:
-        output.write(paths[case.id], values, Path(like), ensemble.labels)
+    def finished(case: Case, remarks: Remarks) -> None:
         written.append(Prediction(case.id, paths[case.id], remarks))
         if ledger:
             ledger.add(case, paths[case.id])
+
+    def write(case: Case, values: np.ndarray, like: str, remarks: Remarks) -> None:
+        output.write(paths[case.id], values, Path(like), ensemble.labels)
+        finished(case, remarks)
 
     with ExitStack() as stack:
         if ledger:
@@ -138,15 +143,23 @@ def predict_cases(
             writer.check()
             try:
                 loaded, remarks = read.result()
-                indices = segment(ensembles[number % 2].members, loaded, extras, paths[case.id], ensemble.rule)
+                members = ensembles[number % 2].members
+                if isinstance(loaded, LargeImage):
+                    odd = segment_large(loaded, members[0], paths[case.id])
+                else:
+                    indices = segment(members, loaded, extras, paths[case.id], ensemble.rule)
             except Exception as error:
                 fault = _fault_of_image(case, error)
                 if faults is None or fault is None:
                     raise
                 faults.append(fault)
             else:
-                writer.put(write, case, ensemble.labels.to_file_values(indices), loaded.file, remarks)
-                del loaded, indices
+                if isinstance(loaded, LargeImage):
+                    finished(case, tuple((case.id, case.images[0], remark) for remark in odd))
+                else:
+                    writer.put(write, case, ensemble.labels.to_file_values(indices), loaded.file, remarks)
+                    del indices
+                del loaded
             bar.update()
     return written
 
@@ -162,17 +175,24 @@ def _in_full(
 class _Prepared:
     """An ensemble with room for one image, prepared as each of its members needs it."""
 
-    def __init__(self, ensemble: Ensemble) -> None:
-        self.models = ensemble.models
+    def __init__(self, ensemble: Ensemble, held: str = "") -> None:
+        """Args: held: why an image has to be held, however large it is; "": it need not be."""
+        self.models, self.held = ensemble.models, held
+        if ensemble.options.top_k or ensemble.options.skip_empty:
+            self.held = "tiles are chosen by what is in all of it"
+        elif ensemble.rule != PLAIN:
+            self.held = "what evaluate --choose chose is applied to whole images (or add --no-decision)"
         self.preparations = Preparations()
         self.members = [
             EnsembleMember(model, ensemble.options, self.preparations, part_of)
             for model, part_of in zip(ensemble.models, ensemble.model_of, strict=True)
         ]
 
-    def read(self, case: Case) -> tuple[LoadedCase, Remarks]:
-        """Read a case, and prepare it for the members. Raises what is wrong with it."""
+    def read(self, case: Case) -> tuple[LoadedCase | LargeImage, Remarks]:
+        """Read a case, and prepare it for the members; a large one is opened. Raises what is wrong with it."""
         try:
+            if is_large(case) and (large := open_large(case, self.members, self.held)):
+                return large, ()
             loaded = _load(case, self.models[0].plan)
             unlike = [(loaded.file, remark) for remark in unlike_training(self.models, loaded)]
             for member in self.members:

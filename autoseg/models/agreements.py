@@ -1,13 +1,15 @@
 """Ways of computing the same that were compared, as rows of one record that a model carries with it.
 
-    archive against workspace     logits of the exported weights
-    ONNX against torch            logits of the exported network
+    archive against workspace     logits of the exported weights, labels of held-out cases
+    ONNX against torch            logits of the exported network, labels of held-out cases
+    streamed against dense        labels of held-out cases
     ...                           whoever has another way to compute the same adds a row of its own
 
-The rows of a workspace's model are in its `agreements.json`; `export` adds to them, and writes them into the archive.
+The rows of a workspace's model are in its `agreements.json`; `export` adds to them, and writes into the archive those
+of the weights that are in it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,10 +30,22 @@ class Agreement:
     measure: Text  # "largest difference of logits"
     value: Annotated[float, anything("any finite number")]
     limit: Annotated[float, at_least(0, 1e30)] | None = None  # that the value must not exceed; None: it is only shown
+    weights: Text | None = None  # digest of the weights that computed it; None: not recorded
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is within its limit."""
+        return self.limit is None or self.value <= self.limit
 
     def __str__(self) -> str:
         limit = "" if self.limit is None else f", at most {self.limit:g} expected"
-        return f"{self.what}: {self.measure} {self.value:.3g}{limit} ({self.on})"
+        broken = "" if self.holds else "WARNING: "
+        return f"{broken}{self.what}: {self.measure} {self.shown}{limit} ({self.on})"
+
+    @property
+    def shown(self) -> str:
+        """The value, to read; a count as it is."""
+        return f"{self.value:.0f}" if float(self.value).is_integer() else f"{self.value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,19 @@ class Agreements:
         """These and others; a row replaces the one of the same comparison."""
         merged = {(row.what, row.on, row.measure): row for row in (*self.rows, *rows)}
         return Agreements(VERSION, tuple(merged.values()))
+
+    def worst(self) -> tuple[Agreement, ...]:
+        """Of each comparison and measure the row with the largest value."""
+        found: dict[tuple[str, str], Agreement] = {}
+        for row in self.rows:
+            known = found.setdefault((row.what, row.measure), row)
+            if row.value > known.value:
+                found[row.what, row.measure] = row
+        return tuple(found.values())
+
+    def of_weights(self, digests: Collection[str]) -> "Agreements":
+        """Those that were computed with these weights: a fold may have been trained again since."""
+        return Agreements(VERSION, tuple(row for row in self.rows if row.weights is None or row.weights in digests))
 
 
 def known_agreements(path: Path) -> Agreements:

@@ -21,6 +21,7 @@ from autoseg.models import safetensors
 from autoseg.models.agreements import Agreement
 from autoseg.models.build import build_plan_network
 from autoseg.models.container import Content, write
+from autoseg.models.identity import weights_digest
 from autoseg.models.manifest import (
     CARD,
     FINGERPRINT,
@@ -139,6 +140,7 @@ def roundtrip(model: ModelToExport) -> Agreement:
         measure="largest difference of logits",
         value=float((logits[0] - logits[1]).abs().max()),
         limit=0.0,
+        weights=weights_digest(fold.network),
     )
 
 

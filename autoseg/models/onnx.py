@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from autoseg.errors import StateError, UsageError
 from autoseg.models.agreements import Agreement
 from autoseg.models.build import build_plan_network
+from autoseg.models.identity import weights_digest
 from autoseg.models.model import Model, ready
 from autoseg.nn.networks import layout_of
 from autoseg.planning.plan import Configuration
@@ -34,6 +35,7 @@ TOLERANCE = 1e-3  # largest difference of logits to torch
 OPSET = 18
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 INPUT, OUTPUT = "image", "logits"
+WHAT = "ONNX against torch"
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class OnnxFile:
     any_size: bool  # whether the image may have other sizes than the patch: multiples of `steps`
     steps: tuple[int, ...]  # voxels
     difference: float  # largest of the logits, to torch
+    weights: str  # digest of those that were exported
 
     @property
     def agreement(self) -> Agreement:
         size = "the patch, another batch and another size" if self.any_size else "the patch and another batch"
         on = f"fold {self.fold} of {self.model}, random numbers: {size}"
-        return Agreement("ONNX against torch", on, "largest difference of logits", self.difference, TOLERANCE)
+        measure = "largest difference of logits"
+        return Agreement(WHAT, on, measure, self.difference, TOLERANCE, self.weights)
 
 
 class Finest(nn.Module):
@@ -63,6 +67,21 @@ class Finest(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.network(image)[0]
+
+
+class OnnxNetwork(nn.Module):
+    """An exported network in the place of the one of torch, computed by onnxruntime on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Logits (B, K, *s) float32 of images (B, C, *s), as the only stage."""
+        (logits,) = self.session.run([OUTPUT], {INPUT: image.float().numpy()})
+        return [torch.from_numpy(logits)]
 
 
 def export_fold(model: Model, number: int, path: Path) -> OnnxFile:
@@ -93,7 +112,8 @@ def export_fold(model: Model, number: int, path: Path) -> OnnxFile:
             failures.append((str(error) or type(error).__name__).strip().splitlines()[0][:200])
             continue
         if difference <= TOLERANCE:
-            return OnnxFile(path, model.name, fold, any_size, steps, difference)
+            digest = weights_digest(model.networks[number])
+            return OnnxFile(path, model.name, fold, any_size, steps, difference, digest)
         failures.append(f"its logits differ by {difference:.3g}, at most {TOLERANCE:g} are allowed")
     path.unlink(missing_ok=True)
     raise StateError(

@@ -14,6 +14,7 @@ from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
 from autoseg.commands import calibrate, choose, evaluate, expected_dice, fix, groups, rank, report, shifts, speeds
 from autoseg.commands.compare import CompareOptions
+from autoseg.commands.export import ExportOptions
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
@@ -27,6 +28,8 @@ RECORDS = {
     "predict_images": PredictOptions,
     "compare": CompareOptions,
     "cross_validate": evaluate.ScoringOptions,
+    "export_model": ExportOptions,
+    "export_onnx": ExportOptions,
 }
 BELOW = {  # what is called with keywords, and the parameters of it that have another form here
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
@@ -54,6 +57,8 @@ OF_COMMAND = {
     "report": ("write_report",),
     "predict": ("predict_images", "Predictor"),
     "rank": ("rank_cases", "rank_images"),
+    "export": ("export_model", "export_onnx"),
+    "info": ("describe_model",),
     "import-nnunet": ("import_nnunet",),
     "status": ("status",),
     "calibrate": ("calibrate_device",),
@@ -124,8 +129,7 @@ def test_every_option_that_can_be_typed_can_be_called(command):
 
 def test_every_command_has_a_function():
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    installation, files = {"demo", "env"}, {"export", "info"}  # and models as files that are handed on
-    assert set(commands.choices) - set(OF_COMMAND) == installation | files
+    assert set(commands.choices) - set(OF_COMMAND) == {"demo", "env"}  # of the installation
     assert sorted(name for names in OF_COMMAND.values() for name in names) == sorted(FUNCTIONS)
 
 

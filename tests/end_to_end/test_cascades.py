@@ -14,6 +14,7 @@ from autoseg.cli import main
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
 from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
+from autoseg.evaluation.speeds import SpeedTable
 from autoseg.inference import member
 from autoseg.models.checkpoint import load_checkpoint
 from autoseg.planning.plan import Plan
@@ -131,6 +132,29 @@ def test_a_retrained_previous_stage_is_noticed(cascaded, tmp_path, capsys):
     assert {name for name in after if after[name] != before[name]} == {f"{case}.npy" for case in held_out}
     run(*cascade)
     assert "note: fold" not in capsys.readouterr().out
+
+
+def test_shares_of_tiles_are_measured_carried_and_said(cascaded, tmp_path, capsys):
+    dataset, source = cascaded
+    workspace = copy_of(source, tmp_path / "w")
+    run("evaluate", "--speeds", "-c", "3d_cascade", "-w", workspace.root)
+    table = load(SpeedTable, workspace.speeds("3d_cascade", "unet"))
+    shares = {speed.top_k: speed for speed in table.speeds if speed.top_k is not None}
+    assert set(shares) == {0.5, 0.2, 0.1}
+    assert all(speed.change is not None and 0 < speed.same <= 1 for speed in shares.values())
+    assert "top-k 20%" in capsys.readouterr().out
+    run("export", tmp_path / "cascade.zip", "-c", "3d_cascade", "-w", workspace.root)
+    images = ("-i", dataset / "imagesTr" / "case_00_0000.nii.gz", "--device", "cpu", "--top-k", "20%")
+    for out, model in (
+        ("here", ("-m", tmp_path / "cascade.zip")),
+        ("there", ("-c", "3d_cascade", "-w", workspace.root)),
+    ):
+        capsys.readouterr()
+        run("predict", *images, "-o", tmp_path / out, *model)
+        line = f"top-k 20%: Dice {shares[0.2].dice.mean:.4f}"
+        assert line in capsys.readouterr().out
+    pairs = [np.asarray(nib.load(tmp_path / out / "case_00.nii.gz").dataobj) for out in ("here", "there")]
+    np.testing.assert_array_equal(*pairs)
 
 
 def test_models_vote_with_their_probabilities(cascaded, tmp_path, capsys):

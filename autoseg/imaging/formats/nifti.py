@@ -15,6 +15,7 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -67,6 +68,54 @@ def load(path: Path) -> StoredVoxels:
             raise _truncated(path, offset + expected, str(stream.position))
         stream.finish()
     return StoredVoxels(buffer.view(dtype).reshape(channels, *geometry.shape), geometry, slope, intercept)
+
+
+@dataclass(frozen=True)
+class RawVoxels:
+    """Where the voxels of a file lie, and what they mean."""
+
+    geometry: Geometry
+    shape: tuple[int, int, int, int]  # (C, Z, Y, X), as stored
+    dtype: np.dtype
+    offset: int  # of the first byte, once decompressed
+    slope: float
+    intercept: float
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def raw_voxels(path: Path) -> RawVoxels:
+    """The voxels as the header describes them. Raises DataError as `load`, as far as the header shows it."""
+    with _opened(path) as stream:
+        header = _read_header(stream, path)
+        geometry, shape = _geometry(header, path), _shape(header, path)
+        slope, intercept = _scaling(header, path)
+        channels = shape[3] if len(shape) == 4 else 1
+        dtype = _dtype(header, path)
+        found = RawVoxels(
+            geometry, (channels, *geometry.shape), dtype, _voxel_offset(header, path), slope, intercept
+        )  # fmt: skip
+        if found.offset + found.nbytes > stream.largest_content:
+            raise _truncated(path, found.offset + found.nbytes, f"at most {stream.largest_content}")
+    return found
+
+
+def unpack(path: Path, voxels: RawVoxels, target: IO[bytes]) -> None:
+    """Write the voxels of a file, decompressed, a piece at a time. Raises DataError as `load`."""
+    with _opened(path) as stream:
+        stream.skip(voxels.offset)
+        buffer = memoryview(bytearray(_CHUNK))
+        left = voxels.nbytes
+        while left:
+            part = buffer[: min(left, _CHUNK)]
+            if stream.readinto(part) < len(part):
+                raise _truncated(path, voxels.offset + voxels.nbytes, str(stream.position))
+            target.write(part)
+            left -= len(part)
+        stream.finish()
+    target.flush()
 
 
 def write(

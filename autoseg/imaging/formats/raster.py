@@ -19,7 +19,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -240,6 +240,29 @@ class _Tiff:
     size: StatedSize  # of its voxels, as stored
     orientation: int = 1  # of all pages
     white: int | None = None  # the stored value that is black where 0 is white
+
+
+@dataclass(frozen=True)
+class PlainTiff:
+    """A TIFF whose voxels are intensities as they are stored."""
+
+    geometry: Geometry
+    shape: tuple[int, int, int, int]  # (C, Z, Y, X)
+    order: tuple[int, ...]  # of the file's axes, to sort them so
+
+
+def plain_tiff(path: Path) -> PlainTiff | None:
+    """A TIFF as its header describes it; None where it is turned, inverted, transparent or has a palette."""
+    tiff = _inspect_tiff(path)
+    if tiff.orientation != 1 or tiff.palette is not None or tiff.alpha or tiff.white is not None:
+        return None
+    return PlainTiff(_tiff_geometry(tiff, path), tiff.shape, tiff.order)
+
+
+def decodes_by_parts(series: Any) -> bool:
+    """Whether strips or tiles can be decoded here one by one (LZW and JPEG need another package)."""
+    plain = (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE)
+    return all(page is not None and page.keyframe.compression in plain for page in series.pages)
 
 
 def _load_tiff(path: Path, purpose: Purpose) -> StoredVoxels:
