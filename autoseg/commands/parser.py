@@ -30,7 +30,7 @@ from autoseg.commands.shared_options import (
     add_workspace,
 )
 from autoseg.errors import Misuse
-from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES
+from autoseg.rules import MAX_EPOCHS, MAX_GIGABYTES, MAX_WORKERS
 
 FORMATS = (  # of label files
     *("nii.gz", "nii", "seg.nrrd", "nrrd", "mha", "mhd", "tif", "tiff", "png", "bmp"), "dicom-seg", "rtstruct",

@@ -100,7 +100,7 @@ def ways_of(model: "Model", cases: Sequence[Case]) -> list[Way]:
     Args:
         cases: of which the first are looked at for nearly empty tiles.
     """
-    ways = [Way(name, options_for(name, model)) for name in SPEEDS]
+    ways = [Way(name, options_at(name)) for name in SPEEDS]
     accurate = ways[0].options
     if model.previous is not None:
         ways += [Way(name_of_share(share), replace(accurate, top_k=share)) for share in SHARES]
