@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.datasets import fix_dataset as fix_dataset
     from autoseg.api.datasets import plan_dataset as plan_dataset
     from autoseg.api.evidence import compare as compare
+    from autoseg.api.evidence import learning_curve as learning_curve
     from autoseg.api.models import calibrate_device as calibrate_device
     from autoseg.api.models import cross_validate as cross_validate
     from autoseg.api.models import evaluate_folders as evaluate_folders
@@ -47,6 +48,7 @@ PUBLIC = {  # name -> the module that has it
     "measure_speeds": "autoseg.api.models",
     "learn_expected_dice": "autoseg.api.models",
     "compare": "autoseg.api.evidence",
+    "learning_curve": "autoseg.api.evidence",
     "predict_images": "autoseg.api.models",
     "import_nnunet": "autoseg.api.models",
     "calibrate_device": "autoseg.api.models",

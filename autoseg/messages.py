@@ -26,16 +26,9 @@ from autoseg.plugins import plugin_options
 DEFAULT_WORKSPACE = Path("autoseg_workspace")
 ANY_WORKSPACE = Path("WORKSPACE")
 ANY_DATASET = Path("DATASET")
-WITH_PLUGINS = (
-    "check",
-    "plan",
-    "train",
-    "evaluate",
-    "compare",
-    "predict",
-    "export",
-    "status",
-)  # commands that take --plugin
+WITH_PLUGINS = (  # commands that take --plugin
+    *("check", "plan", "train", "evaluate", "compare", "learning-curve", "predict", "export", "status"),
+)
 NAMED = 5  # names in a message about many
 
 

@@ -35,6 +35,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "evaluate --test": ("score_test_set", ("workspace",)),
     "evaluate --predictions": ("evaluate_folders", ("predictions", "references")),
     "compare": ("compare", ("a", "b")),
+    "learning-curve": ("learning_curve", ("workspace",)),
     "predict": ("predict_images", ("workspace", "images", "out")),
     "import-nnunet": ("import_nnunet", ("folder", "model")),
     "status": ("status", ("workspace",)),

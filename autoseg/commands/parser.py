@@ -18,6 +18,7 @@ from autoseg.commands.arguments import (
     percentage,
     positive,
     share,
+    shares,
     whole,
 )
 from autoseg.errors import Misuse
@@ -194,6 +195,34 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", type=name, default="dice", help="the one that decides (default: %(default)s)")
     parser.add_argument("--csv", type=Path, default=None, help="also write one row per case, label and metric")
     add_workers(parser)
+    add_json(parser)
+
+
+def add_learning_curve(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    parser.add_argument(
+        "-f", "--folds", nargs="+", default=["0"],
+        help="whose patients to train on, and whose held-out cases to score: 0 | 0 2 | 0..4 | all (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shares", type=shares, default=(12.0, 25.0, 50.0, 100.0), metavar="PERCENT,...",
+        help="of the patients to train on, nested (default: 12,25,50,100)",
+    )  # fmt: skip
+    add_model(parser)
+    add_plugins(parser)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=whole(1, MAX_EPOCHS), default=None, help="length of every training")
+    length.add_argument("--steps", type=positive, default=None, help="the same, in optimiser steps")
+    length.add_argument("--time-budget", type=duration, default=None, help="wall time per training, e.g. 10m, 2h")
+    parser.add_argument(
+        "--stop-after", type=duration, default=None,
+        help="save and stop after this time, e.g. 3h55m; the same command resumes",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
+    parser.add_argument(
+        "--restart", action="store_true", help="retrain all shares from scratch (the old folders are renamed)"
+    )
+    add_settings(parser)
     add_json(parser)
 
 
@@ -378,6 +407,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train folds and predict their held-out cases", add_train),
     "evaluate": ("score the cross-validation, or one folder against another", add_evaluate),
     "compare": ("compare two models, or two folders of segmentations, case by case", add_compare),
+    "learning-curve": ("train on shares of the patients: what would more of them bring", add_learning_curve),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
     "export": ("write a trained model as one file, or its networks as ONNX", add_export),
     "info": ("show what an exported model, a workspace or a checkpoint is", add_info),

@@ -222,11 +222,15 @@ def _split(dataset: Dataset, fingerprint: Fingerprint, workspace: Workspace, see
         folds = [{"train": s.train, "val": s.validation} for s in dataset.splits]
         return splits_from_nnunet(folds, patients, file="the dataset")
     existing = load(Splits, workspace.splits) if workspace.splits.exists() else None
-    volumes = {
+    return make_splits(patients, label_volumes(dataset, fingerprint), folds=FOLDS, seed=seed, existing=existing)
+
+
+def label_volumes(dataset: Dataset, fingerprint: Fingerprint) -> dict[str, list[float]]:
+    """Case -> mm3 of each label: what folds and shares of patients are balanced by."""
+    return {
         case.id: [case.class_voxels.get(name, 0) * _voxel_mm3(case.spacing) for name in dataset.labels.values]
         for case in fingerprint.cases
     }
-    return make_splits(patients, volumes, folds=FOLDS, seed=seed, existing=existing)
 
 
 def _voxel_mm3(spacing: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from autoseg.api.spelling import KEYWORDS
 from autoseg.commands import calibrate, evaluate, expected_dice, fix, speeds
 from autoseg.commands.compare import CompareOptions
 from autoseg.commands.folds import TrainOptions
+from autoseg.commands.learning_curve import LearningCurveOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
 from autoseg.commands.predict import PredictOptions
@@ -22,7 +23,8 @@ from autoseg.datasets.dataset import parse_options
 
 FUNCTIONS = [name for name, module in autoseg.PUBLIC.items() if module.startswith("autoseg.api")]
 RECORDS = {
-    "plan_dataset": PlanOptions, "train_folds": TrainOptions, "predict_images": PredictOptions, "compare": CompareOptions,
+    "plan_dataset": PlanOptions, "train_folds": TrainOptions, "predict_images": PredictOptions,
+    "compare": CompareOptions, "learning_curve": LearningCurveOptions,
 }  # fmt: skip
 BELOW = {  # what is called with keywords, and the parameters of it that have another form here
     "fix_dataset": (fix.fix_dataset, {"root", "intake"}),
@@ -40,6 +42,7 @@ OF_COMMAND = {
     "train": ("train_folds",),
     "evaluate": ("cross_validate", "score_test_set", "measure_speeds", "learn_expected_dice", "evaluate_folders"),
     "compare": ("compare",),
+    "learning-curve": ("learning_curve",),
     "predict": ("predict_images", "Predictor"),
     "import-nnunet": ("import_nnunet",),
     "status": ("status",),

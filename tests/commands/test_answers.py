@@ -19,7 +19,7 @@ from exported import scored, workspace_of
 from files import nifti
 from phantom import tiny_dataset
 
-TAKE_IT = ("check", "plan", "evaluate", "compare", "predict", "export", "info", "status", "env")
+TAKE_IT = ("check", "plan", "evaluate", "compare", "learning-curve", "predict", "export", "info", "status", "env")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,13 @@ def test_records_become_plain_data():
 
 def test_every_command_that_reports_takes_it():
     parser = build_parser()
-    positional = {"check": ["d"], "plan": ["d"], "info": ["p"], "compare": ["a", "b"], "predict": ["-i", "a", "-o", "b"]}
+    positional = {
+        "check": ["d"],
+        "plan": ["d"],
+        "info": ["p"],
+        "compare": ["a", "b"],
+        "predict": ["-i", "a", "-o", "b"],
+    }
     for command in COMMANDS:
         try:
             options = parser.parse_args([command, *positional.get(command, []), "--json"])
