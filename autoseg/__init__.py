@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.datasets import fix_dataset as fix_dataset
     from autoseg.api.datasets import plan_dataset as plan_dataset
     from autoseg.api.evidence import compare as compare
+    from autoseg.api.evidence import learning_curve as learning_curve
     from autoseg.api.files import describe_model as describe_model
     from autoseg.api.files import export_model as export_model
     from autoseg.api.files import export_onnx as export_onnx
@@ -60,6 +61,7 @@ PUBLIC = {  # name -> the module that has it
     "choose_decision": "autoseg.api.held_out",
     "compare": "autoseg.api.evidence",
     "write_report": "autoseg.api.report",
+    "learning_curve": "autoseg.api.evidence",
     "predict_images": "autoseg.api.models",
     "rank_cases": "autoseg.api.ranking",
     "rank_images": "autoseg.api.ranking",

@@ -207,6 +207,19 @@ def run_report(options: argparse.Namespace) -> Answer:
     return Answer(made)
 
 
+def run_learning_curve(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.learning_curve import LearningCurveOptions, learning_curve
+    from autoseg.workspace import Workspace
+
+    chosen = LearningCurveOptions(
+        folds=parse_folds(" ".join(options.folds)), shares=options.shares, configuration=options.configuration,
+        network=options.network, epochs=options.epochs, steps=options.steps, time_budget_seconds=options.time_budget,
+        device=options.device, restart=options.restart, stop_after_seconds=options.stop_after,
+        settings=tuple(options.settings),
+    )  # fmt: skip
+    return Answer(learning_curve(Workspace(options.workspace), chosen))
+
+
 def run_predict(options: argparse.Namespace) -> Answer:
     from autoseg.commands.predict import PartlySegmented, PredictOptions, predict_images
     from autoseg.workspace import Workspace
@@ -319,6 +332,7 @@ RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # comma
     "train": run_train,
     "evaluate": run_evaluate,
     "compare": run_compare,
+    "learning-curve": run_learning_curve,
     "report": run_report,
     "predict": run_predict,
     "rank": run_rank,

@@ -26,18 +26,10 @@ from autoseg.plugins import plugin_options
 DEFAULT_WORKSPACE = Path("autoseg_workspace")
 ANY_WORKSPACE = Path("WORKSPACE")
 ANY_DATASET = Path("DATASET")
-WITH_PLUGINS = (
-    "check",
-    "plan",
-    "train",
-    "evaluate",
-    "compare",
-    "report",
-    "predict",
-    "rank",
-    "export",
+WITH_PLUGINS = (  # commands that take --plugin
+    *("check", "plan", "train", "evaluate", "compare", "learning-curve", "report", "predict", "rank", "export"),
     "status",
-)  # commands that take --plugin
+)
 NAMED = 5  # names in a message about many
 
 

@@ -8,6 +8,7 @@
         groups.json shifts.json label_errors.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
           inference.json}; fold_full/ of the model that trains on all cases
+      learning_curve.json learning_curve/share_<percent>/models/<configuration>-<network>/fold_<k>/
 
 A file appears under its final name only when it is complete: it is written beside its destination (never in /tmp, which
 may be another file system), flushed to disk, and renamed. A lock is a kernel lock, so a dead process never blocks.
@@ -38,6 +39,21 @@ class Workspace:
     """The folder of one dataset: where each stage puts its results."""
 
     root: Path
+    share: str | None = None  # percent of the patients, whose models are kept apart from those of all: see `of_share`
+
+    def of_share(self, share: str) -> "Workspace":
+        """The same dataset, plan and preprocessed cases; models that are trained on a share of the patients."""
+        return Workspace(self.root, share)
+
+    @property
+    def trained(self) -> Path:
+        """Folder that holds `models`."""
+        return self.root if self.share is None else self.root / "learning_curve" / f"share_{self.share}"
+
+    @property
+    def learning_curve(self) -> Path:
+        """Dice by the number of patients trained on."""
+        return self.root / "learning_curve.json"
 
     @property
     def dataset(self) -> Path:
@@ -89,12 +105,12 @@ class Workspace:
 
     def models(self) -> tuple[tuple[str, str], ...]:
         """Configuration and network of every model with a fold that was begun, sorted."""
-        begun = {path.parent.parent.name for path in self.root.glob("models/*-*/fold_*/last.pt")}
+        begun = {path.parent.parent.name for path in self.trained.glob("models/*-*/fold_*/last.pt")}
         names = (name.rpartition("-") for name in sorted(begun))
         return tuple((configuration, network) for configuration, _, network in names)
 
     def model(self, configuration: str, network: str) -> Path:
-        return self.root / "models" / f"{configuration}-{network}"
+        return self.trained / "models" / f"{configuration}-{network}"
 
     def expected_dice(self, configuration: str, network: str) -> Path:
         """What Dice a model's segmentations are expected to have, learnt from its held-out predictions."""

@@ -94,7 +94,9 @@ def test_the_next_command_knows_nothing_of_a_plugin(tmp_path, capsys):
 def test_commands_that_read_a_plan_or_images_take_plugins(tmp_path, capsys):
     parser = build_parser()
     for command in COMMANDS:
-        more = {"check": ["d"], "plan": ["d"], "predict": ["-i", "i", "-o", "o"]}.get(command, [])
+        more = {"check": ["d"], "plan": ["d"], "predict": ["-i", "i", "-o", "o"], "compare": ["a", "b"]}.get(
+            command, []
+        )
         words = [command, *more, "--plugin", "a.py", "--plugin", "b.py"]
         if command in WITH_PLUGINS:
             assert parser.parse_args(words).plugins == [Path("a.py"), Path("b.py")]

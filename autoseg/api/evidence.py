@@ -1,11 +1,13 @@
-"""What is known about models from Python: whether one is better than another."""
+"""What is known about models from Python: whether one is better than another, and what more patients would bring."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from autoseg.api.keywords import File, Labels, Say, checked, in_workspace, options_of
+from autoseg.api.keywords import File, FoldNames, Labels, Say, Settings, checked, in_workspace, options_of
 
 if TYPE_CHECKING:  # imported when they are made
     from autoseg.evaluation.compare import Comparison
+    from autoseg.evaluation.learning_curve import LearningCurve
 
 
 @checked
@@ -49,3 +51,54 @@ def compare(
     from autoseg.commands.compare import CompareOptions, compare
 
     return compare(str(a), str(b), in_workspace(workspace), options_of(CompareOptions, locals()))
+
+
+@checked
+def learning_curve(
+    workspace: File,
+    *,
+    folds: FoldNames | None = (0,),
+    shares: Sequence[float] = (12.0, 25.0, 50.0, 100.0),
+    configuration: str | None = None,
+    network: str | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    time_budget_seconds: float | None = None,
+    device: str = "auto",
+    restart: bool = False,
+    stop_after_seconds: float | None = None,
+    settings: Settings = (),
+    say: Say | None = print,
+) -> "LearningCurve":
+    """Train on nested shares of the patients, and estimate what twice as many would bring.
+
+    A share that is trained is left alone; one that was interrupted is resumed.
+
+    Args:
+        workspace: a folder where `plan_dataset` planned.
+        folds: whose patients to train on, and whose held-out cases to score; None: all.
+        shares: percent of the patients, three at least.
+        configuration: such as "2d"; None: the recommended one.
+        network: None: the one that was planned for.
+        epochs, steps, time_budget_seconds: length of every training, one of them; None: as planned.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        restart: retrain all shares from scratch; the old folders are renamed.
+        stop_after_seconds: save and stop after so long; the same call resumes.
+        settings: changes of the plan: {"training.learning_rate": 0.001}.
+        say: what shows a line; None: nothing is shown.
+
+    Returns:
+        `mean` and `labels[label]`, each with `points`, `doubled` and `gain` (with their intervals) and `unclear`: why
+        not to rely on them.
+
+    Raises:
+        AutosegError: nothing is planned, a share was trained otherwise, or two shares hold the same patients.
+        Stopped: by a signal or after `stop_after_seconds`; the same call resumes.
+
+    Example:
+        >>> curve = autoseg.learning_curve("ws", steps=500)
+        >>> curve.mean.gain, curve.mean.unclear
+    """
+    from autoseg.commands.learning_curve import LearningCurveOptions, learning_curve
+
+    return learning_curve(in_workspace(workspace), options_of(LearningCurveOptions, locals()))

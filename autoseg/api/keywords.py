@@ -287,6 +287,7 @@ READ: dict[str, Callable[[Any], Any]] = {  # keyword -> what brings it into the 
     "references": lambda file: None if file is None else as_path(file),
     "csv": lambda file: None if file is None else as_path(file),
     "labels": labels_text,
+    "shares": lambda shares: tuple(map(float, shares)),
 }
 
 

@@ -38,6 +38,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "evaluate --expected-dice": ("learn_expected_dice", ("workspace",)),
     "evaluate --predictions": ("evaluate_folders", ("predictions", "references")),
     "compare": ("compare", ("a", "b")),
+    "learning-curve": ("learning_curve", ("workspace",)),
     "report": ("write_report", ("workspace",)),
     "predict": ("predict_images", ("workspace", "images", "out")),
     "rank": ("rank_cases", ("workspace",)),

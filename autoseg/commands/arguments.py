@@ -84,6 +84,17 @@ positive = whole(1, MAX_STEPS)
 share = above(0, 1)
 
 
+def shares(text: str) -> tuple[float, ...]:
+    """The type of an option: percentages, such as 12,25,50,100."""
+    try:
+        found = tuple(float(part.strip().removesuffix("%")) for part in text.split(",") if part.strip())
+    except ValueError:
+        found = ()
+    if not found or any(not 0 < one <= 100 for one in found):
+        raise argparse.ArgumentTypeError(f"{shortened(text)} are not percentages such as 12,25,50,100")
+    return found
+
+
 def percentage(text: str) -> float:
     """The type of an option: a share above 0, at most 1, which may be typed as a percentage: 0.2, 20%."""
     number = text.removesuffix("%")

@@ -1,23 +1,19 @@
-"""Options of the commands that say how good a model is: evaluate, compare, report, rank."""
+"""Options of the commands that say how good a model is: evaluate, compare, learning-curve, report, rank."""
 
 import argparse
 from pathlib import Path
 
-from autoseg.commands.arguments import (
-    fraction,
-    label_share,
-    name,
-    positive,
-    tolerances,
-)
+from autoseg.commands.arguments import duration, fraction, label_share, name, positive, shares, tolerances, whole
 from autoseg.commands.shared_options import (
     add_json,
     add_model,
     add_no_report,
     add_plugins,
+    add_settings,
     add_workers,
     add_workspace,
 )
+from autoseg.rules import MAX_EPOCHS
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -134,4 +130,32 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", type=Path, default=None, metavar="FILE.html", help="default: report.html in the workspace"
     )
     add_plugins(parser)
+    add_json(parser)
+
+
+def add_learning_curve(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    parser.add_argument(
+        "-f", "--folds", nargs="+", default=["0"],
+        help="whose patients to train on, and whose held-out cases to score: 0 | 0 2 | 0..4 | all (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shares", type=shares, default=(12.0, 25.0, 50.0, 100.0), metavar="PERCENT,...",
+        help="of the patients to train on, nested (default: 12,25,50,100)",
+    )  # fmt: skip
+    add_model(parser)
+    add_plugins(parser)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=whole(1, MAX_EPOCHS), default=None, help="length of every training")
+    length.add_argument("--steps", type=positive, default=None, help="the same, in optimiser steps")
+    length.add_argument("--time-budget", type=duration, default=None, help="wall time per training, e.g. 10m, 2h")
+    parser.add_argument(
+        "--stop-after", type=duration, default=None,
+        help="save and stop after this time, e.g. 3h55m; the same command resumes",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
+    parser.add_argument(
+        "--restart", action="store_true", help="retrain all shares from scratch (the old folders are renamed)"
+    )
+    add_settings(parser)
     add_json(parser)

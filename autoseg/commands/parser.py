@@ -19,7 +19,7 @@ from autoseg.commands.arguments import (
     share,
     whole,
 )
-from autoseg.commands.evidence_options import add_compare, add_evaluate, add_rank, add_report
+from autoseg.commands.evidence_options import add_compare, add_evaluate, add_learning_curve, add_rank, add_report
 from autoseg.commands.shared_options import (
     add_intake,
     add_json,
@@ -312,6 +312,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train folds and predict their held-out cases", add_train),
     "evaluate": ("score the cross-validation, or one folder against another", add_evaluate),
     "compare": ("compare two models, or two folders of segmentations, case by case", add_compare),
+    "learning-curve": ("train on shares of the patients: what would more of them bring", add_learning_curve),
     "report": ("write one HTML page: data, plan, training, scores, cases, provenance", add_report),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
     "rank": ("order training cases by likely label error, or images by what annotating them brings", add_rank),

@@ -236,11 +236,16 @@ def _split(dataset: Dataset, fingerprint: Fingerprint, workspace: Workspace, opt
     existing = load(Splits, workspace.splits) if workspace.splits.exists() else None
     if group := options.group or (existing.group if existing else None):
         return folds_by_group(dataset.columns, group, patients, seed=options.seed, existing=existing)
-    volumes = {
+    volumes = label_volumes(dataset, fingerprint)
+    return make_splits(patients, volumes, folds=FOLDS, seed=options.seed, existing=existing)
+
+
+def label_volumes(dataset: Dataset, fingerprint: Fingerprint) -> dict[str, list[float]]:
+    """Case -> mm3 of each label: what folds and shares of patients are balanced by."""
+    return {
         case.id: [case.class_voxels.get(name, 0) * _voxel_mm3(case.spacing) for name in dataset.labels.values]
         for case in fingerprint.cases
     }
-    return make_splits(patients, volumes, folds=FOLDS, seed=options.seed, existing=existing)
 
 
 def _voxel_mm3(spacing: Sequence[float]) -> float:

@@ -1,6 +1,7 @@
 """Folds, one after the other, each with the predictions of its held-out cases; before a cascade, its previous stage."""
 
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,30 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions()) ->
                 for line in (line for result in results for line in result.warnings):
                     LOG.warning(line)
     return results
+
+
+def train_prepared(pairs: Iterable[tuple[Folds, Split]], name: str, options: TrainOptions) -> list[TrainedFold]:
+    """Train folds whose cases are preprocessed, each with the records it is given with, as `train_folds` does.
+
+    Args:
+        pairs: which folds, in which workspace; of no cascade.
+        name: of the configuration.
+
+    Raises:
+        Stopped: by a signal, or after the time that was set; what was done is saved.
+    """
+    from autoseg.nn.distributed import Ranks
+
+    device = choose_device(options.device)
+    with StopSignals(options.stop_after_seconds) as stop, Ranks.from_environment(device.type) as ranks:
+        if ranks.count > 1:
+            raise UsageError("several processes train together here", remedy="start it without torchrun")
+        return [
+            TrainedFold.of(
+                _train_fold(_Run(folds, device, stop, ranks), name, split, fold_options(options)), folds.plan, name
+            )
+            for folds, split in pairs
+        ]
 
 
 def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:

@@ -27,13 +27,13 @@ import numpy as np
 from autoseg.evaluation.paired import Paired, detectable, holm, interval_of_difference, sign_flips
 
 Metrics = Mapping[str, float | None]
-DISTANCES = ("hd95", "hd", "assd", "masd")  # mm
+DISTANCES = ("hd95", "hd", "assd")  # mm
 BEST: dict[str, Literal["high", "low", "zero"]] = {  # which values are better
-    **dict.fromkeys(("dice", "iou", "recall", "precision", "specificity", "accuracy", "nsd"), "high"),
-    **dict.fromkeys(("cl_dice", "boundary_iou", "boundary_f1", "f1", "f2", "f05", "panoptic_quality"), "high"),
-    **dict.fromkeys(("lesion_recall", "lesion_precision", "lesion_f1", "average_precision", "auc"), "high"),
-    **dict.fromkeys((*DISTANCES, "ece", "brier"), "low"),
-    **dict.fromkeys(("volume_error", "volume_difference", "volume_error_ml", "relative_volume_error"), "zero"),
+    **dict.fromkeys(("dice", "iou", "recall", "precision", "specificity", "f2", "nsd", "boundary_f1"), "high"),
+    **dict.fromkeys(("boundary_iou", "centreline_dice", "lesion_sensitivity", "lesion_precision"), "high"),
+    **dict.fromkeys(("lesion_f1", "lesion_tp", "pq", "rq", "sq"), "high"),
+    **dict.fromkeys((*DISTANCES, "lesion_fp", "lesion_fn"), "low"),
+    **dict.fromkeys(("volume_error", "volume_error_ml"), "zero"),
 }
 LARGEST = 10
 TIE = 1e-9

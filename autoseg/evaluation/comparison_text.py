@@ -9,6 +9,11 @@ from autoseg.messages import counted, ruled, some
 NAMED = 10  # cases in a line about many
 NAMES = {"dice": "Dice", "iou": "IoU"}
 SIGNIFICANT = 0.05
+IN_FILES_ALONE = (  # metrics that the table leaves out, so that it is short
+    *("specificity", "f2", "volume_error", "volume_error_ml", "hd", "assd", "boundary_f1", "boundary_iou"),
+    *("centreline_dice", "lesion_sensitivity", "lesion_precision", "lesion_f1", "lesion_tp", "lesion_fp", "lesion_fn"),
+    *("pq", "rq", "sq"),
+)
 
 
 def describe(comparison: Comparison) -> str:
@@ -72,7 +77,7 @@ def _verdict(what: str, found: Paired, metric: str, corrected: str = "") -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    """The deciding metric by label; of the others, the mean over labels."""
+    """The deciding metric by label; of the others, the mean over labels. Files hold all metrics by label."""
     header = ["", "A", "B", "B - A", "95 % interval", "p", "A better", "B better", "tied", "detectable", "cases"]
     rows = [header]
     labels: Mapping[str, dict[str, Paired]] = comparison.labels
@@ -83,7 +88,7 @@ def _table(comparison: Comparison) -> str:
             if comparison.metric in found
         ]
     named = "mean" if len(labels) > 1 else next(iter(labels))
-    others = [name for name in comparison.mean if name != comparison.metric]
+    others = [name for name in comparison.mean if name != comparison.metric and name not in IN_FILES_ALONE]
     rows += [
         _row(f"{name} {named}", comparison.mean[name])
         for name in (comparison.metric, *others)

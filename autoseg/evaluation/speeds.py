@@ -23,7 +23,7 @@ from autoseg.datasets.dataset import Case
 from autoseg.evaluation.crossval import validation_jobs
 from autoseg.evaluation.evaluate import CaseScore, score_cases
 from autoseg.imaging.formats.readers import ending_of, read_labels
-from autoseg.inference.options import SPEEDS, InferenceOptions
+from autoseg.inference.options import SPEEDS, InferenceOptions, options_at
 from autoseg.messages import counted, ruled
 from autoseg.rules import anything, exactly
 from autoseg.workspace import FoldName

@@ -16,6 +16,7 @@ from autoseg.commands import calibrate, choose, evaluate, expected_dice, fix, gr
 from autoseg.commands.compare import CompareOptions
 from autoseg.commands.export import ExportOptions
 from autoseg.commands.folds import TrainOptions
+from autoseg.commands.learning_curve import LearningCurveOptions
 from autoseg.commands.parser import build_parser
 from autoseg.commands.plan import PlanOptions
 from autoseg.commands.predict import PredictOptions
@@ -27,6 +28,7 @@ RECORDS = {
     "train_folds": TrainOptions,
     "predict_images": PredictOptions,
     "compare": CompareOptions,
+    "learning_curve": LearningCurveOptions,
     "cross_validate": evaluate.ScoringOptions,
     "export_model": ExportOptions,
     "export_onnx": ExportOptions,
@@ -54,6 +56,7 @@ OF_COMMAND = {
         *("learn_expected_dice", "choose_decision", "evaluate_folders"),
     ),
     "compare": ("compare",),
+    "learning-curve": ("learning_curve",),
     "report": ("write_report",),
     "predict": ("predict_images", "Predictor"),
     "rank": ("rank_cases", "rank_images"),

@@ -29,6 +29,7 @@ from autoseg.messages import LESS_MEMORY, complete, suggest
         ("evaluate --test -w ws", 'score_test_set("ws")'),
         ("evaluate --predictions a --references b -w ws", 'evaluate_folders("a", "b", workspace="ws")'),
         ("compare a b --references r -w ws", 'compare("a", "b", workspace="ws", references="r")'),
+        ("learning-curve --steps 9 -f 0 -w ws", 'learning_curve("ws", steps=9)'),
         ("predict -i IMAGES -o OUT -w ws --no-mirroring", 'predict_images("ws", "IMAGES", "OUT", mirroring=False)'),
         ("evaluate --speeds -w ws", 'measure_speeds("ws")'),
         ("evaluate --expected-dice -w ws", 'learn_expected_dice("ws")'),

@@ -19,7 +19,10 @@ from exported import scored, workspace_of
 from files import nifti
 from phantom import tiny_dataset
 
-TAKE_IT = ("check", "plan", "evaluate", "compare", "report", "predict", "rank", "export", "info", "status", "env")
+TAKE_IT = (
+    *("check", "plan", "evaluate", "compare", "learning-curve", "report", "predict", "rank", "export", "info"),
+    *("status", "env"),
+)
 
 
 @dataclass(frozen=True)
