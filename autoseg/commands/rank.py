@@ -123,7 +123,7 @@ def rank_images(
             LOG.info(problem_table(faults))
         raise UsageError(f"{images[0]}: no image fits the model", remedy="name a folder of images, or image files: -i")
     cases = [Case(case_id, case_id, tuple(map(str, files)), None) for case_id, files in found]
-    chosen = options.inference_options(plan.training.mirror_axes if plan.training.test_time_mirroring else ())
+    chosen = options.inference_options()
     record, why = expected_dice_of(workspace, models, chosen, exported_files(workspace, options))
     if why:
         LOG.info(f"note: {why}")

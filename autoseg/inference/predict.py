@@ -149,8 +149,7 @@ def predict_cases(
                 else:
                     indices = segment(members, loaded, extras, paths[case.id], ensemble.rule)
             except Exception as error:
-                fault = _fault_of_image(case, error)
-                if faults is None or fault is None:
+                if faults is None or (fault := _fault_of_image(case, error)) is None:
                     raise
                 faults.append(fault)
             else:

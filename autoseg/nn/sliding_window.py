@@ -123,7 +123,7 @@ def images_at_once(device: torch.device, tile: Sequence[int]) -> int:
     return 2 if device.type == "cpu" and math.prod(tile) <= SMALL_TILE else 1
 
 
-def _of_flips(network: Network, image: Tensor, subsets: Sequence[Sequence[int]], together: int) -> Iterator[Tensor]:
+def _of_flips(network: Network, image: Tensor, subsets: Sequence[tuple[int, ...]], together: int) -> Iterator[Tensor]:
     """Logits of each flip of some tiles, flipped back; so many flips go through the network together."""
     for first in range(0, len(subsets), together):
         flips = subsets[first : first + together]
