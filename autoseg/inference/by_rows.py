@@ -94,7 +94,7 @@ class LargeImage:
                 else:
                     seen |= along
             chosen = (slice(None), *(slice(0, None, 1 if self.shape[1] == 1 and a == 0 else every) for a in range(3)))
-            sample.append(part[chosen])
+            sample.append(part[chosen].copy())  # a view would hold all of the part
         together = np.concatenate(sample, axis=self.axis)
         if bad := spoilt(together):
             raise DataError(f"{self.rows.path}: {bad}", remedy=REPLACE_NON_FINITE)
