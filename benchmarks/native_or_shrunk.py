@@ -1,6 +1,7 @@
 """Native patches against an image 4 times smaller, where what is sought is small and rare; filters for shrinking.
 
     python benchmarks/native_or_shrunk.py --data DIR [--seconds 180] [--seeds 0,1] [--sides native,lanczos,...]
+    python benchmarks/native_or_shrunk.py --data DIR --ceiling
 
 DIR holds `nuclei`: public fluorescence images with every nucleus outlined. The data set: mosaics of 1024 x 1024 pixels,
 each of 16 fields of 256 x 256, as a scanned plate is stitched. What is sought are the smallest objects alone, nuclei of
@@ -17,12 +18,17 @@ for as many steps as the planner expects of it on its reference machine, so that
 Half of the mosaics train, the others are segmented; segmentations of all sides are brought back to the images' pixels
 by `train` itself, and scored there: Dice per mosaic, and the share of objects of which at least one pixel is found.
 Differences from native are paired by mosaic; seeds are averaged first.
+
+`--ceiling` trains nothing. It prints what a perfect network at the wider pixels could reach, whose segmentation is the
+reference itself, resampled as a target and brought back; and what each filter leaves of the images: the contrast of the
+objects against the ground around them, and the deviation of that ground, both in shares of what they were.
 """
 
 import argparse
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +38,8 @@ from PIL import Image
 from scipy import ndimage
 
 from autoseg.evaluation.intervals import interval_of_mean
+from autoseg.imaging.low_pass import LowPass
+from autoseg.imaging.resample import resample_image, resample_labels
 from autoseg.planning.fingerprint import Fingerprint
 from autoseg.planning.pace import pace
 from autoseg.planning.plan import Plan
@@ -122,16 +130,57 @@ def scores(workspace: Path, data: Path, held_out: list[str]) -> dict[str, tuple[
     return found
 
 
+def ceiling(data: Path, names: list[str]) -> None:
+    """Print what references, and images by each filter, keep of the objects when they are shrunk and brought back."""
+    native, wide = (1.0, 1.0, 1.0), (1.0, WIDER, WIDER)
+    full, small = (1, ROWS * FIELD, ROWS * FIELD), (1, ROWS * FIELD // WIDER, ROWS * FIELD // WIDER)
+    rules = {"coarse_axis_order": 0, "anisotropy_threshold": 9.0}
+    dice, recall = [], []
+    kept: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
+    for name in names:
+        reference = np.asarray(Image.open(data / "labels" / f"{name}.png")).astype(np.int16)[None]
+        image = np.asarray(Image.open(data / "images" / f"{name}.png")).astype(np.float32)[None]
+        back = resample_labels(resample_labels(reference, native, wide, small, **rules), wide, native, full, **rules)
+        objects, count = ndimage.label(reference, np.ones((3, 3, 3)))
+        dice.append(2 * np.sum(back & reference) / (back.sum() + reference.sum()))
+        recall.append(len(set(np.unique(objects[back > 0])) - {0}) / count)
+        around = ndimage.binary_dilation(reference, iterations=8) & ~ndimage.binary_dilation(reference, iterations=3)
+        ground = around & (image < np.median(image[around]) + 3 * image[around].std())
+        for side in SIDES:
+            shown = image
+            if side != "native":
+                filtered = LowPass(side, 1.5)
+                less = resample_image(image[None], native, wide, small, order=3, **rules, low_pass=filtered)
+                shown = resample_image(less, wide, native, full, order=1, **rules, low_pass=filtered)[0]
+            kept[side].append((shown[reference > 0].mean() - shown[ground].mean(), shown[ground].std()))
+    print(f"\na perfect segmentation at {WIDER} times wider pixels: Dice {interval(dice)}, found {interval(recall)}")
+    print("\n| filter | contrast of objects | deviation of the ground |\n|---|---|---|")
+    whole = np.array(kept["native"])
+    for side in SIDES[1:]:
+        contrast, deviation = (np.array(kept[side]) / whole).T
+        print(f"| {side} | {interval(contrast)} | {interval(deviation)} |")
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean of one value per mosaic, with its interval."""
+    low, high = interval_of_mean(values, range(len(values)))
+    return f"{np.mean(values):.3f} ({low:.3f} to {high:.3f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=180.0, help="of training per side, on the reference machine")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--ceiling", action="store_true", help="train nothing: what wider pixels can hold at all")
     parser.add_argument("--out", type=Path, default=Path("native_or_shrunk_run"))
     options = parser.parse_args()
     data = options.out / "data"
-    _, held_out = write_mosaics(options.data / "nuclei", data)
+    train, held_out = write_mosaics(options.data / "nuclei", data)
+    if options.ceiling:
+        ceiling(data, [*train, *held_out])
+        return
     results = options.out / "results.json"
     known = json.loads(results.read_text()) if results.exists() else {}
     for seed in map(int, options.seeds.split(",")):

@@ -42,6 +42,12 @@ def test_a_table_of_participants_gives_all_cases_of_each(tmp_path):
     assert dataset.columns == {"age": {"case_00": "7", "case_01": "9"}}
 
 
+def test_the_longest_participant_that_begins_a_case_is_its_own(tmp_path):
+    text = "participant_id\tage\ncase\t3\ncase_00\t7\n"
+    dataset, _ = found(tmp_path, text, "participants.tsv", patient_regex=r"(\d+)")
+    assert dataset.columns == {"age": {case: "7" if case == "case_00" else "3" for case in CASES}}
+
+
 def test_a_table_of_patients_without_cases_counts_for_the_cases_of_each(tmp_path):
     root = tiny_dataset(tmp_path / "data", cases=6)
     rows = [f"imagesTr/{c}_0000.nii.gz,labelsTr/{c}.nii.gz,p{i // 2},{'UV'[i // 4]}" for i, c in enumerate(CASES)]
