@@ -19,7 +19,7 @@ from exported import scored, workspace_of
 from files import nifti
 from phantom import tiny_dataset
 
-TAKE_IT = ("check", "plan", "evaluate", "predict", "export", "info", "status", "env")
+TAKE_IT = ("check", "plan", "evaluate", "predict", "rank", "export", "info", "status", "env")
 
 
 @dataclass(frozen=True)
