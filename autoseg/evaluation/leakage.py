@@ -144,7 +144,7 @@ def _look(case: Case) -> _Image | None:
     """Thumbnail and digest of a case's first channel; None where it cannot be read. Runs in a worker."""
     try:
         volume = read_image(Path(case.images[0]))
-    except AutosegError:
+    except (AutosegError, OSError):
         return None
     channel = np.ascontiguousarray(volume.array[0])
     digest = hashlib.sha1(f"{channel.shape} {channel.dtype}".encode(), usedforsecurity=False)
