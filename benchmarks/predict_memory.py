@@ -40,6 +40,7 @@ def segmented(path: Path, classes: int, features: Sequence[int]) -> dict:
     from autoseg.inference.predict import segment
     from autoseg.models.build import build_plan_network
     from autoseg.models.model import Model
+    from autoseg.nn.precision import to_channels_last
     from autoseg.planning.plan import ChannelNormalization, NetworkSpec
     from plans import plan_of
 
@@ -58,7 +59,7 @@ def segmented(path: Path, classes: int, features: Sequence[int]) -> dict:
         plan.configurations[name], spacing=loaded.spacing, patch_size=PATCH, network=network, cost=None
     )
     plan = replace(plan, configurations=plan.configurations | {name: configuration})
-    made = build_plan_network(plan, configuration).eval()
+    made = to_channels_last(build_plan_network(plan, configuration).eval())  # as a model is opened on a CPU
     made.deep_supervision = False
     model = Model(plan, name, (0,), (made,), "float32", 0.0, torch.device("cpu"))
     member = EnsembleMember(model, InferenceOptions(mirroring=False))

@@ -222,7 +222,8 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--speed", choices=("accurate", "balanced", "fast"), default=None,
-        help="balanced and fast flip less and overlap tiles less; evaluate --speeds measures them (default: accurate)",
+        help="balanced: half of the flips; fast: none, and tiles further apart; evaluate --speeds measures them "
+        "(default: accurate)",
     )  # fmt: skip
     parser.add_argument(
         "--step", type=share, default=None, help="tile distance, a fraction of the tile (default: that of the speed)"

@@ -64,26 +64,23 @@ class PredictOptions:
             raise UsageError(
                 "-m names both exported files and models of the workspace", remedy="export these, or name one kind"
             )
-        self.inference_options(())
+        self.inference_options()
         require_outputs(self)
         self.output(Path())
         if self.shard is not None:
             parse_shard(self.shard)
 
-    def inference_options(self, planned_axes: Sequence[int]) -> InferenceOptions:
+    def inference_options(self) -> InferenceOptions:
         """How the networks are run over an image.
-
-        Args:
-            planned_axes: that are mirrored as planned, (Z, Y, X); none where the plan does without.
 
         Raises:
             UsageError: tiles that cannot be.
         """
-        options = options_at(self.speed or "accurate", planned_axes)
+        options = options_at(self.speed or "accurate")
         if self.step is not None:
             options = replace(options, step=self.step)
         if self.mirroring is not None:
-            options = replace(options, mirroring=self.mirroring, mirror_axes=None)
+            options = replace(options, mirroring=self.mirroring, even_flips=False)
         return replace(options, tile=self.tile, top_k=self.top_k)
 
     def output(self, out: Path) -> Output:
@@ -163,13 +160,7 @@ def open_predictor(workspace: Workspace, options: PredictOptions) -> "ArrayPredi
     opened = open_exported(workspace, options)
     plan = opened[0].plan if opened else open_plan(workspace, options.network)
     models, rule = open_with_rule(workspace, plan, opened, options)
-    return ArrayPredictor(models, options.inference_options(_planned_axes(models[0])), rule)
-
-
-def _planned_axes(model: "Model") -> tuple[int, ...]:
-    """The axes (Z, Y, X) over whose flips a model averages as planned."""
-    training = model.plan.training
-    return training.mirror_axes if training.test_time_mirroring else ()
+    return ArrayPredictor(models, options.inference_options(), rule)
 
 
 def _predict(
@@ -193,10 +184,9 @@ def _predict(
     if not cases:
         return [], []
     models, rule = ensemble
-    planned = _planned_axes(models[0])
-    chosen = options.inference_options(planned)
-    used = models[0].plan.training.mirror_axes if chosen.mirroring else planned if chosen.mirroring is None else ()
-    axes = [axis for axis in used if chosen.mirror_axes is None or axis in chosen.mirror_axes]
+    chosen, training = options.inference_options(), models[0].plan.training
+    mirroring = training.test_time_mirroring if chosen.mirroring is None else chosen.mirroring
+    axes = training.mirror_axes if mirroring else ()
     outputs = outputs_of(workspace, models, out, options, chosen, exported_files(workspace, options))
     outputs = replace(outputs, ensemble=replace(outputs.ensemble, rule=rule))
     made = made_by(

@@ -187,9 +187,10 @@ def fit(scores: np.ndarray, dice: np.ndarray, groups: Sequence[str]) -> Line:
     )  # fmt: skip
 
 
-def described(step: float, mirror_axes: Sequence[int], tile: float | None) -> str:
+def described(step: float, mirror_axes: Sequence[int], tile: float | None, *, even_flips: bool = False) -> str:
     """How networks were run over images, in words: two scores are comparable only where these are equal."""
     mirrored = f"mirrored along {', '.join(map(str, mirror_axes))}" if mirror_axes else "not mirrored"
+    mirrored += ", an even number at a time" if even_flips and mirror_axes else ""
     return f"step {step:g}, {mirrored}" + (f", tiles up to {tile:g} patches" if tile else "")
 
 

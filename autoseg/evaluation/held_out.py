@@ -87,7 +87,7 @@ def described_options(model: Model, options: InferenceOptions) -> str:
     mirroring = model.plan.training.test_time_mirroring if options.mirroring is None else options.mirroring
     planned = model.plan.training.mirror_axes if mirroring else ()
     axes = [axis for axis in planned if options.mirror_axes is None or axis in options.mirror_axes]
-    return described(options.step, sorted(axes), options.tile)
+    return described(options.step, sorted(axes), options.tile, even_flips=options.even_flips)
 
 
 def agree_on_all(

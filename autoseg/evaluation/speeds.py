@@ -21,7 +21,7 @@ import numpy as np
 from autoseg.datasets.dataset import Case
 from autoseg.evaluation.crossval import validation_jobs
 from autoseg.evaluation.evaluate import CaseScore, score_cases
-from autoseg.inference.options import SPEEDS, InferenceOptions, SpeedName, options_at
+from autoseg.inference.options import SPEEDS, options_at
 from autoseg.messages import counted, ruled
 from autoseg.rules import anything, exactly
 from autoseg.workspace import FoldName
@@ -60,7 +60,7 @@ class MeasuredSpeed:
 
     name: Text
     step: float  # distance of neighbouring tiles as a share of the tile
-    flips: int  # forward passes per tile: 2 to the number of mirrored axes
+    flips: int  # forward passes per tile
     dice: Estimate | None  # None: no case has a Dice
     change: Estimate | None  # of Dice, against accurate, case by case
     seconds_per_case: float
@@ -95,6 +95,7 @@ def measure_speeds(
     from autoseg.inference.predict import predict_cases
     from autoseg.models.build import configuration_mirror_axes
     from autoseg.models.identity import weights_digest
+    from autoseg.nn.sliding_window import flip_sets
 
     first = next(iter(models.values()))
     measured: list[MeasuredSpeed] = []
@@ -104,7 +105,7 @@ def measure_speeds(
         scores: list[CaseScore] = []
         seconds = 0.0
         for fold, model in models.items():
-            out, options = folder / name / f"fold_{fold}", options_for(name, model)
+            out, options = folder / name / f"fold_{fold}", options_at(name)
             began = time.perf_counter()
             predict_cases([model], cases[fold], out, options, title=f"{name}, fold {fold}")
             seconds += time.perf_counter() - began
@@ -112,12 +113,12 @@ def measure_speeds(
             scores += score_cases(jobs)
         dice = {score.case: mean for score in scores if (mean := mean_dice(score)) is not None}
         reference = reference or dice
-        options = options_for(name, first)
+        options = options_at(name)
         axes = configuration_mirror_axes(first.plan, first.configuration, options.mirror_axes)
         mirrored = first.plan.training.test_time_mirroring if options.mirroring is None else options.mirroring
         measured.append(
             MeasuredSpeed(
-                name, options.step, 2 ** len(axes) if mirrored else 1,
+                name, options.step, len(flip_sets(axes, even=options.even_flips)) if mirrored else 1,
                 Estimate.of([*dice.values()]) if dice else None,
                 Estimate.of([dice[case] - reference[case] for case in dice]) if dice else None, seconds / number,
             )
@@ -126,12 +127,6 @@ def measure_speeds(
         VERSION, first.configuration_name, first.configuration.network.name, device_name(first),
         {str(fold): weights_digest(model.networks[0]) for fold, model in models.items()}, number, tuple(measured),
     )  # fmt: skip
-
-
-def options_for(name: SpeedName, model: "Model") -> InferenceOptions:
-    """The options of a speed for a model."""
-    training = model.plan.training
-    return options_at(name, training.mirror_axes if training.test_time_mirroring else ())
 
 
 def mean_dice(score: CaseScore) -> float | None:

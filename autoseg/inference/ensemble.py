@@ -23,6 +23,7 @@ from autoseg.inference.options import InferenceOptions
 from autoseg.models.build import configuration_mirror_axes, head_probabilities
 from autoseg.models.decision import PLAIN, Rule
 from autoseg.models.model import Model
+from autoseg.nn.sliding_window import flip_sets
 
 By = Literal["models", "folds", "flips"]
 SMALLEST = 1e-7  # probability whose logit is distinguished from that of smaller ones
@@ -122,9 +123,9 @@ class Flipped(nn.Module):
 
 
 def _flips(model: Model, options: InferenceOptions) -> list[tuple[int, ...]]:
-    """Every set of axes that a model is mirrored along at once, the empty one first."""
+    """Every set of axes that a model is flipped along at once, the empty one first."""
     mirroring = model.plan.training.test_time_mirroring if options.mirroring is None else options.mirroring
     if not mirroring:
         return [()]
     axes = configuration_mirror_axes(model.plan, model.configuration, options.mirror_axes)
-    return [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+    return flip_sets(axes, even=options.even_flips)

@@ -63,6 +63,7 @@ class Made:
     mirror_axes: tuple[int, ...]  # (Z, Y, X) as the plan counts them
     tile: float
     top_k: float | None = None  # share of a cascade's tiles that were computed
+    even_flips: bool = False  # of these axes, an even number at a time
     extras: tuple[Text, ...] = ()  # what else was written for each case
 
     def difference(self, other: "Made") -> str:
@@ -179,7 +180,7 @@ def made_by(
         extras: what is made of every case in addition.
     """
     names = tuple(sorted(str(getattr(extra, "name", type(extra).__name__)) for extra in extras))
-    return Made(model, options.step, tuple(mirror_axes), options.tile or tile, options.top_k, names)
+    return Made(model, options.step, tuple(mirror_axes), options.tile or tile, options.top_k, options.even_flips, names)
 
 
 def _files(path: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from autoseg.models.model import Model
 from autoseg.nn.label_rows import Axes, LabelRows, resampled_rows
 from autoseg.nn.precision import autocast
 from autoseg.nn.rolling_sums import Block
-from autoseg.nn.sliding_window import Image, Tiling, Window, mirrored, stream_logits
+from autoseg.nn.sliding_window import Image, Tiling, Window, flip_sets, images_at_once, mirrored, stream_logits
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.prepare import Prepared, prepare, target_spacing
 
@@ -89,9 +89,13 @@ class EnsembleMember:
             )
         mirroring = plan.training.test_time_mirroring if options.mirroring is None else options.mirroring
         axes = configuration_mirror_axes(plan, configuration, options.mirror_axes) if mirroring else ()
-        self._networks = [mirrored(partial(_finest_logits, network, model), axes) for network in model.networks]
+        self._networks = [
+            mirrored(partial(_finest_logits, network, model), axes, even=options.even_flips)
+            for network in model.networks
+        ]
         planned = configuration.cost.tile_batch if configuration.cost else 4
-        self._tile_batch = options.tile_batch or (1 if model.device.type == "cpu" else planned)
+        self._tile_batch = options.tile_batch or (None if model.device.type == "cpu" else planned)
+        self._mirrored = len(flip_sets(axes, even=options.even_flips)) > 1
         self._growth = options.tile or tile_growth(model.device.type)
         self._step, self._top_k = options.step, options.top_k
 
@@ -119,7 +123,8 @@ class EnsembleMember:
         """How an image (C, Z, Y, X) of this shape is divided into tiles."""
         _, z, y, x = shape
         tile = tile_size(self.model.configuration, (z, y, x), growth=self._growth, step=self._step)
-        return Tiling(tile, self._step, self._tile_batch, reuse_constant=True)
+        batch = self._tile_batch or (1 if self._mirrored else images_at_once(self.model.device, tile))
+        return Tiling(tile, self._step, batch, reuse_constant=True)
 
     def blocks(self, loaded: LoadedCase, *, whole_rows: bool = False) -> Iterator[Block]:
         """Mean logits of an image on the grid of the configuration, block by block."""

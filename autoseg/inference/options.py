@@ -1,10 +1,9 @@
 """Options of sliding-window inference: distance and size of tiles, flips to average; and the three speeds.
 
 SPEEDS       name -> how the networks are run, whatever the plan; literal, and measured (benchmarks/README.md)
-options_at   a speed, for a plan
+options_at   what a speed is
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,9 +19,10 @@ class InferenceOptions:
 
     step: float = 0.5  # distance of neighbouring tiles as a share of the tile
     mirroring: bool | None = None  # average over flips; None: as planned
-    tile_batch: int | None = None  # tiles per forward pass; None: 1 on a CPU, elsewhere as planned
+    tile_batch: int | None = None  # tiles per forward pass; None: 1 or 2 on a CPU, elsewhere as planned
     tile: float | None = None  # longest tile edges as a multiple of the patch's; None: TILE_GROWTH of the device
     mirror_axes: tuple[int, ...] | None = None  # the axes to use of those that the plan mirrors, (Z, Y, X); None: all
+    even_flips: bool = False  # flip an even number of axes at a time: half of all flips, each axis in half of them
     top_k: float | None = None  # share of a cascade's tiles to compute, the most worthwhile ones; None: all
 
     def __post_init__(self) -> None:
@@ -44,25 +44,18 @@ class Speed:
     """How the networks are run at one of the speeds."""
 
     step: float  # distance of neighbouring tiles as a share of the tile
-    mirrored: float  # share of the planned axes that are mirrored, rounded down: the last ones
+    flips: Literal["all", "even", "none"]  # of the axes that the plan mirrors; even: an even number of them at a time
 
 
 SPEEDS: dict[SpeedName, Speed] = {
-    "accurate": Speed(step=0.5, mirrored=1.0),
-    "balanced": Speed(step=0.5, mirrored=0.5),
-    "fast": Speed(step=0.75, mirrored=0.0),
+    "accurate": Speed(step=0.5, flips="all"),
+    "balanced": Speed(step=0.5, flips="even"),
+    "fast": Speed(step=0.75, flips="none"),
 }
 
 
-def options_at(speed: SpeedName, planned_axes: Sequence[int]) -> InferenceOptions:
-    """Options of a speed.
-
-    Args:
-        planned_axes: that the plan mirrors, (Z, Y, X).
-    """
+def options_at(speed: SpeedName) -> InferenceOptions:
+    """Options of a speed."""
     chosen = SPEEDS[speed]
-    if chosen.mirrored == 1.0:
-        return InferenceOptions(step=chosen.step)
-    left_out = len(planned_axes) - int(chosen.mirrored * len(planned_axes))
-    axes = tuple(sorted(planned_axes)[left_out:])
-    return InferenceOptions(step=chosen.step, mirroring=bool(axes), mirror_axes=axes)
+    mirroring = False if chosen.flips == "none" else None
+    return InferenceOptions(step=chosen.step, mirroring=mirroring, even_flips=chosen.flips == "even")

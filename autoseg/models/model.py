@@ -14,6 +14,7 @@ from autoseg.models.build import build_plan_network
 from autoseg.models.checkpoint import NEWEST
 from autoseg.models.same_training import what_is_seen
 from autoseg.models.versions import Checkpoint, read_checkpoint
+from autoseg.nn.precision import to_channels_last
 from autoseg.planning.plan import Configuration, Plan
 from autoseg.plugins import require_plugins
 from autoseg.records import from_plain, to_plain
@@ -235,6 +236,8 @@ def _opened(state: Checkpoint, fold: FoldName, configuration_name: str, device: 
         with torch.no_grad():
             for parameter, average in zip(network.parameters(), state.average, strict=True):
                 parameter.copy_(average)
+    if device.type == "cpu" and state.runtime.dtype == "float32":
+        to_channels_last(network)  # without gradients it is 5 to 25 % faster; half precision lays its maps out itself
     unfinished = "" if state.finished else _standing(state)
     return OpenedFold(plan, ready(network), state.runtime.dtype, state.runtime.forward_seconds, unfinished)
 

@@ -8,6 +8,7 @@ held (`stream_logits`; `predict_logits` collects them all).
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ LOG = logging.getLogger("autoseg")
 
 Network = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]  # (tiles done, tiles in all)
+SMALL_TILE = 1 << 16  # voxels; see `images_at_once`
 Window = tuple[int, ...]  # where a tile begins, on every spatial axis; may be negative
 
 
@@ -86,14 +88,48 @@ def gaussian_importance(tile: tuple[int, ...], sigma_share: float = 1 / 8) -> Te
     return weight.clamp_min(1e-6)
 
 
-def mirrored(network: Network, axes: Sequence[int]) -> Network:
-    """Average the logits of `network` over all flips of the given spatial axes (0 is the first spatial axis)."""
-    subsets = [s for n in range(len(axes) + 1) for s in itertools.combinations([a + 2 for a in axes], n)]
+def flip_sets(axes: Sequence[int], *, even: bool = False) -> list[tuple[int, ...]]:
+    """Every set of axes that is flipped at once, none at first; or those of an even number of axes.
+
+    The even ones are half of all. Each axis is flipped in half of them, and so is each pair of axes alike, as in a
+    fractional factorial design, so that they stand for all better than those of fewer axes (benchmarks/README.md,
+    section 22).
+
+    >>> flip_sets((0, 1, 2), even=True)
+    [(), (0, 1), (0, 2), (1, 2)]
+    """
+    numbers = range(0, len(axes) + 1, 2 if even else 1)
+    return [chosen for number in numbers for chosen in itertools.combinations(axes, number)]
+
+
+def mirrored(network: Network, axes: Sequence[int], *, even: bool = False) -> Network:
+    """Average the logits of `network` over flips of the given spatial axes (0 is the first): all, or the even ones."""
+    subsets = flip_sets([axis + 2 for axis in axes], even=even)
 
     def averaged(image: Tensor) -> Tensor:
-        return _mean(network(image.flip(flips)).flip(flips) if flips else network(image) for flips in subsets)
+        together = max(1, images_at_once(image.device, image.shape[2:]) // len(image))
+        return _mean(_of_flips(network, image, subsets, together))
 
     return averaged
+
+
+def images_at_once(device: torch.device, tile: Sequence[int]) -> int:
+    """How many tiles or flips of one a pass should have at least, for speed.
+
+    On a CPU, torch computes a single small image by a convolution of its own, which takes twice as long as oneDNN's;
+    two images are left to oneDNN. More than two, and two larger ones, gain nothing: they no longer fit the cache
+    (benchmarks/README.md, section 22).
+    """
+    return 2 if device.type == "cpu" and math.prod(tile) <= SMALL_TILE else 1
+
+
+def _of_flips(network: Network, image: Tensor, subsets: Sequence[Sequence[int]], together: int) -> Iterator[Tensor]:
+    """Logits of each flip of some tiles, flipped back; so many flips go through the network together."""
+    for first in range(0, len(subsets), together):
+        flips = subsets[first : first + together]
+        logits = network(torch.cat([image.flip(axes) for axes in flips]) if len(flips) > 1 else image.flip(flips[0]))
+        for axes, part in zip(flips, logits.chunk(len(flips)), strict=True):
+            yield part.flip(axes)
 
 
 def predict_logits(

@@ -79,7 +79,11 @@ def test_regions_are_written_in_their_order(tmp_path):
     expected = np.where(core, 2, np.where(whole, 1, 0))
     assert len(np.unique(expected)) == 3
     np.testing.assert_array_equal(predicted(workspace, image, tmp_path), expected)
-    assert open_model(workspace, "3d_fullres", "unet", folds=None, device=torch.device("cpu")).folds == (FULL,)
+    model = open_model(workspace, "3d_fullres", "unet", folds=None, device=torch.device("cpu"))
+    assert model.folds == (FULL,)
+    widest = max(model.networks[0].parameters(), key=torch.numel)  # laid out as a CPU computes it fastest
+    assert widest.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not widest.is_contiguous()
 
 
 def test_slices_are_segmented_one_by_one(tmp_path):

@@ -188,18 +188,16 @@ def test_options_that_cannot_be_are_refused_before_anything_is_read(options, wha
 
 
 def test_what_is_typed_has_precedence_over_the_speed():
-    """The plan mirrors two axes; balanced keeps the last of them."""
-    planned = (0, 2)
     for given, options in (
         ({}, InferenceOptions()),
         ({"speed": "accurate"}, InferenceOptions()),
-        ({"speed": "balanced"}, InferenceOptions(mirroring=True, mirror_axes=(2,))),
-        ({"speed": "balanced", "step": 0.25}, InferenceOptions(0.25, mirroring=True, mirror_axes=(2,))),
+        ({"speed": "balanced"}, InferenceOptions(even_flips=True)),
+        ({"speed": "balanced", "step": 0.25}, InferenceOptions(0.25, even_flips=True)),
         ({"speed": "balanced", "mirroring": False}, InferenceOptions(mirroring=False)),
         ({"speed": "fast", "mirroring": True, "step": 0.5}, InferenceOptions(mirroring=True)),
         ({"tile": 2.0}, InferenceOptions(tile=2.0)),
     ):
-        assert PredictOptions(**given).inference_options(planned) == options, given
+        assert PredictOptions(**given).inference_options() == options, given
 
 
 # ---- one case ahead, one behind

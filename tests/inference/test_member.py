@@ -42,10 +42,10 @@ def test_mirroring_is_that_of_the_plan_unless_told(tmp_path):
     """A network that prefers the first slice: flipping along z evens it out, other flips do not."""
 
     class First(nn.Module):
-        calls = 0
+        images = 0
 
         def forward(self, image: Tensor) -> list[Tensor]:
-            First.calls += 1
+            First.images += len(image)
             slope = torch.linspace(1, -1, image.shape[2])[None, None, :, None, None].expand_as(image)
             return [torch.cat([torch.zeros_like(image), slope], dim=1)]
 
@@ -54,10 +54,10 @@ def test_mirroring_is_that_of_the_plan_unless_told(tmp_path):
     def run(axes: tuple[int, ...], planned: bool, told: bool | None) -> tuple[bool, int]:
         training = replace(plan.training, mirror_axes=axes, test_time_mirroring=planned)
         model = model_of((1.0,) * 3, plan=replace(plan, training=training), network=First(), patch=(9, 10, 11))
-        First.calls = 0
+        First.images = 0
         image = np.random.default_rng(0).random((1, 9, 10, 11), np.float32)
         logits = EnsembleMember(model, InferenceOptions(mirroring=told)).logits(image)
-        return bool(logits[1].abs().max() < 1e-5), First.calls
+        return bool(logits[1].abs().max() < 1e-5), First.images
 
     assert run((0, 1, 2), True, None) == (True, 8)
     assert run((0,), True, None) == (True, 2)
@@ -68,7 +68,7 @@ def test_mirroring_is_that_of_the_plan_unless_told(tmp_path):
 
 
 def test_tiles_are_as_near_as_told():
-    """18 voxels in tiles of 8: steps of 4 need 4 of them (0, 3, 7, 10), steps of 8 need 3; in batches as told."""
+    """18 voxels in tiles of 8: steps of 4 need 4 (0, 3, 7, 10), steps of 8 need 3; small ones in twos, or as told."""
     batches = []
 
     class Counting(Bright):
@@ -79,8 +79,8 @@ def test_tiles_are_as_near_as_told():
     model = model_of((1.0,) * 3, network=Counting())
     image = np.random.default_rng(0).random((1, 18, 10, 12), np.float32)
     for options, expected in (
-        (InferenceOptions(mirroring=False), [1] * 4),
-        (InferenceOptions(mirroring=False, step=1.0), [1] * 3),
+        (InferenceOptions(mirroring=False), [2] * 2),
+        (InferenceOptions(mirroring=False, step=1.0), [2, 1]),
         (InferenceOptions(mirroring=False, tile_batch=3), [3, 1]),
     ):
         batches.clear()
@@ -156,7 +156,7 @@ class Noting(Bright):
         self.seen: list[tuple[int, ...]] = []
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        self.seen.append(tuple(image.shape[2:]))
+        self.seen += [tuple(image.shape[2:])] * len(image)
         return super().forward(image)
 
 
@@ -199,7 +199,7 @@ def test_tiles_do_not_outgrow_the_memory():
 
 
 def test_mirroring_along_some_axes_only():
-    """A network is called once per flip: 2 of one axis, 4 of two; axes that the plan does not mirror are left out."""
+    """A network sees each flip once: 2 of one axis, 4 of two; axes that the plan does not mirror are left out."""
     for axes, calls in (((0, 1, 2), 4), ((2,), 2), ((0, 2), 2), ((0,), 1), ((), 1), (None, 4)):
         network = Noting()
         plan = plan_of()

@@ -23,18 +23,9 @@ def test_what_is_within_bounds_is_taken():
     assert InferenceOptions(tile=1.0).step == 0.5
 
 
-def test_speeds_flip_fewer_axes_and_overlap_tiles_less():
-    steps, mirrored = [[getattr(speed, name) for speed in SPEEDS.values()] for name in ("step", "mirrored")]
+def test_speeds_flip_less_and_overlap_tiles_less():
     assert list(SPEEDS) == ["accurate", "balanced", "fast"]
-    assert steps == sorted(steps)
-    assert mirrored == sorted(mirrored, reverse=True)
-    assert mirrored[0] == 1
-    assert options_at("accurate", (0, 1, 2)) == InferenceOptions()
-
-
-def test_balanced_keeps_half_of_the_planned_axes_the_last_ones():
-    """Of three axes one, of two one, of one none: fewer passes than planned, always."""
-    for planned, kept in (((0, 1, 2), (2,)), ((2, 1), (2,)), ((1, 0), (1,)), ((2,), ()), ((), ())):
-        options = options_at("balanced", planned)
-        assert (options.mirroring, options.mirror_axes) == (bool(kept), kept)
-    assert options_at("fast", (0, 1, 2)).mirroring is False
+    assert [speed.step for speed in SPEEDS.values()] == [0.5, 0.5, 0.75]
+    assert options_at("accurate") == InferenceOptions()
+    assert options_at("balanced") == InferenceOptions(even_flips=True)
+    assert options_at("fast") == InferenceOptions(step=0.75, mirroring=False)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.nn import functional as F
 
-from autoseg.nn.sliding_window import gaussian_importance, mirrored, predict_logits, tile_edge, tile_starts
+from autoseg.nn.sliding_window import (
+    flip_sets,
+    gaussian_importance,
+    images_at_once,
+    mirrored,
+    predict_logits,
+    tile_edge,
+    tile_starts,
+)
 
 QUICK = settings(max_examples=50, deadline=None)
 STEPS = st.sampled_from([0.25, 0.3, 0.5, 0.57, 0.75, 1.0])
@@ -309,6 +317,36 @@ def test_mirroring_leaves_an_equivariant_network_alone(axes):
     assert len(calls) == 2 ** len(axes)
     # every flip is another one
     assert len({tuple(call.flatten().tolist()) for call in calls}) == len(calls)
+
+
+@pytest.mark.parametrize(("tiles", "edge", "passes"), [(1, 40, [2, 2]), (1, 41, [1] * 4), (2, 40, [2] * 4)])
+def test_small_images_go_in_twos_through_a_network_on_a_cpu(tiles, edge, passes):
+    """40 x 40 x 40 voxels are fewer than 65,536, 41 x 41 x 41 are more; four flips of one or two tiles."""
+    found = []
+
+    def network(images):
+        found.append(len(images))
+        return images * 2
+
+    image = torch.randn(tiles, 1, edge, edge, edge)
+    assert torch.equal(mirrored(network, (0, 1))(image), image * 2)
+    assert found == passes
+    assert images_at_once(torch.device("cuda"), (8, 8, 8)) == 1
+
+
+def test_half_of_the_flips_have_an_even_number_of_axes():
+    """Each axis is flipped in half of them; a network that adds where a voxel lies along an axis is evened out."""
+    for axes in ((), (0,), (0, 2), (0, 1, 2)):
+        sets = flip_sets(axes, even=True)
+        assert sets[0] == ()
+        assert len(sets) == max(1, len(flip_sets(axes)) // 2)
+        assert set(sets) <= set(flip_sets(axes))
+        if len(axes) > 1:
+            assert {sum(axis in chosen for chosen in sets) for axis in axes} == {len(sets) // 2}
+    ramp = torch.arange(3.0)[:, None, None] + torch.arange(3.0)[:, None] * 10 + torch.arange(3.0) * 100
+    image = torch.randn(1, 1, 3, 3, 3)
+    found = mirrored(lambda tiles: tiles + ramp, (0, 1, 2), even=True)(image)
+    assert torch.allclose(found, image + 111, atol=1e-4)
 
 
 def test_mirroring_along_one_axis_by_hand():
