@@ -13,6 +13,7 @@ from autoseg.lines import LOG
 from autoseg.messages import suggest
 from autoseg.models.begun import begun_of
 from autoseg.planning.plan import Plan
+from autoseg.preprocessing.sources import plan_again
 from autoseg.training.history import read_history
 from autoseg.training.validation_budget import inference_of
 from autoseg.workspace import FoldName, Workspace
@@ -38,6 +39,11 @@ def prove_unseen(
     patients = {case.id: case.patient for case in dataset.cases if case.id not in tested}
 
     def retrain(found: FoldEvidence) -> str:
+        held_out = {patients.get(case) for case in found.held_out}
+        own = next(split for split in splits.splits if split.fold == found.fold)
+        if held_out & {patients.get(case) for case in own.train}:
+            again = plan_again(workspace)
+            return f"its folds divide a patient: remove {workspace.splits}, plan again ({again}), retrain all folds"
         stage = found.stage or name
         used = plan.configurations[stage].network.name if found.stage else network
         model: dict[str, Any] = {"workspace": workspace.root, "configuration": stage, "network": used}

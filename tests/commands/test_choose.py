@@ -18,6 +18,7 @@ from autoseg.workspace import Workspace
 from bright import THRESHOLD, model_of, plan_of
 from files import nifti
 
+pytestmark = pytest.mark.thorough
 ONE = (1.0, 1.0, 1.0)
 CASES, FOLDS = 20, 4
 

@@ -103,6 +103,7 @@ def planted(folder, count: int, islands: bool) -> list[ScoreJob]:
     return jobs
 
 
+@pytest.mark.thorough
 def test_planted_islands_are_removed_and_a_null_is_refused(tmp_path):
     rules, choices = choose_components(planted(tmp_path / "islands", 20, True), task_of(20), 0)
     assert set(rules) == {"organ"}
