@@ -16,7 +16,7 @@ from autoseg.processes import map_in_processes
 from autoseg.report.gathered import Gathered
 from autoseg.report.numbers import case_means
 from autoseg.report.small_volumes import Volumes, volumes_of
-from autoseg.report.stills import CaseArrays, Still, largest_error, stills
+from autoseg.report.stills import CaseArrays, Still, stills
 from autoseg.workspace import FoldName
 
 EACH = 3  # worst, median and best cases
@@ -117,7 +117,7 @@ def read_case(case: Case, segmentation: Path, plan: Plan) -> CaseArrays:
 
 def _in_words(case: CaseArrays, names: Sequence[str]) -> str:
     """What the largest error is: which label was taken for which."""
-    z, y, x = largest_error(case)
+    z, y, x = case.at
     there, given = int(case.reference[z, y, x]), int(case.segmentation[z, y, x])
     if there == given:
         return "no voxel is wrong"

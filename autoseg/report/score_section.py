@@ -1,11 +1,13 @@
 """The section of the cross-validation: tables with intervals, charts, and what other records add."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from autoseg.errors import AutosegError
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.evaluation.evaluate import mean_over_labels
 from autoseg.evaluation.expected_dice import ExpectedDiceRecord
@@ -154,10 +156,12 @@ def _sureness(of: Gathered) -> tuple[list[Figure], list[Gap]]:
     found = measured(of)
     if found is not None:
         figures.append(reliability(found.bins, found.error, found.cases))
-    else:
+    elif not of.plan.labels.has_regions:  # whose probabilities do not exclude each other
         gaps.append(_probabilities(of))
     path = of.workspace.expected_dice(of.configuration, of.network)
-    record = load(ExpectedDiceRecord, path) if path.exists() else None
+    record = None
+    with suppress(AutosegError):  # of another version, or damaged
+        record = load(ExpectedDiceRecord, path) if path.exists() else None
     if record is not None and record.mean is not None:
         points = [
             (record.mean.at(float(np.mean(list(known.values())))).expected, float(np.mean(list(case.dice.values()))))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoseg.imaging.geometry import Vector3
-from autoseg.report.stills import CaseArrays, around, grey_levels, largest_error
+from autoseg.report.stills import CaseArrays, around, grey_levels
 
 MOST_VOXELS = 1_500_000
 TRIES = 6  # of shrinking
@@ -79,10 +79,7 @@ def _shrunk(case: CaseArrays, box: tuple[slice, slice, slice], voxels: int) -> V
     kind = np.uint8 if max(int(one.max(initial=0)) for one in classes) < 256 else np.uint16
     small = _mean(image, factors)[tuple(slice(0, extent) for extent in classes[0].shape)]
     spacing = (z, y, x)
-    at = [
-        (index + 0.5 - axis.start) / (axis.stop - axis.start)
-        for index, axis in zip(largest_error(case), box, strict=True)
-    ]
+    at = [(index + 0.5 - axis.start) / (axis.stop - axis.start) for index, axis in zip(case.at, box, strict=True)]
     reference, segmentation = (one.astype(kind) for one in classes)
     return Volumes(
         _nifti(small, spacing),

@@ -65,6 +65,13 @@ def test_the_largest_error_is_the_thickest():
     assert (y, x) in {(10, 13), (10, 14), (11, 13), (11, 14)}
 
 
+def test_in_a_large_image_every_second_voxel_is_looked_at(monkeypatch):
+    """The box of the errors has 6 x 10 x 13 voxels: 780."""
+    monkeypatch.setattr("autoseg.report.stills.MOST_SEARCHED", 100)
+    z, y, x = largest_error(arrays())
+    assert (4 <= z < 8, 9 <= y < 13, 12 <= x < 16) == (True, True, True)
+
+
 def test_without_an_error_the_middle_of_the_labels_is_shown():
     case = arrays()
     sound = CaseArrays("c", case.image, case.reference, case.reference, case.spacing)
