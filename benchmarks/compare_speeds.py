@@ -34,19 +34,23 @@ def main() -> None:
     parser.add_argument("-w", "--workspace", type=Path, default=Path("autoseg_workspace"))
     parser.add_argument("--out", type=Path, required=True, help="folder for the segmentations")
     parser.add_argument("--speed", default="fast")
+    parser.add_argument("--folds", type=int, nargs="+", default=None, help="only these")
     options = parser.parse_args()
     workspace = Workspace(options.workspace)
     dataset = load(Dataset, workspace.dataset)
     cases = {case.id: case for case in dataset.cases}
     folder = options.out / options.speed
     for split in load(Splits, workspace.splits).splits:
+        if options.folds is not None and split.fold not in options.folds:
+            continue
         images = [cases[case].images[0] for case in split.validation]
         how = ("-f", split.fold, "--speed", options.speed, "--resume", "--device", "cpu")
         autoseg("predict", "-w", workspace.root, *how, "-i", *images, "-o", folder)
     with shown_by(show):
         compare(str(workspace.root), str(folder), workspace)
-    patients = {case.id: case.patient for case in dataset.cases}
-    nulls(dice_of(workspace, str(workspace.root)), dice_of(workspace, str(folder)), patients)
+    held_out = {path.name.removesuffix(".nii.gz") for path in folder.glob("*.nii.gz")}
+    patients = {case.id: case.patient for case in dataset.cases if case.id in held_out}
+    nulls(*(dice_of(workspace, str(side), held_out) for side in (workspace.root, folder)), patients)
     rows = [["moved by a voxel", "patients", "B - A", "95 % interval", "p", "called"]]
     for share in SHARES:
         moved, number = shifted(folder, options.out / f"moved_{share}", patients, share)
@@ -59,11 +63,11 @@ def main() -> None:
     print(ruled(rows))
 
 
-def dice_of(workspace: Workspace, text: str) -> dict[str, float]:
-    """Case -> mean Dice over labels of one side."""
+def dice_of(workspace: Workspace, text: str, of: set[str]) -> dict[str, float]:
+    """Case -> mean Dice over labels of one side, of those cases."""
     other = prepared(open_side(str(workspace.root), workspace), None, None, None, workspace)
     side = prepared(open_side(text, workspace), other, None, None, workspace)
-    cases = scored_side(side).cases
+    cases = scored_side(side, of).cases
     return {case: float(np.mean([metrics["dice"] for metrics in labels.values()])) for case, labels in cases.items()}
 
 

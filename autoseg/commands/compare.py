@@ -53,9 +53,10 @@ def compare(a: str, b: str, workspace: Workspace, options: CompareOptions = Comp
         raise UsageError(f"A and B are both {a}", remedy="name two things to compare")
     for i in sorted((0, 1), key=lambda i: sides[i].workspace is None):  # a folder may need what a workspace knows
         sides[i] = prepared(sides[i], sides[1 - i], options.references, labels, workspace)
-    scores = [scored_side(side, workers=options.workers) for side in sides]
+    common = _common_cases(*sides)
+    require_alike(*sides, common, workers=options.workers)
+    scores = [scored_side(side, common, workers=options.workers) for side in sides]
     _require_common(scores[0], scores[1], options.metric)
-    require_alike(*sides, set(scores[0].cases) & set(scores[1].cases), workers=options.workers)
     patients = _patients(sides, workspace, options.patients)
     notes = [
         f"{side.name} does not record its references: they are taken to be the same" for side in sides if side.table
@@ -81,15 +82,27 @@ def _patients(sides: "list[Side]", workspace: Workspace, table: Path | None) -> 
     return found or None
 
 
+def _common_cases(a: "Side", b: "Side") -> set[str]:
+    """The cases that both sides have. Raises DataError where there is none."""
+    from autoseg.commands.sides import cases_of
+
+    ours, theirs = cases_of(a), cases_of(b)
+    if not ours & theirs:
+        raise DataError(
+            f"A and B have no case in common: {a.name} has {some(sorted(ours))}, {b.name} has {some(sorted(theirs))}",
+            remedy="compare segmentations of the same cases, under the same names",
+        )
+    return ours & theirs
+
+
 def _require_common(a: "Scored", b: "Scored", metric: str) -> None:
-    """Raise DataError where both sides have no case or label in common, or not the metric that decides."""
+    """Raise DataError where both sides have no label in common, or not the metric that decides."""
     labels, metrics = [], []
     for side in (a, b):
         labels.append(list(dict.fromkeys(label for of_case in side.cases.values() for label in of_case)))
         first = next(iter(next(iter(side.cases.values()), {}).values()), {})
         metrics.append(list(first))
     for what, ours, theirs, remedy in (
-        ("case", list(a.cases), list(b.cases), "compare segmentations of the same cases, under the same names"),
         ("label", *labels, "score both with the same names of labels: --labels NAME=VALUE,..."),
         ("metric", *metrics, "write both tables with the same metrics"),
     ):

@@ -98,7 +98,6 @@ def learning_curve(workspace: Workspace, options: LearningCurveOptions = Learnin
     if FULL in [split.fold for split in chosen]:
         raise UsageError("fold full holds no case out: there is no Dice", remedy="name other folds: -f 0")
     shared.require_sources()
-    shared.preprocess(name)
     trainings = [one for split in chosen for one in _trainings(shared, name, split, options)]
     length = _length(shared.plan.training)
     LOG.info(
@@ -107,7 +106,7 @@ def learning_curve(workspace: Workspace, options: LearningCurveOptions = Learnin
     )
     if options.restart:
         _set_aside(name, trainings)
-    train_prepared(_announced(trainings), name, options.training)
+    train_prepared(_announced(shared, name, trainings), name, options.training)
     patients = {case.id: case.patient for case in shared.dataset.cases}
     found = learning_curve(
         name, configuration.network.name, length, [_result(name, one) for one in trainings],
@@ -118,8 +117,9 @@ def learning_curve(workspace: Workspace, options: LearningCurveOptions = Learnin
     return found
 
 
-def _announced(trainings: Sequence[_Training]) -> Iterator[tuple[Folds, Split]]:
-    """What is to be trained, each announced when it is its turn."""
+def _announced(shared: Folds, name: str, trainings: Sequence[_Training]) -> Iterator[tuple[Folds, Split]]:
+    """What is to be trained, each announced when it is its turn; before the first, cases are preprocessed."""
+    shared.preprocess(name)
     for one in trainings:
         LOG.info(f"{one.share:g} % of the patients of fold {one.split.fold}: {counted(one.patients, 'patient')}")
         yield one.folds, one.split

@@ -12,6 +12,7 @@ scores.csv                        what `evaluate --csv` wrote
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,14 +101,28 @@ def prepared(side: Side, other: Side, references: Path | None, labels: LabelSet 
     return Side(side.name, table=side.table, what=f"table of scores {side.table}")
 
 
-def scored_side(side: Side, *, workers: int | None = None) -> Scored:
-    """The scores of a side. Raises DataError where a file cannot be scored, or a table is not one of scores."""
+def cases_of(side: Side) -> set[str]:
+    """The cases that a side has. Raises DataError where a table is not one of scores."""
+    return {job.case for job in side.jobs} if side.table is None else set(read_scores(side.table)[0])
+
+
+def scored_side(side: Side, cases: Collection[str], *, workers: int | None = None) -> Scored:
+    """The scores of a side.
+
+    Args:
+        cases: those that the other side has; no others are scored.
+
+    Raises:
+        DataError: a file cannot be scored, or a table is not one of scores.
+    """
+    others = tuple(sorted(cases_of(side) - set(cases)))
     if side.table is not None:
-        cases, diagonals = read_scores(side.table)
-        return Scored(side.name, f"{side.what}, {counted(len(cases), 'case')}", cases, diagonals)
-    scores = score_cases(side.jobs, workers=workers)
+        found, diagonals = read_scores(side.table)
+        what = f"{side.what}, {counted(len(found), 'case')}"
+        return Scored(side.name, what, {case: found[case] for case in found if case in cases}, diagonals, others)
+    scores = score_cases([job for job in side.jobs if job.case in cases], workers=workers)
     diagonals = {s.case: d for s in scores if (d := getattr(s, "diagonal_mm", None)) is not None}
-    return Scored(side.name, side.what, {score.case: dict(score.scores) for score in scores}, diagonals)
+    return Scored(side.name, side.what, {score.case: dict(score.scores) for score in scores}, diagonals, others)
 
 
 def read_scores(path: Path) -> tuple[dict[str, dict[str, dict[str, float | None]]], dict[str, float]]:
@@ -273,7 +288,7 @@ def _meanings(labels: LabelSet) -> dict[str, str]:
 
 
 def _patients(dataset: Dataset) -> dict[str, str]:
-    """Case -> patient, where the dataset says who they are; otherwise nothing."""
+    """Case -> patient, where the dataset names patients; otherwise nothing."""
     cases = (*dataset.cases, *dataset.test_cases)
     return {case.id: case.patient for case in cases} if dataset.patients_known else {}
 

@@ -91,10 +91,10 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions()) ->
 
 
 def train_prepared(pairs: Iterable[tuple[Folds, Split]], name: str, options: TrainOptions) -> list[TrainedFold]:
-    """Train folds whose cases are preprocessed, each with the records it is given with, as `train_folds` does.
+    """Train folds, each with the records it is given with, as `train_folds` does.
 
     Args:
-        pairs: which folds, in which workspace; of no cascade.
+        pairs: which folds, in which workspace; of no cascade. Their cases are preprocessed when it is their turn.
         name: of the configuration.
 
     Raises:

@@ -48,6 +48,7 @@ class Scored:
     what: str
     cases: dict[str, dict[str, dict[str, float | None]]]  # case -> label or region -> metric -> value
     diagonals: dict[str, float] = field(default_factory=dict)  # case -> mm
+    others: tuple[str, ...] = ()  # further cases, which were not scored because the other side lacks them
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def compare(
             found[label][name] = replace(found[label][name], p_corrected=p)
     return Comparison(
         a.name, b.name, a.what, b.what, metric, better_of(mean.get(metric), metric), cases,
-        tuple(sorted(set(a.cases) - set(b.cases))), tuple(sorted(set(b.cases) - set(a.cases))),
+        *(tuple(sorted({*one.cases, *one.others} - set(other.cases))) for one, other in ((a, b), (b, a))),
         tuple(label for label in there[0] if label not in there[1]),
         tuple(label for label in there[1] if label not in there[0]),
         len(set(patient.values())), patients is not None, found, mean,

@@ -29,8 +29,8 @@ SEED = 1234
 LEVEL = 0.95
 EXPONENTS = np.geomspace(0.05, 2.0, 300)
 LEAST_SHARES = 3  # three numbers are fitted
-CLEAR = 2.0  # an interval of the gain wider than this many gains does not tell what it is
-SMALL_GAIN = 0.0025  # Dice; what is smaller need not be told from 0
+CLEAR = 2.0  # an interval of the gain wider than this many gains leaves open how large it is
+SMALL_GAIN = 0.0025  # Dice; what is smaller need not be distinguished from 0
 
 Text = Annotated[str, anything("any text")]
 Number = Annotated[float, anything("any finite number")]

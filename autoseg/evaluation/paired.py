@@ -93,7 +93,7 @@ def interval_of_difference(values: Sequence[float], groups: Sequence[Hashable]) 
 
 @cache
 def expanded_level(patients: int, level: float = LEVEL) -> float:
-    """The level of a percentile interval of so few patients that covers `level`, as Student's interval would.
+    """The level at which a percentile interval over that many patients covers `level`, as Student's would.
 
     A bootstrap of n values has (n - 1) / n of their variance, and its quantiles are those of a normal distribution
     (Hesterberg 2015, "What teachers should know about the bootstrap", expanded percentile interval).
@@ -125,7 +125,7 @@ def detectable(
 
 @cache
 def _errors_to_detect(free: int, alpha: float, power: float) -> float:
-    """The difference that a t test with so many degrees of freedom finds, in standard errors."""
+    """The difference that a t test with this many degrees of freedom finds, in standard errors."""
     from scipy import optimize, stats
 
     critical = stats.t.ppf(1 - alpha / 2, free)
