@@ -53,18 +53,18 @@ def compare(a: str, b: str, workspace: Workspace, options: CompareOptions = Comp
         raise UsageError(f"A and B are both {a}", remedy="name two things to compare")
     for i in sorted((0, 1), key=lambda i: sides[i].workspace is None):  # a folder may need what a workspace knows
         sides[i] = prepared(sides[i], sides[1 - i], options.references, labels, workspace)
-    common = _common_cases(*sides)
-    require_alike(*sides, common, workers=options.workers)
-    scores = [scored_side(side, common, workers=options.workers) for side in sides]
-    _require_common(scores[0], scores[1], options.metric)
+    common = _common_cases(sides[0], sides[1])
+    require_alike(sides[0], sides[1], common, workers=options.workers)
+    one, other = (scored_side(side, common, workers=options.workers) for side in sides)
+    _require_common(one, other, options.metric)
     patients = _patients(sides, workspace, options.patients)
     notes = [
         f"{side.name} does not record its references: they are taken to be the same" for side in sides if side.table
     ]
-    result = compare(*scores, patients, metric=options.metric, notes=notes)
+    result = compare(one, other, patients, metric=options.metric, notes=notes)
     if options.csv:
         text = io.StringIO()
-        tables.writer(text, lineterminator="\n").writerows(rows_of(*scores, patients, result))
+        tables.writer(text, lineterminator="\n").writerows(rows_of(one, other, patients, result))
         write_text(options.csv, text.getvalue())
     LOG.info(describe(result))
     return result
@@ -102,15 +102,16 @@ def _require_common(a: "Scored", b: "Scored", metric: str) -> None:
         labels.append(list(dict.fromkeys(label for of_case in side.cases.values() for label in of_case)))
         first = next(iter(next(iter(side.cases.values()), {}).values()), {})
         metrics.append(list(first))
-    for what, ours, theirs, remedy in (
-        ("label", *labels, "score both with the same names of labels: --labels NAME=VALUE,..."),
-        ("metric", *metrics, "write both tables with the same metrics"),
-    ):
+    remedies = {
+        "label": "score both with the same names of labels: --labels NAME=VALUE,...",
+        "metric": "write both tables with the same metrics",
+    }
+    for what, (ours, theirs) in (("label", labels), ("metric", metrics)):
         if not set(ours) & set(theirs):
             raise DataError(
                 f"A and B have no {what} in common: {a.name} has {some(ours) or 'none'}, {b.name} has "
                 f"{some(theirs) or 'none'}",
-                remedy=remedy,
+                remedy=remedies[what],
             )
     if metric not in (common := [name for name in metrics[0] if name in metrics[1]]):
         raise UsageError(f"--metric {metric}: both sides do not have it", remedy=f"they have {', '.join(common)}")

@@ -135,7 +135,7 @@ def compare(
             found[label][name] = replace(found[label][name], p_corrected=p)
     return Comparison(
         a.name, b.name, a.what, b.what, metric, better_of(mean.get(metric), metric), cases,
-        *(tuple(sorted({*one.cases, *one.others} - set(other.cases))) for one, other in ((a, b), (b, a))),
+        _only(a, b), _only(b, a),
         tuple(label for label in there[0] if label not in there[1]),
         tuple(label for label in there[1] if label not in there[0]),
         len(set(patient.values())), patients is not None, found, mean,
@@ -165,6 +165,11 @@ def presence(metrics: Metrics) -> Literal["found", "missed", "spurious", "absent
     if not metrics or "dice" in undefined:
         return "absent"
     return "missed" if "precision" in undefined else "spurious" if "recall" in undefined else "found"
+
+
+def _only(one: Scored, other: Scored) -> tuple[str, ...]:
+    """The cases that the other side lacks."""
+    return tuple(sorted({*one.cases, *one.others} - set(other.cases)))
 
 
 def _labels_of(side: Scored) -> list[str]:
@@ -225,12 +230,13 @@ def _paired(
     groups = [patient[case] for case in both]
     values = [b - a for a, b in both.values()]
     p, exact = sign_flips(values, groups)
-    interval = interval_of_difference(values, groups)
+    low, high = interval_of_difference(values, groups) or (None, None)
     winners = [_winner(a, b, metric) for a, b in both.values()]
+    mean_a, mean_b = (float(np.mean([pair[side] for pair in both.values()])) for side in (0, 1))
     known = metric in BEST
     return Paired(
-        len(both), len(set(groups)), *(float(np.mean(side)) for side in zip(*both.values(), strict=True)),
-        float(np.mean(values)), *(interval or (None, None)), p, p, exact,
+        len(both), len(set(groups)), mean_a, mean_b,
+        float(np.mean(values)), low, high, p, p, exact,
         detectable(values, groups, alpha=0.05 / tests),
         winners.count("A") if known else None, winners.count("B") if known else None,
         sum(abs(value) <= TIE for value in values), sum((a is None) != (b is None) for a, b in pairs.values()),
@@ -257,8 +263,10 @@ def better_of(found: Paired | None, metric: str) -> Literal["A", "B"] | None:
 def _presence(a: Scored, b: Scored, cases: Sequence[str], label: str) -> Presence:
     states = [[presence(side.cases[case].get(label, {})) for side in (a, b)] for case in cases]
     with_label = sum(bool({"found", "missed"} & set(pair)) for pair in states)
-    counts = [sum(pair[side] == state for pair in states) for state in ("missed", "spurious") for side in (0, 1)]
-    return Presence(with_label, *counts[:2], len(cases) - with_label, *counts[2:])
+    (missed_a, missed_b), (spurious_a, spurious_b) = (
+        [sum(pair[side] == state for pair in states) for side in (0, 1)] for state in ("missed", "spurious")
+    )
+    return Presence(with_label, missed_a, missed_b, len(cases) - with_label, spurious_a, spurious_b)
 
 
 def _largest(
