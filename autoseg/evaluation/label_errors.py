@@ -2,12 +2,12 @@
 
 A fold segments the cases it held out. Where its probability is at least 0.9, it rarely errs as long as most references
 are right (the idea of confident learning, Northcutt et al. 2021, arXiv 1911.00068): voxels where it is sure and the
-reference contradicts are errors of the one or the other, and worth a look. Boundaries are drawn a voxel further in or
-out by everybody; there a network is unsure, and what remains of thin shells counts little: a contradiction counts in
-full where it is at least two voxels thick, and a quarter of it elsewhere.
+reference contradicts are errors of the one or the other, and worth a look. A label that is a little too large, or a
+little off its place, differs mostly at the border, where a network is less sure; there plain Dice sees more. So both
+count:
 
-    score of a label  contradicting voxels / mean size of reference and segmentation
-    score of a case   all contradicting voxels / mean size of the foreground of both
+    score of a label  contradicting voxels / mean size of reference and segmentation, plus 1 - Dice
+    score of a case   all contradicting voxels / mean size of the foreground of both, plus 1 - mean Dice over labels
 
 Only the map of what the model is sure of is kept of a case, a byte per voxel; the rest is counted from it.
 """
@@ -24,7 +24,6 @@ from scipy import ndimage
 
 from autoseg.datasets.checks.shapes import Shape, odd_shapes, shape_of
 from autoseg.datasets.dataset import Case, LoadedCase, load_case
-from autoseg.imaging.components import as_slices, bounding_box
 from autoseg.imaging.labels import LabelSet
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
@@ -36,8 +35,6 @@ from autoseg.workspace import write_text
 
 VERSION = 1
 SURE = 0.9  # probability
-THIN = 0.25  # weight of a contradiction that is one voxel thick
-BLOCK = np.ones((2, 2, 2), dtype=bool)
 
 Text = Annotated[str, anything("any text")]
 Score = Annotated[float, at_least(0, 1e9)]
@@ -150,7 +147,8 @@ def examined(
         doubts[name] = _doubt(target, sure, decided, known, indices, unsure)
     against = known & (sure != unsure) & (sure != target)
     size = _mean_size(np.isin(target, all_labels) & known, np.isin(decided, all_labels) & known)
-    score = float(_weighed(against) / size) if size else 0.0
+    dice = [doubt.dice for doubt in doubts.values() if doubt.dice is not None]
+    score = float(against.sum() / size + 1 - np.mean(dice)) if size and dice else 0.0
     worst = max(doubts, key=lambda name: doubts[name].score, default="")
     place = _place(against)
     return Examined(
@@ -192,7 +190,7 @@ def describe(found: LabelErrors, top: int) -> str:
     lines += [
         f"score: voxels where the model that did not train on a case is sure ({found.sure:.0%}) and the reference says "
         "otherwise,",
-        "as a share of the size; missing: from the reference, as the model sees it; extra: in it, as the model sees it",
+        "as a share of the size, plus 1 - Dice; missing from the reference, or extra in it: as the model is sure",
     ]
     return "\n".join(lines)
 
@@ -237,21 +235,12 @@ def _doubt(
     extra = here & ~found & (sure != unsure)
     size = _mean_size(here, said)
     dice = float((here & said).sum() / size) if size else None
-    score = float(_weighed(missing | extra) / size) if size else 0.0
-    return LabelDoubt(score, int(missing.sum()), int(extra.sum()), dice)
+    counts = int(missing.sum()), int(extra.sum())
+    return LabelDoubt(0.0 if dice is None else sum(counts) / size + 1 - dice, *counts, dice)
 
 
 def _mean_size(reference: np.ndarray, segmentation: np.ndarray) -> float:
     return (int(reference.sum()) + int(segmentation.sum())) / 2
-
-
-def _weighed(against: np.ndarray) -> float:
-    """Voxels of a mask, those of parts one voxel thick by less."""
-    if not against.any():
-        return 0.0
-    inside = against[as_slices(bounding_box(against))]
-    thick = ndimage.binary_opening(inside, BLOCK[tuple(slice(0, min(2, n)) for n in against.shape)])
-    return float(thick.sum() + THIN * (inside & ~thick).sum())
 
 
 def _place(against: np.ndarray) -> tuple[int, int, int] | None:

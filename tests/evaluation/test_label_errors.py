@@ -52,29 +52,29 @@ def test_agreement_is_no_doubt():
     assert found.labels["two"].dice is None
 
 
-def test_thick_contradictions_count_in_full_and_thin_ones_a_quarter():
-    """Of a block of 4x4x4 the reference lacks two slices: 32 voxels of a mean size of (32 + 64) / 2 = 48."""
+def test_contradictions_are_counted_as_a_share_of_the_size_and_added_to_one_minus_dice():
+    """Of a block of 4x4x4 the reference lacks two slices: 32 voxels of a mean size of (32 + 64) / 2 = 48, Dice 2/3."""
     found = look(block(2, 4), block(2, 6)).doubtful
-    assert found.score == pytest.approx(32 / 48)
+    assert found.score == found.labels["one"].score == pytest.approx(32 / 48 + 1 / 3)
     assert (found.labels["one"].missing, found.labels["one"].extra) == (32, 0)
     assert found.labels["one"].dice == pytest.approx(2 * 32 / 96)
-    thin = look(block(2, 5), block(2, 6)).doubtful  # a slice: 16 voxels, a quarter of them, of (48 + 64) / 2
-    assert thin.score == pytest.approx(4 / 56)
+    thin = look(block(2, 5), block(2, 6)).doubtful  # a slice: 16 voxels of (48 + 64) / 2, Dice 48 / 56
+    assert thin.score == pytest.approx(16 / 56 + 8 / 56)
     assert look(block(2, 6), block(2, 5)).doubtful.labels["one"].extra == 16
 
 
-def test_where_the_model_is_unsure_nothing_is_contradicted():
+def test_where_the_model_is_unsure_only_dice_counts():
     sure = block(2, 6)
     sure[4:6] = UNSURE
     found = look(block(2, 4), block(2, 6), sure).doubtful
-    assert found.score == 0
-    assert found.labels["one"].dice < 1
+    assert (found.labels["one"].missing, found.labels["one"].extra) == (0, 0)
+    assert found.score == pytest.approx(1 / 3)
 
 
 def test_two_labels_swapped_are_in_doubt_both():
     found = look(block(2, 6, 1), block(2, 6, 2)).doubtful
-    assert found.score == pytest.approx(1)
-    assert (found.labels["one"].score, found.labels["two"].score) == (pytest.approx(2), pytest.approx(2))
+    assert found.score == pytest.approx(1 + 1)
+    assert (found.labels["one"].score, found.labels["two"].score) == (pytest.approx(2 + 1), pytest.approx(2 + 1))
     assert (found.labels["one"].extra, found.labels["two"].missing) == (64, 64)
 
 
@@ -88,7 +88,7 @@ def test_what_nobody_annotated_is_not_counted():
 def test_regions_are_judged_as_unions():
     labels = LabelSet({"one": 1, "two": 2}, regions={"whole": (1, 2), "core": (2,)}, region_values=(1, 2))
     found = look(block(2, 6, 1), block(2, 6, 2), labels=labels).doubtful
-    assert (found.labels["whole"].score, found.labels["core"].score) == (0, pytest.approx(2))
+    assert (found.labels["whole"].score, found.labels["core"].score) == (0, pytest.approx(3))
     assert found.worst == "core"
 
 
@@ -131,14 +131,14 @@ def population(count: int = 20):
 
 def test_planted_errors_come_first_and_are_described(tmp_path):
     found = ranked("3d_fullres", "unet", population())
-    assert [one.case for one in found.cases[:3]] == ["shifted", "swapped", "erased"]  # the first two alike
+    assert [one.case for one in found.cases[:3]] == ["swapped", "shifted", "erased"]
     remarks = {one.case: one.remarks for one in found.cases if one.remarks}
     assert remarks["island"][0] == "one: 1 island (2 voxels)"
     assert "a jump between slices 1 and 2 of axis 0" in remarks["island"][1]  # from the island to nothing
     assert set(remarks) == {"island"}
     lines = describe(found, 3).splitlines()
     assert "label in doubt" in lines[0]
-    assert lines[1].split()[:4] == ["1", "shifted", "0", "1.000"]
+    assert lines[1].split()[:4] == ["1", "swapped", "0", "2.000"]
     assert "and 21 more cases" in lines[4]
     save(tmp_path / "label_errors.json", found)
     assert load(LabelErrors, tmp_path / "label_errors.json") == found
@@ -146,5 +146,5 @@ def test_planted_errors_come_first_and_are_described(tmp_path):
     with open(tmp_path / "order.csv", newline="") as file:
         rows = [*csv.DictReader(file)]
     assert len(rows) == 2 * 24
-    assert (rows[0]["rank"], rows[0]["case"], rows[0]["label"]) == ("1", "shifted", "one")
-    assert rows[0]["reference"] == "/data/shifted.nii.gz"
+    assert (rows[0]["rank"], rows[0]["case"], rows[0]["label"]) == ("1", "swapped", "one")
+    assert rows[0]["reference"] == "/data/swapped.nii.gz"
