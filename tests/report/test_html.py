@@ -213,10 +213,10 @@ def test_records_of_other_commands_are_shown(source, tmp_path, quick):
 def test_expected_dice_is_compared_with_what_was_reached(source, tmp_path, quick):
     """24 cases whose Dice is their agreement: the chart has a point for each."""
     workspace = copied(source, tmp_path / "copy")
+    dice = [{"organ_1": i / 24} for i in range(24)]
     cases = [
-        ScoredCase(f"c{i}", f"fold {i % 5}", str(i % 5), {one: {"organ_1": i / 24} for one in SCORES}, {"organ_1": i / 24})
-        for i in range(24)
-    ]  # fmt: skip
+        ScoredCase(f"c{i}", f"fold {i % 5}", str(i % 5), dict.fromkeys(SCORES, one), one) for i, one in enumerate(dice)
+    ]
     save(workspace.expected_dice(*MODEL), calibrate(*MODEL, cases, options="none", weights={}))
     page = Page(render(gather(workspace), pictures=False).text)
     assert "Expected and reached Dice" in page.words
