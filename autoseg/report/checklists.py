@@ -97,7 +97,7 @@ def _training(of: Gathered) -> str:
 def _initial(of: Gathered) -> str:
     begun = [fold.begun for fold in of.folds if fold.begun]
     if not begun:
-        return ""
+        return "not known: there is no checkpoint"
     given = {one.basis.init_from for one in begun} - {None}
     return f"initialised from {some(sorted(map(str, given)))}" if given else "random, seeded"
 

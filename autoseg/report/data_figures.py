@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -81,7 +81,7 @@ def _histogram(name: str, title: str, what: str, label: str, series: Mapping[str
     with chart() as (figure, axes):
         for i, (key, values) in enumerate(series.items()):
             counts, _ = np.histogram(values, edges)
-            drawn = {"edgecolor": colour(i), "facecolor": colour(i), "linewidth": 1.3}
+            drawn: dict[str, Any] = {"edgecolor": colour(i), "facecolor": colour(i), "linewidth": 1.3}
             axes.stairs(counts, edges, fill=True, alpha=0.14, **drawn)
             axes.stairs(counts, edges, label=key, color=colour(i), linewidth=1.3)
         if log:

@@ -90,8 +90,8 @@ def draw(job: _Job) -> Shown:
     except (AutosegError, OSError) as error:
         return replace(job.shown, problem=error.what if isinstance(error, AutosegError) else str(error))
     volumes = volumes_of(arrays, job.most_bytes) if arrays.image.shape[0] > 1 else None
-    error = _in_words(arrays, ["background", *job.plan.labels.values])
-    return replace(job.shown, error=error, stills=tuple(stills(arrays)), volumes=volumes)
+    largest = _in_words(arrays, ["background", *job.plan.labels.values])
+    return replace(job.shown, error=largest, stills=tuple(stills(arrays)), volumes=volumes)
 
 
 def read_case(case: Case, segmentation: Path, plan: Plan) -> CaseArrays:
@@ -133,7 +133,8 @@ def _file(folder: Path, case_id: str) -> Path:
 
 
 def _nbytes(jobs: Sequence[_Job]) -> int:
-    files = [Path(file) for job in jobs for file in (*job.case.images, job.case.label or "", job.segmentation)]
+    named = [(*job.case.images, job.case.label or "", str(job.segmentation)) for job in jobs]
+    files = [Path(file) for names in named for file in names]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

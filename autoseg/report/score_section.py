@@ -164,7 +164,7 @@ def _sureness(of: Gathered) -> tuple[list[Figure], list[Gap]]:
         record = load(ExpectedDiceRecord, path) if path.exists() else None
     if record is not None and record.mean is not None:
         points = [
-            (record.mean.at(float(np.mean(list(known.values())))).expected, float(np.mean(list(case.dice.values()))))
+            (record.mean.at(float(np.mean(list(known.values())))).dice, float(np.mean(list(case.dice.values()))))
             for case in record.cases
             if (known := case.scores.get(record.score)) and case.dice
         ]

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,7 +89,8 @@ def _logged(fold: GatheredFold) -> dict[tuple[int, str], int]:
     path = fold.folder / "log.txt"
     if not path.exists():
         return {}
-    epoch, found = 0, {}
+    epoch = 0
+    found: dict[tuple[int, str], int] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if match := LOG_EPOCH.search(line):
             epoch = int(match[1])
@@ -183,7 +184,7 @@ def _rate(folds: Sequence[GatheredFold]) -> Figure:
 def _finish(axes: "Axes", label: str, events: Sequence[Event], *, marked: bool = False) -> None:
     for event in events if marked else ():
         best = event.what.startswith("best")
-        look = {"marker": "o" if best else "x", "color": colour(4) if best else INK, "markersize": 4}
+        look: dict[str, Any] = {"marker": "o" if best else "x", "color": colour(4) if best else INK, "markersize": 4}
         axes.plot(100 * event.progress, event.dice, linestyle="", clip_on=False, zorder=4, **look)
     axes.set_xlabel("share of the training, %")
     axes.set_ylabel(label)

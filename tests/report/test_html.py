@@ -14,6 +14,9 @@ import pytest
 
 from autoseg.commands.report import live_report, report_or_warn, reported, write_report
 from autoseg.errors import StateError
+from autoseg.evaluation.expected_dice import ScoredCase, calibrate
+from autoseg.inference.agreement import SCORES
+from autoseg.records import save
 from autoseg.report.checklists import claim, properties
 from autoseg.report.gathered import gather
 from autoseg.report.html import MOST_BYTES, SECTIONS, VIEWER, render
@@ -205,6 +208,21 @@ def test_records_of_other_commands_are_shown(source, tmp_path, quick):
     assert "Leakage between folds" in page.words
     assert "pairs[0].similarity" in page.words
     assert "<x>" in page.words
+
+
+def test_expected_dice_is_compared_with_what_was_reached(source, tmp_path, quick):
+    """24 cases whose Dice is their agreement: the chart has a point for each."""
+    workspace = copied(source, tmp_path / "copy")
+    dice = [{"organ_1": i / 24} for i in range(24)]
+    cases = [
+        ScoredCase(f"c{i}", f"fold {i % 5}", str(i % 5), dict.fromkeys(SCORES, one), one) for i, one in enumerate(dice)
+    ]
+    save(workspace.expected_dice(*MODEL), calibrate(*MODEL, cases, options="none", weights={}))
+    page = Page(render(gather(workspace), pictures=False).text)
+    assert "Expected and reached Dice" in page.words
+    assert "24 cases; mean distance from the line" in page.words
+    workspace.expected_dice(*MODEL).write_text("{")
+    assert "Expected and reached Dice" not in render(gather(workspace), pictures=False).text
 
 
 def test_what_needs_a_look_is_flagged(source, tmp_path, quick):
