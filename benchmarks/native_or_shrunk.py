@@ -93,7 +93,9 @@ def sought(objects: np.ndarray) -> np.ndarray:
 
 
 def plan(side: str, data: Path, workspace: Path, seconds: float, seed: int) -> None:
-    """Plan a side: the planner's own way, at its spacing."""
+    """Plan a side: the planner's own way, at its spacing. One that is planned already is left alone, and resumed."""
+    if workspace.exists():
+        return
     measured = data.parent / "planned"
     if not measured.exists():
         rate = ["--cpu-rate", "reference", "--labels", "small=1", "--time-budget", f"{PLANNED}s"]
