@@ -114,8 +114,7 @@ def cross_validate(
     Args:
         workspace: with trained folds.
         configuration, network: of the model; None: the recommended one, as planned.
-        tolerance: mm, of nsd and boundary metrics: 2, or {"liver": 2, "vessel": 0.5}; None: 1 mm.
-        tubes: labels whose centre-lines are compared, such as "vessel"; "all": every one.
+        tolerance, tubes: mm, of nsd and the like: 2, or {"liver": 2}; None: 1. Labels with centreline_dice, or "all".
         csv: also write one row per case and label to this file.
         workers: processes; 0: none but this one; None: as cores and memory allow.
         say: what shows a line; None: nothing is shown.
@@ -132,9 +131,9 @@ def cross_validate(
     """
     from autoseg.commands.evaluate import cross_validate
 
-    table, given = None if csv is None else as_path(csv), (tolerance, tubes)
+    where, table = in_workspace(workspace), None if csv is None else as_path(csv)
     return cross_validate(
-        in_workspace(workspace), configuration, network=network, measures=given, csv=table, workers=workers
+        where, configuration, network=network, measures=(tolerance, tubes), csv=table, workers=workers
     )
 
 
@@ -263,8 +262,8 @@ def evaluate_folders(
 
     return evaluate_folders(
         as_path(predictions), as_path(references), None if workspace is None else in_workspace(workspace),
-        labels=labels_text(labels), measures=(tolerance, tubes),
-        csv=None if csv is None else as_path(csv), workers=workers,
+        labels=labels_text(labels), measures=(tolerance, tubes), workers=workers,
+        csv=None if csv is None else as_path(csv),
     )  # fmt: skip
 
 
