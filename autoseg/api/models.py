@@ -117,8 +117,7 @@ def cross_validate(
     Args:
         workspace: with trained folds.
         configuration, network: of the model; None: the recommended one, as planned.
-        tolerance: mm, of nsd and boundary metrics: 2, or {"liver": 2, "vessel": 0.5}; None: 1 mm.
-        tubes: labels whose centre-lines are compared, such as "vessel"; "all": every one.
+        tolerance, tubes: mm, of nsd and the like: 2, or {"liver": 2}; None: 1. Labels with centreline_dice, or "all".
         csv: also write one row per case and label to this file.
         good, poor: mean Dice above which the verdict is good, and below which it is poor.
         workers: processes; 0: none but this one; None: as cores and memory allow.

@@ -11,6 +11,7 @@ While a case is computed, the next one is read and prepared, and the one before 
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,25 +143,31 @@ def predict_cases(
         for number, (case, read) in enumerate(ahead):
             writer.check()
             try:
-                loaded, remarks = read.result()
-                members = ensembles[number % 2].members
-                if isinstance(loaded, LargeImage):
-                    odd = segment_large(loaded, members[0], paths[case.id])
-                else:
-                    indices = segment(members, loaded, extras, paths[case.id], ensemble.rule)
+                labels, like, remarks = _segmented(case, read, ensembles[number % 2], paths[case.id], extras)
             except Exception as error:
                 if faults is None or (fault := _fault_of_image(case, error)) is None:
                     raise
                 faults.append(fault)
             else:
-                if isinstance(loaded, LargeImage):
-                    finished(case, tuple((case.id, case.images[0], remark) for remark in odd))
+                if labels is None:
+                    finished(case, remarks)
                 else:
-                    writer.put(write, case, ensemble.labels.to_file_values(indices), loaded.file, remarks)
-                    del indices
-                del loaded
+                    writer.put(write, case, ensemble.labels.to_file_values(labels), like, remarks)
+                del labels
             bar.update()
     return written
+
+
+def _segmented(
+    case: Case, read: "Future[tuple[LoadedCase | LargeImage, Remarks]]", prepared: "_Prepared", path: Path,
+    extras: Sequence[Extra],
+) -> tuple[np.ndarray | None, str, Remarks]:  # fmt: skip
+    """Class indices of an image that was read, None where they are in the file already; whose grid they have; remarks."""
+    loaded, remarks = read.result()
+    if isinstance(loaded, LargeImage):
+        odd = segment_large(loaded, prepared.members[0], path)
+        return None, case.images[0], tuple((case.id, case.images[0], remark) for remark in odd)
+    return segment(prepared.members, loaded, extras, path, prepared.rule), loaded.file, remarks
 
 
 def _in_full(
@@ -176,7 +183,7 @@ class _Prepared:
 
     def __init__(self, ensemble: Ensemble, held: str = "") -> None:
         """Args: held: why an image has to be held, however large it is; "": it need not be."""
-        self.models, self.held = ensemble.models, held
+        self.models, self.held, self.rule = ensemble.models, held, ensemble.rule
         if ensemble.options.top_k or ensemble.options.skip_empty:
             self.held = "tiles are chosen by what is in all of it"
         elif ensemble.rule != PLAIN:

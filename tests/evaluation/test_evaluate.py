@@ -31,6 +31,7 @@ from autoseg.evaluation.evaluate import (
     write_csv,
 )
 from autoseg.evaluation.intervals import interval_of_mean
+from autoseg.evaluation.surfaces import SURFACE_METRICS, surface_distances
 from autoseg.imaging.labels import LabelSet
 from files import itk_image, nifti, png, stack
 
@@ -124,6 +125,17 @@ def test_ignored_voxels_count_nowhere(tmp_path):
         "hd95": 0, "hd": 0, "assd": 0, "nsd": 1, "boundary_f1": 1, "boundary_iou": 1,
         "lesion_f1": 1, "pq": 1, "sq": 1,
     }  # fmt: skip
+
+
+def test_a_label_in_one_slice_of_a_volume_has_two_sides(tmp_path):
+    """Its box has an extent of 1, the image has not: surfaces are measured as in the whole image."""
+    reference, segmentation = np.zeros((2, 4, 6, 7), np.uint8)
+    reference[1, 1:4, 1:4], segmentation[1, 1:5, 2:5] = 1, 1
+    found = score(tmp_path, ONE, reference, segmentation).scores["organ"]
+    whole = surface_distances(reference > 0, segmentation > 0, (Z, Y, X))
+    assert {name: found[name] for name in SURFACE_METRICS} == pytest.approx(
+        {name: metric(whole) for name, metric in SURFACE_METRICS.items()}
+    )
 
 
 def test_the_tolerance_is_that_of_the_label(tmp_path):

@@ -9,7 +9,7 @@ from autoseg.evaluation.froc import FALSE_ALARMS, Candidates, candidates, froc
 
 
 def test_candidates_by_hand():
-    """Of three lesions two are hit, both by one candidate, and one of them by a weaker one as well."""
+    """Of three lesions two are hit, both by one candidate."""
     reference = np.array([[1, 1, 0, 1, 1, 0, 0, 0, 0, 1]], dtype=bool)
     probability = np.array([[0.1, 0.9, 0.3, 0.2, 0.01, 0.0, 0.7, 0.6, 0.0, 0.0]])
     found = candidates(probability, reference)
@@ -18,6 +18,8 @@ def test_candidates_by_hand():
     ignored = np.zeros_like(reference)
     ignored[0, 6:] = True
     assert candidates(probability, reference, ignored=ignored) == Candidates(2, (0.9, 0.9), ())
+    twice = candidates(np.array([0.3, 0, 0.9, 0, 0.5]), np.ones(5, dtype=bool))
+    assert twice == Candidates(1, (0.9,), ())  # three candidates on one lesion: the best one counts
     nothing = np.zeros((2, 3, 4))
     assert candidates(nothing, nothing > 0) == Candidates(0, (), ())
     with pytest.raises(ValueError, match="differ in shape"):
