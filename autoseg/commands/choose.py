@@ -86,7 +86,9 @@ def choose_decision(
     _require_targets(targets, plan)
     scores = cross_validate(workspace, configuration, ScoringOptions(network, workers=workers))
     task = _task(workspace, plan, scores, device)
-    predicts, offsets, weights, choices = (task.pair,), {}, {}, []
+    predicts: tuple[tuple[str, str], ...] = (task.pair,)
+    offsets: dict[str, float] = {}
+    choices: list[Choice] = []
     if targets or {"model", "thresholds"} & set(asked):
         predicts, offsets, weights, choices = _by_logits(task, asked, targets)
     else:
@@ -145,7 +147,7 @@ def _by_logits(
     from autoseg.evaluation.thresholds import Scorer, choose_offsets
 
     pairs = [task.pair, *(_others(task) if "model" in asked else [])]
-    ensembles = {"-".join(pair): (number,) for number, pair in enumerate(pairs)}
+    ensembles: dict[str, tuple[int, ...]] = {"-".join(pair): (number,) for number, pair in enumerate(pairs)}
     for second in range(1, len(pairs)):
         for first in range(second):
             ensembles["+".join("-".join(pairs[number]) for number in (first, second))] = (first, second)
@@ -176,7 +178,8 @@ def _others(task: _Task) -> list[tuple[str, str]]:
     """Other models that hold out the same cases in the same folds, and fit together with this one."""
     from autoseg.models.model import COMMON
 
-    found, folds = [], set(task.cases)
+    found: list[tuple[str, str]] = []
+    folds = set(task.cases)
     for pair in task.workspace.models():
         if pair == task.pair or len(found) + 1 >= MOST_MODELS:
             continue

@@ -16,7 +16,7 @@ from autoseg.errors import StateError, UsageError
 from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
 from autoseg.imaging.labels import LabelSet
 from autoseg.lines import LOG
-from autoseg.messages import counted
+from autoseg.messages import counted, suggest
 from autoseg.models.archive import Archive, is_archive, open_archive
 from autoseg.nn.devices import choose_device
 from autoseg.records import load, save
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Measured = Literal["scores", "speeds", "expected Dice"]
-COMMANDS: dict[Measured, str] = {  # that measure it, in a workspace
-    "scores": "autoseg evaluate", "speeds": "autoseg evaluate --speeds",
-    "expected Dice": "autoseg evaluate --expected-dice",
+OPTIONS: dict[Measured, tuple[str, ...]] = {  # of `evaluate`, that measure it in a workspace
+    "scores": (), "speeds": ("--speeds",), "expected Dice": ("--expected-dice",),
 }  # fmt: skip
 
 
@@ -158,8 +157,8 @@ def _record(record_type: type[R], archive: Archive, name: str, file: str, what: 
     raise StateError(
         f"{archive.path} carries no {what} of {name}: the cases that its folds held out are not in it, so that nothing "
         "can be measured on them here",
-        remedy=f"run {COMMANDS[what]} in the workspace that it was exported from, and export it again; or score it on "
-        "labelled images of your own: predict with it, then evaluate --predictions DIR --references DIR",
+        remedy=f"in the workspace that it was exported from: {suggest('evaluate', *OPTIONS[what])}; then export it "
+        "again; or score it on labelled images of your own: predict with it, then evaluate --predictions DIR --references DIR",
     )
 
 

@@ -34,7 +34,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="MM",
         help="of nsd, boundary_f1, boundary_iou: 2 | liver=2,vessel=0.5",
     )
-    parser.add_argument("--tubes", default=(), metavar="LABELS", help="measure centreline_dice: vessel,airway | all")
+    parser.add_argument(
+        "--tubes", default=(), metavar="LABELS", help="measure centreline_dice: vessel,airway | all (default: none)"
+    )
     parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
     parser.add_argument(
         "--group", dest="groups", action="append", default=[], metavar="COLUMN",

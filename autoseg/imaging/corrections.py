@@ -100,7 +100,10 @@ class _Joined:
             offset += count
         joined = np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
         graph = coo_array((np.ones(len(joined), bool), (joined[:, 0] - 1, joined[:, 1] - 1)), shape=(offset, offset))
-        count, self._roots = connected_components(graph, directed=False) if offset else (0, np.empty(0, np.int64))
+        self._roots: np.ndarray = np.empty(0, np.int64)
+        count = 0
+        if offset:
+            count, self._roots = connected_components(graph, directed=False)
         flat = np.concatenate(sizes) if sizes else np.empty(0, np.int64)
         self.sizes = np.bincount(self._roots, weights=flat, minlength=count).astype(np.int64)
         self.at_border = np.zeros(count, dtype=bool)

@@ -125,14 +125,12 @@ def predict_cases(
     ensembles = [_Prepared(ensemble, held) for _ in range(2)]  # one has the current case, the other the next one
     written: list[Prediction] = []
 
-    def finished(case: Case, remarks: Remarks) -> None:
+    def write(case: Case, values: np.ndarray | None, like: str, remarks: Remarks) -> None:
+        if values is not None:
+            output.write(paths[case.id], values, Path(like), ensemble.labels)
         written.append(Prediction(case.id, paths[case.id], remarks))
         if ledger:
             ledger.add(case, paths[case.id])
-
-    def write(case: Case, values: np.ndarray, like: str, remarks: Remarks) -> None:
-        output.write(paths[case.id], values, Path(like), ensemble.labels)
-        finished(case, remarks)
 
     with ExitStack() as stack:
         if ledger:
@@ -149,11 +147,9 @@ def predict_cases(
                     raise
                 faults.append(fault)
             else:
-                if labels is None:
-                    finished(case, remarks)
-                else:
-                    writer.put(write, case, ensemble.labels.to_file_values(labels), like, remarks)
-                del labels
+                values = None if labels is None else ensemble.labels.to_file_values(labels)
+                writer.put(write, case, values, like, remarks)
+                del labels, values
             bar.update()
     return written
 
@@ -162,7 +158,7 @@ def _segmented(
     case: Case, read: "Future[tuple[LoadedCase | LargeImage, Remarks]]", prepared: "_Prepared", path: Path,
     extras: Sequence[Extra],
 ) -> tuple[np.ndarray | None, str, Remarks]:  # fmt: skip
-    """Class indices of an image that was read, None where they are in the file already; whose grid they have; remarks."""
+    """Class indices of an image, or None where they are in the file already; the file whose grid they have; remarks."""
     loaded, remarks = read.result()
     if isinstance(loaded, LargeImage):
         odd = segment_large(loaded, prepared.members[0], path)

@@ -105,7 +105,12 @@ def test_what_it_carries_is_shown(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("file", "options", "why", "then"),
     [
-        ("plain.zip", (), "carries no scores of 3d_fullres-unet", "run autoseg evaluate in the workspace"),
+        (
+            "plain.zip",
+            (),
+            "carries no scores of 3d_fullres-unet",
+            "it was exported from: autoseg evaluate -w",
+        ),
         ("plain.zip", ("--speeds",), "carries no speeds", "evaluate --speeds"),
         ("model.zip", ("--expected-dice",), "carries no expected Dice", "evaluate --expected-dice"),
         ("model.zip", ("-c", "2d"), "holds no model 2d", "it holds: 3d_fullres-unet"),

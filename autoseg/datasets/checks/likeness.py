@@ -156,7 +156,8 @@ class _Comparison:
         if n >= SMALL_SET:
             self.fine = self._upright(fine, self.coarse.mean(axis=0))
             self.coarse = _coarser(self.fine, grid)
-            self.mean, self.coarse_mean = np.mean(self.fine, axis=0, dtype=np.float32), self.coarse.mean(axis=0)
+            self.mean = np.asarray(np.mean(self.fine, axis=0, dtype=np.float32))
+            self.coarse_mean = np.asarray(self.coarse.mean(axis=0))
         steps = [(0,) if flat else (-1, 0, 1), (-1, 0, 1), (-1, 0, 1)]
         shifts = [(z, y, x) for z, y, x in itertools.product(*steps)]
         self.shifts = [s for s in shifts if n <= MANY or sum(map(abs, s)) <= 1]
