@@ -66,10 +66,13 @@ def test_the_largest_error_is_the_thickest():
 
 
 def test_in_a_large_image_every_second_voxel_is_looked_at(monkeypatch):
-    """The box of the errors has 6 x 10 x 13 voxels: 780."""
-    monkeypatch.setattr("autoseg.report.stills.MOST_SEARCHED", 100)
-    z, y, x = largest_error(arrays())
-    assert (4 <= z < 8, 9 <= y < 13, 12 <= x < 16) == (True, True, True)
+    """Of a hole of 8 x 8 x 8 voxels and a plane; the box of the errors has 12 x 20 x 25 = 6000."""
+    monkeypatch.setattr("autoseg.report.stills.MOST_SEARCHED", 1000)
+    small = arrays()
+    twice = np.ones((2, 2, 2), np.int16)
+    reference, segmentation = (np.kron(one, twice) for one in (small.reference, small.segmentation))
+    z, y, x = largest_error(CaseArrays("c", np.ones(reference.shape), reference, segmentation, (1.0, 1.0, 1.0)))
+    assert (8 < z < 15, 18 < y < 25, 24 < x < 31) == (True, True, True)
 
 
 def test_without_an_error_the_middle_of_the_labels_is_shown():
