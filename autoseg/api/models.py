@@ -131,10 +131,8 @@ def cross_validate(
     """
     from autoseg.commands.evaluate import cross_validate
 
-    where, table = in_workspace(workspace), None if csv is None else as_path(csv)
-    return cross_validate(
-        where, configuration, network=network, measures=(tolerance, tubes), csv=table, workers=workers
-    )
+    at, table = in_workspace(workspace), None if csv is None else as_path(csv)
+    return cross_validate(at, configuration, network=network, measures=(tolerance, tubes), csv=table, workers=workers)
 
 
 @checked

@@ -168,9 +168,11 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=tolerances,
         metavar="MM",
-        help="of nsd, boundary_f1, boundary_iou: 2 | liver=2,vessel=0.5",
+        help="of nsd, boundary_f1, boundary_iou: 2 | liver=2,vessel=0.5 (default: 1)",
     )
-    parser.add_argument("--tubes", default=(), metavar="LABELS", help="measure centreline_dice: vessel,airway | all")
+    parser.add_argument(
+        "--tubes", default=(), metavar="LABELS", help="for centreline_dice: vessel,airway | all (default: none)"
+    )
     parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
     parser.add_argument(
         "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"

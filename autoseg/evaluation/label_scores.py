@@ -56,7 +56,7 @@ def label_scores(job: LabelJob, scored: Mapping[str, Sequence[int]]) -> dict[str
 def _shapes(job: LabelJob, name: str, masks: Sequence[np.ndarray]) -> dict[str, float]:
     """The metrics that need more than counts."""
     flat = tuple(extent == 1 for extent in job.reference.shape)
-    pair = MaskPair(masks[0], masks[1], job.spacing, job.tolerances_mm[name], flat)  # type: ignore[arg-type]
+    pair = MaskPair(masks[0], masks[1], job.spacing, job.tolerances_mm[name], flat)
     surfaces = surface_distances(
         pair.reference, pair.segmentation, pair.spacing, tolerance_mm=pair.tolerance_mm, flat=pair.flat
     )

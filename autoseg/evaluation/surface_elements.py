@@ -12,6 +12,7 @@ The idea, and the choice for touching pieces, are those of DeepMind's surface-di
 applicable segmentation of head and neck anatomy", 2021). The triangles are computed here, from marching cubes itself.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -105,7 +106,7 @@ def _normals() -> tuple[np.ndarray, ...]:
 
 def _lengths(spacing: tuple[float, ...]) -> np.ndarray:
     """Contours join the middles of two edges: of neighbours if one pixel differs, of opposite ones if two do."""
-    slanted = np.hypot(*spacing) / 2
+    slanted = math.hypot(*spacing) / 2
     found = np.zeros(2**_FLAT)
     for code in range(2**_FLAT):
         pixels = np.array([bool(code >> bit & 1) for bit in range(_FLAT)]).reshape(2, 2)

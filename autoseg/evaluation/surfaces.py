@@ -69,7 +69,8 @@ def surface_distances(
         raise ValueError(f"reference {reference_mask.shape} and segmentation {segmentation_mask.shape} differ in shape")
     boxes = [bounding_box(mask) for mask in (reference_mask, segmentation_mask) if mask.any()]
     if not boxes:
-        return SurfaceDistances(*[np.empty(0)] * 4, tolerance_mm)
+        nothing = np.empty(0)
+        return SurfaceDistances(nothing, nothing, nothing, nothing, tolerance_mm)
     box = as_slices(tuple((min(s[0] for s in spans), max(s[1] for s in spans)) for spans in zip(*boxes, strict=True)))  # type: ignore[arg-type]
     if flat is None:
         flat = [extent == 1 for extent in reference_mask.shape]
