@@ -158,7 +158,8 @@ def _record(record_type: type[R], archive: Archive, name: str, file: str, what: 
         f"{archive.path} carries no {what} of {name}: the cases that its folds held out are not in it, so that nothing "
         "can be measured on them here",
         remedy=f"in the workspace that it was exported from: {suggest('evaluate', *OPTIONS[what])}; then export it "
-        "again; or score it on labelled images of your own: predict with it, then evaluate --predictions DIR --references DIR",
+        "again; or score it on labelled images of your own: predict with it, then evaluate --predictions DIR "
+        "--references DIR",
     )
 
 

@@ -32,7 +32,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=tolerances,
         metavar="MM",
-        help="of nsd, boundary_f1, boundary_iou: 2 | liver=2,vessel=0.5",
+        help="of nsd, boundary_f1, boundary_iou: 2 | liver=2,vessel=0.5 (default: 1)",
     )
     parser.add_argument(
         "--tubes", default=(), metavar="LABELS", help="measure centreline_dice: vessel,airway | all (default: none)"
