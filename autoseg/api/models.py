@@ -125,15 +125,15 @@ def cross_validate(
         say: what shows a line; None: nothing is shown.
 
     Returns:
-        `summary` (label -> metric -> mean, std and number of cases), `pooled` (median, quartiles, 95 % interval over
-        patients), `flags` of what failed, `coverage`, `curves`, and `folds` and `cases` with their scores.
+        `summary` (label -> metric -> mean, std, median, quartiles, 95 % interval over patients, number of cases),
+        `mean_dice`, `flags` of what failed, `coverage`, `curves`, and `folds` and `cases` with their scores.
 
     Raises:
         AutosegError: no fold is trained, one saw a patient whose cases it holds out, or a file cannot be read.
 
     Example:
         >>> result = autoseg.cross_validate("ws")
-        >>> result.pooled["liver"]["dice"].mean, result.pooled["liver"]["dice"].low
+        >>> result.summary["liver"]["dice"].mean, result.summary["liver"]["dice"].interval
     """
     from autoseg.commands.evaluate import ScoringOptions, cross_validate
 

@@ -96,7 +96,7 @@ def cross_validate(
     result = replace(result, coverage=coverage, curves=curves_of(workspace.model(*model), plan, [*jobs]))
     save(workspace.crossval(*model), result)
     assert result.mean_dice is not None
-    write_statistics(workspace.statistics(*model), result.pooled, result.mean_dice, result.per_fold)
+    write_statistics(workspace.statistics(*model), result.summary, result.mean_dice, result.per_fold)
     if options.csv:
         write_csv(options.csv, result.cases)
     LOG.info(describe(result, plan.labels))

@@ -29,13 +29,9 @@ from autoseg.evaluation.statistics import (
     USUAL_BANDS,
     Bands,
     Flag,
-    FoldTable,
-    Pooled,
-    Table,
     find_flags,
     interval_table,
-    pool_cases,
-    spread_in_folds,
+    mean_over_cases,
     verdict_in_words,
 )
 from autoseg.evaluation.unseen import Coverage, cost_of_missing, describe_proof
@@ -64,10 +60,9 @@ class CrossValidation:
     network: str
     folds: tuple[FoldScores, ...]
     planned_folds: int
-    summary: dict[str, dict[str, Summary]]  # over all cases
-    pooled: Table = field(default_factory=dict)  # median, quartiles and intervals over patients
-    mean_dice: Pooled | None = None  # of the mean over labels, case by case
-    per_fold: FoldTable = field(default_factory=dict)
+    summary: dict[str, dict[str, Summary]]  # over all cases, with intervals over patients
+    mean_dice: Summary | None = None  # of the mean over labels, case by case
+    per_fold: dict[str, dict[str, dict[str, Summary]]] = field(default_factory=dict)  # fold -> label -> metric
     bands: Bands = USUAL_BANDS
     flags: tuple[Flag, ...] = ()  # folds and labels that failed or are behind
     coverage: Coverage | None = None  # that every case is scored once, by a model that never saw its patient
@@ -145,10 +140,11 @@ def cross_validate_folds(
     folds = tuple(FoldScores(fold, tuple(next(scores) for _ in fold_jobs)) for fold, fold_jobs in jobs.items())
     everything = [case for fold in folds for case in fold.cases]
     by_fold = {fold.fold: fold.cases for fold in folds}
-    pooled, mean = pool_cases(everything, patients or {})
+    who = patients or {}
     return CrossValidation(
-        VERSION, configuration, network, folds, planned_folds, summarise(everything), pooled, mean,
-        spread_in_folds(by_fold), bands, tuple(find_flags(by_fold, patients or {}, bands)),
+        VERSION, configuration, network, folds, planned_folds, summarise(everything, who),
+        mean_over_cases(everything, who), {str(fold): summarise(cases) for fold, cases in by_fold.items()}, bands,
+        tuple(find_flags(by_fold, who, bands)),
     )  # fmt: skip
 
 
@@ -163,7 +159,7 @@ def describe(result: CrossValidation, labels: LabelSet) -> str:
     names = ["background", *labels.values]
     parts.append(confusion_table(total_confusion(result.cases), names))
     if result.mean_dice is not None:
-        parts.append(interval_table(result.pooled, result.mean_dice, result.bands))
+        parts.append(interval_table(result.summary, result.mean_dice, result.bands))
         parts.append("\n".join(_conclusions(result, result.mean_dice)))
     return "\n\n".join(parts)
 
@@ -183,17 +179,16 @@ def _table_of_folds(result: CrossValidation) -> str:
     return ruled(rows)
 
 
-def _conclusions(result: CrossValidation, mean: Pooled) -> list[str]:
+def _conclusions(result: CrossValidation, mean: Summary) -> list[str]:
     """In words: the verdict, what failed, what the curves show, what was proven, what missing folds cost."""
-    lines = [verdict_in_words(result.pooled, mean, result.bands)]
+    lines = [verdict_in_words(result.summary, mean, result.bands)]
     lines += [f"WARNING: {flag.what}" for flag in result.flags]
     for curve in result.curves:
         bad = curve.verdict in ("overfit", "failed")
         lines.append(f"WARNING: {curve.words} (try: {curve.remedy})" if bad else curve.words)
     if result.coverage is not None:
         lines += describe_proof(result.coverage)
-        known = mean.low is not None and mean.high is not None
-        cost = cost_of_missing(result.coverage, (mean.low, mean.high) if known else None)  # type: ignore[arg-type]
+        cost = cost_of_missing(result.coverage, mean.interval)
         lines += [f"note: {cost}"] if cost else []
     return lines
 

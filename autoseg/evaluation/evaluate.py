@@ -65,7 +65,8 @@ class Summary:
     undefined: int
     median: float | None = None
     quartiles: tuple[float, float] | None = None  # the 25th and the 75th percentile
-    interval: tuple[float, float] | None = None  # of the mean, 95 %, over patients; None where they are not given
+    interval: tuple[float, float] | None = None  # of the mean, 95 %, over patients; None: not given, or fewer than two
+    patients: int = 0  # of the cases for which it is defined; 0 where they are not given
     mean_penalised: float | None = None  # distances alone: with the image's diagonal for missed and spurious cases
     missed: int = 0  # cases with a reference and no segmentation of the label
     spurious: int = 0  # cases with a segmentation and no reference of the label
@@ -201,7 +202,7 @@ def summarise(
                 absent = [presence(score.scores[label]) == "absent" for score in scores]
                 penalised = _penalised(values, absent, diagonals)
             found[label][metric] = replace(
-                _summary(values, groups),
+                summary_of(values, groups),
                 mean_penalised=penalised,
                 missed=states["missed"],
                 spurious=states["spurious"],
@@ -294,7 +295,8 @@ def write_csv(path: Path, scores: Sequence[CaseScore]) -> None:
     write_text(path, text.getvalue())
 
 
-def _summary(values: Sequence[float | None], groups: Sequence[Hashable] | None) -> Summary:
+def summary_of(values: Sequence[float | None], groups: Sequence[Hashable] | None = None) -> Summary:
+    """Statistics of one metric; `values` and `groups`, the patients, have an entry per case."""
     where = [i for i, value in enumerate(values) if value is not None]
     defined = [value for value in values if value is not None]
     if not defined:
@@ -308,6 +310,7 @@ def _summary(values: Sequence[float | None], groups: Sequence[Hashable] | None) 
         median=median,
         quartiles=(lower, upper),
         interval=None if groups is None else interval_of_mean(defined, [groups[i] for i in where]),
+        patients=0 if groups is None else len({groups[i] for i in where}),
     )
 
 

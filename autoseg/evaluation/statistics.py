@@ -1,8 +1,9 @@
-"""Statistics of a cross-validation: pooled over cases with intervals over patients, per fold, and verdicts in words.
+"""What the scores of a cross-validation say: intervals over patients, verdicts, what failed.
 
-    pooled      one metric over all cases: mean, median, quartiles, 95 % bootstrap interval of the mean over patients
-    per fold    mean and standard deviation
-    verdict     good, fair or poor by the mean Dice; folds and labels that failed, in words
+    mean_over_cases   mean Dice over labels, with its interval
+    interval_table    every label with its interval and verdict: good, fair or poor by the mean Dice
+    find_flags        folds and labels that failed
+    write_statistics  all of it as a table
 
 The mean over labels is taken per case, over the labels that have a Dice there, so that it has an interval, too.
 """
@@ -17,8 +18,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from autoseg.errors import UsageError
-from autoseg.evaluation.evaluate import CaseScore
-from autoseg.evaluation.intervals import interval_of_mean
+from autoseg.evaluation.evaluate import CaseScore, Summary, summary_of
 from autoseg.messages import ruled, some
 from autoseg.rules import between
 from autoseg.workspace import FoldName, write_text
@@ -52,31 +52,6 @@ USUAL_BANDS = Bands()
 
 
 @dataclass(frozen=True)
-class Pooled:
-    """One metric over all cases for which it is defined."""
-
-    cases: int
-    undefined: int
-    patients: int = 0
-    mean: float | None = None
-    std: float | None = None
-    median: float | None = None
-    q1: float | None = None  # quartiles: the interquartile range is q1 to q3
-    q3: float | None = None
-    low: float | None = None  # 95 % interval of the mean, by a bootstrap over patients; None: fewer than two patients
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One metric over the cases of one fold."""
-
-    mean: float | None
-    std: float | None
-    cases: int
-
-
-@dataclass(frozen=True)
 class Flag:
     """A fold, a label, or a label in a fold that failed or is behind."""
 
@@ -85,22 +60,7 @@ class Flag:
     label: str | None = None
 
 
-Table = dict[str, dict[str, Pooled]]  # label -> metric -> statistics
-FoldTable = dict[str, dict[str, dict[str, Spread]]]  # fold -> label -> metric
-
-
-def pool(values: Sequence[float | None], patients: Sequence[str]) -> Pooled:
-    """Statistics of one metric; `values` and `patients` have an entry per case."""
-    known = [(value, patient) for value, patient in zip(values, patients, strict=True) if value is not None]
-    if not known:
-        return Pooled(0, len(values))
-    numbers, groups = np.array([value for value, _ in known]), [patient for _, patient in known]
-    q1, median, q3 = np.quantile(numbers, [0.25, 0.5, 0.75])
-    low, high = interval_of_mean(numbers.tolist(), groups) or (None, None)
-    return Pooled(
-        len(known), len(values) - len(known), len(set(groups)), float(numbers.mean()), float(numbers.std()),
-        float(median), float(q1), float(q3), low, high,
-    )  # fmt: skip
+Table = Mapping[str, Mapping[str, Summary]]  # label -> metric -> statistics
 
 
 def mean_dice_of(case: CaseScore) -> float | None:
@@ -109,29 +69,13 @@ def mean_dice_of(case: CaseScore) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def pool_cases(cases: Sequence[CaseScore], patients: Mapping[str, str]) -> tuple[Table, Pooled]:
-    """Statistics of every label and metric, and of the mean Dice over labels.
+def mean_over_cases(cases: Sequence[CaseScore], patients: Mapping[str, str]) -> Summary:
+    """Statistics of the mean Dice over labels, which is taken case by case.
 
     Args:
         patients: case -> patient; a case that it lacks is a patient of its own.
     """
-    who = [patients.get(case.case, case.case) for case in cases]
-    table = {
-        label: {metric: pool([case.scores[label][metric] for case in cases], who) for metric in metrics}
-        for label, metrics in (cases[0].scores.items() if cases else ())
-    }
-    return table, pool([mean_dice_of(case) for case in cases], who)
-
-
-def spread_in_folds(folds: Mapping[FoldName, Sequence[CaseScore]]) -> FoldTable:
-    """Mean and standard deviation of every label and metric in every fold."""
-    return {
-        str(fold): {
-            label: {metric: _spread([case.scores[label][metric] for case in cases]) for metric in metrics}
-            for label, metrics in (cases[0].scores.items() if cases else ())
-        }
-        for fold, cases in folds.items()
-    }
+    return summary_of([mean_dice_of(case) for case in cases], [patients.get(case.case, case.case) for case in cases])
 
 
 def find_flags(folds: Mapping[FoldName, Sequence[CaseScore]], patients: Mapping[str, str], bands: Bands) -> list[Flag]:
@@ -162,18 +106,18 @@ def find_flags(folds: Mapping[FoldName, Sequence[CaseScore]], patients: Mapping[
     return flags
 
 
-def interval_table(table: Table, mean: Pooled, bands: Bands, metric: str = "dice") -> str:
+def interval_table(table: Table, mean: Summary, bands: Bands, metric: str = "dice") -> str:
     """A row per label: mean ± std, median, quartiles, interval, verdict."""
     rows = [[metric, "mean ± std", "median", "quartiles", "95 % interval", "cases", "patients", "verdict"]]
     for label, found in [*((label, metrics[metric]) for label, metrics in table.items()), ("mean", mean)]:
         rows.append([
-            label, _plus_minus(found.mean, found.std), _number(found.median), _range(found.q1, found.q3),
-            _range(found.low, found.high), str(found.cases), str(found.patients), bands.of(found.mean),
+            label, _plus_minus(found.mean, found.std), _number(found.median), _range(found.quartiles),
+            _range(found.interval), str(found.defined), str(found.patients), bands.of(found.mean),
         ])  # fmt: skip
     return ruled(rows)
 
 
-def verdict_in_words(table: Table, mean: Pooled, bands: Bands) -> str:
+def verdict_in_words(table: Table, mean: Summary, bands: Bands) -> str:
     """Which labels are good, fair and poor, in a sentence or two."""
     by_verdict: dict[str, list[str]] = {"good": [], "fair": [], "poor": [], "unknown": []}
     for label, metrics in table.items():
@@ -186,25 +130,21 @@ def verdict_in_words(table: Table, mean: Pooled, bands: Bands) -> str:
     return f"verdict: {bands.of(mean.mean)}, mean Dice {mean.mean:.3f} ({scale}). {'; '.join(parts)}"
 
 
-def write_statistics(path: Path, table: Table, mean: Pooled, folds: FoldTable) -> None:
+def write_statistics(path: Path, table: Table, mean: Summary, folds: Mapping[str, Table]) -> None:
     """One row per label and metric over all cases, then one per fold; an undefined value is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = ["mean", "std", "median", "q1", "q3", "low", "high", "cases", "undefined", "patients"]
     writer.writerow(["fold", "label", "metric", *columns])
-    for label, metrics in [*table.items(), ("mean over labels", {"dice": mean})]:
-        for metric, found in metrics.items():
-            writer.writerow(["all", label, metric, *(_cell(getattr(found, column)) for column in columns)])
-    for fold, labels in folds.items():
-        for label, spreads in labels.items():
-            for metric, spread in spreads.items():
-                cells = {"mean": spread.mean, "std": spread.std, "cases": spread.cases}
-                writer.writerow([fold, label, metric, *(_cell(cells.get(column)) for column in columns)])
+    over_all = {**table, "mean over labels": {"dice": mean}}
+    for fold, labels in {"all": over_all, **folds}.items():
+        for label, metrics in labels.items():
+            for metric, found in metrics.items():
+                ends = (*(found.quartiles or (None, None)), *(found.interval or (None, None)))
+                counts = (found.defined, found.undefined, found.patients or None)
+                cells = (found.mean, found.std, found.median, *ends, *counts)
+                writer.writerow([fold, label, metric, *("" if cell is None else cell for cell in cells)])
     write_text(path, text.getvalue())
-
-
-def _cell(value: float | None) -> float | str:
-    return "" if value is None else value
 
 
 def _of(label: str) -> Callable[[CaseScore], float | None]:
@@ -220,17 +160,12 @@ def _apart(cases: Sequence[CaseScore], others: Sequence[CaseScore], patients: Ma
     """Whether the interval of some cases ends below where that of the others begins."""
     ends = []
     for group in (cases, others):
-        found = pool([mean_dice_of(case) for case in group], [patients.get(case.case, case.case) for case in group])
-        ends.append((found.low, found.high))
+        interval = mean_over_cases(group, patients).interval
+        if interval is None:
+            return False
+        ends.append(interval)
     (_, high), (low, _) = ends
-    return high is not None and low is not None and high < low
-
-
-def _spread(values: Sequence[float | None]) -> Spread:
-    known = [value for value in values if value is not None]
-    if not known:
-        return Spread(None, None, 0)
-    return Spread(float(np.mean(known)), float(np.std(known)), len(known))
+    return high < low
 
 
 def _number(value: float | None) -> str:
@@ -241,5 +176,5 @@ def _plus_minus(mean: float | None, std: float | None) -> str:
     return "-" if mean is None or std is None else f"{mean:.4f} ± {std:.3f}"
 
 
-def _range(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+def _range(ends: tuple[float, float] | None) -> str:
+    return "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"

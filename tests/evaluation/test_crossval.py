@@ -98,7 +98,7 @@ def test_untrained_folds_are_said(result):
 
 def test_pooled_statistics_and_verdicts_follow_the_tables(result):
     """Organ: 0, 2/3, 1. Its median is 2/3; of the mean over labels, too: 1, 2/3, 0."""
-    assert result.pooled["organ"]["dice"].median == pytest.approx(2 / 3)
+    assert result.summary["organ"]["dice"].median == pytest.approx(2 / 3)
     assert result.mean_dice.median == pytest.approx(2 / 3)
     assert result.per_fold["3"]["organ"]["dice"].std == pytest.approx(1 / 6)
     shown = describe(result, LABELS).split("\n\n")
@@ -111,7 +111,7 @@ def test_pooled_statistics_and_verdicts_follow_the_tables(result):
 def test_a_record_of_an_older_version_is_read(result, tmp_path):
     save(tmp_path / "crossval.json", result)
     plain = json.loads((tmp_path / "crossval.json").read_text())
-    for name in ("pooled", "mean_dice", "per_fold", "bands", "flags", "coverage", "curves"):
+    for name in ("mean_dice", "per_fold", "bands", "flags", "coverage", "curves"):
         del plain[name]
     (tmp_path / "crossval.json").write_text(json.dumps(plain))
     older = load(CrossValidation, tmp_path / "crossval.json")

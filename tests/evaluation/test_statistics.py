@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 
 from autoseg.errors import UsageError
-from autoseg.evaluation.evaluate import CaseScore
+from autoseg.evaluation.evaluate import CaseScore, summarise, summary_of
 from autoseg.evaluation.intervals import interval_of_mean
 from autoseg.evaluation.statistics import (
     Bands,
     find_flags,
     interval_table,
-    pool,
-    pool_cases,
-    spread_in_folds,
+    mean_over_cases,
     verdict_in_words,
     write_statistics,
 )
@@ -26,17 +24,17 @@ def score(case: str, organ, lesion=None) -> CaseScore:
 
 def test_pooled_by_hand():
     """0, 2, 4, 6: mean 3, std of the four √5, median 3, quartiles 1.5 and 4.5."""
-    found = pool([0.0, 2.0, None, 4.0, 6.0], ["p", "q", "q", "r", "s"])
-    assert (found.cases, found.undefined, found.patients) == (4, 1, 4)
-    assert (found.mean, found.median, found.q1, found.q3) == (3, 3, 1.5, 4.5)
+    found = summary_of([0.0, 2.0, None, 4.0, 6.0], ["p", "q", "q", "r", "s"])
+    assert (found.defined, found.undefined, found.patients) == (4, 1, 4)
+    assert (found.mean, found.median, found.quartiles) == (3, 3, (1.5, 4.5))
     assert found.std == pytest.approx(5**0.5)
-    assert (found.low, found.high) == interval_of_mean([0.0, 2.0, 4.0, 6.0], ["p", "q", "r", "s"])
+    assert found.interval == interval_of_mean([0.0, 2.0, 4.0, 6.0], ["p", "q", "r", "s"])
 
 
 def test_an_interval_needs_two_patients():
-    found = pool([0.5, 0.7], ["p", "p"])
-    assert (found.low, found.high, found.mean) == (None, None, pytest.approx(0.6))
-    assert pool([None], ["p"]).mean is None
+    found = summary_of([0.5, 0.7], ["p", "p"])
+    assert (found.interval, found.mean) == (None, pytest.approx(0.6))
+    assert summary_of([None], ["p"]).mean is None
 
 
 def test_scans_of_one_patient_are_not_independent():
@@ -44,18 +42,19 @@ def test_scans_of_one_patient_are_not_independent():
     rng = np.random.default_rng(0)
     of_patients = rng.uniform(0.5, 1, 5)
     values = np.repeat(of_patients, 20).tolist()
-    grouped = pool(values, [str(n // 20) for n in range(100)])
-    alone = pool(values, [str(n) for n in range(100)])
-    five = pool(of_patients.tolist(), list("abcde"))
-    assert (grouped.low, grouped.high) == pytest.approx((five.low, five.high))
-    assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
+    grouped = summary_of(values, [str(n // 20) for n in range(100)])
+    alone = summary_of(values, [str(n) for n in range(100)])
+    five = summary_of(of_patients.tolist(), list("abcde"))
+    assert grouped.interval == pytest.approx(five.interval)
+    assert np.ptp(grouped.interval) > 3 * np.ptp(alone.interval)
 
 
 def test_the_mean_over_labels_is_taken_case_by_case():
-    table, mean = pool_cases([score("a", 1.0, 0.5), score("b", 0.5), score("c", None)], {"a": "P", "b": "Q"})
+    cases = [score("a", 1.0, 0.5), score("b", 0.5), score("c", None)]
+    mean = mean_over_cases(cases, {"a": "P", "b": "Q"})
     assert mean.mean == pytest.approx((0.75 + 0.5) / 2)
-    assert (mean.cases, mean.undefined) == (2, 1)
-    assert table["lesion"]["dice"].cases == 1
+    assert (mean.defined, mean.undefined) == (2, 1)
+    assert summarise(cases)["lesion"]["dice"].defined == 1
 
 
 def test_verdicts():
@@ -67,7 +66,8 @@ def test_verdicts():
 
 
 def test_verdict_in_words():
-    table, mean = pool_cases([score("a", 0.9, 0.2), score("b", 0.9, 0.3)], {})
+    cases = [score("a", 0.9, 0.2), score("b", 0.9, 0.3)]
+    table, mean = summarise(cases, {}), mean_over_cases(cases, {})
     words = verdict_in_words(table, mean, Bands())
     assert words == (
         "verdict: fair, mean Dice 0.575 (good is above 0.8, poor below 0.5). good: organ (0.90); poor: lesion (0.25)"
@@ -104,8 +104,8 @@ def test_a_label_nobody_has():
 def test_the_table_as_csv(tmp_path):
     folds = {0: [score("a", 1.0, 0.5)], 1: [score("b", 0.5)]}
     cases = [case for fold in folds.values() for case in fold]
-    table, mean = pool_cases(cases, {})
-    write_statistics(tmp_path / "crossval.csv", table, mean, spread_in_folds(folds))
+    per_fold = {str(fold): summarise(own) for fold, own in folds.items()}
+    write_statistics(tmp_path / "crossval.csv", summarise(cases, {}), mean_over_cases(cases, {}), per_fold)
     with open(tmp_path / "crossval.csv", newline="") as file:
         rows = {(row["fold"], row["label"]): row for row in csv.DictReader(file)}
     assert float(rows["all", "organ"]["mean"]) == 0.75
