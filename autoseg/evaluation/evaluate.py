@@ -187,7 +187,7 @@ def summarise(
         return {}
     groups = None if patients is None else [patients.get(score.case, score.case) for score in scores]
     diagonals = [score.diagonal_mm for score in scores]
-    found = {}
+    found: dict[str, dict[str, Summary]] = {}
     for label, metrics in scores[0].scores.items():
         states = Counter(presence(score.scores[label]) for score in scores)
         found[label] = {}
