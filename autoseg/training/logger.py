@@ -26,8 +26,9 @@ from autoseg.workspace import FoldName
 if TYPE_CHECKING:  # imported when an epoch is over and TensorBoard is there
     from torch.utils.tensorboard import SummaryWriter
 
-PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png and of the report,
+PICTURE_SECONDS = 60.0  # least time between two drawings of progress.png,
 PICTURE_SHARE = 0.01  # which may take so much of it
+PAGE_SECONDS = 300.0  # before the first report, which takes about 3 s; later ones are that share of the time, too
 MOST_SHOWN = 20  # labels in a line; of more, the others are counted
 VERBS = {"unseen": "cannot learn a label"}  # how a kind of finding is reported; otherwise with an s
 
@@ -55,7 +56,7 @@ class FoldLog:
         unseen: names of the labels that no training case has; they join every row, by position.
         quiet: write nothing and show nothing, for all processes of a training but one.
         held_back: write nothing before `release`: the folder is still that of an older training.
-        page: rewrites the workspace's report, as often as the picture is drawn while the fold trains.
+        page: rewrites the workspace's report while the fold trains, first after PAGE_SECONDS.
 
     `history` and `findings` hold all rows, and what they show as of the last one.
     """
@@ -87,6 +88,7 @@ class FoldLog:
         self._logging = ExitStack()
         self._pictured = len(self.history)  # epochs that need no new picture
         self._picture_due = time.perf_counter() + PICTURE_SECONDS
+        self._page_due = time.perf_counter() + PAGE_SECONDS
         self.bar = tqdm(
             total=1000, initial=_thousandths(self.history), disable=True if quiet else None, leave=False,
             desc=f"fold {fold}", bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}",
@@ -152,6 +154,7 @@ class FoldLog:
         self._attempt("tensorboard", lambda: self._curves.add(self.history))
         if time.perf_counter() >= self._picture_due:
             self._attempt("progress.png", self._draw)
+        if self.page is not None and time.perf_counter() >= self._page_due:
             self._attempt("report.html", self._write_page)
 
     def summarise(self) -> None:
@@ -197,19 +200,16 @@ class FoldLog:
         self._pictured, began = len(self.history), time.perf_counter()
         self._picture_due = began + PICTURE_SECONDS  # should it fail
         draw_progress(self.folder / "progress.png", self.history, self.label_names, f"fold {self.fold}")
-        self._postpone(began)
+        now = time.perf_counter()
+        self._picture_due = now + max(PICTURE_SECONDS, (now - began) / PICTURE_SHARE)
 
     def _write_page(self) -> None:
-        """Rewrite the report; what it takes postpones the next picture."""
         began = time.perf_counter()
+        self._page_due = began + PAGE_SECONDS  # should it fail
         if self.page is not None:
             self.page()
-        self._postpone(began)
-
-    def _postpone(self, began: float) -> None:
-        """Let the next picture wait until what was begun then is no more than its share of the time."""
         now = time.perf_counter()
-        self._picture_due = max(self._picture_due, now + max(PICTURE_SECONDS, (now - began) / PICTURE_SHARE))
+        self._page_due = now + max(PICTURE_SECONDS, (now - began) / PICTURE_SHARE)
 
     def _attempt(self, what: str, act: Callable[[], None]) -> None:
         """Do what no training depends on; report a failure once."""
