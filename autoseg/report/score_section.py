@@ -18,7 +18,7 @@ from autoseg.report.gathered import Gathered
 from autoseg.report.numbers import case_means, interval_text, quartiles, size_unit, sizes_of
 from autoseg.report.reliability import measured
 from autoseg.report.score_figures import expected_dice, reliability, score_figures
-from autoseg.report.sections import Gap, Section, Table, band_of
+from autoseg.report.sections import Gap, Section, Table
 
 FEW = 10  # cases of the table of the worst ones
 MILLIMETRES = ("hd", "hd95", "assd", "masd")  # metrics in mm
@@ -62,7 +62,7 @@ def _by_label(of: Gathered, scores: CrossValidation) -> Table:
         rows.append((
             label, f"{mean:.3f} ± {np.std(values):.3f}", interval_text(values, groups),
             f"{median:.3f} ({low:.3f} to {high:.3f})", f"{min(values):.3f}", _distance(scores, label), str(len(values)),
-            band_of(mean),
+            scores.bands.of(mean),
         ))  # fmt: skip
     header = (
         *("label", "Dice: mean ± SD", "95 % interval of the mean", "median (quartiles)"),

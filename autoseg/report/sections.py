@@ -20,7 +20,6 @@ from autoseg.report.training_figures import events_of, mean_of, training_figures
 from autoseg.training.diagnosis import Finding, diagnose
 from autoseg.workspace import FULL
 
-GOOD, POOR = 0.8, 0.5  # mean Dice above and below which a label is called so
 MOST_OUTLIERS = 12
 KEY_STEPS = ("1.1", "2.1", "3.3", "3.4", "3.5", "4.1", "5.1", "5.2", "5.7")
 
@@ -54,11 +53,6 @@ class Section:
     gaps: tuple[Gap, ...] = ()
     folded: tuple[tuple[str, Table], ...] = ()  # title and table of what is shown on request
     more: dict[str, Any] = field(default_factory=dict)
-
-
-def band_of(dice: float) -> str:
-    """good, fair or poor."""
-    return "good" if dice >= GOOD else "poor" if dice < POOR else "fair"
 
 
 # Data

@@ -10,10 +10,9 @@ from autoseg.evaluation.intervals import interval_of_mean
 from autoseg.messages import counted
 from autoseg.report.gathered import Gathered
 from autoseg.report.numbers import OutlierGroup, case_means
-from autoseg.report.sections import POOR, Section, band_of
+from autoseg.report.sections import Section
 
 MOST_GROUPS = 3  # of outliers that are named; section 1 has all
-APART = 0.05  # of mean Dice: a fold this much below the others is named
 
 
 def verdict(of: Gathered, training: Section, data: Section) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def verdict(of: Gathered, training: Section, data: Section) -> dict[str, Any]:
         line = (
             f"{counted(len(scores.cases), 'case')}{people}, {folds}; each case segmented by a network that never saw it"
         )
-        band = band_of(mean)
+        band: str = scores.bands.of(mean)
         flags += _flags(scores)
     elif of.folds:
         known = [fold for fold in of.folds if fold.history]
@@ -74,21 +73,11 @@ def headline(of: Gathered, scores: CrossValidation) -> tuple[float, tuple[float,
 
 
 def _flags(scores: CrossValidation) -> list[str]:
-    """Labels, folds and cases that are poor."""
-    found = []
-    for label, metrics in scores.summary.items():
-        mean = metrics["dice"].mean
-        if mean is not None and mean < POOR:
-            found.append(f"{label} is poor: mean Dice {mean:.2f}, below {POOR:g}")
-    by_fold = {fold.fold: list(case_means(fold.cases).values()) for fold in scores.folds}
-    means = {fold: float(np.mean(values)) for fold, values in by_fold.items() if values}
-    for fold, mean in means.items():
-        others = [other for name, other in means.items() if name != fold]
-        if others and mean < np.mean(others) - APART:
-            found.append(f"fold {fold} scores {mean:.2f}, the others {np.mean(others):.2f}")
-    poor = [case for case, mean in case_means(scores.cases).items() if mean < POOR]
+    """Labels, folds and cases that failed."""
+    found = [flag.what for flag in scores.flags]
+    poor = [case for case, mean in case_means(scores.cases).items() if mean < scores.bands.poor]
     if poor:
-        found.append(f"{counted(len(poor), 'case')} below {POOR:g}: section 5 shows the worst")
+        found.append(f"{counted(len(poor), 'case')} below {scores.bands.poor:g}: section 5 shows the worst")
     missed = sum(_missed(case.scores) for case in scores.cases)
     if missed:
         found.append(f"a label was missed entirely {counted(missed, 'time')}")
