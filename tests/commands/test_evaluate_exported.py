@@ -13,7 +13,7 @@ from autoseg.cli import main
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.errors import StateError
 from autoseg.evaluation.speeds import Estimate, MeasuredSpeed, SpeedTable
-from autoseg.imaging.formats.readers import read_labels
+from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.decision import Decision, Rule
 from autoseg.models.identity import fold_digests
@@ -81,7 +81,7 @@ def test_it_segments_the_test_cases_once(folder, capsys):
 
 
 @pytest.mark.thorough
-def test_test_cases_are_segmented_by_the_decision_as_predict_does(folder, tmp_path, said):
+def test_test_cases_are_segmented_by_the_decision_as_predict_does(folder, tmp_path):
     """Of a file, and of a workspace whose decision is that another model predicts."""
     plan = plan_for_tests().with_settings(["training.test_time_mirroring=false"])
     workspace = workspace_of(tmp_path / "w", plan, configurations=("3d_fullres", "2d"), folds=("full",))
@@ -93,7 +93,9 @@ def test_test_cases_are_segmented_by_the_decision_as_predict_does(folder, tmp_pa
     image, file = folder / "in" / "t.nii", tmp_path / "model.zip"
     autoseg.export_model(workspace.root, file, configurations=["2d"], say=None)
     (decided,) = autoseg.predict_images(workspace.root, image, tmp_path / "out", say=None).files
-    assert (read_labels(decided).array == 1).all()
+    assert np.unique(read_labels(decided).array[read_image(image).array[0] != 0]).tolist() == [1]
+    (plain,) = autoseg.predict_images(workspace.root, image, tmp_path / "plain", decision=False, say=None).files
+    assert not np.array_equal(read_labels(plain).array, read_labels(decided).array)
     result = autoseg.score_test_set(workspace.root, say=None)
     assert (result.configuration, result.network) == ("2d", "unet")
     autoseg.score_test_set(workspace.root, model=file, say=None)

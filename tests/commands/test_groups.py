@@ -103,7 +103,7 @@ def test_what_comes_after_the_scores_passes_their_options_on(tmp_path, monkeypat
     monkeypatch.setattr(f"autoseg.commands.{function}", lambda w, c, options, **more: given.append(options))
     command = ["evaluate", "-w", str(tmp_path), "--tolerance", "2", "--csv", "a.csv", "--good", "0.9", "--no-report"]
     evaluate_as_asked(build_parser().parse_args([*command, "--workers", "0", *way]))
-    assert given == [ScoringOptions(tolerance=2.0, csv=Path("a.csv"), good=0.9, workers=0, report=False)]
+    assert given == [ScoringOptions(tolerance={"all": 2.0}, csv=Path("a.csv"), good=0.9, workers=0, report=False)]
 
 
 @pytest.mark.slow
