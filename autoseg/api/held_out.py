@@ -66,9 +66,11 @@ def learn_expected_dice(
         >>> record = autoseg.learn_expected_dice("ws")
         >>> record.labels["liver"].measured_coverage
     """
+    from autoseg.commands.evaluate import ScoringOptions
     from autoseg.commands.expected_dice import learn_expected_dice
 
-    return learn_expected_dice(in_workspace(workspace), configuration, network=network, device=device)
+    scoring = ScoringOptions(network)
+    return learn_expected_dice(in_workspace(workspace), configuration, scoring, device=device)
 
 
 @checked
@@ -104,8 +106,7 @@ def choose_decision(
         >>> [(choice.candidate, choice.accepted, choice.reason) for choice in decision.choices]
     """
     from autoseg.commands.choose import choose_decision
+    from autoseg.commands.evaluate import ScoringOptions
 
-    return choose_decision(
-        in_workspace(workspace), configuration, network=network, choose=choose, recall=recall, device=device,
-        workers=workers,
-    )  # fmt: skip
+    scoring = ScoringOptions(network, workers=workers)
+    return choose_decision(in_workspace(workspace), configuration, scoring, choose=choose, recall=recall, device=device)

@@ -262,7 +262,7 @@ def predict_images(
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
         top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
         skip_empty: leave out tiles that hold hardly anything brighter than the background.
-        decision: apply what `choose` of `cross_validate` chose on held-out cases.
+        decision: apply what `choose_decision` chose on held-out cases.
         shard: "2/8" for the second of eight parts of the cases.
         resume: keep segmentations that are verified to be of the same images, by the same model and options.
         format: "seg.nrrd", "nii.gz" and so on, with names and colours of the labels; None: that of each image.

@@ -33,7 +33,7 @@ class Predictor:
         tile: longest edges of tiles as a multiple of the training patch's; None: as suits the device.
         top_k: share of a cascade's tiles to compute, the most worthwhile ones; None: all.
         skip_empty: leave out tiles that hold hardly anything brighter than the background.
-        decision: apply what `choose` of `cross_validate` chose on held-out cases.
+        decision: apply what `choose_decision` chose on held-out cases.
         say: what shows a line, such as a warning about an image; None: nothing is shown.
 
     Raises:

@@ -37,12 +37,11 @@ def compare_groups(
         >>> scores = autoseg.compare_groups("ws", groups="site")
         >>> scores.tables[0].gaps["liver"].beyond_chance
     """
+    from autoseg.commands.evaluate import ScoringOptions
     from autoseg.commands.groups import compare_groups
 
-    return compare_groups(
-        in_workspace(workspace), configuration, network=network, groups=names_of(groups),
-        csv=None if csv is None else as_path(csv), workers=workers,
-    )  # fmt: skip
+    scoring = ScoringOptions(network, csv=None if csv is None else as_path(csv), workers=workers)
+    return compare_groups(in_workspace(workspace), configuration, scoring, groups=names_of(groups))
 
 
 @checked

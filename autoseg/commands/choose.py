@@ -11,6 +11,7 @@ import numpy as np
 from autoseg.commands.evaluate import ScoringOptions, cross_validate, folds_to_score
 from autoseg.commands.inputs import load_records
 from autoseg.commands.proof import prove_unseen
+from autoseg.commands.report import report_or_warn
 from autoseg.datasets.dataset import Case
 from autoseg.errors import StateError, UsageError
 from autoseg.lines import LOG
@@ -56,12 +57,11 @@ class _Task:
 def choose_decision(
     workspace: Workspace,
     configuration: str | None = None,
+    options: ScoringOptions | None = None,
     *,
-    network: str | None = None,
     choose: Sequence[str] = ALL,
     recall: Mapping[str, float] | None = None,
     device: str = "auto",
-    workers: int | None = None,
 ) -> Decision:
     """Choose on the held-out cases which models predict, by which rule, and which components are corrected.
 
@@ -69,6 +69,7 @@ def choose_decision(
     kept in the folder of the model, and `predict` applies it.
 
     Args:
+        options: as for `cross_validate`, which comes first; None: its defaults. The report follows the decision.
         choose: which choices: "model", "thresholds", "components"; the last alone needs no network.
         recall: label or region -> recall that it must reach.
 
@@ -78,13 +79,14 @@ def choose_decision(
     """
     from autoseg.evaluation.choose import describe
 
+    options = options or ScoringOptions()
     asked = tuple(choose) or ALL
     if unknown := [name for name in asked if name not in ALL]:
         raise UsageError(f"--choose {unknown[0]}: there is no such choice", remedy=f"choose from {', '.join(ALL)}")
     targets = dict(recall or {})
-    _, plan, _ = load_records(workspace, network)
+    _, plan, _ = load_records(workspace, options.network)
     _require_targets(targets, plan)
-    scores = cross_validate(workspace, configuration, ScoringOptions(network, workers=workers))
+    scores = cross_validate(workspace, configuration, replace(options, report=False))
     task = _task(workspace, plan, scores, device)
     predicts: tuple[tuple[str, str], ...] = (task.pair,)
     offsets: dict[str, float] = {}
@@ -93,7 +95,7 @@ def choose_decision(
         predicts, offsets, weights, choices = _by_logits(task, asked, targets)
     else:
         weights = _weights(task, predicts)
-    corrected, more, after = _by_components(task, predicts, offsets, "components" in asked, workers)
+    corrected, more, after = _by_components(task, predicts, offsets, "components" in asked, options.workers)
     before = np.mean([_dice_of(score, plan) for score in task.result.cases])
     decision = Decision(
         1, tuple("-".join(pair) for pair in predicts), weights, Rule(offsets, corrected), task.name, (*choices, *more),
@@ -103,6 +105,8 @@ def choose_decision(
     for pair in dict.fromkeys([task.pair, *([] if task.pair in predicts else predicts[:1])]):
         save(workspace.decision(*pair), decision)  # where predict looks for it, whichever of them is opened
     LOG.info("\n" + describe(decision))
+    if options.report:
+        report_or_warn(workspace, *task.pair)
     return decision
 
 

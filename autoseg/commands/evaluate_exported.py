@@ -7,9 +7,11 @@
 Which cases a fold held out is not in the file. What needs them is measured in the workspace that it was exported from.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from autoseg.commands.decision import apply_decision
 from autoseg.commands.inputs import PLAN_FIRST
 from autoseg.datasets.dataset import Dataset
 from autoseg.errors import StateError, UsageError
@@ -56,6 +58,8 @@ def score_with(
 ) -> HeldOutScores:
     """Segment the labelled test cases of a workspace's dataset by an exported model, score them once, keep the scores.
 
+    They are segmented as `predict` does, by the decision that the file carries.
+
     Args:
         workspace: of the dataset alone; its own models are not used.
         configuration, network: choose among the models of the file; None: those it was exported to predict with.
@@ -65,6 +69,7 @@ def score_with(
     """
     from autoseg.evaluation.crossval import score_test_cases
     from autoseg.evaluation.evaluate import summarise, summary_table
+    from autoseg.inference.ensemble import split
     from autoseg.inference.predict import predict_cases
     from autoseg.models.identity import ensemble_digest
     from autoseg.models.opening import open_models
@@ -79,13 +84,14 @@ def score_with(
             f"{dataset.name} has no labelled test cases",
             remedy="add imagesTs and labelsTs, or rows with split=test in a table, then plan again",
         )
-    folder = workspace.root / f"test-{ensemble_digest(models)[:12]}"
+    rule = apply_decision(workspace, models, [path])
+    folder = workspace.root / f"test-{rule.digest(ensemble_digest(models))[:12]}"
     kept = folder / "test.json"
     if kept.exists():
         result = load(HeldOutScores, kept)
         LOG.info(f"the test set is scored only once; these are the results of {path.name}:")
     else:
-        predict_cases(models, cases, folder, title="test set")
+        predict_cases(replace(split(models, by="models"), rule=rule), cases, folder, title="test set")
         names = [" and ".join(dict.fromkeys(of)) for of in zip(*(_names(model) for model in models), strict=True)]
         result = score_test_cases(names[0], names[1], folder, cases, models[0].plan.labels)
         save(kept, result)

@@ -15,6 +15,7 @@ from autoseg.records import load, save
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:  # torch is imported where something is segmented
+    from autoseg.commands.evaluate import ScoringOptions
     from autoseg.evaluation.expected_dice import ExpectedDiceRecord
     from autoseg.models.model import Model
 
@@ -22,14 +23,18 @@ if TYPE_CHECKING:  # torch is imported where something is segmented
 def learn_expected_dice(
     workspace: Workspace,
     configuration: str | None = None,
+    options: "ScoringOptions | None" = None,
     *,
-    network: str | None = None,
     device: str = "auto",
 ) -> "ExpectedDiceRecord":
     """Learn from the cross-validation what Dice to expect of new cases, show how well, and write the record.
 
     The held-out segmentations are scored as by `cross_validate`. Then each fold segments its held-out cases again, over
-    every flip by itself, which takes as long as their validation did.
+    every flip by itself, which takes as long as their validation did. A decision of `evaluate --choose` has no part in
+    either: the record is of the networks.
+
+    Args:
+        options: as for `cross_validate`; None: its defaults.
 
     Raises:
         StateError: no fold is trained, or there are too few held-out cases.
@@ -39,15 +44,15 @@ def learn_expected_dice(
     from autoseg.evaluation.held_out import agree_on_all, described_options, scored_cases
     from autoseg.models.model import open_model
 
-    result = cross_validate(workspace, configuration, ScoringOptions(network))
+    result = cross_validate(workspace, configuration, options or ScoringOptions())
     require_enough(len(result.cases))
     cases = {case.id: case for case in load(Dataset, workspace.dataset).cases}
     held_out = {fold.fold: [cases[score.case] for score in fold.cases] for fold in result.folds}
-    options = InferenceOptions()
+    run = InferenceOptions()
     one = partial(open_model, workspace, result.configuration, result.network, device=choose_device(device))
     LOG.info(f"\nsegmenting {counted(len(result.cases), 'held-out case')} again, each by its own fold: expected Dice")
-    found, weights = agree_on_all(lambda fold: one(folds=[fold]), held_out, options)
-    words = described_options(one(folds=[result.folds[0].fold]), options)
+    found, weights = agree_on_all(lambda fold: one(folds=[fold]), held_out, run)
+    words = described_options(one(folds=[result.folds[0].fold]), run)
     patients = {case.id: case.patient for case in cases.values()}
     scored = scored_cases(result, found, patients)
     record = calibrate(result.configuration, result.network, scored, options=words, weights=weights)

@@ -1,7 +1,6 @@
 """`autoseg evaluate --group COLUMN`: held-out scores by site, scanner, or any column of the table of patients."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.commands.evaluate import ScoringOptions, cross_validate
@@ -18,15 +17,14 @@ if TYPE_CHECKING:
 def compare_groups(
     workspace: Workspace,
     configuration: str | None = None,
+    options: ScoringOptions | None = None,
     *,
-    network: str | None = None,
     groups: Sequence[str],
-    csv: Path | None = None,
-    workers: int | None = None,
 ) -> "GroupScores":
     """Cross-validate as `evaluate` does, then show and store a table for each column and the largest gap in it.
 
     Args:
+        options: as for `cross_validate`; None: its defaults.
         groups: columns of the table of patients.
 
     Raises:
@@ -35,11 +33,12 @@ def compare_groups(
     """
     from autoseg.evaluation.groups import METRIC, VERSION, GroupScores, compare, describe
 
-    dataset, plan, _ = load_records(workspace, network)
+    options = options or ScoringOptions()
+    dataset, plan, _ = load_records(workspace, options.network)
     name, chosen = plan.configuration(configuration)
     patients = {case.id: case.patient for case in dataset.cases}
     columns = {column.lower(): groups_of(dataset.columns, column, patients) for column in groups}  # refused at once
-    result = cross_validate(workspace, configuration, ScoringOptions(network, csv=csv, workers=workers))
+    result = cross_validate(workspace, configuration, options)
     tables = tuple(compare(result.cases, found, patients, column) for column, found in columns.items())
     scores = GroupScores(VERSION, name, chosen.network.name, METRIC, tables)
     save(workspace.groups(name, chosen.network.name), scores)

@@ -46,7 +46,8 @@ def rank_cases(
     """Order the training cases by likely label error, each judged by the fold that held it out.
 
     Every held-out case is segmented again, which takes as long as the folds' validation did. The order is kept in the
-    model's label_errors.json.
+    model's label_errors.json. The largest logit decides, whatever `evaluate --choose` chose: a correction would hide
+    errors.
 
     Args:
         top: rows of the table that is shown.
@@ -101,7 +102,8 @@ def rank_images(
 ) -> "AnnotationOrder":
     """Order unlabelled images by the expected benefit of annotating them.
 
-    Images that cannot be read are listed at the end, and are in `failed` of the result.
+    Images that cannot be read are listed at the end, and are in `failed` of the result. What `evaluate --choose` chose
+    is not applied: uncertainty is that of the networks.
 
     Args:
         top, csv: as for `rank_cases`.

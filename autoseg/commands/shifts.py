@@ -23,6 +23,8 @@ def measure_shifts(
 ) -> "ShiftTable":
     """Segment held-out cases under all shifts, each by its own fold, show the table and write shifts.json.
 
+    The largest logit decides, whatever `evaluate --choose` chose: the loss is that of the networks.
+
     Args:
         cases: of each fold, at most; None: all. Each is segmented 16 times.
 

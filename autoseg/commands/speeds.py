@@ -31,6 +31,8 @@ def measure_speeds(
 ) -> "SpeedTable":
     """Segment every held-out case at all speeds by its own fold, show the table and write speeds.json.
 
+    The largest logit decides, whatever `evaluate --choose` chose: differences are those of the networks.
+
     Raises:
         StateError: no fold with held-out cases is trained.
     """

@@ -5,10 +5,13 @@ The ways exclude each other; each is imported when it is asked for.
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoseg.errors import UsageError
 from autoseg.workspace import Workspace
+
+if TYPE_CHECKING:
+    from autoseg.commands.evaluate import ScoringOptions
 
 
 def evaluate_as_asked(options: argparse.Namespace) -> Any:
@@ -24,6 +27,8 @@ def evaluate_as_asked(options: argparse.Namespace) -> Any:
     named = [way for way, given in _given(options).items() if given]
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} exclude each other", remedy="run one after the other")
+    if named and named[0] in WITHOUT_SCORES:
+        _require_unused(options, named[0])
     run = WAYS[named[0]] if named else _cross_validate
     if options.model is not None and run not in (_test_set, _folders):
         if run in (_shifts, _groups, _choose):
@@ -33,6 +38,13 @@ def evaluate_as_asked(options: argparse.Namespace) -> Any:
             )
         return _carried(options)
     return run(Workspace(options.workspace), options)
+
+
+def _require_unused(options: argparse.Namespace, way: str) -> None:
+    """Refuse options of scores where a way has none that they could change. Raises UsageError."""
+    given = {"--csv": options.csv is not None, "--tolerance": options.tolerance is not None, "--tubes": options.tubes}
+    if unused := [option for option, used in given.items() if used]:
+        raise UsageError(f"{unused[0]} does nothing with {way}", remedy="omit it, or run evaluate once more without it")
 
 
 def _given(options: argparse.Namespace) -> dict[str, bool]:
@@ -48,13 +60,18 @@ def _given(options: argparse.Namespace) -> dict[str, bool]:
 
 
 def _cross_validate(workspace: Workspace, options: argparse.Namespace) -> Any:
-    from autoseg.commands.evaluate import ScoringOptions, cross_validate
+    from autoseg.commands.evaluate import cross_validate
 
-    chosen = ScoringOptions(
+    return cross_validate(workspace, options.configuration, _scoring(options))
+
+
+def _scoring(options: argparse.Namespace) -> "ScoringOptions":
+    from autoseg.commands.evaluate import ScoringOptions
+
+    return ScoringOptions(
         network=options.network, tolerance=options.tolerance, tubes=options.tubes, csv=options.csv, good=options.good,
         poor=options.poor, workers=options.workers, report=not options.no_report,
     )  # fmt: skip
-    return cross_validate(workspace, options.configuration, chosen)
 
 
 def _carried(options: argparse.Namespace) -> Any:
@@ -80,7 +97,7 @@ def _speeds(workspace: Workspace, options: argparse.Namespace) -> Any:
 def _expected_dice(workspace: Workspace, options: argparse.Namespace) -> Any:
     from autoseg.commands.expected_dice import learn_expected_dice
 
-    return learn_expected_dice(workspace, options.configuration, network=options.network)
+    return learn_expected_dice(workspace, options.configuration, _scoring(options))
 
 
 def _shifts(workspace: Workspace, options: argparse.Namespace) -> Any:
@@ -101,19 +118,15 @@ def _folders(workspace: Workspace, options: argparse.Namespace) -> Any:
 def _groups(workspace: Workspace, options: argparse.Namespace) -> Any:
     from autoseg.commands.groups import compare_groups
 
-    return compare_groups(
-        workspace, options.configuration, network=options.network, groups=tuple(options.groups), csv=options.csv,
-        workers=options.workers,
-    )  # fmt: skip
+    return compare_groups(workspace, options.configuration, _scoring(options), groups=tuple(options.groups))
 
 
 def _choose(workspace: Workspace, options: argparse.Namespace) -> Any:
     from autoseg.commands.choose import choose_decision
 
     return choose_decision(
-        workspace, options.configuration, network=options.network, choose=options.choose or (),
-        recall=dict(options.recall), workers=options.workers,
-    )  # fmt: skip
+        workspace, options.configuration, _scoring(options), choose=options.choose or (), recall=dict(options.recall)
+    )
 
 
 WAYS: dict[str, Callable[[Workspace, argparse.Namespace], Any]] = {
@@ -125,3 +138,4 @@ WAYS: dict[str, Callable[[Workspace, argparse.Namespace], Any]] = {
     "--group": _groups,
     "--choose": _choose,
 }
+WITHOUT_SCORES = ("--test", "--speeds", "--shifts")  # whose result --csv, --tolerance and --tubes do not change

@@ -24,10 +24,11 @@ from typing import Literal
 
 import numpy as np
 
+from autoseg.evaluation.evaluate import presence
+from autoseg.evaluation.label_scores import DISTANCES
 from autoseg.evaluation.paired import Paired, detectable, holm, interval_of_difference, sign_flips
 
 Metrics = Mapping[str, float | None]
-DISTANCES = ("hd95", "hd", "assd")  # mm
 BEST: dict[str, Literal["high", "low", "zero"]] = {  # which values are better
     **dict.fromkeys(("dice", "iou", "recall", "precision", "specificity", "f2", "nsd", "boundary_f1"), "high"),
     **dict.fromkeys(("boundary_iou", "centreline_dice", "lesion_sensitivity", "lesion_precision"), "high"),
@@ -157,14 +158,6 @@ def rows_of(a: Scored, b: Scored, patients: Mapping[str, str] | None, comparison
                     yield [*row, "", ""]
                 else:
                     yield [*row, other - one, _winner(one, other, name) or ""]
-
-
-def presence(metrics: Metrics) -> Literal["found", "missed", "spurious", "absent"]:
-    """Where a case has a label: in both maps (found, however badly), in one of them alone, or in none."""
-    undefined = [name for name in ("dice", "precision", "recall") if name in metrics and metrics[name] is None]
-    if not metrics or "dice" in undefined:
-        return "absent"
-    return "missed" if "precision" in undefined else "spurious" if "recall" in undefined else "found"
 
 
 def _only(one: Scored, other: Scored) -> tuple[str, ...]:

@@ -166,7 +166,7 @@ def describe(result: CrossValidation, labels: LabelSet) -> str:
 
 def _table_of_folds(result: CrossValidation) -> str:
     """Mean ± std of each label and metric in each fold, and of the folds' means."""
-    per_fold = {fold.fold: summarise(fold.cases) for fold in result.folds}
+    per_fold = {fold.fold: result.per_fold.get(str(fold)) or summarise(fold.cases) for fold in result.folds}
     rows = [["label", "metric", *(f"fold {fold}" for fold in per_fold), "folds"]]
     for label in result.summary:
         for metric in columns_of(METRICS):

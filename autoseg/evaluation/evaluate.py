@@ -211,8 +211,12 @@ def summarise(
 
 
 def presence(metrics: Mapping[str, float | None]) -> Literal["found", "missed", "spurious", "absent"]:
-    """Where a case has a label: in both maps ("found", however badly), in one of them alone, or in none."""
-    if metrics.get("dice") is None:
+    """Where a case has a label: in both maps ("found", however badly), in one of them alone, or in none.
+
+    Args:
+        metrics: of the label; those that a table of another origin lacks count as defined.
+    """
+    if not metrics or metrics.get("dice", 0) is None:
         return "absent"
     if metrics.get("precision", 0) is None:
         return "missed"

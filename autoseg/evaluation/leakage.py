@@ -105,9 +105,10 @@ def find_leakage(
 
 
 def describe(found: Leakage, workspace: Workspace) -> list[str]:
-    """Lines for the user: none where nothing leaks."""
+    """Lines for the user: none where all images were compared and nothing leaks."""
+    unread = f"not compared across folds, because they cannot be read: {some(found.unreadable)}"
     if not found.leaks:
-        return []
+        return [f"note: images {unread}"] if found.unreadable else []
     lines = [
         f"WARNING: {counted(len(found.leaks), 'pair')} of cases of different patients "
         f"{'has' if len(found.leaks) == 1 else 'have'} nearly the same image on both sides of a fold: the scores of "
@@ -130,7 +131,7 @@ def describe(found: Leakage, workspace: Workspace) -> list[str]:
         f"again: {again}"
     )
     if found.unreadable:
-        lines.append(f"  not compared, because they cannot be read: {some(found.unreadable)}")
+        lines.append(f"  {unread}")
     return lines
 
 

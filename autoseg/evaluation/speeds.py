@@ -22,6 +22,7 @@ import numpy as np
 from autoseg.datasets.dataset import Case
 from autoseg.evaluation.crossval import validation_jobs
 from autoseg.evaluation.evaluate import CaseScore, score_cases
+from autoseg.evaluation.statistics import mean_dice_of
 from autoseg.imaging.formats.readers import ending_of, read_labels
 from autoseg.inference.options import SPEEDS, InferenceOptions, options_at
 from autoseg.messages import counted, ruled
@@ -136,7 +137,7 @@ def measure_speeds(
     ways, number = ways_of(first, cases[fold]), sum(map(len, cases.values()))
     for way in ways:
         scores, seconds = _segmented(way, models, cases, folder)
-        dice = {score.case: mean for score in scores if (mean := mean_dice(score)) is not None}
+        dice = {score.case: mean for score in scores if (mean := mean_dice_of(score)) is not None}
         reference = reference or dice
         measured.append(
             MeasuredSpeed(
@@ -206,12 +207,6 @@ def _leaves_out(model: "Model", options: InferenceOptions, case: Case) -> bool:
     shape = member.prepare(loaded).image.shape
     kept = member.chosen(loaded, np.zeros((1, 1, 1), np.uint8))
     return kept is not None and len(kept) < len(windows_of(shape[1:], member.tiling(shape)))
-
-
-def mean_dice(score: CaseScore) -> float | None:
-    """Mean Dice of a case over the labels that have one; None if none has."""
-    found = [dice for metrics in score.scores.values() if (dice := metrics["dice"]) is not None]
-    return sum(found) / len(found) if found else None
 
 
 def device_name(model: "Model") -> str:

@@ -182,7 +182,7 @@ class _Prepared:
         self.models, self.held, self.rule = ensemble.models, held, ensemble.rule
         if ensemble.options.top_k or ensemble.options.skip_empty:
             self.held = "tiles are chosen by what is in all of it"
-        elif ensemble.rule != PLAIN:
+        elif not ensemble.rule.is_plain:
             self.held = "what evaluate --choose chose is applied to whole images (or add --no-decision)"
         self.preparations = Preparations()
         self.members = [

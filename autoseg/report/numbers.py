@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.evaluation.evaluate import CaseScore
 from autoseg.evaluation.intervals import interval_of_mean
+from autoseg.evaluation.statistics import mean_dice_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.planning.fingerprint import CaseFingerprint, Fingerprint
 from autoseg.workspace import FoldName
@@ -207,10 +208,9 @@ def band(curves: Sequence[tuple[Sequence[float], Sequence[float | None]]], point
     return Band(x, y.mean(axis=0), y.std(axis=0), len(arrays))
 
 
-def case_means(cases: Sequence[CaseScore], metric: str = "dice") -> dict[str, float]:
-    """Case id -> mean of a metric over the labels that have it; cases where none has are left out."""
-    known = {case.case: [v for one in case.scores.values() if (v := one.get(metric)) is not None] for case in cases}
-    return {case: float(np.mean(values)) for case, values in known.items() if values}
+def case_means(cases: Sequence[CaseScore]) -> dict[str, float]:
+    """Case id -> mean Dice over the labels that have one; cases where none has are left out."""
+    return {case.case: mean for case in cases if (mean := mean_dice_of(case)) is not None}
 
 
 def interval_text(values: Sequence[float], groups: Sequence[str], digits: int = 3) -> str:

@@ -38,9 +38,9 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "score_test_set": (evaluate.score_test_set, set()),
     "measure_speeds": (speeds.measure_speeds, set()),
     "measure_shifts": (shifts.measure_shifts, set()),
-    "compare_groups": (groups.compare_groups, set()),
-    "learn_expected_dice": (expected_dice.learn_expected_dice, set()),
-    "choose_decision": (choose.choose_decision, set()),
+    "compare_groups": (groups.compare_groups, {"options"}),
+    "learn_expected_dice": (expected_dice.learn_expected_dice, {"options"}),
+    "choose_decision": (choose.choose_decision, {"options"}),
     "evaluate_folders": (evaluate.evaluate_folders, {"measures"}),
     "rank_cases": (rank.rank_cases, set()),
     "write_report": (report.write_report, set()),
@@ -99,6 +99,11 @@ def test_keywords_are_those_of_the_function_below(name):
     function, others = BELOW[name]
     here, below = parameters(getattr(autoseg, name)), parameters(function)
     intake = {"dataset", *INTAKE} if "intake" in others else {"tolerance", "tubes"} if "measures" in others else set()
+    if "options" in others:
+        intake = {field.name for field in fields(evaluate.ScoringOptions)} & set(here)
+        defaults = evaluate.ScoringOptions()
+        assert "network" in intake
+        assert all(here[key].default == getattr(defaults, key) for key in intake)
     assert set(here) - intake - {"say"} == set(below) - others
     for key in set(below) - others:
         assert here[key].default == below[key].default, key

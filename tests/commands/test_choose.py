@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from autoseg.commands import choose as choose_module
 from autoseg.commands.choose import choose_decision
+from autoseg.commands.evaluate import ScoringOptions
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.errors import UsageError
 from autoseg.evaluation.crossval import cross_validate_folds, validation_jobs
@@ -80,7 +82,7 @@ def made(tmp_path, monkeypatch, request):
 
 
 def choose(workspace, **more) -> Decision:
-    return choose_decision(workspace, device="cpu", workers=0, **more)
+    return choose_decision(workspace, None, ScoringOptions(workers=0, report=False), device="cpu", **more)
 
 
 @pytest.mark.parametrize("made", [(1.5, True)], indirect=True)
@@ -96,6 +98,22 @@ def test_a_shy_network_with_islands_gets_an_offset_and_loses_its_islands(made):
     assert by_kind == {("model", False), ("threshold", True), ("components", True), ("components", False)} or (
         by_kind == {("model", False), ("threshold", True), ("components", True)}
     )
+
+
+@pytest.mark.parametrize("made", [(1.5, True)], indirect=True)
+def test_scores_are_made_as_asked_and_the_report_follows_the_decision(made, monkeypatch):
+    workspace, _, _ = made
+    scored, decided = [], []
+    result = choose_module.cross_validate()
+    monkeypatch.setattr(choose_module, "cross_validate", lambda w, c, options: scored.append(options) or result)
+    path = workspace.decision("3d_fullres", "unet")
+    monkeypatch.setattr(choose_module, "report_or_warn", lambda *model: decided.append((model[1:], path.exists())))
+    asked = ScoringOptions(tolerance=2.0, good=0.9, workers=0)
+    choose_decision(workspace, None, asked, choose=["components"], device="cpu")
+    assert scored == [replace(asked, report=False)]
+    assert decided == [(("3d_fullres", "unet"), True)]
+    choose_decision(workspace, None, replace(asked, report=False), choose=["components"], device="cpu")
+    assert len(decided) == 1
 
 
 @pytest.mark.parametrize("made", [(0.25, False)], indirect=True)

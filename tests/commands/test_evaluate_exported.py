@@ -6,13 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import autoseg
 from autoseg.cli import main
 from autoseg.datasets.dataset import Case, Dataset
 from autoseg.errors import StateError
 from autoseg.evaluation.speeds import Estimate, MeasuredSpeed, SpeedTable
+from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.labels import LabelSet
+from autoseg.models.decision import Decision, Rule
+from autoseg.models.identity import fold_digests
+from autoseg.models.opening import open_models
 from autoseg.records import load, save
 from commands import outcome
 from exported import plan_for_tests, scored, workspace_of
@@ -73,6 +78,30 @@ def test_it_segments_the_test_cases_once(folder, capsys):
     code, said = outcome(capsys, "evaluate", "--test", "-m", folder / "model.zip", "-w", folder / "w")
     assert "the test set is scored only once; these are the results of model.zip" in said
     assert not (folder / "w" / "test.json").exists()  # that of the workspace's own models
+
+
+@pytest.mark.thorough
+def test_test_cases_are_segmented_by_the_decision_as_predict_does(folder, tmp_path):
+    """Of a file, and of a workspace whose decision is that another model predicts."""
+    plan = plan_for_tests().with_settings(["training.test_time_mirroring=false"])
+    workspace = workspace_of(tmp_path / "w", plan, configurations=("3d_fullres", "2d"), folds=("full",))
+    save(workspace.dataset, load(Dataset, folder / "w" / "dataset.json"))
+    (model,) = open_models(workspace.root, configuration="2d", device=torch.device("cpu"))
+    decision = Decision(1, ("2d-unet",), {"2d-unet": fold_digests(model)}, Rule({"label1": 50.0}), "3d_fullres-unet")
+    for name in ("3d_fullres", "2d"):
+        save(workspace.decision(name, "unet"), decision)
+    image, file = folder / "in" / "t.nii", tmp_path / "model.zip"
+    autoseg.export_model(workspace.root, file, configurations=["2d"], say=None)
+    (decided,) = autoseg.predict_images(workspace.root, image, tmp_path / "out", say=None).files
+    assert np.unique(read_labels(decided).array[read_image(image).array[0] != 0]).tolist() == [1]
+    (plain,) = autoseg.predict_images(workspace.root, image, tmp_path / "plain", decision=False, say=None).files
+    assert not np.array_equal(read_labels(plain).array, read_labels(decided).array)
+    result = autoseg.score_test_set(workspace.root, say=None)
+    assert (result.configuration, result.network) == ("2d", "unet")
+    autoseg.score_test_set(workspace.root, model=file, say=None)
+    for made in (workspace.model("3d_fullres", "unet") / "test" / "t.nii", *workspace.root.glob("test-*/t.nii")):
+        assert np.array_equal(read_labels(made).array, read_labels(decided).array), made
+    assert len([*workspace.root.glob("test-*")]) == 1
 
 
 @pytest.mark.parametrize(

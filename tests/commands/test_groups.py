@@ -1,10 +1,14 @@
 """`plan --group`, `evaluate --group` and `evaluate --shifts` as a user types them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from autoseg.commands.evaluate import ScoringOptions
 from autoseg.commands.inputs import load_records
+from autoseg.commands.parser import build_parser
+from autoseg.commands.ways_to_evaluate import evaluate_as_asked
 from autoseg.datasets.splits import Splits
 from autoseg.evaluation.groups import GroupScores
 from autoseg.evaluation.shifts import ShiftTable
@@ -78,9 +82,28 @@ def test_options_that_do_not_fit_together_are_refused(tmp_path, capsys):
     for options, message in (
         (("--group", "site", "--shifts"), "--shifts and --group exclude each other"),
         (("--cases", "3"), "--cases limits the cases of --shifts"),
+        (("--test", "--csv", "scores.csv"), "--csv does nothing with --test"),
+        (("--speeds", "--tolerance", "2"), "--tolerance does nothing with --speeds"),
+        (("--shifts", "--tubes", "all"), "--tubes does nothing with --shifts"),
     ):
         code, said = outcome(capsys, "evaluate", "-w", tmp_path, *options)
         assert (code, message in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("way", "function"),
+    [
+        (("--group", "site"), "groups.compare_groups"),
+        (("--choose", "components"), "choose.choose_decision"),
+        (("--expected-dice",), "expected_dice.learn_expected_dice"),
+    ],
+)
+def test_what_comes_after_the_scores_passes_their_options_on(tmp_path, monkeypatch, way, function):
+    given = []
+    monkeypatch.setattr(f"autoseg.commands.{function}", lambda w, c, options, **more: given.append(options))
+    command = ["evaluate", "-w", str(tmp_path), "--tolerance", "2", "--csv", "a.csv", "--good", "0.9", "--no-report"]
+    evaluate_as_asked(build_parser().parse_args([*command, "--workers", "0", *way]))
+    assert given == [ScoringOptions(tolerance={"all": 2.0}, csv=Path("a.csv"), good=0.9, workers=0, report=False)]
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ from autoseg.evaluation.compare import (
     Presence,
     Scored,
     compare,
-    presence,
     rows_of,
 )
 from autoseg.evaluation.comparison_text import describe, verdicts
+from autoseg.evaluation.evaluate import presence
 
 
 def metrics(dice: float | None, **more: float | None) -> dict[str, float | None]:

@@ -1,12 +1,16 @@
 """Nearly identical images across folds, and in training and test set: named with their folds; a clean set is silent."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 import tiny
+from autoseg.commands.evaluate import leakage_or_warn
 from autoseg.datasets.dataset import discover
 from autoseg.datasets.splits import Split, Splits
+from autoseg.errors import StorageError
 from autoseg.evaluation import leakage
 from autoseg.evaluation.leakage import Leakage, check_leakage, describe, find_leakage
 from autoseg.lines import shown_by
@@ -110,4 +114,18 @@ def test_an_unreadable_image_is_named_and_the_others_are_compared(root, tmp_path
     seen = find_leakage(dataset, FOLDS, workers=0)
     assert seen.unreadable == ("c09",)
     assert [(p.first, p.second) for p in seen.pairs] == [("c00", "c05")]
-    assert "not compared, because they cannot be read: c09" in describe(seen, Workspace(tmp_path))[-1]
+    unread = "not compared across folds, because they cannot be read: c09"
+    assert unread in describe(seen, Workspace(tmp_path))[-1]
+    assert describe(replace(seen, pairs=()), Workspace(tmp_path)) == [f"note: images {unread}"]
+
+
+def test_a_comparison_that_fails_is_a_warning_because_scores_are_written(root, tmp_path, monkeypatch):
+    def full(*_):
+        raise StorageError("the disk is full", remedy="free space")
+
+    monkeypatch.setattr(leakage, "save", full)
+    said: list[str] = []
+    with shown_by(said.append):
+        leakage_or_warn(Workspace(tmp_path / "ws"), discover(root)[0], FOLDS, 0)
+    (line,) = said
+    assert line.startswith("WARNING: images were not compared across folds: StorageError: the disk is full")

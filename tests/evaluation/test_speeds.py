@@ -15,10 +15,10 @@ from autoseg.evaluation.speeds import (
     SpeedTable,
     describe,
     expected,
-    mean_dice,
     measure_speeds,
     ways_of,
 )
+from autoseg.evaluation.statistics import mean_dice_of
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.inference.options import SPEEDS
 from autoseg.records import load, save
@@ -106,7 +106,7 @@ def test_distances_are_not_measured_where_nobody_asks_for_them(tmp_path, held_ou
     assert "hd95" in score_case(job).scores["organ"]
     scores = score_case(ScoreJob("a", label, label, ORGAN, surfaces=False))
     assert "hd95" not in scores.scores["organ"]
-    assert mean_dice(scores) == 1.0
+    assert mean_dice_of(scores) == 1.0
 
 
 def test_the_table_is_shown_and_a_speed_is_one_line():

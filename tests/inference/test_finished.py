@@ -60,6 +60,7 @@ def test_what_was_never_made_is_made_without_a_reason(case, path):
         (replace(MADE, model="b" * 64), "another model made it"),
         (replace(MADE, step=0.75), "other options made it"),
         (replace(MADE, mirror_axes=()), "other options made it"),
+        (replace(MADE, even_flips=True), "other options made it"),  # --speed balanced
         (replace(MADE, tile=2.0), "other options made it"),
         (replace(MADE, extras=("probabilities",)), "other files were written with it"),
     ],
