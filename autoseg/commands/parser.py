@@ -41,6 +41,9 @@ class Parser(argparse.ArgumentParser):
     """Reports errors as argparse does, and says in the exception what they are."""
 
     def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message and not unknown.startswith("-") and Path(unknown).is_dir():
+            message += f" (a workspace needs an option in front of it: -w {unknown})"
         self.print_usage(sys.stderr)
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise Misuse(message, remedy=f"{self.prog} --help lists the options")

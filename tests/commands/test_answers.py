@@ -201,3 +201,12 @@ def test_nothing_else_is_on_stdout_whoever_prints_it():
     assert json.loads(done.stdout) == {"command": "status", "exit_code": 0, "result": {"a": "ä"}}
     for text in (b"printed", b"written", b"by another process"):
         assert text in done.stderr
+
+
+def test_a_workspace_without_its_option_is_recognised(tmp_path, capsys):
+    with pytest.raises(Misuse):
+        main(["status", str(tmp_path)])
+    assert f"-w {tmp_path}" in capsys.readouterr().err
+    with pytest.raises(Misuse):
+        main(["status", str(tmp_path / "missing")])
+    assert "-w " not in capsys.readouterr().err
