@@ -138,7 +138,7 @@ def test_what_it_carries_is_shown(folder, tmp_path, capsys):
             "plain.zip",
             (),
             "carries no scores of 3d_fullres-unet",
-            "it was exported from: autoseg evaluate -w",
+            "it was exported from: autoseg evaluate",
         ),
         ("plain.zip", ("--speeds",), "carries no speeds", "evaluate --speeds"),
         ("model.zip", ("--expected-dice",), "carries no expected Dice", "evaluate --expected-dice"),

@@ -21,7 +21,9 @@ NUMBER = re.compile(r"(?<![\w/])[+-]?\d[\w.:%+]*( s\b)?")  # "0.893", "4m40s", "
 MEASURED = re.compile(r"(forward and backward:|per step with N worker\(s\):|validation/?\S* in N(?=,)).*")
 SHORT_OF_TIME = re.compile(r"full validation would take about .*")
 VERDICT = re.compile(r"\b(good|fair|poor)$", re.MULTILINE)
-FINDINGS = re.compile(r"note:|verdict:|proven:|WARNING:|fold N (does not overfit|overfits|failed|N? ?not known)")  # of the data
+FINDINGS = re.compile(
+    r"note:|verdict:|proven:|WARNING:|fold N (does not overfit|overfits|failed|N? ?not known)"
+)  # of the data
 DEVICES = re.compile(r"^(no CUDA device|cuda:.*)$", re.MULTILINE)
 
 

@@ -320,7 +320,8 @@ def test_shrinking_ends_and_says_whether_it_fits(data, dims, limit, classes):
         needed=data.draw(lists(st.integers(0, 100), dims)),
     )  # fmt: skip
     assert found.fits == (found.cost <= limit)
-    assert found.topology.stages >= 2
+    if min(shape) >= 12:  # three times the least edge: of a smaller image no axis may be long enough to be halved
+        assert found.topology.stages >= 2
     assert all(e % d == 0 for e, d in zip(found.topology.patch_size, found.topology.divisor, strict=True))
 
 
