@@ -67,6 +67,8 @@ def _verdict(what: str, found: Paired, metric: str, corrected: str = "") -> str:
         return (
             f"{what}: B - A is {_signed(found.difference)}{unit} in {name} {sure}; which values are better is unknown"
         )
+    if found.tied == found.cases:
+        return f"{what}: both sides have the same {name} in every case"
     could = (
         ""
         if found.detectable is None
