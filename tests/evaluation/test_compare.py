@@ -132,6 +132,12 @@ def test_a_planted_shift_is_found_and_a_planted_null_is_not():
     assert backwards.better == "A"
 
 
+def test_a_side_beside_itself_is_the_same():
+    one, _ = random_sides(np.random.default_rng(0), 0.0)
+    first, _ = verdicts(compare(one, one))
+    assert first == "mean over labels: both sides have the same Dice in every case"
+
+
 def test_smaller_distances_are_better():
     a, b = (
         Scored(name, "", {f"c{i}": {"l": metrics(0.9, hd95=value + i / 100)} for i in range(12)})
