@@ -40,6 +40,7 @@ def test_a_script_without_a_guard_is_run_once(tmp_path):
     assert found.stdout == f"once\n[1, 2, 3] __main__ {tmp_path / 'script.py'} None\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["-c", "-"])
 def test_so_is_what_comes_from_nowhere(tmp_path, how):
     text = UNGUARDED.replace(", __file__", "")
@@ -63,6 +64,7 @@ if __name__ == "__main__":
     assert (found.stderr, found.stdout) == ("", "[1, 4, 9]\n")
 
 
+@pytest.mark.thorough
 def test_a_call_above_the_guard_is_refused_by_the_worker(tmp_path):
     tiny_dataset(tmp_path / "data", cases=2)
     found = run(

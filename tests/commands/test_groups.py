@@ -33,6 +33,7 @@ def dataset(tmp_path):
     return root
 
 
+@pytest.mark.thorough
 def test_plan_leaves_one_group_out_and_does_so_again(dataset, tmp_path, capsys, in_this_process):
     workspace = Workspace(tmp_path / "ws")
     command = ("plan", dataset, "-w", workspace.root, "--no-preprocess", "--cpu-rate", "reference")

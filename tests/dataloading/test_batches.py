@@ -96,6 +96,7 @@ def test_a_finished_batch(store, previous, chain, patch):
 # Wherever it is prepared --------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("table", [STRONG, MIXED], ids=["alone", "mixed"])
 def test_workers_and_a_new_start_change_nothing(store, previous, chain, table):

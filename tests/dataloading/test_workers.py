@@ -184,6 +184,7 @@ def test_memory_that_cannot_be_had_is_told():
 # Deaths -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_worker_killed_at_a_random_moment_changes_nothing(count, monkeypatch, said):
     monkeypatch.setattr(workers, "DEATHS", 1000)

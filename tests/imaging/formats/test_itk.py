@@ -87,6 +87,7 @@ def test_every_cut_is_refused(tmp_path, ending, compressed):
             read_image(hostile.cut(path, int(length)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 def test_a_flipped_bit_in_compressed_voxels_is_refused_or_harmless(tmp_path, ending):
     path = files.itk_image(tmp_path / f"a{ending}", compressed=True)

@@ -120,6 +120,7 @@ def test_a_png_cut_or_flipped_anywhere_is_refused_or_harmless(tmp_path, bits, co
     assert refused > 2 * (size // 3) - 16  # all but what lies in the end mark
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", [1, 8])
 @pytest.mark.parametrize("palette", [b"", bytes(range(12))])
 def test_every_flipped_bit_of_a_compressible_png_is_refused_or_harmless(tmp_path, bits, palette):

@@ -50,6 +50,7 @@ def test_time_and_texts_of_a_header_stay(tmp_path):
     assert (header["descrip"].item(), header["intent_name"].item()) == (b"made by hand", b"t1")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.mhd"])
 def test_a_grid_goes_from_nifti_to_itk_and_back(tmp_path, name):
     path, like = itk_image(tmp_path / name), nifti(tmp_path / "like.nii.gz", voxels(), OBLIQUE)

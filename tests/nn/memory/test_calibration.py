@@ -211,6 +211,7 @@ def test_thick_slices_stay_whole_at_first():
     assert kernels == [(1, 3, 3)] * 4 + [(3, 3, 3)] * 4
 
 
+@pytest.mark.thorough
 def test_the_gpu_benchmark_needs_torch_and_numpy_alone():
     absent = ("filelock", "SimpleITK", "nibabel", "batchgenerators", "psutil", "scipy", "skimage")
     code = (
