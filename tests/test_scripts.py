@@ -34,6 +34,7 @@ print(map_in_processes(abs, [-1, -2, 3], title="abs", workers=2), __name__, __fi
 """
 
 
+@pytest.mark.thorough
 def test_a_script_without_a_guard_is_run_once(tmp_path):
     found = run(tmp_path, UNGUARDED)
     assert found.stderr == ""
@@ -48,6 +49,7 @@ def test_so_is_what_comes_from_nowhere(tmp_path, how):
     assert (found.stderr, found.stdout) == ("", "once\n[1, 2, 3] __main__ None\n")
 
 
+@pytest.mark.thorough
 def test_a_script_with_a_guard_is_known_in_the_workers(tmp_path):
     found = run(
         tmp_path,

@@ -105,6 +105,7 @@ def write_cascade(root: Path) -> tuple[Path, Net, Net]:
     return cascade, low, high
 
 
+@pytest.mark.thorough
 def test_a_cascade_sees_the_segmentation_of_its_previous_stage(tmp_path):
     folder, low, high = write_cascade(tmp_path / "results")
     workspace = import_nnunet(folder, tmp_path / "model")

@@ -86,6 +86,7 @@ def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.thorough
 def test_a_worker_that_hangs_is_named_and_replaced(monkeypatch, said):
     monkeypatch.setattr(workers, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(workers, "SLOW_SECONDS", 0.3)

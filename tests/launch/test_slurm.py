@@ -138,6 +138,7 @@ COMMON = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_folds_are_an_array_and_evaluate_follows(cluster, prepared, planned, tmp_path, said):
     options = TrainOptions(folds=(0, 1, 2), epochs=3, settings=("training.seed=3",))
     text = f"partition=gpu,time=1d1h,cpus=4,mem=64G,folder={tmp_path / 'logs'}"
@@ -282,6 +283,7 @@ def test_only_what_can_go_on_is_requeued(tmp_path, monkeypatch, requeued, text, 
     assert requeued == [signal.SIGUSR2] * requeues
 
 
+@pytest.mark.thorough
 def test_a_warning_after_sigterm_requeues(tmp_path, monkeypatch, requeued):
     monkeypatch.setattr(slurm, "POLL_SECONDS", 0.05)
     later = f"import os, time\ntime.sleep(1)\nos.kill({os.getpid()}, {int(signal.SIGUSR2)})"

@@ -130,6 +130,7 @@ def test_dropout_keeps_the_dtype(dims):
     assert stage(torch.ones(1, 4, *[2] * dims, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.thorough
 def test_a_network_with_dropout_can_be_exported():
     network, image = small("unet", 2).eval(), image_of(2)
     set_dropout(network, 0.5)

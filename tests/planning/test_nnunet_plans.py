@@ -155,6 +155,7 @@ def test_nnunet_rules_leave_sparsity_alone():
     assert not any(d.step.startswith(("1.2", "3.2", "5.3", "5.5", "5.6", "5.7", "5.8")) for d in made.decisions)
 
 
+@pytest.mark.thorough
 def test_what_nnunet_would_have_planned_is_said():
     labels = label_set(3)
     found = uniform(*MSD["Liver"][:3], labels)

@@ -44,6 +44,7 @@ def timed(made: Plan, seconds: float | None = 0.3, **training) -> Plan:
     return replace(made, configurations=configurations, training=replace(made.training, **training))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("found", [FLAT, SMALL, LARGE], ids=["slices", "small volumes", "large volumes"])
 @pytest.mark.parametrize("options", [{}, {"vram_gb": 8}, {"rules": "nnunet"}, {"pace": pace()}], ids=str)
 @pytest.mark.parametrize("notes", [(), ("short",) * 3, (NOTE * 4,) * 5], ids=["none", "short", "long"])

@@ -311,6 +311,7 @@ def test_shrinking_ends_though_padding_brought_an_earlier_patch_back(monkeypatch
     assert not fit((1, 1), (32, 16), limit=1.0).fits
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), dims=axes, limit=st.floats(1, 1e9), classes=st.integers(2, 105))
 def test_shrinking_ends_and_says_whether_it_fits(data, dims, limit, classes):

@@ -271,6 +271,7 @@ def test_headers_that_cannot_be_used_are_refused(tmp_path, field, expected):
 SOUND = {version: files.nifti_bytes(version=version) for version in (1, 2)}
 
 
+@pytest.mark.thorough
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(4, 347), st.integers(0, 255)), min_size=1, max_size=6), st.sampled_from([1, 2]))
 def test_no_header_makes_the_reader_fail_otherwise_than_by_refusing(tmp_path, changes, version):

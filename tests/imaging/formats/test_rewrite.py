@@ -18,6 +18,7 @@ from files import AFFINE, affine_of, content, itk_image, nifti, png, stack, tilt
 OBLIQUE = affine_of(tilted(20))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("endianness", ["<", ">"])
@@ -74,6 +75,7 @@ def test_keys_of_nrrd_stay(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.seg.nrrd").array[0], voxels() + 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])

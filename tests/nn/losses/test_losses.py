@@ -361,6 +361,7 @@ def test_ignored_voxels_change_nothing(name, regions, options, problem, noise):
 # ---- relations ----
 
 
+@pytest.mark.thorough
 @QUICK
 @given(st.integers(0, 2**31), st.booleans())
 def test_limits_are_the_cross_entropy(seed, use_regions):
@@ -459,6 +460,7 @@ def test_the_table_builds_every_loss_from_the_same_arguments():
         dice_bce(())
 
 
+@pytest.mark.thorough
 @every_loss
 def test_losses_ask_no_value_of_the_device(name, regions, options):
     """Tensors without content have none to give; the tracer of memory depends on it."""

@@ -175,6 +175,7 @@ def test_odd_sizes_train(name, shape):
     assert max(gradient.abs().max() for gradient in given) > 1e-3
 
 
+@pytest.mark.thorough
 @every_network
 @both_dims
 def test_recomputed_activations_give_the_same_gradients_bit_by_bit(name, dims):
