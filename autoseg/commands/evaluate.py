@@ -82,7 +82,7 @@ def cross_validate(
     for note in notes:
         LOG.info(note)
     if not jobs:
-        raise _nothing_trained(workspace, *model)
+        raise nothing_trained(workspace, *model)
     coverage = prove_unseen(workspace, dataset, plan, name, splits, [*jobs])
     held_out = {case for split in scored for case in split.validation}
     _note_changes(workspace, [case for case in dataset.cases if case.id in held_out])
@@ -188,7 +188,8 @@ def leakage_or_warn(workspace: Workspace, dataset: Dataset, splits: Splits, work
         LOG.warning(f"WARNING: images were not compared across folds: {type(error).__name__}: {error}")
 
 
-def _nothing_trained(workspace: Workspace, name: str, network: str) -> StateError:
+def nothing_trained(workspace: Workspace, name: str, network: str) -> StateError:
+    """The refusal where a model has no fold with held-out cases to score."""
     train = suggest("train", workspace=workspace.root, configuration=name, network=network)
     what = f"{workspace.root} has no trained fold of {name} ({network}) with held-out cases"
     return StateError(what, remedy=f"train first: {train}")

@@ -19,7 +19,7 @@ from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
 from autoseg.imaging.labels import LabelSet
 from autoseg.lines import LOG
 from autoseg.messages import counted, suggest
-from autoseg.models.archive import Archive, is_archive, open_archive
+from autoseg.models.archive import Archive, is_archive, models_named, open_archive
 from autoseg.nn.devices import choose_device
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
@@ -140,17 +140,7 @@ def _opened(path: Path) -> Archive:
 
 def _one_model(archive: Archive, configuration: str | None, network: str | None) -> str:
     """The one model of a file that is asked for."""
-    known = archive.manifest.models
-    found = [
-        name
-        for name, model in known.items()
-        if configuration in (None, model.configuration) and network in (None, model.network)
-    ]
-    if configuration is None:
-        found = [name for name in found if name in archive.manifest.predicts]
-    if not found:
-        asked = " with ".join(filter(None, (configuration, network)))
-        raise StateError(f"{archive.path} holds no model {asked}", remedy=f"it holds: {', '.join(known)}")
+    found = models_named(archive, configuration, network)
     if len(found) > 1:
         LOG.info(f"note: it holds {', '.join(found)}; this is {found[0]}, -c names another")
     return found[0]

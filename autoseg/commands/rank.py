@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from autoseg.commands.evaluate import folds_to_score
+from autoseg.commands.evaluate import folds_to_score, nothing_trained
 from autoseg.commands.expected_dice import expected_dice_of
 from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records, open_plan
@@ -21,9 +21,9 @@ from autoseg.commands.predict import (
 )
 from autoseg.datasets.checks.problems import problem_table
 from autoseg.datasets.dataset import Case, images_in
-from autoseg.errors import StateError, UsageError
+from autoseg.errors import UsageError
 from autoseg.lines import LOG
-from autoseg.messages import counted, suggest
+from autoseg.messages import counted
 from autoseg.nn.devices import choose_device
 from autoseg.preprocessing.sources import require_in_place
 from autoseg.records import save
@@ -67,11 +67,7 @@ def rank_cases(
     for note in notes:
         LOG.info(note)
     if not folds:
-        raise StateError(
-            f"{workspace.root} has no trained fold of {name} ({chosen.network.name}) with held-out cases",
-            remedy="train first: "
-            + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
-        )
+        raise nothing_trained(workspace, name, chosen.network.name)
     known = {case.id: case for case in dataset.cases}
     held_out = {str(split.fold): [known[i] for i in split.validation] for split in folds}
     everything = [case for cases in held_out.values() for case in cases]

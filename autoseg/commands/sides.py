@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.commands.evaluate import folds_to_score
+from autoseg.commands.evaluate import folds_to_score, nothing_trained
 from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
 from autoseg.datasets.dataset import Dataset
@@ -201,12 +201,8 @@ def _of_workspace(side: Side, workspace: Workspace) -> Side:
     require_known(workspace, dataset, scored)
     for note in notes:
         LOG.info(f"{side.name}: {note}")
-    model = {"workspace": workspace.root, "configuration": name, "network": chosen.network.name}
     if not scored:
-        raise StateError(
-            f"{workspace.root} has no trained fold of {name} ({chosen.network.name}) with held-out cases",
-            remedy=f"train first: {suggest('train', **model)}",  # type: ignore[arg-type]
-        )
+        raise nothing_trained(workspace, name, chosen.network.name)
     jobs: list[ScoreJob] = []
     for split in scored:
         held_out = [known[i] for i in split.validation]

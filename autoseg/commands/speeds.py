@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.commands.evaluate import folds_to_score
+from autoseg.commands.evaluate import folds_to_score, nothing_trained
 from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
 from autoseg.datasets.dataset import Case
-from autoseg.errors import StateError
 from autoseg.lines import LOG
 from autoseg.messages import suggest
 from autoseg.nn.devices import choose_device
@@ -66,11 +65,7 @@ def held_out_by_fold(
     for note in notes:
         LOG.info(note)
     if not scored:
-        raise StateError(
-            f"{workspace.root} has no trained fold of {name} ({chosen.network.name}) with held-out cases",
-            remedy="train first: "
-            + suggest("train", workspace=workspace.root, configuration=name, network=chosen.network.name),
-        )
+        raise nothing_trained(workspace, name, chosen.network.name)
     held_out = {split.fold: [known[i] for i in split.validation] for split in scored}
     require_in_place(workspace, dataset, [case for cases in held_out.values() for case in cases])
     return name, chosen.network.name, held_out

@@ -6,6 +6,7 @@ plan.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -77,6 +78,24 @@ def open_archive(path: Path) -> Archive:
         if container.sha256(file.name) != file.sha256:
             raise container.refused(file.name, "has other content than the manifest says: its sha256 differs")
     return Archive(container, manifest)
+
+
+def models_named(archive: Archive, configuration: str | None, network: str | None) -> Sequence[str]:
+    """The models of an archive that a configuration and a network name. Raises StateError where it has none."""
+    if configuration is None and network is None:
+        return archive.manifest.predicts
+    known = archive.manifest.models
+    found = [
+        name
+        for name, model in known.items()
+        if configuration in (None, model.configuration) and network in (None, model.network)
+    ]
+    if configuration is None:
+        found = [name for name in found if name in archive.manifest.predicts]
+    if not found:
+        asked = " with ".join(filter(None, (configuration, network)))
+        raise StateError(f"{archive.path} holds no model {asked}", remedy=f"it holds: {', '.join(known)}")
+    return found
 
 
 def measured_with(record_type: type[R], path: Path, model: str, file: str) -> R | None:

@@ -236,13 +236,17 @@ def _opened(state: Checkpoint, fold: FoldName, configuration_name: str, device: 
         with torch.no_grad():
             for parameter, average in zip(network.parameters(), state.average, strict=True):
                 parameter.copy_(average)
-    if device.type == "cpu" and state.runtime.dtype == "float32":
-        to_channels_last(network)  # without gradients it is 5 to 25 % faster; half precision lays its maps out itself
     unfinished = "" if state.finished else _standing(state)
     return OpenedFold(plan, ready(network), state.runtime.dtype, state.runtime.forward_seconds, unfinished)
 
 
 def ready(network: nn.Module) -> nn.Module:
-    """A network as it predicts: in evaluation mode, at full resolution alone."""
+    """A network as it predicts: in evaluation mode, at full resolution alone, laid out as its device computes fastest.
+
+    On a CPU channels lie last: without gradients, convolutions in float32 are 5 to 25 % faster then, and those in
+    bfloat16 not slower (benchmarks/README.md, section 22).
+    """
     network.deep_supervision = False  # type: ignore[assignment]
+    if next(network.parameters()).device.type == "cpu":
+        to_channels_last(network)
     return network.eval()

@@ -13,7 +13,7 @@ from torch import Tensor
 from autoseg.errors import StateError, UsageError
 from autoseg.messages import suggest
 from autoseg.models import safetensors
-from autoseg.models.archive import AGAIN, Archive, is_archive, open_archive
+from autoseg.models.archive import AGAIN, Archive, is_archive, models_named, open_archive
 from autoseg.models.build import build_plan_network
 from autoseg.models.container import Container
 from autoseg.models.manifest import ArchivedFold, ArchivedModel
@@ -51,28 +51,10 @@ def open_models(
         raise UsageError("models are named both whole and by configuration or network", remedy="name them in one way")
     if is_archive(path):
         archive = open_archive(path)
-        return models_in(archive, names or _in_archive(archive, configuration, network), folds=folds, device=device)
+        return models_in(archive, names or models_named(archive, configuration, network), folds=folds, device=device)
     workspace = Workspace(path)
     pairs = _named(workspace, names) if names else [_in_workspace(workspace, configuration, network)]
     return [open_model(workspace, *pair, folds=folds, device=device, unfinished=unfinished) for pair in pairs]
-
-
-def _in_archive(archive: Archive, configuration: str | None, network: str | None) -> Sequence[str]:
-    """The models of an archive that a configuration and a network name."""
-    if configuration is None and network is None:
-        return archive.manifest.predicts
-    known = archive.manifest.models
-    found = [
-        name
-        for name, model in known.items()
-        if configuration in (None, model.configuration) and network in (None, model.network)
-    ]
-    if configuration is None:
-        found = [name for name in found if name in archive.manifest.predicts]
-    if not found:
-        asked = " with ".join(filter(None, (configuration, network)))
-        raise StateError(f"{archive.path} holds no model {asked}", remedy=f"it holds: {', '.join(known)}")
-    return found
 
 
 def _in_workspace(workspace: Workspace, configuration: str | None, network: str | None) -> tuple[str, str]:
