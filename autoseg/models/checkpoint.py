@@ -9,7 +9,8 @@ to its tensors; there is no fallback. What is plain is in it as JSON, too (`head
 
 **What a killed process can leave.** A new checkpoint is written beside the others, read back, entered in the digests,
 and only then takes the name of the newest, whose file has got the name of the previous one before. Between any two of
-these steps at least one whole checkpoint has a name, and its digest is in the list: `load_newest` finds it.
+these steps at least one whole checkpoint has a name, and its digest is in the list: `load_newest` finds it. Before the
+last step, newest and previous may be two names of one file; if that is damaged, the one still to be renamed is read.
 
 **Who waits.** A checkpoint of 250 MB takes a second or two to write and to read back, a twentieth of an epoch on a fast
 GPU. `CheckpointWriter` does it in a thread, in the background of the following steps; they wait for the copy alone.
@@ -33,6 +34,7 @@ from autoseg.models.header import NEWEST, add_header
 from autoseg.workspace import sha256, write_atomically, write_text
 
 PREVIOUS, DIGESTS = "previous.pt", "checkpoints.sha256"
+COMING = f".{NEWEST}.new"  # written, but not yet renamed to the newest
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> str:
@@ -65,7 +67,7 @@ def save_generation(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _save_generation(folder: Path, state: dict[str, Any]) -> None:
-    newest, previous, coming = folder / NEWEST, folder / PREVIOUS, folder / f".{NEWEST}.new"
+    newest, previous, coming = folder / NEWEST, folder / PREVIOUS, folder / COMING
     known = _digests(folder)
     stays = newest if newest.exists() else previous
     kept = known.get(stays.name)
@@ -189,9 +191,9 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[
         StateError: there are checkpoints, and all are damaged.
     """
     damaged: list[StateError] = []
-    for name in (NEWEST, PREVIOUS):
+    for name in (NEWEST, PREVIOUS, COMING):
         path = folder / name
-        if not path.exists():
+        if not path.exists() or (name == COMING and not damaged):
             continue
         try:
             _require_known(path)
@@ -202,7 +204,10 @@ def load_newest(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[
         if damaged:
             with suppress(FileNotFoundError):  # another rank was faster
                 (folder / NEWEST).replace(folder / f"{NEWEST}.damaged")
-            return state, f"{damaged[0].what}; it is renamed, and the previous checkpoint is used"
+                if name == COMING:
+                    path.replace(folder / NEWEST)
+            used = "previous checkpoint" if name == PREVIOUS else "checkpoint that was to replace it"
+            return state, f"{damaged[0].what}; it is renamed, and the {used} is used"
         return state, ""
     if damaged:
         raise damaged[0]

@@ -391,6 +391,26 @@ def test_killed_between_any_two_steps_of_saving_one_checkpoint_is_whole(tmp_path
     assert load_checkpoint(tmp_path / "previous.pt") == {"epoch": least}
 
 
+def test_one_damaged_file_never_costs_all_wherever_saving_was_killed(tmp_path, monkeypatch):
+    """Newest and previous may be two names of one file then, which is damaged under both."""
+    shared = 0
+    for call in range(1, CHANGES + 2):
+        folder = tmp_path / str(call)
+        folder.mkdir()
+        save_generation(folder, {"epoch": 1})
+        save_generation(folder, {"epoch": 2})
+        save_and_die(folder, monkeypatch, 3, call)
+        newest, previous = folder / "last.pt", folder / "previous.pt"
+        shared += newest.samefile(previous)
+        newest.write_bytes(newest.read_bytes()[:-7])
+        reached, warning = epoch_of(folder)
+        assert reached in (1, 2, 3)
+        assert "it is renamed, and the" in warning
+        save_generation(folder, {"epoch": 4})
+        assert epoch_of(folder) == (4, "")
+    assert shared == 1
+
+
 def test_without_links_the_generations_are_kept_all_the_same(tmp_path, monkeypatch):
     def refused(*_):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
