@@ -26,6 +26,14 @@ from autoseg.datasets.given_folds import read_splits, sound_splits
 from autoseg.datasets.inputs import FileNames, images_in, naming_of
 from autoseg.datasets.layouts import LAYOUTS
 from autoseg.datasets.loading import LoadedCase, count_values, is_picture, load_case
+from autoseg.datasets.objects import (
+    ObjectMeasurements,
+    decided,
+    describe_objects,
+    measure_objects,
+    numbers_objects,
+    undecided_labels,
+)
 from autoseg.datasets.pairing import Case, Found, Problem, identical_ids
 from autoseg.datasets.series import missing_structures, names_in_labels
 from autoseg.datasets.splits import CaseId, Split
@@ -53,6 +61,7 @@ __all__ = [
 
 VERSION = 1
 LIGHT_BYTES = 64 * 2**20  # files of a dataset below this are read faster by this process alone than by starting others
+OBJECT = "object"  # the name of what label files number, where nobody says
 MOST_FOUND_LABELS = 200  # more values in label files than this are intensities, not labels
 
 
@@ -66,6 +75,8 @@ class IntakeOptions:
     ignore: int | None = None
     patient_regex: str | None = None
     colours: dict[str, int] | None = None  # "#rrggbb" in pictures -> value of its label
+    instances: tuple[str, ...] | None = None  # kinds of objects that are told apart
+    divisor: int | None = None  # of values in label files, where objects are value x divisor + number
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,8 @@ class Dataset:
     columns: dict[Annotated[str, anything("any text")], dict[CaseId, Annotated[str, anything("any text")]]] = field(
         default_factory=dict
     )
+    # thing -> what was measured of its objects
+    objects: dict[Annotated[str, anything("any text")], ObjectMeasurements] = field(default_factory=dict)
 
 
 def parse_options(
@@ -97,8 +110,12 @@ def parse_options(
     regions: str | None = None,
     ignore: str | int | None = None,
     patient_regex: str | None = None,
+    instances: str | None = None,
+    divisor: int | None = None,
 ) -> IntakeOptions:
     """Read `--channels CT,MR --labels liver=1,tumour=2 --regions "whole=1+2,core=2" --ignore 255 --patient-regex R`.
+
+    And `--instances cell,nucleus --divisor 1000`.
 
     Raises:
         UsageError: an option that cannot be read; the message says how to write it.
@@ -106,6 +123,13 @@ def parse_options(
     names = None if channels is None else tuple(name.strip() for name in channels.split(","))
     if names is not None and (not all(names) or len({name.lower() for name in names}) != len(names)):
         raise UsageError(f"--channels {channels!r} has an empty or a repeated name", remedy="write --channels CT,MR")
+    things = None if instances is None else tuple(name.strip() for name in instances.split(","))
+    if things is not None and (not all(things) or len(set(things)) != len(things)):
+        raise UsageError(
+            f"--instances {instances!r} has an empty or a repeated name", remedy="write --instances nuclei"
+        )
+    if divisor is not None and things is None:
+        raise UsageError("--divisor belongs to --instances", remedy="name the objects: --instances nuclei")
     pairs = _pairs("--labels", labels)
     colours = colours_of_labels(pairs)  # then labels are given by colour
     values = {name: colours.get(text.lower()) or _integers("--labels", text)[0] for name, text in pairs.items()}
@@ -117,6 +141,8 @@ def parse_options(
         ignore=None if ignore is None else _integers("--ignore", str(ignore))[0],
         patient_regex=patient_regex,
         colours=colours or None,
+        instances=things,
+        divisor=divisor,
     )
 
 
@@ -171,10 +197,11 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     _shared_patients(found, cases, test_cases)
     splits = sound_splits(found, patients)
     channels = _channels(found, options, cases)
-    labels = _labels(found, options, cases)
+    labels, objects = _with_objects(_labels(found, options, cases), found, cases)
     dataset = Dataset(
         VERSION, found.name, str(root), found.layout, channels, labels, tuple(cases), tuple(test_cases),
         patients_known, splits, tuple(found.notes), naming_of(cases), columns_of(found, root, patients),
+        objects,
     )  # fmt: skip
     return dataset, list(dict.fromkeys(found.problems))
 
@@ -284,6 +311,8 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
     if not colours:
         colours, problems = agree_on_colours([case.label for case in cases if case.label is not None])
         found.problems += problems
+    if options.instances is not None:
+        return undecided_labels(options.instances, options.labels or _declared(found), options.divisor, ignore)
     if options.labels is not None:
         values = {name: value for name, value in options.labels.items() if value != 0}
         labels = LabelSet(values, ignore=ignore)
@@ -294,7 +323,14 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
         shown = ",".join(f"{name}={value}" for name, value in named.items())
         found.notes.append(f"the labels are the structures of the DICOM label files: {shown} (choose with --labels)")
     else:
-        labels = LabelSet(_found_labels(found, ignore, cases, colours), ignore=ignore)
+        values_of = _values_by_file(cases, colours)
+        if numbers_objects([[v for v in values if v > 0 and v != ignore] for values in values_of]):
+            found.notes.append(
+                "the label files number objects (1, 2, 3, ... to a different number in each): every value is taken for "
+                f"an object called {OBJECT} (name them with --instances; with --labels, values are kinds)"
+            )
+            return undecided_labels((OBJECT,), None, None, ignore)
+        labels = LabelSet(_found_labels(found, ignore, cases, values_of), ignore=ignore)
     problems, notes = missing_structures(cases, labels.values)
     found.problems += problems
     found.notes += notes
@@ -323,19 +359,42 @@ def _values_to_write(regions: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(written)
 
 
-def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colours: dict[str, int]) -> dict[str, int]:
-    """Names for the values found in the label files of the training cases; every file is read.
+def _declared(found: Found) -> dict[str, int] | None:
+    """The labels that a layout declares, if they are more than a name for the objects."""
+    return None if found.labels is None or len(found.labels.values) < 2 else dict(found.labels.values)
+
+
+def _with_objects(
+    labels: LabelSet, found: Found, cases: Sequence[Case]
+) -> tuple[LabelSet, dict[str, ObjectMeasurements]]:
+    """Labels whose things have borders that suit their objects, and what was measured of these."""
+    files = [case.label for case in cases if case.label is not None]
+    measured = {name: measure_objects(files, labels, name, workers=workers_for(files, None)) for name in labels.things}
+    found.notes += [describe_objects(name, objects) for name, objects in measured.items()]
+    things = {name: decided(thing, measured[name]) for name, thing in labels.things.items()}
+    return replace(labels, things=things), measured
+
+
+def _values_by_file(cases: Sequence[Case], colours: dict[str, int]) -> list[tuple[int, ...]]:
+    """The different values in each label file of the training cases, ascending; every file is read."""
+    files = [case.label for case in cases if case.label is not None]
+    read = partial(_values_in, colours=colours)
+    return map_in_processes(read, files, title="labels", workers=workers_for(files, None))
+
+
+def _found_labels(
+    found: Found, ignore: int | None, cases: Sequence[Case], contents: Sequence[tuple[int, ...]]
+) -> dict[str, int]:
+    """Names for the values found in the label files of the training cases.
 
     Raises:
         DataError: 0 is the only value, a file cannot be read, or there are too many values for labels.
     """
     files = [case.label for case in cases if case.label is not None]
-    read = partial(_values_in, colours=colours)
-    contents = map_in_processes(read, files, title="labels", workers=workers_for(files, None))
     values = sorted({value for content in contents for value in content if value > 0} - {ignore})
     if not values:
         for file in files:
-            read_labels(Path(file), colours)  # such as a mask in colours: its error explains how to name them
+            read_labels(Path(file))  # such as a mask in colours: its error explains how to name them
         what = f"no label file in {Path(files[0]).parent} contains any label" if files else "no case has a label file"
         raise DataError(
             f"{what}, and none is declared", remedy="check the label files, or name labels: --labels liver=1"
@@ -345,8 +404,8 @@ def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colou
         what = f"the label files contain {span}: are these intensities, or one number per object?"
         raise DataError(
             what,
-            remedy="use label maps (masks without blurred edges, one value per kind of object), or name the labels: "
-            "--labels liver=1",
+            remedy="if every object has a number of its own, name them: --instances nuclei; otherwise use label maps "
+            "(masks without blurred edges, one value per kind of object), or name the labels: --labels liver=1",
         )
     named = {"foreground": values[0]} if len(values) == 1 else {f"label_{value}": value for value in values}
     shown = ",".join(f"{name}={value}" for name, value in named.items())

@@ -94,7 +94,7 @@ def load_case(
             raise DataError(
                 f"{case.label}: unexpected label values {sorted(strange)}", remedy=f"the labels are {labels.values}"
             )
-        indices = class_indices(label.array, labels, values)
+        indices = class_indices(label.array, labels, values, label.geometry.spacing)
     volumes = [aligned.volumes[file] for file in case.images]
     loaded = assemble(case.id, volumes, indices, orientation=orientation, axis_order=axis_order)
     return replace(loaded, file=aligned.reference, remarks=tuple(aligned.remarks))
@@ -161,11 +161,11 @@ def count_values(array: np.ndarray) -> dict[int, int]:
     return {int(index) + low: int(total[index]) for index in np.flatnonzero(total)}
 
 
-def class_indices(array: np.ndarray, labels: LabelSet, values: Sequence[int]) -> np.ndarray:
+def class_indices(array: np.ndarray, labels: LabelSet, values: Sequence[int], spacing: Vector3) -> np.ndarray:
     """Class indices (int16) of a label map that holds the given values: `LabelSet.to_indices` by a table."""
     low, high = min(values), max(values)
-    if high - low >= COUNTED_AT_ONCE:
-        return labels.to_indices(array)
+    if labels.things or high - low >= COUNTED_AT_ONCE:
+        return labels.to_indices(array, spacing)
     table = np.zeros(high - low + 1, dtype=np.int16)
     table[np.array(values) - low] = labels.to_indices(np.array(values))
     return table[array - low if low else array]

@@ -101,7 +101,7 @@ def score_case(job: ScoreJob) -> CaseScore:
                 f"{path} contains values that are not labels: {unexpected} (value: voxels)",
                 remedy=f"the labels are {job.labels.values}; declare others with --labels",
             )
-        maps.append(job.labels.to_indices(volume.array))
+        maps.append(job.labels.to_indices(volume.array, spacing))
     ignore = job.labels.ignore_index
     hidden = maps[0] == ignore
     if unsaid := int(((maps[1] == ignore) & ~hidden).sum()):
