@@ -164,12 +164,14 @@ def decided(thing: Thing, found: ObjectMeasurements) -> Thing:
 def describe_objects(thing: str, found: ObjectMeasurements) -> str:
     """In a line, what was measured and decided."""
     width, (_, median, most) = border_width(found), found.per_image
+    small, large = found.diameter_mm[1], found.diameter_mm[3]
     gap = "" if found.gap_mm is None else f", the others are {found.gap_mm:.3g} mm apart (median)"
+    border = "1 voxel" if width == 1 else f"{width} voxels"
     return (
         f"{thing}: {found.count} objects in {found.images} images ({median:.0f} per image, at most {most:.0f}), "
-        f"diameter {found.diameter_mm[1]:.3g} to {found.diameter_mm[3]:.3g} mm (10 to 90 %); {found.touching:.0%} touch "
-        f"another{gap}; a border of {width} voxel{'s' * (width > 1)} preserves {found.kept[str(width)]:.3f} of them "
-        f"(average precision at an IoU of 0.5), components alone {found.kept['0']:.3f}"
+        f"diameter {small:.3g} to {large:.3g} mm (10 to 90 %); {found.touching:.0%} touch another{gap}; a border of "
+        f"{border} preserves {found.kept[str(width)]:.3f} of them (average precision at an IoU of 0.5), components "
+        f"alone {found.kept['0']:.3f}"
     )
 
 

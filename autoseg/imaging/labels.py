@@ -158,6 +158,12 @@ class LabelSet:
         whole = {name: (index[thing.core], index[thing.border]) for name, thing in self.things.items()}
         return whole | {name: (index[value],) for name, value in self.values.items() if value not in borders}
 
+    @property
+    def stuff(self) -> dict[str, int]:
+        """The labels without objects, name -> value, where others have some; empty where none has."""
+        halves = {value for thing in self.things.values() for value in (thing.core, thing.border)}
+        return {name: value for name, value in self.values.items() if value not in halves} if self.things else {}
+
     def as_regions(self) -> "LabelSet":
         """The same labels with one sigmoid head each: every label becomes a region of its own."""
         if self.has_regions:
@@ -180,7 +186,7 @@ class LabelSet:
         table = self._table()
         keys = np.array(sorted(table))
         meant = np.array([table[k] for k in keys], dtype=np.int16)
-        indices = meant[np.searchsorted(keys, self._without_objects(file_values))]
+        indices = meant[np.searchsorted(keys, self.without_objects(file_values))]
         for name, thing in self.things.items():
             classes = split_objects(self.objects(name, file_values), thing.border_mm, spacing)
             indices[classes == BORDER] = table[thing.border]
@@ -193,18 +199,28 @@ class LabelSet:
         table = self._table()
         for thing in self.things.values():  # is derived, and in no file
             table.pop(thing.border)
-        meant = self._without_objects(found)
+        meant = self.without_objects(found)
         return {int(v): int(c) for v, m, c in zip(found, meant, counts, strict=True) if int(m) not in table}
 
     def declared(self, file_values: Iterable[int]) -> set[int]:
         """The values of the labels that values of a file mean; of a thing, those of its core and border."""
-        found = {int(v) for v in self._without_objects(np.array([*file_values], dtype=np.int64))}
+        found = {int(v) for v in self.without_objects(np.array([*file_values], dtype=np.int64))}
         found = {self.aliases.get(value, value) for value in found} & {*self.values.values()}
         return found | {thing.border for thing in self.things.values() if thing.core in found}
 
     def objects(self, thing: str, file_values: np.ndarray) -> np.ndarray:
         """The instance map of a thing in a label map read from a file: numbers as in the file, 0 elsewhere."""
-        return np.where(self._without_objects(file_values) == self.things[thing].core, file_values, 0)
+        return np.where(self.without_objects(file_values) == self.things[thing].core, file_values, 0)
+
+    def without_objects(self, file_values: np.ndarray) -> np.ndarray:
+        """The values of labels in a label map, without the numbers of objects."""
+        if not self.things:
+            return file_values
+        if not self.divisor:
+            (thing,) = self.things.values()
+            named = file_values > 0 if self.ignore is None else (file_values > 0) & (file_values != self.ignore)
+            return np.where(named, thing.core, file_values)
+        return np.where(file_values >= self.divisor, file_values // self.divisor, file_values)
 
     def to_file_values(self, indices: np.ndarray, spacing: Vector3 = UNIT) -> np.ndarray:
         """Values to write for class indices 0..n; the smallest unsigned dtype that holds them.
@@ -254,16 +270,6 @@ class LabelSet:
         """The class index each region writes, in writing order."""
         index = {0: 0} | {value: i for i, value in enumerate(self.values.values(), start=1)}
         return tuple(index[value] for value in self.region_values)
-
-    def _without_objects(self, file_values: np.ndarray) -> np.ndarray:
-        """The values of labels in a label map, without the numbers of objects."""
-        if not self.things:
-            return file_values
-        if not self.divisor:
-            (thing,) = self.things.values()
-            named = file_values > 0 if self.ignore is None else (file_values > 0) & (file_values != self.ignore)
-            return np.where(named, thing.core, file_values)
-        return np.where(file_values >= self.divisor, file_values // self.divisor, file_values)
 
     def _table(self) -> dict[int, int]:
         table = {0: 0} | {value: i for i, value in enumerate(self.values.values(), start=1)}

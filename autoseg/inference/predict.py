@@ -157,7 +157,7 @@ def _segmented(
     case: Case, read: "Future[tuple[LoadedCase | LargeImage, Remarks]]", prepared: "_Prepared", path: Path,
     extras: Sequence[Extra],
 ) -> tuple[np.ndarray | None, str, Remarks]:  # fmt: skip
-    """Values to write for an image, or None where they are in the file already; the file whose grid they have; remarks."""
+    """Values to write for an image, or None where they are in the file; the file whose grid they have; remarks."""
     loaded, remarks = read.result()
     if isinstance(loaded, LargeImage):
         odd = segment_large(loaded, prepared.members[0], path)
