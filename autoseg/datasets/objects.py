@@ -46,6 +46,7 @@ class ObjectMeasurements:
     gap_mm: float | None  # median distance of those that do not to the nearest other; None: there is none
     kept: dict[str, float]  # width in voxels -> average precision at an IoU of 0.5 that it preserves; "0": components
     voxel_mm: float  # the finest axis
+    sized: bool = True  # whether images state the size of their voxels; otherwise lengths are in voxels
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class _Measured:
     touching: int
     gaps: np.ndarray  # mm, of each object that touches none
     voxel: float  # mm, the finest axis
+    sized: bool
     matched: dict[int, tuple[int, int, int]]  # width -> tp, fp, fn
 
 
@@ -107,6 +109,7 @@ def measure_objects(
         gap_mm=_short(np.median(gaps)) if gaps.size else None,
         kept={str(width): _short(tp / max(1, tp + fp + fn)) for width, (tp, fp, fn) in totals.items()},
         voxel_mm=_short(min(one.voxel for one in found)),
+        sized=any(one.sized for one in found),
     )
 
 
@@ -165,12 +168,13 @@ def describe_objects(thing: str, found: ObjectMeasurements) -> str:
     """In a line, what was measured and decided."""
     width, (_, median, most) = border_width(found), found.per_image
     small, large = found.diameter_mm[1], found.diameter_mm[3]
-    gap = "" if found.gap_mm is None else f", the others are {found.gap_mm:.3g} mm apart (median)"
+    unit = "mm" if found.sized else "voxels"
+    gap = "" if found.gap_mm is None else f", the others are {found.gap_mm:.3g} {unit} apart (median)"
     border = "1 voxel" if width == 1 else f"{width} voxels"
     return (
         f"{thing}: {found.count} objects in {found.images} images ({median:.0f} per image, at most {most:.0f}), "
-        f"diameter {small:.3g} to {large:.3g} mm (10 to 90 %); {found.touching:.0%} touch another{gap}; a border of "
-        f"{border} preserves {found.kept[str(width)]:.3f} of them (average precision at an IoU of 0.5), components "
+        f"diameter {small:.3g} to {large:.3g} {unit} (10 to 90 %); {found.touching:.0%} touch another{gap}; a border "
+        f"of {border} preserves {found.kept[str(width)]:.3f} of them (average precision at an IoU of 0.5), components "
         f"alone {found.kept['0']:.3f}"
     )
 
@@ -182,11 +186,12 @@ def _measure_file(job: tuple[str, bool], labels: LabelSet, thing: str) -> _Measu
         volume = read_labels(Path(file), labels.colours)
     except DataError:
         return None
-    return measure_map(labels.objects(thing, volume.array), volume.geometry.spacing, tried=tried)
+    objects, geometry = labels.objects(thing, volume.array), volume.geometry
+    return measure_map(objects, geometry.spacing, tried=tried, sized=geometry.sized)
 
 
-def measure_map(objects: np.ndarray, spacing: Vector3, *, tried: bool) -> _Measured:
-    """Measure an instance map (Z, Y, X); try the widths of the border on it, too."""
+def measure_map(objects: np.ndarray, spacing: Vector3, *, tried: bool, sized: bool = True) -> _Measured:
+    """Measure an instance map (Z, Y, X), and try the widths of the border on it where it is one of those."""
     numbers, compact = np.unique(objects, return_inverse=True)
     compact = compact.reshape(objects.shape).astype(np.int32) + (0 if numbers.size and numbers[0] == 0 else 1)
     boxes = ndimage.find_objects(compact)
@@ -205,7 +210,7 @@ def measure_map(objects: np.ndarray, spacing: Vector3, *, tried: bool) -> _Measu
     volumes = sizes * (np.prod(steps[1:]) if flat else np.prod(steps))
     return _Measured(
         volumes, np.array([max(edge) for edge in edges]), flat, int(touching.sum()),
-        gaps[np.isfinite(gaps) & ~touching], voxel, matched,
+        gaps[np.isfinite(gaps) & ~touching], voxel, sized, matched,
     )  # fmt: skip
 
 
