@@ -103,7 +103,7 @@ def read_case(case: Case, segmentation: Path, plan: Plan) -> CaseArrays:
     loaded = load_case(case, plan.labels, channels=plan.channels, orientation=plan.orientation)
     like = case.images[0] if is_dicom(segmentation) else None
     found = read_labels(segmentation, plan.labels.colours, like=like, names=plan.labels.values)
-    classes = reorient(plan.labels.to_indices(found.array), *loaded.orientation)
+    classes = reorient(plan.labels.to_indices(found.array, found.geometry.spacing), *loaded.orientation)
     if loaded.target is None or classes.shape != loaded.target.shape:
         raise DataError(f"{segmentation} is on another grid than the reference", remedy="segment the case again")
     hidden = loaded.target == plan.labels.ignore_index if plan.labels.ignore_index is not None else None
