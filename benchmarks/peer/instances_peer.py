@@ -51,7 +51,7 @@ def stardist(train: list[str], held_out: list[str]) -> dict:
     def prepared(names: list[str]) -> list[np.ndarray]:
         return [normalize(image.astype(np.float32), 1, 99.8, axis=(0, 1)) for image in read("images", names)]
 
-    rng = np.random.RandomState(42)
+    rng = np.random.default_rng(42)
     order = rng.permutation(len(train))
     count = round(0.15 * len(train))  # of the training images, to watch and to choose thresholds
     watched, fitted = ([train[i] for i in part] for part in (order[:count], order[count:]))
@@ -59,13 +59,13 @@ def stardist(train: list[str], held_out: list[str]) -> dict:
     watched_images, watched_labels = prepared(watched), [fill_label_holes(a) for a in read("labels", watched)]
 
     def augmented(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if np.random.rand() < 0.5:
+        if rng.random() < 0.5:
             x, y = x.swapaxes(0, 1), y.swapaxes(0, 1)
         for axis in (0, 1):
-            if np.random.rand() < 0.5:
+            if rng.random() < 0.5:
                 x, y = np.flip(x, axis), np.flip(y, axis)
-        x = x * np.random.uniform(0.6, 2) + np.random.uniform(-0.2, 0.2)
-        return x + 0.02 * np.random.uniform(0, 1) * np.random.normal(0, 1, x.shape), y
+        x = x * rng.uniform(0.6, 2) + rng.uniform(-0.2, 0.2)
+        return x + 0.02 * rng.uniform(0, 1) * rng.normal(0, 1, x.shape), y
 
     class Clock(keras.callbacks.Callback):
         """Ends the training when its time is over, and counts its steps."""
@@ -112,7 +112,8 @@ def cellpose(train: list[str], held_out: list[str]) -> dict:
     over the last 50, spans the time.
     """
     import torch
-    from cellpose import models, train as training
+    from cellpose import models
+    from cellpose import train as training
 
     torch.set_num_threads(OPTIONS.threads)
     images, labels = read("images", train), [array.astype(np.int32) for array in read("labels", train)]
