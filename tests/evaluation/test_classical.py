@@ -56,7 +56,8 @@ def test_dark_objects_are_found_where_it_is_said_that_they_are_dark(method):
     recipe = replace(SPLIT, method=method, bright=False)
     found = objects(TOUCHING, recipe, high=100.0, low=180.0)
     assert (found == objects(TOUCHING, replace(recipe, bright=True))).all()
-    assert objects(TOUCHING, replace(recipe, bright=True), high=100.0, low=180.0)[0, 0, 0] > 0  # the background
+    wrong = objects(TOUCHING, replace(recipe, bright=True), high=100.0, low=180.0) > 0
+    assert (wrong & TOUCHING).sum() / (wrong | TOUCHING).sum() < 0.2  # at best a hole that is filled
 
 
 @pytest.mark.parametrize("method", OBJECT_METHODS)
@@ -119,12 +120,12 @@ def test_threshold_is_otsus():
     assert otsu(np.full(5, 7.0)) == 7.0
     values = np.random.default_rng(0).integers(0, 256, 2000) ** 2 // 256
 
-    def between(threshold: int) -> float:
+    def between(threshold: float) -> float:
         low, high = values[values <= threshold], values[values > threshold]
         return len(low) * len(high) * (low.mean() - high.mean()) ** 2
 
     best = max(range(values.min(), values.max()), key=between)
-    assert ((values > otsu(values)) == (values > best)).all()
+    assert between(otsu(values)) > 0.9999 * between(best)  # 256 bins are not exact
 
 
 def test_typical_radius_is_that_of_the_median():
