@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` loads them
     from autoseg.api.datasets import check_dataset as check_dataset
     from autoseg.api.datasets import fix_dataset as fix_dataset
+    from autoseg.api.datasets import measure_floor as measure_floor
     from autoseg.api.datasets import plan_dataset as plan_dataset
     from autoseg.api.evidence import compare as compare
     from autoseg.api.evidence import learning_curve as learning_curve
@@ -50,6 +51,7 @@ PUBLIC = {  # name -> the module that has it
     "check_dataset": "autoseg.api.datasets",
     "fix_dataset": "autoseg.api.datasets",
     "plan_dataset": "autoseg.api.datasets",
+    "measure_floor": "autoseg.api.datasets",
     "train_folds": "autoseg.api.models",
     "cross_validate": "autoseg.api.models",
     "score_test_set": "autoseg.api.models",

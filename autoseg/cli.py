@@ -146,6 +146,14 @@ def run_plan(options: argparse.Namespace) -> Answer:
     return Answer(plan)
 
 
+def run_floor(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.floor import FloorOptions, measure_floor
+    from autoseg.workspace import Workspace
+
+    chosen = FloorOptions(_intake(options), tune=options.tune, skip_bad=options.skip_bad, workers=options.workers)
+    return Answer(measure_floor(options.dataset, Workspace(options.workspace), chosen))
+
+
 def run_train(options: argparse.Namespace) -> None:
     from autoseg.commands.folds import TrainOptions
     from autoseg.commands.train import train_folds
@@ -329,6 +337,7 @@ RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # comma
     "demo": run_demo,
     "check": run_check,
     "plan": run_plan,
+    "floor": run_floor,
     "train": run_train,
     "evaluate": run_evaluate,
     "compare": run_compare,

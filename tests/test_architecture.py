@@ -85,6 +85,7 @@ TORCH_NOWHERE = {
     "planning.plan_fields",
     "planning.planner",
     "preprocessing.cascade",
+    "demo.blobs",
     "demo.phantom",
 }
 

@@ -20,6 +20,7 @@ from autoseg.api.keywords import (
 if TYPE_CHECKING:  # imported when they are made
     from autoseg.commands.check import DatasetReport
     from autoseg.commands.fix import FixReport
+    from autoseg.evaluation.floor import Floor
     from autoseg.planning.plan import Plan
 
 
@@ -173,3 +174,49 @@ def plan_dataset(
 
     given = locals() | {"intake": intake_of(channels, labels, regions, ignore, patient_regex, instances, divisor)}
     return plan_dataset(as_path(dataset), in_workspace(workspace), options_of(PlanOptions, given))
+
+
+@checked
+def measure_floor(
+    dataset: File | None = None,
+    workspace: File = "autoseg_workspace",
+    *,
+    tune: int = 40,
+    skip_bad: bool = False,
+    channels: Names | None = None,
+    labels: Labels | None = None,
+    regions: Regions | None = None,
+    ignore: int | None = None,
+    patient_regex: str | None = None,
+    instances: Names | None = None,
+    divisor: int | None = None,
+    workers: int | None = None,
+    say: Say | None = print,
+) -> "Floor":
+    """Score thresholds, superpixels and a watershed on held-out cases: what a dataset reaches without a network.
+
+    Args:
+        dataset: a folder or a table; None: that of the workspace, with its folds, labels and trained models.
+        workspace: if it was planned for the dataset, its folds are taken.
+        tune: the numbers of each method are chosen on at most so many training images.
+        skip_bad: leave faulty cases out instead of stopping.
+        channels, labels, regions, ignore, patient_regex, instances, divisor, workers, say:
+            as for `check_dataset`.
+
+    Returns:
+        `objects[thing][method]` with `scores` (`average_precision`, `interval`, `pq`, `splits`, `merges`) and
+        `recipes`, or `labels[method]` with `dice[label]`; the method "chosen" is the one that training images prefer;
+        `networks`: trained models beside it, each with its `verdict`.
+
+    Raises:
+        AutosegError: the dataset has faults, or none is named and nothing is planned.
+
+    Example:
+        >>> floor = autoseg.measure_floor("nuclei", instances="nuclei")
+        >>> floor.objects["nuclei"]["chosen"].scores.average_precision["0.5"]
+    """
+    from autoseg.commands.floor import FloorOptions, measure_floor
+
+    given = locals() | {"intake": intake_of(channels, labels, regions, ignore, patient_regex, instances, divisor)}
+    root = None if dataset is None else as_path(dataset)
+    return measure_floor(root, in_workspace(workspace), options_of(FloorOptions, given))

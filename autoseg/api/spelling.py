@@ -30,6 +30,7 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "check": ("check_dataset", ("dataset",)),
     "check --fix": ("fix_dataset", ("dataset", "fix")),
     "plan": ("plan_dataset", ("dataset",)),
+    "floor": ("measure_floor", ("dataset",)),
     "train": ("train_folds", ("workspace",)),
     "evaluate": ("cross_validate", ("workspace",)),
     "evaluate --choose": ("choose_decision", ("workspace",)),

@@ -126,6 +126,16 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def add_floor(parser: argparse.ArgumentParser) -> None:
+    add_intake(parser, planned="that of the workspace, with its folds, its labels and its trained models")
+    add_workspace(parser)
+    parser.add_argument(
+        "--tune", type=positive, default=40, metavar="N",
+        help="choose the numbers of each method on at most N training images (default: %(default)s)",
+    )  # fmt: skip
+    add_json(parser)
+
+
 def add_train(parser: argparse.ArgumentParser) -> None:
     add_workspace(parser)
     parser.add_argument(
@@ -312,6 +322,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "demo": ("test this installation: synthetic data through the whole pipeline", add_demo),
     "check": ("show how a dataset is read, its faults and how to fix them", add_check),
     "plan": ("measure a dataset, configure the training, preprocess", add_plan),
+    "floor": ("score thresholds, superpixels and a watershed: is a network needed at all", add_floor),
     "train": ("train folds and predict their held-out cases", add_train),
     "evaluate": ("score the cross-validation, or one folder against another", add_evaluate),
     "compare": ("compare two models, or two folders of segmentations, case by case", add_compare),

@@ -44,8 +44,13 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_intake(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="folder of images and labels, or a CSV/TSV that lists them")
+def add_intake(parser: argparse.ArgumentParser, *, planned: str = "") -> None:
+    """Options of commands that read a dataset; `planned` says what they take if none is named, where one may be."""
+    help = "folder of images and labels, or a CSV/TSV that lists them"
+    if planned:
+        parser.add_argument("dataset", type=Path, nargs="?", default=None, help=f"{help} (default: {planned})")
+    else:
+        parser.add_argument("dataset", type=Path, help=help)
     parser.add_argument("--channels", help="what the channels are, e.g. CT or T1,FLAIR")
     parser.add_argument("--labels", help="names and values, e.g. liver=1,tumour=2")
     parser.add_argument("--regions", help="unions of label values, each predicted as one, e.g. whole=1+2,core=2")

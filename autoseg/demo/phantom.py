@@ -208,16 +208,18 @@ def render(
 
 
 def write_nifti(path: Path, volume: Volume, code: str) -> None:
-    """Write a canonical volume of one channel as int16 NIfTI, or a label map as uint8, stored along the axes of `code`.
+    """Write a canonical volume of one channel as int16 NIfTI, or a label map, stored along the axes of `code`.
 
-    `code` is three letters in nibabel's sense: the directions in which the first, second and third index grow.
+    A label map is stored as uint16 if it comes so, and as uint8 otherwise. `code` is three letters in nibabel's sense:
+    the directions in which the first, second and third index grow.
     """
     array = volume.array[0] if volume.array.ndim == 4 else volume.array
     affine = np.diag([*volume.geometry.spacing[::-1], 1.0])
     affine[:3, 3] = volume.geometry.origin
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # NIfTI's world is to the Right, Anterior, Superior
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(code)))
-    stored = apply_orientation(array.T, turn).astype(np.int16 if volume.array.ndim == 4 else np.uint8)
+    labels = array.dtype if array.dtype == np.uint16 else np.uint8
+    stored = apply_orientation(array.T, turn).astype(np.int16 if volume.array.ndim == 4 else labels)
     image = nibabel.Nifti1Image(stored, affine @ inv_ornt_aff(turn, array.T.shape))
     image.header.set_xyzt_units("mm")
     image.set_sform(image.affine, code="scanner")

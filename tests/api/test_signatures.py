@@ -15,6 +15,7 @@ from autoseg.api.spelling import KEYWORDS
 from autoseg.commands import calibrate, choose, evaluate, expected_dice, fix, groups, rank, report, shifts, speeds
 from autoseg.commands.compare import CompareOptions
 from autoseg.commands.export import ExportOptions
+from autoseg.commands.floor import FloorOptions
 from autoseg.commands.folds import TrainOptions
 from autoseg.commands.learning_curve import LearningCurveOptions
 from autoseg.commands.parser import build_parser
@@ -25,6 +26,7 @@ from autoseg.datasets.dataset import parse_options
 FUNCTIONS = [name for name, module in autoseg.PUBLIC.items() if module.startswith("autoseg.api")]
 RECORDS = {
     "plan_dataset": PlanOptions,
+    "measure_floor": FloorOptions,
     "train_folds": TrainOptions,
     "predict_images": PredictOptions,
     "compare": CompareOptions,
@@ -50,6 +52,7 @@ INTAKE = ("channels", "labels", "regions", "ignore", "patient_regex")
 OF_COMMAND = {
     "check": ("check_dataset", "fix_dataset"),
     "plan": ("plan_dataset",),
+    "floor": ("measure_floor",),
     "train": ("train_folds",),
     "evaluate": (
         *("cross_validate", "score_test_set", "measure_speeds", "measure_shifts", "compare_groups"),
@@ -84,7 +87,7 @@ def test_keywords_are_the_fields_of_the_record(name):
     record = RECORDS[name]
     given = parameters(getattr(autoseg, name))
     positional = {key for key, one in given.items() if one.kind is not inspect.Parameter.KEYWORD_ONLY}
-    others = {"say"} | (set(INTAKE) if name == "plan_dataset" else set())
+    others = {"say"} | (set(INTAKE) if name in ("plan_dataset", "measure_floor") else set())
     hints = typing.get_type_hints(record)
     declared = {field.name: field for field in fields(record) if field.name != "intake"}
     assert set(given) - positional - others == set(declared)

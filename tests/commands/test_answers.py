@@ -21,7 +21,7 @@ from phantom import tiny_dataset
 
 TAKE_IT = (
     *("check", "plan", "evaluate", "compare", "learning-curve", "report", "predict", "rank", "export", "info"),
-    *("status", "env"),
+    *("status", "env", "floor"),
 )
 
 
