@@ -35,7 +35,8 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
     """The loss the plan names, summed over the stages under deep supervision.
 
     Raises:
-        UsageError: there are more or fewer class weights than heads, or regions under a loss of exclusive labels.
+        UsageError: there are more or fewer class weights than heads, regions under a loss of exclusive labels, or a
+            loss of queries for a network without them.
     """
     heads, weights, name = plan.heads, plan.training.class_weights, plan.training.loss
     if plan.training.component_weight and not loss_traits(name).cross_entropy:
@@ -43,6 +44,7 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
             f"training.component_weight weights the cross-entropy, which {name} does not have",
             remedy="--set training.component_weight=0, or another loss",
         )
+    _check_queries(plan, configuration)
     if heads.has_regions and loss_traits(name).predicts == "labels":
         raise UsageError(
             f"training.loss={name} predicts one label per voxel, but the labels form overlapping regions",
@@ -54,6 +56,25 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
             remedy="give one weight per output channel: background and labels, or regions; or null for none",
         )
     return build_loss(plan.training, heads, batch_dice=configuration.batch_dice, class_weights=weights)
+
+
+def _check_queries(plan: Plan, configuration: Configuration) -> None:
+    """Raise UsageError for a loss of queries where the network has none, or for things that are no labels."""
+    name, network = plan.training.loss, configuration.network.name
+    if not loss_traits(name).queries:
+        return
+    if not layout_of(network).queries:
+        raise UsageError(
+            f"training.loss={name} reads the queries of a network, and {network} has none",
+            remedy="--set training.loss=dice_ce, or plan with --network mask_transformer",
+        )
+    labels = plan.labels.num_labels
+    if unknown := [index for index in plan.training.loss_options.get("things", ()) if index > labels]:
+        raise UsageError(
+            f"training.loss_options.things holds {', '.join(map(str, unknown))}; labels are numbered 1 to {labels}, "
+            "in the order of the plan",
+            remedy="name labels by their number in plan.json, from 1 on",
+        )
 
 
 def tile_size(configuration: Configuration, shape: Sequence[int], *, growth: float, step: float) -> tuple[int, ...]:

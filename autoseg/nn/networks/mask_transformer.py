@@ -67,7 +67,7 @@ class MaskTransformer(nn.Module):
     """
 
     layout = Layout(
-        blocks=(2,), decoder_blocks=1, sees="patch", learning_rate=5e-4, predicts="labels", loss="mask_classification"
+        decoder_blocks=1, sees="patch", learning_rate=5e-4, predicts="labels", loss="mask_classification", queries=True
     )
 
     def __init__(
@@ -96,9 +96,7 @@ class MaskTransformer(nn.Module):
             del self.levels[-1]
         self.queries = nn.Parameter(torch.empty(1, max(queries, out_channels), width))
         self.heads_of_attention = head_count(width, head_features)
-        self.layers = nn.ModuleList(
-            QueryLayer(width, self.heads_of_attention, mlp_ratio) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(QueryLayer(width, self.heads_of_attention, mlp_ratio) for _ in range(layers))
         self.norm = ChannelNorm(width)
         self.classes = nn.Linear(width, out_channels)
         self.no_object = nn.Linear(width, 1)  # apart, so that classes are the output channels
