@@ -35,8 +35,8 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
     """The loss the plan names, summed over the stages under deep supervision.
 
     Raises:
-        UsageError: there are more or fewer class weights than heads, regions under a loss of exclusive labels, or a
-            loss of queries for a network without them.
+        UsageError: there are more or fewer class weights than heads, regions under a loss or a network of
+            exclusive labels, or a loss of queries for a network without them.
     """
     heads, weights, name = plan.heads, plan.training.class_weights, plan.training.loss
     if plan.training.component_weight and not loss_traits(name).cross_entropy:
@@ -44,12 +44,12 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
             f"training.component_weight weights the cross-entropy, which {name} does not have",
             remedy="--set training.component_weight=0, or another loss",
         )
-    _check_queries(plan, configuration)
     if heads.has_regions and loss_traits(name).predicts == "labels":
         raise UsageError(
             f"training.loss={name} predicts one label per voxel, but the labels form overlapping regions",
             remedy="set training.loss=dice_bce, or plan without regions",
         )
+    _check_queries(plan, configuration)
     if weights is not None and len(weights) != heads.num_heads:
         raise UsageError(
             f"training.class_weights holds {len(weights)} weights, the network has {heads.num_heads} output channels",
@@ -59,8 +59,13 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
 
 
 def _check_queries(plan: Plan, configuration: Configuration) -> None:
-    """Raise UsageError for a loss of queries where the network has none, or for things that are no labels."""
+    """Raise UsageError for a loss that does not fit what the network gives, or for things that are no labels."""
     name, network = plan.training.loss, configuration.network.name
+    if plan.heads.has_regions and layout_of(network).predicts == "labels":
+        raise UsageError(
+            f"training.loss={name} predicts regions, but {network} predicts one label per voxel",
+            remedy="--set training.loss=mask_classification, or train another network, such as unet",
+        )
     if not loss_traits(name).queries:
         return
     if not layout_of(network).queries:
@@ -73,7 +78,7 @@ def _check_queries(plan: Plan, configuration: Configuration) -> None:
         raise UsageError(
             f"training.loss_options.things holds {', '.join(map(str, unknown))}; labels are numbered 1 to {labels}, "
             "in the order of the plan",
-            remedy="name labels by their number in plan.json, from 1 on",
+            remedy="give the numbers of labels of which each component is a segment of its own",
         )
 
 
