@@ -75,6 +75,7 @@ ROWS: list[tuple[str, tuple[int, ...], int, tuple[int, ...], int, int, tuple[int
     ("deeplab", NNUNET_3D, 3, (128, 128, 128), 2, 0, (64, 64, 64), 2, "bfloat16", {}),
     ("segformer", SMALL, 3, (128, 128, 128), 2, 0, (64, 64, 64), 2, "bfloat16", {}),
     ("transunet", SMALL, 3, (96, 96, 96), 2, 0, (64, 64, 64), 2, "bfloat16", {}),
+    ("mask_transformer", SMALL, 3, (96, 96, 96), 2, 0, (64, 64, 64), 2, "bfloat16", {}),
 ]
 
 

@@ -24,6 +24,7 @@ from common import dice_per_label, each_label, mean_dice, steps_done
 DATASETS: dict[str, list[str]] = {"hippocampus": [], "axon_sem": ["--labels", "myelin=1,axon=2"]}
 NETWORKS = (
     "unet", "residual_unet", "attention_unet", "unet_plusplus", "deeplab", "segformer", "swin_unet", "transunet", "fcn",
+    "mask_transformer",
 )  # fmt: skip
 
 

@@ -35,7 +35,8 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
     """The loss the plan names, summed over the stages under deep supervision.
 
     Raises:
-        UsageError: there are more or fewer class weights than heads, or regions under a loss of exclusive labels.
+        UsageError: there are more or fewer class weights than heads, regions under a loss or a network of
+            exclusive labels, or a loss of queries for a network without them.
     """
     heads, weights, name = plan.heads, plan.training.class_weights, plan.training.loss
     if plan.training.component_weight and not loss_traits(name).cross_entropy:
@@ -48,12 +49,37 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
             f"training.loss={name} predicts one label per voxel, but the labels form overlapping regions",
             remedy="set training.loss=dice_bce, or plan without regions",
         )
+    _check_queries(plan, configuration)
     if weights is not None and len(weights) != heads.num_heads:
         raise UsageError(
             f"training.class_weights holds {len(weights)} weights, the network has {heads.num_heads} output channels",
             remedy="give one weight per output channel: background and labels, or regions; or null for none",
         )
     return build_loss(plan.training, heads, batch_dice=configuration.batch_dice, class_weights=weights)
+
+
+def _check_queries(plan: Plan, configuration: Configuration) -> None:
+    """Raise UsageError for a loss that does not fit what the network gives, or for things that are no labels."""
+    name, network = plan.training.loss, configuration.network.name
+    if plan.heads.has_regions and layout_of(network).predicts == "labels":
+        raise UsageError(
+            f"training.loss={name} predicts regions, but {network} predicts one label per voxel",
+            remedy="--set training.loss=mask_classification, or train another network, such as unet",
+        )
+    if not loss_traits(name).queries:
+        return
+    if not layout_of(network).queries:
+        raise UsageError(
+            f"training.loss={name} reads the queries of a network, and {network} has none",
+            remedy="--set training.loss=dice_ce, or plan with --network mask_transformer",
+        )
+    labels = plan.labels.num_labels
+    if unknown := [index for index in plan.training.loss_options.get("things", ()) if index > labels]:
+        raise UsageError(
+            f"training.loss_options.things holds {', '.join(map(str, unknown))}; labels are numbered 1 to {labels}, "
+            "in the order of the plan",
+            remedy="give the numbers of labels of which each component is a segment of its own",
+        )
 
 
 def tile_size(configuration: Configuration, shape: Sequence[int], *, growth: float, step: float) -> tuple[int, ...]:

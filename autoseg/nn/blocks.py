@@ -42,7 +42,7 @@ class Convolution3d(nn.Conv3d):
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: Convolution3d}
 TRANSPOSED_CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-FEATURE_DROPOUTS = {2: F.dropout2d, 3: F.dropout3d}
+FEATURE_DROPOUTS = {1: F.dropout1d, 2: F.dropout2d, 3: F.dropout3d}  # 1: of queries (B, Q, C), each as a whole
 LINEAR_MODES = {2: "bilinear", 3: "trilinear"}
 NEGATIVE_SLOPE = 0.01
 
@@ -162,14 +162,18 @@ class Stage(nn.Sequential):
     checkpointing: bool = False
     dropout: float = 0.0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *beside: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            result = checkpoint(super().forward, x, use_reentrant=False)
+            result = checkpoint(self.run, x, *beside, use_reentrant=False)
         else:
-            result = super().forward(x)
+            result = self.run(x, *beside)
         if self.training and self.dropout > 0:  # outside of what runs twice: one draw serves both passes
             result = FEATURE_DROPOUTS[result.ndim - 2](result, self.dropout)
         return result
+
+    def run(self, x: Tensor, *beside: Tensor) -> Tensor:
+        """The blocks, one after the other; a stage whose blocks look at more than `x` has a `run` of its own."""
+        return super().forward(x, *beside)
 
 
 def follow_device(network: nn.Module, device: str) -> None:

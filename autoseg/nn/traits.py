@@ -14,6 +14,7 @@ class Traits:
     # "labels": one label per voxel, no regions; "regions": each label becomes a region; "either": as the labels are
     predicts: Literal["labels", "regions", "either"] = "either"
     cross_entropy: bool = True  # which class weights and voxel weights weight
+    queries: bool = False  # it reads the queries of a network, beside its logits (`autoseg.nn.queries`)
 
 
 def with_traits(traits: Traits) -> Callable[[Made], Made]:

@@ -39,7 +39,7 @@ from autoseg.planning.plan import VERSION, ChannelNormalization, Configuration, 
 from autoseg.planning.recipe import base_recipe, plan_training
 from autoseg.planning.request import Request, Rules, Wishes, describe, text, validate
 from autoseg.planning.space import ANISOTROPY, Space, plan_space
-from autoseg.planning.tables import NETWORKS
+from autoseg.planning.tables import NETWORKS, loss_traits
 from autoseg.planning.topology import initial_patch, shrinking
 
 __all__ = ["Rules", "Wishes", "describe", "make_plan", "with_network"]
@@ -170,6 +170,8 @@ def with_network(plan: Plan, fingerprint: Fingerprint, network: str, memory: Mem
     training = replace(
         plan.training, optimizer=recipe.optimizer, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
+    if loss_traits(recipe.loss).queries or loss_traits(plan.training.loss).queries:  # not every network has them
+        training = replace(training, loss=recipe.loss, loss_options={})
     decisions = (*asked.decisions, *asked.changes)
     return replace(plan, configurations=configurations, training=training, decisions=decisions)
 

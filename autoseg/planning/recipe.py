@@ -20,6 +20,8 @@ def base_recipe(asked: Request) -> Training:
     rate = asked.layout.learning_rate
     if rate is not None and recipe.optimizer == "sgd":
         recipe = replace(recipe, optimizer="adamw", learning_rate=rate, weight_decay=ADAMW_WEIGHT_DECAY)
+    if asked.layout.loss is not None:
+        recipe = replace(recipe, loss=asked.layout.loss)
     return replace(recipe, loss="dice_bce") if asked.labels.has_regions else recipe
 
 
@@ -32,6 +34,8 @@ def plan_training(asked: Request, space: Space, chosen: Configuration) -> Traini
         f"learning rate {recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}; the recipe of this budget",
     )
     why = "regions overlap: one sigmoid each" if labels.has_regions else "labels exclude each other: one softmax"
+    if asked.layout.loss is not None:
+        why += f"; {asked.network} has a loss of its own"
     asked.decide("5.2 loss", recipe.loss, why)
     if not asked.ours:
         asked.decide(

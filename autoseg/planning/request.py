@@ -105,7 +105,7 @@ def validate(asked: Request) -> None:
     """Refuse a request for which no plan can be made.
 
     Raises:
-        UsageError: an override of the wrong length, or not positive.
+        UsageError: an override of the wrong length, or not positive, or a network that cannot predict such labels.
         StateError: the fingerprint is empty, or was made for other channels or labels.
     """
     found, patch, spacing = asked.fingerprint, asked.patch_size, asked.spacing
@@ -123,6 +123,11 @@ def validate(asked: Request) -> None:
         raise UsageError(f"the spacing {spacing} is not 3 positive numbers", remedy="write it in mm: 2,1,1")
     if asked.batch_size is not None and asked.batch_size < 1:
         raise UsageError(f"the batch size {asked.batch_size} is not positive", remedy="use 2 or more")
+    if asked.labels.has_regions and asked.layout.predicts == "labels":
+        raise UsageError(
+            f"the network {asked.network} predicts one label per voxel, but the labels form overlapping regions",
+            remedy="plan another network, such as --network unet, or a dataset without regions",
+        )
 
 
 def describe(plan: Plan, width: int = 150) -> str:

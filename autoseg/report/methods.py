@@ -22,11 +22,14 @@ LOSSES = {
     "dice_focal": "the sum of Dice loss and focal loss",
     "dice_topk": "the sum of Dice loss and cross-entropy over the worst voxels",
     "tversky": "the Tversky loss",
+    "mask_classification": "the sum of Dice loss and cross-entropy, and of a class and mask loss of queries matched to "
+    "the segments of a patch",
 }
 NETWORKS = {
     "unet": "U-Net", "residual_unet": "U-Net with a residual encoder", "attention_unet": "attention U-Net",
     "unet_plusplus": "U-Net++", "deeplab": "DeepLabv3+", "segformer": "SegFormer", "swin_unet": "Swin U-Net",
     "transunet": "TransUNet", "fcn": "fully convolutional network",
+    "mask_transformer": "mask-classification transformer on a U-Net",
 }  # fmt: skip
 OPTIMISERS = {"sgd": "stochastic gradient descent with Nesterov momentum", "adamw": "AdamW"}
 SCHEDULES = {

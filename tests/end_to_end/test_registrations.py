@@ -108,7 +108,8 @@ def test_a_loss_is_one_function_and_one_line(planned, tmp_path, monkeypatch, cap
     workspace = copy_of(planned, tmp_path / "w")
     unknown = outcome(capsys, "train", "-f", 0, "-w", workspace.root, "--set", "training.loss=squared")
     assert unknown[0] == 2
-    assert "expected one of 'dice_ce', 'dice_bce', 'dice_focal', 'dice_topk', 'tversky', found 'squared'" in unknown[1]
+    assert "'dice_ce', 'dice_bce', 'dice_focal', 'dice_topk', 'tversky', 'mask_classification', found" in unknown[1]
+    assert "found 'squared'" in unknown[1]
     monkeypatch.setitem(LOSSES, "squared", squared)
     state = trained(workspace, "training.loss=squared", "training.loss_options.power=0.5")
     assert set(seen) == {0.5}

@@ -184,7 +184,7 @@ def test_tiles_grow_where_that_is_less_to_compute():
     assert seen_by(image[..., :28], (16, 16), 2.0) == [(16, 28)] * 20 * 2
 
 
-@pytest.mark.parametrize("network", ["deeplab", "segformer", "swin_unet", "transunet"])
+@pytest.mark.parametrize("network", ["deeplab", "segformer", "swin_unet", "transunet", "mask_transformer"])
 def test_networks_that_know_their_patch_keep_it(network):
     image = picture((24, 16, 32))[None].astype(np.float32)
     assert set(seen_by(image, (16, 16, 16), 2.0)) == {(24, 16, 32)}

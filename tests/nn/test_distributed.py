@@ -17,7 +17,7 @@ from autoseg.errors import AutosegError, UsageError
 from autoseg.nn.blocks import set_checkpointing
 from autoseg.nn.deep_supervision import rest_idle_heads
 from autoseg.nn.distributed import Ranks, sum_over_ranks
-from autoseg.nn.losses import LOSSES, DeepSupervision
+from autoseg.nn.losses import LOSSES, DeepSupervision, traits_of
 from autoseg.nn.networks import NETWORKS, build_network
 from autoseg.nn.training_step import clipped_gradients, update
 
@@ -44,7 +44,7 @@ class Case:
 
 LOSS_CASES = {
     f"{loss}-{'batch' if batch_dice else 'sample'}-{'weighted' if weighted else 'plain'}": Case(
-        loss, batch_dice, weighted
+        loss, batch_dice, weighted, network="mask_transformer" if traits_of(loss).queries else "unet"
     )
     for loss in LOSSES
     for batch_dice in (True, False)
@@ -63,6 +63,12 @@ PLANTED_CASES = {
     "weights of one's own": replace(WEIGHTED, batch_dice=False, planted="autoseg.nn.losses.sum_over_ranks"),
     "hardest of one's own": Case(loss="dice_topk", batch_dice=False, planted="autoseg.nn.losses.sum_over_ranks"),
     "a loss of one's own": Case(batch_dice=False, planted="autoseg.nn.losses.mean_over_ranks"),
+    "matched masks of one's own": Case(
+        loss="mask_classification",
+        network="mask_transformer",
+        batch_dice=False,
+        planted="autoseg.nn.losses.mask_classification.sum_over_ranks",
+    ),
     "a boundary of one's own": replace(WEIGHTED, planted="autoseg.nn.losses.boundary.sum_over_ranks"),
     "gradients of one's own": replace(WEIGHTED, planted="autoseg.nn.distributed._SumOverRanks.backward"),
 }

@@ -236,7 +236,7 @@ def test_what_claims_another_version_is_refused(version, content):
         ("training.foreground_fraction=1.5", "training.foreground_fraction: expected 0 to 1, found 1.5"),
         ("training.mirror_axes=[5]", "training.mirror_axes[0]: expected 0 to 2, found 5"),
         ("training.mirror_axes=[0,0]", "training.mirror_axes: expected 0 to 3 entries without repetition"),
-        ("training.loss=dise", "expected one of 'dice_ce', 'dice_bce', 'dice_focal', 'dice_topk', 'tversky', found 'd"),
+        ("training.loss=dise", "expected one of 'dice_ce', 'dice_bce', 'dice_focal', 'dice_topk', 'tversky', 'mask_"),
         ("training.optimizer=lion", "training.optimizer: expected one of 'sgd', 'adamw', found 'lion'"),
         ("training.schedule=no", "schedule: expected one of 'poly', 'cosine', 'one_cycle', 'reduce_on_plateau', found"),
         ("training.loss_options.focal_gamma=3", "loss_options.focal_gamma: expected one of 'boundary_weight', which "),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.errors import UsageError
+from autoseg.imaging.labels import LabelSet
 from autoseg.planning.plan import Plan
 from autoseg.planning.planner import describe, with_network
 from autoseg.records import from_plain, to_plain
@@ -150,6 +151,36 @@ def test_another_network_keeps_what_images_are_brought_to(vram_gb):
     assert replace(back.configurations["3d_fullres"], batch_dice=True) == first.configurations["3d_fullres"]
     with pytest.raises(UsageError, match="no network 'x'"):
         with_network(first, found, "x", memory=ElementMemory())
+
+
+def test_a_network_with_a_loss_of_its_own_brings_it_and_takes_it_away():
+    labels = label_set(3)
+    found = uniform(ONE, (60, 60, 60), 6, labels)
+    first = plan(found, labels)
+    edited = replace(first, training=replace(first.training, loss="tversky", loss_options={"tversky_alpha": 0.4}))
+    other = with_network(edited, found, "mask_transformer", memory=ElementMemory())
+    assert (other.training.loss, other.training.loss_options) == ("mask_classification", {})
+    assert {c.network.decoder_blocks[0] for c in other.configurations.values()} == {1}
+    chosen = replace(other, training=replace(other.training, loss_options={"things": [1]}))
+    back = with_network(chosen, found, "unet", memory=ElementMemory())
+    assert (back.training.loss, back.training.loss_options) == ("dice_ce", {})
+    kept = with_network(edited, found, "swin_unet", memory=ElementMemory())
+    assert (kept.training.loss, kept.training.loss_options) == ("tversky", {"tversky_alpha": 0.4})
+    planned = plan(found, labels, network="mask_transformer")
+    assert planned.training.loss == "mask_classification"
+    (reason,) = (decision.reason for decision in planned.decisions if decision.step == "5.2 loss")
+    assert reason == "labels exclude each other: one softmax; mask_transformer has a loss of its own"
+    assert plan(found, labels, network="mask_transformer", vram_gb=8).training.optimizer == "adamw"
+
+
+def test_queries_do_not_predict_regions():
+    labels = LabelSet({"a": 1, "b": 2}, regions={"all": (1, 2), "b": (2,)}, region_values=(1, 2))
+    found = uniform(ONE, (60, 60, 60), 6, labels)
+    with pytest.raises(UsageError, match="mask_transformer predicts one label per voxel") as caught:
+        plan(found, labels, network="mask_transformer")
+    assert "--network unet" in caught.value.remedy
+    with pytest.raises(UsageError, match="one label per voxel"):
+        with_network(plan(found, labels), found, "mask_transformer", memory=ElementMemory())
 
 
 # ---- traps

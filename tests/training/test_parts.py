@@ -571,6 +571,29 @@ def test_regions_need_a_loss_with_one_head_each():
         build_plan_loss(replace(plan, labels=regions), plan.configurations["3d_fullres"])
 
 
+def with_network_named(plan, name):
+    """The plan with another network in 3d_fullres, and that configuration."""
+    old = plan.configurations["3d_fullres"]
+    configuration = replace(old, network=replace(old.network, name=name, options={}))
+    return replace(plan, configurations=plan.configurations | {"3d_fullres": configuration}), configuration
+
+
+def test_a_loss_of_queries_needs_a_network_that_has_them():
+    plan = plan_of(loss="mask_classification", loss_options={"things": [1, 2]})
+    with pytest.raises(UsageError, match="mask_classification reads the queries of a network, and unet has none"):
+        build_plan_loss(plan, plan.configurations["3d_fullres"])
+    assert build_plan_loss(*with_network_named(plan, "mask_transformer")).loss.things == (1, 2)
+    unknown = replace(plan, training=replace(plan.training, loss_options={"things": [2, 3, 7]}))
+    with pytest.raises(UsageError, match="things holds 3, 7; labels are numbered 1 to 2"):
+        build_plan_loss(*with_network_named(unknown, "mask_transformer"))
+
+
+def test_a_network_of_exclusive_labels_takes_no_loss_of_regions():
+    with pytest.raises(UsageError, match="dice_bce predicts regions, but mask_transformer predicts one label"):
+        build_plan_loss(*with_network_named(plan_of(loss="dice_bce"), "mask_transformer"))
+    build_plan_loss(*with_network_named(plan_of(loss="dice_topk"), "mask_transformer"))
+
+
 def test_weights_of_components_need_an_entropy():
     plan = plan_of(loss="tversky", component_weight=1.0)
     with pytest.raises(UsageError, match=r"component_weight .* tversky does not have"):

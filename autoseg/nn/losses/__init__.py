@@ -4,6 +4,7 @@
     dice_focal          soft Dice + focal loss: voxels that are right already weigh little
     dice_topk           soft Dice + cross-entropy of the hardest voxels
     tversky             Tversky index alone: missed and wrong voxels weigh differently
+    mask_classification soft Dice + cross-entropy, and the queries of a network matched to segments
 
 Heads are sigmoid where there are regions and softmax otherwise; dice_ce and dice_bce are one of the two by name. A
 boundary term may be added to any of them.
@@ -33,9 +34,10 @@ from torch import Tensor, nn
 from autoseg.nn.deep_supervision import stage_weights
 from autoseg.nn.distributed import mean_over_ranks, sum_over_ranks
 from autoseg.nn.losses.boundary import boundary_term
+from autoseg.nn.losses.mask_classification import MaskClassification
 from autoseg.nn.losses.terms import SigmoidHeads, SoftmaxHeads, Terms
 from autoseg.nn.traits import Traits, with_traits
-from autoseg.rules import above, at_least
+from autoseg.rules import above, at_least, between, entries
 
 SMOOTH = 1e-5
 
@@ -90,12 +92,34 @@ def tversky(
     return SegmentationLoss(None, alpha=tversky_alpha, beta=tversky_beta, boundary_weight=boundary_weight, **given)
 
 
+@with_traits(Traits(predicts="labels", queries=True))
+def mask_classification(
+    *,
+    things: Annotated[tuple[Annotated[int, between(1, 65535)], ...], entries(0, 256)] = (),
+    most_things: Annotated[int, between(1, 4096)] = 100,
+    points: Annotated[int, between(16, 2**20)] = 4096,
+    mask_weight: Annotated[float, at_least(0, 1000)] = 1.0,
+    boundary_weight: BoundaryWeight = 0.0,
+    **given: Any,
+) -> nn.Module:
+    """dice_ce of the logits, and class and mask of every query of a network that has queries.
+
+    Each class of a patch is a segment, which one query learns; of the class indices in `things` each connected
+    component, the largest `most_things` of a patch.
+    """
+    return MaskClassification(
+        dice_ce(boundary_weight=boundary_weight, **given), ignore_index=given["ignore_index"], things=tuple(things),
+        points=points, most_things=most_things, mask_weight=mask_weight,
+    )  # fmt: skip
+
+
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "dice_ce": dice_ce,
     "dice_bce": dice_bce,
     "dice_focal": dice_focal,
     "dice_topk": dice_topk,
     "tversky": tversky,
+    "mask_classification": mask_classification,
 }
 GIVEN = ("regions", "ignore_index", "class_weights", "batch_dice")  # what every loss is built with: `SegmentationLoss`
 
@@ -239,7 +263,8 @@ class DeepSupervision(nn.Module):
     """Weighted sum of one loss over all stages; targets are taken at the centre voxel of each coarse one.
 
     Maps a list of logits, finest first, the finest target (B, *patch) and, optionally, the weights of its voxels to a
-    scalar. Stage i weighs 2^-i; the coarsest of several weighs 0; the weights sum to 1.
+    scalar. Stage i weighs 2^-i; the coarsest of several weighs 0; the weights sum to 1. A loss that reads queries gets
+    the network's result as a whole: its stages are the layers of the queries.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -247,6 +272,8 @@ class DeepSupervision(nn.Module):
         self.loss = loss
 
     def forward(self, logits: Sequence[Tensor], target: Tensor, voxel_weights: Tensor | None = None) -> Tensor:
+        if getattr(self.loss, "reads_queries", False):
+            return self.loss(logits, target, voxel_weights)
         maps = [target] if voxel_weights is None else [target, voxel_weights]
         total = torch.zeros((), device=target.device)
         for stage, weight in zip(logits, stage_weights(len(logits)), strict=True):

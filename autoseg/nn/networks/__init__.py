@@ -15,6 +15,7 @@ from autoseg.nn.networks.attention_unet import AttentionUNet
 from autoseg.nn.networks.deeplab import DeepLab
 from autoseg.nn.networks.fcn import FCN
 from autoseg.nn.networks.layout import Layout
+from autoseg.nn.networks.mask_transformer import MaskTransformer
 from autoseg.nn.networks.residual_unet import ResidualUNet
 from autoseg.nn.networks.segformer import SegFormer
 from autoseg.nn.networks.swin_unet import SwinUNet
@@ -32,6 +33,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "segformer": SegFormer,
     "swin_unet": SwinUNet,
     "transunet": TransUNet,
+    "mask_transformer": MaskTransformer,
 }
 GIVEN = ("in_channels", "out_channels", "features", "strides", "kernel_sizes", "blocks", "decoder_blocks")
 

@@ -15,6 +15,9 @@ class Layout:
     # network is tied to the size it was trained on, and predicts in tiles that are never larger.
     sees: Literal["convolutions", "patch"] = "convolutions"
     learning_rate: float | None = None  # of AdamW, for networks that SGD does not suit
+    predicts: Literal["labels", "either"] = "either"  # "labels": one label per voxel, no regions
+    loss: str | None = None  # that it is trained with, if it is not the usual one
+    queries: bool = False  # it gives queries, which a loss may read, beside logits (`autoseg.nn.queries`)
 
     def encoder_blocks(self, stages: int) -> tuple[int, ...]:
         """Blocks of each of `stages` encoder stages."""

@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from autoseg.imaging.labels import LabelSet
-from autoseg.nn.losses import LOSSES, SMOOTH, DeepSupervision, _least_of_largest, build_loss
+from autoseg.nn.losses import LOSSES, SMOOTH, DeepSupervision, _least_of_largest, build_loss, traits_of
+from autoseg.nn.queries import Queries, QueryLogits
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -454,8 +455,12 @@ def test_the_table_builds_every_loss_from_the_same_arguments():
             class_weights=None,
             batch_dice=False,
         )
-        assert torch.isfinite(loss(torch.zeros(1, 3 if name == "dice_ce" else 2, 4), target))
-    assert list(LOSSES) == ["dice_ce", "dice_bce", "dice_focal", "dice_topk", "tversky"]
+        logits = torch.zeros(1, 3 if traits_of(name).predicts == "labels" else 2, 4)
+        if traits_of(name).queries:
+            said = Queries(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 5), torch.zeros(1, 5, 4))
+            logits = QueryLogits([logits], said)
+        assert torch.isfinite(loss(logits, target))
+    assert list(LOSSES) == ["dice_ce", "dice_bce", "dice_focal", "dice_topk", "tversky", "mask_classification"]
     with pytest.raises(AssertionError, match="regions"):
         dice_bce(())
 

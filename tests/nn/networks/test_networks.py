@@ -16,7 +16,7 @@ from autoseg.nn.losses import DeepSupervision, dice_ce
 from autoseg.nn.networks import NETWORKS, build_network
 from small_networks import small_network
 
-SINGLE_MAP = {"deeplab", "fcn", "segformer"}  # the architecture has no coarser logits to supervise
+SINGLE_MAP = {"deeplab", "fcn", "segformer", "mask_transformer"}  # the architecture has no coarser logits to supervise
 HEADS = 3
 
 every_network = pytest.mark.parametrize("name", NETWORKS)

@@ -1,7 +1,7 @@
-"""What the three transformer networks have in common: sizes and options, numbers, memory kept, and learning.
+"""What the four transformer networks have in common: sizes and options, numbers, memory kept, and learning.
 
-What one of them alone does is tested beside it: test_swin_unet, test_segformer, test_transunet; the parts they share
-in test_attention.
+What one of them alone does is tested beside it: test_swin_unet, test_segformer, test_transunet,
+test_mask_transformer; the parts they share in test_attention.
 """
 
 import math
@@ -13,12 +13,14 @@ import torch
 from autoseg.nn.attention import TransformerBlock
 from autoseg.nn.blocks import ConvBlock, Stage, set_checkpointing
 from autoseg.nn.losses import DeepSupervision, dice_ce
+from autoseg.nn.networks.mask_transformer import MaskTransformer
 from autoseg.nn.networks.segformer import ReducedAttention, SegFormer
 from autoseg.nn.networks.swin_unet import SwinUNet, WindowAttention
 from autoseg.nn.networks.transunet import GlobalAttention, TransUNet
 from small_transformers import build, enlarge
 
-NETWORKS = [SegFormer, SwinUNet, TransUNet]
+NETWORKS = [SegFormer, SwinUNet, TransUNet, MaskTransformer]
+SINGLE_MAP = (SegFormer, MaskTransformer)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def test_any_plan_and_any_size(network, features, shape):
     built = build(network, dims, features, in_channels=2, out_channels=3).eval()
     with torch.no_grad():
         logits = built(torch.randn(1, 2, *shape))
-    supervised = 1 if network is SegFormer else len(features) - 1
+    supervised = 1 if network in SINGLE_MAP else len(features) - 1
     expected = [tuple(math.ceil(edge / 2**i) for edge in shape) for i in range(supervised)]
     assert [tuple(stage.shape) for stage in logits] == [(1, 3, *edges) for edges in expected]
     assert all(torch.isfinite(stage).all() for stage in logits)
@@ -58,7 +60,7 @@ def test_anisotropic_plan_with_an_axis_of_one_voxel(network):
     strides = [(1, 1, 1), (1, 2, 2), (1, 2, 3)]
     built = build(network, 3, strides=strides, kernel_sizes=[(1, 3, 3), (1, 3, 3), (3, 3, 3)])
     logits = built(torch.randn(1, 1, 1, 12, 11))
-    supervised = [(1, 12, 11), (1, 6, 6)][: 1 if network is SegFormer else 2]
+    supervised = [(1, 12, 11), (1, 6, 6)][: 1 if network in SINGLE_MAP else 2]
     assert [tuple(stage.shape[2:]) for stage in logits] == supervised
 
 
@@ -85,6 +87,10 @@ def test_without_deep_supervision_only_the_same_finest_logits(network):
         (TransUNet, {"mlp_ratio": 2}),
         (TransUNet, {"head_features": 8}),
         (TransUNet, {"layers": 1}),
+        (MaskTransformer, {"mlp_ratio": 2}),
+        (MaskTransformer, {"head_features": 8}),
+        (MaskTransformer, {"layers": 1}),
+        (MaskTransformer, {"queries": 4}),
     ],
 )
 def test_every_option_changes_the_network(network, option):
@@ -131,7 +137,7 @@ def test_bfloat16_comes_close_to_float32(network, dims, patch):
         half = built(image)
     exact = built(image)
     for low, high in zip(half, exact, strict=True):
-        assert low.dtype == torch.bfloat16
+        assert low.dtype == (torch.float32 if network is MaskTransformer else torch.bfloat16)  # it sums probabilities
         assert high.dtype == torch.float32
         assert (low.float() - high).square().mean().sqrt() < 0.05 * high.std()
     half[0].float().square().mean().backward()
