@@ -27,7 +27,7 @@ from autoseg.datasets.inputs import FileNames, images_in, naming_of
 from autoseg.datasets.layouts import LAYOUTS
 from autoseg.datasets.loading import LoadedCase, count_values, is_picture, load_case
 from autoseg.datasets.pairing import Case, Found, Problem, identical_ids
-from autoseg.datasets.series import missing_structures, names_in_labels
+from autoseg.datasets.series import ignore_in_labels, missing_structures, names_in_labels
 from autoseg.datasets.splits import CaseId, Split
 from autoseg.datasets.tables import FOLDS_FILE, lists_images, patients_of
 from autoseg.errors import DataError, UsageError
@@ -279,7 +279,7 @@ def _channels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> tu
 
 def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> LabelSet:
     """Labels by option, by the layout, or those found in the label files; with regions and ignore label by option."""
-    ignore = options.ignore
+    ignore = ignore_in_labels(cases) if options.ignore is None else options.ignore
     colours = options.colours or {}
     if not colours:
         colours, problems = agree_on_colours([case.label for case in cases if case.label is not None])
@@ -292,7 +292,7 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
     elif named := names_in_labels(cases):
         labels = LabelSet(named, ignore=ignore)
         shown = ",".join(f"{name}={value}" for name, value in named.items())
-        found.notes.append(f"the labels are the structures of the DICOM label files: {shown} (choose with --labels)")
+        found.notes.append(f"the labels are those that the label files name: {shown} (choose with --labels)")
     else:
         labels = LabelSet(_found_labels(found, ignore, cases, colours), ignore=ignore)
     problems, notes = missing_structures(cases, labels.values)
