@@ -70,8 +70,8 @@ def names_in_labels(cases: Sequence[Case]) -> dict[str, int]:
     if len(named) < len(files):
         other = next(file for file in files if file not in named)
         raise DataError(
-            f"{len(named)} of {len(files)} label files are DICOM or outlines, which name their structures, and the others "
-            f"are not, such as {other}",
+            f"{len(named)} of {len(files)} label files are DICOM or outlines, which name their structures, and the "
+            f"others are not, such as {other}",
             remedy="say which name has which value: --labels liver=1,tumour=2",
         )
     return {name: value for value, name in enumerate(_structures(named), start=1)}

@@ -38,6 +38,7 @@ class CocoImage:
     name: str  # its `file_name`, with slashes
     shape: tuple[int, int] | None  # (rows, columns)
     place: int  # in the list of images
+    slice: int | None = None  # of a volume, from 0
 
 
 @dataclass(eq=False)
@@ -60,8 +61,8 @@ class CocoFile:
         known = (name for name in names if not is_background(name) and not is_ignored(name))
         return {name: value for value, name in enumerate(known, start=1)}
 
-    def find(self, like: Path) -> CocoImage:
-        """The image that a path means: of that name, or, as of a segmentation, with another extension.
+    def find(self, like: Path) -> list[CocoImage]:
+        """The image that a path means, or its slices: of that name, or, as of a segmentation, with another extension.
 
         Raises:
             DataError: none, or more than one.
@@ -73,13 +74,18 @@ class CocoFile:
         stem = _plain(without_ending(like.name))
         for name in (stem, *(stem[i + 1 :] for i, mark in enumerate(stem) if mark == "_")):  # train_a: a of train.json
             best = best or self._by_case.get(name, []) or self._by_stem.get(name, [])
-        if len(best) == 1:
-            return best[0]
+        if len(best) == 1 or (best and self.is_volume(best)):
+            return best
         found = f"describes {len(best)} images of that name" if best else "does not describe it"
         raise DataError(
             f"{self.path} {found}: {like.name}; it describes {some([image.name for image in self.images], 3)}",
             remedy="correct its `images`, or the names of the files",
         )
+
+    @staticmethod
+    def is_volume(images: Sequence[CocoImage]) -> bool:
+        """Whether images are the slices of one volume."""
+        return all(image.slice is not None and image.name == images[0].name for image in images)
 
     @cached_property
     def _by_name(self) -> dict[str, list[CocoImage]]:
@@ -114,7 +120,8 @@ class CocoFile:
                     faults.append(f"{where}: {error}")
                     continue
                 boxes += parts is None
-                outlines.append(Outline(name, parts or (), _is_crowd(annotation) or is_ignored(name)))
+                unknown = _is_crowd(annotation) or is_ignored(name)
+                outlines.append(Outline(name, parts or (), unknown, _whole(annotation.get("object"))))
         if boxes:
             faults.insert(0, f"{counted(boxes, 'object')} of {len(numbers)} without a segmentation: only boxes?")
         collect(faults, f"{self.path}, image {image.name}")
@@ -193,7 +200,7 @@ def parts_of(segmentation: Any, shape: tuple[int, int] | None) -> tuple[Part, ..
         if not isinstance(entry, list):
             raise ValueError(f"its segmentation mixes polygons with {str(entry)[:40]!r}")
         numbers = [n for p in entry for n in p] if all(isinstance(p, list) and len(p) == 2 for p in entry) else entry
-        if shape and len(numbers) > 6 and _add_up(numbers) == shape[0] * shape[1]:
+        if shape and _add_up(numbers) == shape[0] * shape[1] and (len(numbers) % 2 or max(numbers) > sum(shape)):
             raise ValueError(
                 "its polygon is a list of run lengths, which add up to the size of the image: write "
                 '{"counts": [...], "size": [rows, columns]}'
@@ -293,7 +300,7 @@ def _categories(listed: Any, path: Path) -> dict[str, str]:
 def _images(coco: CocoFile, listed: list[Any]) -> dict[str, int]:
     """Fill `images`, one entry per file name; returns id -> the place of its image."""
     places: dict[str, int] = {}
-    by_name: dict[str, int] = {}
+    by_name: dict[tuple[str, int | None], int] = {}
     twice: list[str] = []
     for place, entry in enumerate(listed):
         key = _key(entry.get("id")) if isinstance(entry, dict) else None
@@ -303,14 +310,14 @@ def _images(coco: CocoFile, listed: list[Any]) -> dict[str, int]:
             raise DataError(
                 f"{coco.path}: images[{place}] has no {what}: {str(entry)[:60]}", remedy="export it again as COCO"
             )
-        name = file_name(written)
+        name, plane = file_name(written), _whole(entry.get("slice"))
         shape = size_of(entry.get("height"), entry.get("width"))
         if key in places and coco.images[places[key]].name != name:
             twice.append(f"{key} ({coco.images[places[key]].name}, {name})")
-        if name not in by_name:
-            by_name[name] = len(coco.images)
-            coco.images.append(CocoImage(key, name, shape, by_name[name]))
-        places.setdefault(key, by_name[name])
+        if (name, plane) not in by_name:
+            by_name[name, plane] = len(coco.images)
+            coco.images.append(CocoImage(key, name, shape, len(coco.images), plane))
+        places.setdefault(key, by_name[name, plane])
     coco._places = [[] for _ in coco.images]
     if twice:
         what = (
@@ -356,6 +363,10 @@ def file_name(written: str) -> str:
         text = unquote(text.partition("?d=")[2])
     text = text[2:] if text[1:2] == ":" else text  # of a drive
     return str(PurePosixPath(text))
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else None
 
 
 def _key(value: Any) -> str | None:

@@ -104,7 +104,8 @@ def _toggle(toggles: np.ndarray, start: Polygon, stop: Polygon, first: np.ndarra
     share = (rows - y0[edge]) / (y1[edge] - y0[edge])
     x = x0[edge] + share * (x1[edge] - x0[edge])
     columns = np.clip(np.ceil(x - 1e-9), 0, toggles.shape[1] - 1).astype(np.int64)
-    np.logical_xor.at(toggles, (rows, columns), True)
+    places, times = np.unique(rows * toggles.shape[1] + columns, return_counts=True)
+    toggles.reshape(-1)[places[times % 2 == 1]] ^= True
 
 
 def _loops(mask: np.ndarray, *, corners: bool = False) -> list[Polygon]:

@@ -118,6 +118,7 @@ class Outline:
     name: str
     parts: tuple[Part, ...]
     not_annotated: bool = False  # a place where nobody drew single objects
+    number: int | None = None  # of the object that it is a slice of, in a volume
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ class Drawing:
 
     array: np.ndarray  # (rows, columns) int32
     remarks: tuple[Remark, ...]
-    names: tuple[str, ...] = ()  # of the objects that have numbers, in their order
+    objects: tuple[Outline, ...] = ()  # those that are told apart and have pixels
+    values: tuple[int, ...] = ()  # of these objects
 
 
 def polygon(numbers: Sequence[float]) -> Polygon:
@@ -186,7 +188,7 @@ def polygon(numbers: Sequence[float]) -> Polygon:
         raise ValueError(f"a coordinate is not a number: {str(strange)[:40]!r}")
     for number in numbers:
         if not abs(number) <= FARTHEST:
-            raise ValueError(f"a coordinate is {number if abs(number) < 1e300 else float(number):g}")
+            raise ValueError(f"a coordinate is {str(number)[:20]}")
     return np.array(numbers, dtype=np.float64).reshape(-1, 2)
 
 
@@ -238,9 +240,10 @@ def draw(outlines: Sequence[Outline], shape: Shape2, meaning: Meaning, where: st
     first = len(code_of)
     overlapping += sum(one.write(array, code, over=first) for code, one in enumerate(objects, start=first))
     left = np.unique(array[array >= first]) - first
-    names = [objects[place].outline.name for place in left.tolist()]
+    seen = [objects[place].outline for place in left.tolist()]
+    numbers = meaning.numbers([outline.name for outline in seen], where)
     table = np.concatenate([np.array([0, *written], dtype=np.int64), np.zeros(len(objects), dtype=np.int64)])
-    table[left + first] = meaning.numbers(names, where)
+    table[left + first] = numbers
     labelled = int(np.count_nonzero(array > 0))
     rule = "the later object is kept" if objects else "the label of the smaller object is kept"
     remarks += _overlaps(overlapping, labelled, len(objects) - len(left), rule)
@@ -251,7 +254,7 @@ def draw(outlines: Sequence[Outline], shape: Shape2, meaning: Meaning, where: st
         remarks.append(Remark("crowds", what, "name a value for them: --ignore 255"))
     elif pixels:
         array[unknown] = meaning.ignore
-    return Drawing(array, tuple(remarks), tuple(names))
+    return Drawing(array, tuple(remarks), tuple(seen), tuple(numbers))
 
 
 def names_of(outlines: Sequence[Outline]) -> dict[str, int]:
