@@ -148,7 +148,7 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
         raise DataError(f"{root} has none of the layouts that autoseg knows{holds}", remedy=remedy)
     folder = root if root.is_dir() else root.parent
     found.problems += repeated_keys(folder)
-    if found.layout != "table":
+    if root.is_dir() and found.layout != "table":
         _unused_tables(found, root)
     identical_ids(found)
     _unusable_ids(found)

@@ -16,11 +16,12 @@ from autoseg.datasets.given_folds import numbered_splits
 from autoseg.datasets.pairing import Found, Problem, image_files, listed_case, name_of, pair, subfolders
 from autoseg.datasets.spelling import composed, find
 from autoseg.errors import AutosegError, DataError
-from autoseg.imaging.formats.coco import CocoFile, case_name, open_coco, without_ending
+from autoseg.imaging.formats.coco import CocoFile, CocoImage, case_name, open_coco, without_ending
 from autoseg.imaging.formats.json_files import read_json
 from autoseg.imaging.formats.polygon_files import reads
 from autoseg.messages import counted, some
 
+COCO = "COCO"  # the name of the layout
 COCO_NAMES = re.compile(
     r"annotations\.json|instances[_.].*\.?json|.*coco.*\.json|result\.json", re.IGNORECASE
 )  # COCO; CVAT, COCO; Roboflow, VIA; Label Studio
@@ -40,19 +41,19 @@ def coco(root: Path) -> Found | None:
     files = [(path, one) for path in _candidates(root) if (one := open_coco(path)) is not None]
     if not files:
         return None
-    found = Found("COCO", root.stem if root.is_file() else root.name)
+    found = Found(COCO, root.stem if root.is_file() else root.name)
     parts = {path: _part(path, root) for path, _ in files}
     if "train" not in parts.values():
         parts = dict.fromkeys(parts, "train")
-    stems = Counter(composed(without_ending(image.name)).casefold() for _, one in files for image in one.images)
-    names = Counter(composed(case_name(image.name)).casefold() for _, one in files for image in one.images)
+    stems = Counter(composed(without_ending(image.name)).casefold() for _, one in files for image in _once(one))
+    names = Counter(composed(case_name(image.name)).casefold() for _, one in files for image in _once(one))
     folds: dict[str, int] = {}
     folders: set[Path] = set()
     for path, one in files:
         found.problems += [Problem(None, str(path), *fault) for fault in one.faults]  # type: ignore[arg-type]
         images = _Images(path, root, one)
         cases = []
-        for image in one.images:
+        for image in _once(one):
             case_id = composed(without_ending(image.name))
             if stems[case_id.casefold()] > 1:
                 case_id = composed(case_name(image.name))
@@ -73,6 +74,11 @@ def coco(root: Path) -> Found | None:
     if 0 in folds.values():
         numbered_splits(found, folds, str(next(path for path in parts if parts[path] == "val")))
     return found
+
+
+def _once(coco: CocoFile) -> list[CocoImage]:
+    """The images of a file, of a volume its first slice."""
+    return list({image.name: image for image in reversed(coco.images)}.values())[::-1]
 
 
 def coco_unused(found: Found, root: Path, used: Path) -> None:
@@ -137,7 +143,7 @@ class _Images:
             places += [up, up / "images", up / subset, up / "images" / subset]
         self.folders = [place for place in dict.fromkeys(places) if place.is_dir()]
         self.used: set[Path] = set()
-        lasts = Counter(PurePosixPath(image.name).name for image in coco.images)
+        lasts = Counter(PurePosixPath(image.name).name for image in _once(coco))
         self.alone = {name for name, count in lasts.items() if count == 1}
 
     def path(self, name: str) -> Path:

@@ -138,8 +138,8 @@ def inspect_case(
     inspection = Inspection(case, training)
     volumes = {file: v for file in case.images if (v := _read(inspection, file, read_image)) is not None}
     label = None
-    needs_grid = case.label and names_labels(case.label) and case.images
-    if case.label and not (needs_grid and case.images[0] not in volumes):
+    needs_image = case.label is not None and names_labels(case.label)
+    if case.label and not (needs_image and (not case.images or case.images[0] not in volumes)):
         label = _read(inspection, case.label, lambda path: read_label(case, labels))
     for file, volume in [*volumes.items()]:
         volumes[file] = to_channels(volume, file, channels, len(case.images))

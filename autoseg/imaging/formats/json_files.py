@@ -135,6 +135,8 @@ class _Walk:
 
 
 def _parsed(data: bytes, path: Path) -> Any:
+    if not data:
+        raise DataError(f"{path} is empty, expected JSON", remedy=CORRECT)
     _require_utf8(data, path)
     try:
         return json.loads(data.decode("utf-8-sig"))
