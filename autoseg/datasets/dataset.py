@@ -193,7 +193,7 @@ _SERIES_IN = (
 )
 _LAYOUTS_KNOWN = (
     "it needs a dataset.json (nnU-Net or MSD), or images/ next to labels/ (masks/, segmentations/), or one folder per "
-    "case with a file named seg, or a CSV or TSV with columns image and label"
+    "case with a file named seg, or a CSV or TSV with columns image and label, or a COCO file (annotations.json)"
 )
 
 

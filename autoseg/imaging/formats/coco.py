@@ -168,7 +168,7 @@ def case_name(name: str) -> str:
 
 
 def without_ending(name: str) -> str:
-    """The last part of a name without what follows its last dot; `.nii.gz` is one ending."""
+    """The last part of a name without what follows its last dot; `.nii.gz` counts as one."""
     last = PurePosixPath(name).name
     last = last[:-3] if last.lower().endswith(".nii.gz") else last
     return last[: last.rindex(".")] if "." in last[1:] else last

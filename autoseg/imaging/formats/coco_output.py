@@ -142,7 +142,7 @@ def folder_to_coco(
         folder: label files of any format: every value but 0 is one object.
         name: their label.
         names: with a divisor, the label of each value: files then hold value times divisor plus the number of the
-            object, and values below the divisor, which are no single objects, are left out.
+            object, and values below the divisor, which are not single objects, are left out.
         images: case -> the name of its image, for `file_name`; that of the label file where it is not in it.
 
     Returns:

@@ -132,7 +132,7 @@ class Meaning:
 
     values: Mapping[str, int]  # label name -> value; objects of other names are left out
     ignore: int | None = None  # the value of what nobody annotated; None: it is background
-    things: Mapping[str, int] = field(default_factory=dict)  # name of what is told apart -> value of its label
+    things: Mapping[str, int] = field(default_factory=dict)  # name of objects that are numbered -> value of its label
     divisor: int = 0
 
     def value(self, name: str) -> int | None:
@@ -171,7 +171,7 @@ class Drawing:
 
     array: np.ndarray  # (rows, columns) int32
     remarks: tuple[Remark, ...]
-    objects: tuple[Outline, ...] = ()  # those that are told apart and have pixels
+    objects: tuple[Outline, ...] = ()  # those with numbers of their own that have pixels
     values: tuple[int, ...] = ()  # of these objects
 
 
@@ -179,7 +179,7 @@ def polygon(numbers: Sequence[float]) -> Polygon:
     """Make a polygon of x, y, x, y, ...
 
     Raises:
-        ValueError: they are no pairs of numbers; the message says what they are.
+        ValueError: they are not pairs of numbers; the message says what they are.
     """
     if len(numbers) % 2:
         raise ValueError(f"a polygon has an odd number of coordinates ({len(numbers)})")
@@ -317,7 +317,7 @@ def _about_places(
     lost: tuple[Sequence[Outline], Sequence[Outline]],
     reaching: int,
 ) -> list[Remark]:
-    """What is said of objects outside the image, smaller than a pixel, or beyond the edge.
+    """Remarks on objects outside the image, smaller than a pixel, or beyond the edge.
 
     Raises:
         DataError: there are no others.
