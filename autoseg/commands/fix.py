@@ -39,6 +39,7 @@ from autoseg.datasets.fixing.lists import (
 )  # fmt: skip
 from autoseg.datasets.fixing.repair import Wishes, mend_cases
 from autoseg.datasets.loading import workers_for
+from autoseg.datasets.outlined import COCO
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import DataError, StorageError, UsageError
 from autoseg.imaging.formats.readers import ending_of
@@ -121,11 +122,17 @@ def _understood(root: Path, intake: IntakeOptions) -> None:
         UsageError, DataError: as `discover`.
     """
     try:
-        discover(root, _structure(intake))
+        dataset, _ = discover(root, _structure(intake))
     except DataError:
         folder = root if root.is_dir() else root.parent
         if not any(read_lenient(path).faults for path in _json_files(folder)):
             raise
+        return
+    if dataset.layout == COCO:
+        raise UsageError(
+            f"{root}: its labels are in a COCO file of many images, which is never rewritten",
+            remedy="correct it in the program that wrote it; to leave faulty cases out of a plan, pass --skip-bad",
+        )
 
 
 def _json_files(folder: Path) -> list[Path]:

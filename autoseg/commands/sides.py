@@ -27,7 +27,7 @@ from autoseg.datasets.tables import read_table
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.evaluation.compare import HIDDEN, Scored
 from autoseg.evaluation.evaluate import ScoreJob, label_files, pair_folders, score_cases
-from autoseg.imaging.formats.readers import read_labels
+from autoseg.imaging.formats.readers import read_labels_as
 from autoseg.imaging.labels import LabelSet
 from autoseg.lines import LOG
 from autoseg.messages import counted, some, suggest
@@ -266,12 +266,14 @@ def _paired_with_dataset(folder: Path, dataset: Dataset, labels: LabelSet) -> li
 
 def _same_reference(pair: tuple[ScoreJob, ScoreJob]) -> bool:
     one, other = pair
+    if one.reference == other.reference:
+        return True
     try:
         if sha256(one.reference) == sha256(other.reference):
             return True
     except OSError:  # a folder: a DICOM series
         pass
-    a, b = (read_labels(job.reference, job.labels.colours, like=job.segmentation) for job in pair)
+    a, b = (read_labels_as(job.labels, job.reference, job.segmentation) for job in pair)
     close = np.allclose(a.geometry.spacing, b.geometry.spacing, rtol=1e-4)
     return a.array.shape == b.array.shape and close and bool(np.array_equal(a.array, b.array))
 

@@ -17,6 +17,7 @@ from autoseg.datasets.tables import (
     IMAGE_COLUMN,
     PATIENT_COLUMNS,
     PATIENT_TABLES,
+    TABLE_ENDINGS,
     _row_ids,
     image_columns,
     read_table,
@@ -38,16 +39,16 @@ def columns_of(found: Found, root: Path, patients: Mapping[str, str]) -> Columns
         patients: case id -> patient, for tables that list patients without cases.
     """
     ids = set(patients)
-    if root.is_file():
+    if root.suffix.lower() in TABLE_ENDINGS and root.is_file():
         rows = read_table(root)
         names = _row_ids(rows, list(image_columns(rows[0])), root.parent)
         if columns := _collect(
             found, root, ((row, [name] if name in ids else []) for row, name in zip(rows, names, strict=True))
         ):
             return columns
-        root = root.parent
+    folder = root if root.is_dir() else root.parent
     for table in PATIENT_TABLES:
-        path = table_beside(root, table)
+        path = table_beside(folder, table)
         if path is None:
             continue
         rows = read_table(path)

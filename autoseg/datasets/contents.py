@@ -1,6 +1,7 @@
 """The entries of a folder of images or labels. Every entry is used, or reported with a remedy.
 
     contents         folder -> its images, its folders, and a problem for everything else
+    outlines_in      the same of a folder of JSON files
     stray_folders    what is wrong with folders among image files
     why_absent       why a path that is listed is not a file
     table_beside     patients.csv and the like, in upper or lower case
@@ -31,6 +32,7 @@ from autoseg.datasets.entries import (
 )
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed
 from autoseg.errors import DataError
+from autoseg.imaging.formats.outline_files import is_outlines
 from autoseg.imaging.formats.readers import ending_of, stem_of
 from autoseg.messages import counted
 
@@ -104,6 +106,14 @@ def contents(folder: Path, ending: str = "") -> Contents:
         fit, unfit = {stem_of(file) for file in fitting}, sorted(set(found.images) - set(fitting))
         found.problems += [_other_ending(file, ending, fit) for file in unfit]
         found.images = fitting
+    return found
+
+
+def outlines_in(folder: Path) -> Contents:
+    """The JSON and GeoJSON files of a folder, as its images: outlines, where it holds no label maps."""
+    found = Contents()
+    entries, found.problems = _listed(folder)
+    found.images = [path for path in entries if is_outlines(path) and path.is_file()]
     return found
 
 

@@ -26,9 +26,7 @@ from autoseg.datasets.intake import IntakeOptions, parse_options
 from autoseg.datasets.label_sets import decide_labels
 from autoseg.datasets.layouts import LAYOUTS
 from autoseg.datasets.loading import LoadedCase, is_picture, load_case
-from autoseg.datasets.objects import (
-    ObjectMeasurements,
-)
+from autoseg.datasets.objects import ObjectMeasurements
 from autoseg.datasets.pairing import Case, Found, Problem, identical_ids
 from autoseg.datasets.splits import CaseId, Split
 from autoseg.datasets.tables import FOLDS_FILE, lists_images, patients_of
@@ -106,7 +104,7 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
         raise DataError(f"{root} has none of the layouts that autoseg knows{holds}", remedy=remedy)
     folder = root if root.is_dir() else root.parent
     found.problems += repeated_keys(folder)
-    if found.layout != "table":
+    if root.is_dir() and found.layout != "table":
         _unused_tables(found, root)
     identical_ids(found)
     _unusable_ids(found)
@@ -144,7 +142,7 @@ _SERIES_IN = (
 )
 _LAYOUTS_KNOWN = (
     "it needs a dataset.json (nnU-Net or MSD), or images/ next to labels/ (masks/, segmentations/), or one folder per "
-    "case with a file named seg, or a CSV or TSV with columns image and label"
+    "case with a file named seg, or a CSV or TSV with columns image and label, or a COCO file (annotations.json)"
 )
 
 

@@ -1,6 +1,6 @@
 """The labels of a dataset: by option, by its layout, or those found in its label files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,13 @@ from autoseg.datasets.objects import (
     undecided_labels,
 )
 from autoseg.datasets.pairing import Case, Found, Problem
-from autoseg.datasets.series import missing_structures, names_in_labels
+from autoseg.datasets.series import ignore_in_labels, missing_structures, names_in_labels
 from autoseg.errors import DataError, UsageError
+from autoseg.imaging.formats.dicom_labels import same_name
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.regions import refuse_lost_labels
+from autoseg.messages import some
 from autoseg.processes import map_in_processes
 
 OBJECT = "object"  # the name of what label files number, where nobody says
@@ -38,7 +40,8 @@ def decide_labels(
         DataError: there are no labels, or too many; UsageError: an option does not fit them.
     """
     labels = _labels(found, options, cases)
-    labels, measured = _with_borders(labels, [case.label for case in cases if case.label is not None])
+    pairs = [(case.label, case.images[0] if case.images else None) for case in cases if case.label is not None]
+    labels, measured = _with_borders(labels, pairs)
     for name, objects in measured.items():
         found.notes.append(describe_objects(name, objects))
         found.problems += problems_of_objects(name, objects)
@@ -49,11 +52,11 @@ def labels_of_objects(options: IntakeOptions, files: Sequence[str], *, workers: 
     """The labels of files that hold objects, without a dataset around them. Raises as `decide_labels`."""
     assert options.instances is not None
     labels = undecided_labels(options.instances, options.labels, options.divisor, options.ignore)
-    return _with_borders(labels, files, workers)[0]
+    return _with_borders(labels, [(file, None) for file in files], workers)[0]
 
 
 def _with_borders(
-    labels: LabelSet, files: Sequence[str], workers: int | None = None
+    labels: LabelSet, files: Sequence[tuple[str, str | None]], workers: int | None = None
 ) -> tuple[LabelSet, dict[str, ObjectMeasurements]]:
     """The labels with things whose borders suit the objects in label files, and what was measured of these."""
     measured = {name: measure_objects(files, labels, name, workers=workers) for name in labels.things}
@@ -63,13 +66,14 @@ def _with_borders(
 
 def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> LabelSet:
     """Labels by option, by the layout, or those found in the label files; with regions and ignore label by option."""
-    ignore = options.ignore
+    ignore = ignore_in_labels(cases) if options.ignore is None else options.ignore
     colours = options.colours or {}
     if not colours:
         colours, problems = agree_on_colours([case.label for case in cases if case.label is not None])
         found.problems += problems
     if options.instances is not None:
-        return undecided_labels(options.instances, options.labels or _declared(found), options.divisor, ignore)
+        values = options.labels or _declared(found) or _kinds(options.instances, names_in_labels(cases))
+        return undecided_labels(options.instances, values, options.divisor, ignore)
     if options.labels is not None:
         values = {name: value for name, value in options.labels.items() if value != 0}
         labels = LabelSet(values, ignore=ignore)
@@ -78,7 +82,7 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
     elif named := names_in_labels(cases):
         labels = LabelSet(named, ignore=ignore)
         shown = ",".join(f"{name}={value}" for name, value in named.items())
-        found.notes.append(f"the labels are the structures of the DICOM label files: {shown} (choose with --labels)")
+        found.notes.append(f"the labels are those that the label files name: {shown} (choose with --labels)")
     else:
         values_of = _values_by_file(cases, colours)
         if numbers_objects([[v for v in values if v > 0 and v != ignore] for values in values_of]):
@@ -114,6 +118,26 @@ def _values_to_write(regions: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
             raise UsageError(what, remedy='list the outermost region first: "whole=1+2,core=2"')
         written.append(own[0])
     return tuple(written)
+
+
+def _kinds(things: Sequence[str], named: Mapping[str, int]) -> Mapping[str, int] | None:
+    """The labels that files name, beside which things are numbered; None where the thing is the only one, or no names.
+
+    Raises:
+        UsageError: a thing is not among them.
+    """
+    spelt = {thing: next((name for name in named if same_name(name, thing)), None) for thing in things}
+    if named and (unknown := [thing for thing, name in spelt.items() if name is None]):
+        raise UsageError(
+            f"--instances {','.join(things)}: the label files name no {unknown[0]!r}, but {some(named)}",
+            remedy=f"write --instances {next(iter(named))}",
+        )
+    return (
+        None
+        if len(named) < 2
+        else {thing: named[name] for thing, name in spelt.items() if name}
+        | {name: value for name, value in named.items() if name not in spelt.values()}
+    )
 
 
 def _declared(found: Found) -> dict[str, int] | None:

@@ -6,7 +6,9 @@ and raises nothing for a single case: one run shows every fault of a dataset.
     nnunet    dataset.json with channel_names, labels, regions; imagesTr, labelsTr; or its `dataset` dict of paths
     msd       dataset.json with a `training` list of {image, label}
     table     a CSV or TSV: image[_k], label, patient, fold, split
+    coco      COCO files of many images, see `outlined`
     plain     images/ next to labels/, masks/ or segmentations/, equal stems
+    outlined  images with files of outlines beside them
     folders   one folder per case, files named after channels, one of them `seg` or the like
 """
 
@@ -17,6 +19,8 @@ from typing import Any
 
 from autoseg.datasets.contents import contents, read_json, stray_folders, why_absent
 from autoseg.datasets.given_folds import numbered_splits
+from autoseg.datasets.outlined import beside, coco_unused
+from autoseg.datasets.outlined import coco as coco_files
 from autoseg.datasets.pairing import (
     LABEL_STEMS,
     Found,
@@ -38,6 +42,7 @@ from autoseg.imaging.regions import refuse_lost_labels
 
 IMAGE_FOLDERS = ("imagesTr", "images")
 LABEL_FOLDERS = ("labelsTr", "labels", "masks", "segmentations")
+OUTLINE_FOLDERS = ("annotations", "geojson", "json")  # of one file per image
 Wanted = tuple[str, ...] | None  # channels named by option: layouts that name their files after channels choose by it
 
 
@@ -114,12 +119,25 @@ def table(root: Path, wanted: Wanted) -> Found | None:
     return found
 
 
+def coco(root: Path, wanted: Wanted) -> Found | None:
+    """Read COCO files, where no folder of label maps is there; see `outlined.coco`."""
+    labels = _subfolder(root, LABEL_FOLDERS)
+    return None if labels and image_files(labels) else coco_files(root)
+
+
+def outlined(root: Path, wanted: Wanted) -> Found | None:
+    """Read images with files of outlines beside them; see `outlined.beside`."""
+    return beside(root)
+
+
 def plain(root: Path, wanted: Wanted) -> Found | None:
     """Read images/ beside labels/, masks/ or segmentations/: equal stems, channels `_0000`, or a folder per case."""
     images, labels = _subfolder(root, IMAGE_FOLDERS), _subfolder(root, LABEL_FOLDERS)
+    labels = labels or _subfolder(root, OUTLINE_FOLDERS)
     if images is None or labels is None:
         return None
     found = Found("plain folders", root.name)
+    coco_unused(found, root, labels)
     there = contents(images)
     if there.images or not there.folders:
         found.cases = pair(found, images, labels)
@@ -156,7 +174,9 @@ LAYOUTS: dict[str, Callable[[Path, Wanted], Found | None]] = {
     "nnunet": nnunet,
     "msd": msd,
     "table": table,
+    "coco": coco,
     "plain": plain,
+    "outlined": outlined,
     "folders": folders,
 }
 

@@ -15,7 +15,7 @@ from autoseg.datasets.checks.grids import align
 from autoseg.datasets.checks.voxels import spoilt, to_channels
 from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError
-from autoseg.imaging.formats.readers import READERS, ending_of, files_of, read_image, read_labels
+from autoseg.imaging.formats.readers import READERS, ending_of, files_of, read_image, read_labels_as
 from autoseg.imaging.geometry import (
     Axes3,
     Geometry,
@@ -102,10 +102,10 @@ def load_case(
 
 
 def read_label(case: Case, labels: LabelSet) -> Volume:
-    """Read the label map of a case; DICOM-SEG and RTSTRUCT on the grid of its first image. Raises as `read_labels`."""
+    """Read the label map of a case; names and outlines on the grid of its first image. Raises as `read_labels`."""
     assert case.label is not None
     like = case.images[0] if case.images else None
-    return read_labels(Path(case.label), labels.colours, like=like, names=labels.values)
+    return read_labels_as(labels, case.label, like)
 
 
 def assemble(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from autoseg.datasets.contents import Contents, Problem, contents, stray_folders, why_absent
+from autoseg.datasets.contents import Contents, Problem, contents, outlines_in, stray_folders, why_absent
 from autoseg.datasets.spelling import CHANNEL_SUFFIX, composed, find
 from autoseg.datasets.splits import Split
 from autoseg.errors import UsageError
@@ -91,6 +91,8 @@ def by_channel(files: Iterable[Path], label_names: Iterable[str] = ()) -> dict[s
 def pair(found: Found, images: Path, labels: Path | None, ending: str = "") -> list[Case]:
     """Cases of a folder of images and a folder of labels with equal stems; faults go to `found.problems`."""
     beside, inside = contents(labels, ending) if labels else Contents(), contents(images, ending)
+    if labels and (labels == images or not beside.images):
+        beside = outlines_in(labels)
     for there in (inside, beside):
         found.problems += [*there.problems, *stray_folders(there)]
     exact = _labels_by_name(found, beside.images)

@@ -1,7 +1,8 @@
-"""What DICOM files say about a dataset beyond their voxels: patients, and names of labels.
+"""What DICOM files and outlines say about a dataset beyond their voxels: patients, and names of labels.
 
     patients_in_headers   case id -> a hash of its PatientID, where every case is a DICOM series that has one
-    names_in_labels       names of the structures in DICOM-SEG and RTSTRUCT files -> values
+    names_in_labels       names of the structures in DICOM-SEG, RTSTRUCT and outline files -> values
+    ignore_in_labels      the value of places that outline files mark as not annotated
     missing_structures    declared labels that no such file has, and structures that are not declared
 
 No PatientID and no name of a person is kept: patients are hashes.
@@ -14,11 +15,12 @@ from pathlib import Path
 from autoseg.datasets.contents import Problem
 from autoseg.datasets.pairing import Case, Found
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.formats.dicom_labels import names_in, same_name
+from autoseg.imaging.formats.dicom_labels import same_name
 from autoseg.imaging.formats.dicom_series import patient_of
-from autoseg.imaging.formats.readers import is_dicom
+from autoseg.imaging.formats.readers import is_dicom, label_names, marks_unknown, names_labels
 from autoseg.messages import counted, some
 
+NOT_ANNOTATED = 255
 HASHED = "patients are those of the DICOM headers, as hashes of PatientID: {patients} in {cases}"
 NAME_THEM = "name the patients in patients.csv (case,patient) or with --patient-regex"
 
@@ -56,32 +58,43 @@ def patients_in_headers(found: Found) -> dict[str, str]:
 
 
 def names_in_labels(cases: Sequence[Case]) -> dict[str, int]:
-    """Values for the structures of the DICOM label files: 1, 2, ... in order of appearance; empty without such files.
+    """Values for the structures that label files name: 1, 2, ... in order of appearance; empty without such files.
 
     Raises:
-        UsageError: pydicom is not installed. DataError: only some of the label files are DICOM.
+        UsageError: pydicom is not installed. DataError: only some of the label files are DICOM or outlines.
     """
-    files = [case.label for case in cases if case.label is not None]
-    dicom = [file for file in files if is_dicom(file)]
-    if not dicom:
+    files = _label_files(cases)
+    named = [file for file in files if names_labels(file)]
+    if not named:
         return {}
-    if len(dicom) < len(files):
-        other = next(file for file in files if file not in dicom)
+    if len(named) < len(files):
+        other = next(file for file in files if file not in named)
         raise DataError(
-            f"{len(dicom)} of {len(files)} label files are DICOM, which name their structures, and the others are not, "
-            f"such as {other}",
+            f"{len(named)} of {len(files)} label files are DICOM or outlines, which name their structures, and the "
+            f"others are not, such as {other}",
             remedy="say which name has which value: --labels liver=1,tumour=2",
         )
-    return {name: value for value, name in enumerate(_structures(dicom), start=1)}
+    return {name: value for value, name in enumerate(_structures(named), start=1)}
+
+
+def ignore_in_labels(cases: Sequence[Case]) -> int | None:
+    """The value of places that outline files mark as not annotated; None where none does."""
+    for file in _label_files(cases):
+        try:
+            if marks_unknown(file):
+                return NOT_ANNOTATED
+        except DataError:
+            continue  # `check` reports it
+    return None
 
 
 def missing_structures(cases: Sequence[Case], declared: Mapping[str, int]) -> tuple[list[Problem], list[str]]:
-    """Problems of labels that no DICOM label file has, and notes about structures that are left out.
+    """Problems of labels that no label file names, and notes about structures that are left out.
 
-    Labels of which only some files are DICOM are not judged.
+    Labels of which only some files name structures are not judged.
     """
-    files = [case.label for case in cases if case.label is not None]
-    if not files or not all(is_dicom(file) for file in files):
+    files = _label_files(cases)
+    if not files or not all(names_labels(file) for file in files):
         return [], []
     found = _structures(files)
     known = some(found) or "none"
@@ -95,12 +108,17 @@ def missing_structures(cases: Sequence[Case], declared: Mapping[str, int]) -> tu
     return problems, notes
 
 
+def _label_files(cases: Sequence[Case]) -> list[str]:
+    """The label files of cases; one that several share, once."""
+    return list(dict.fromkeys(case.label for case in cases if case.label is not None))
+
+
 def _structures(files: Sequence[str]) -> list[str]:
-    """The names of structures in DICOM files, in order of appearance, in their most frequent spelling."""
+    """The names of structures in files, in order of appearance, in their most frequent spelling."""
     spellings: list[Counter[str]] = []
     for file in files:
         try:
-            names = names_in(Path(file))
+            names = label_names(file) or {}
         except DataError:
             continue  # `check` reports it
         for name in names:

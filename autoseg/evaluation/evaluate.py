@@ -25,7 +25,7 @@ from autoseg.evaluation.metrics import accuracy, confusion_matrix, diagonal
 from autoseg.evaluation.object_scores import ObjectCounts, ObjectSummary, count_objects, summarise_objects
 from autoseg.evaluation.surfaces import TOLERANCE_MM
 from autoseg.imaging.alignment import compare_grids
-from autoseg.imaging.formats.readers import ending_of, is_dicom, read_labels
+from autoseg.imaging.formats.readers import ending_of, is_dicom, read_labels, read_labels_as
 from autoseg.imaging.geometry import Vector3, Volume
 from autoseg.imaging.labels import LabelSet
 from autoseg.messages import counted, ruled
@@ -132,8 +132,8 @@ def score_case(job: ScoreJob) -> CaseScore:
 
 
 def _read(path: Path, other: Path, labels: LabelSet) -> Volume:
-    """Read one of two label maps; a DICOM-SEG or RTSTRUCT on the grid of the other one."""
-    return read_labels(path, labels.colours, like=None if is_dicom(other) else other, names=labels.values)
+    """Read one of two label maps; a DICOM-SEG, an RTSTRUCT or outlines on the grid of the other one."""
+    return read_labels_as(labels, path, None if is_dicom(other) else other)
 
 
 def score_cases(jobs: Sequence[ScoreJob], *, workers: int | None = None) -> tuple[CaseScore, ...]:

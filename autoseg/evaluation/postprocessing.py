@@ -15,7 +15,7 @@ from autoseg.evaluation.evaluate import ScoreJob
 from autoseg.evaluation.metrics import confusion_matrix
 from autoseg.imaging.alignment import compare_grids
 from autoseg.imaging.corrections import EVERYWHERE, correct
-from autoseg.imaging.formats.readers import is_dicom, read_labels
+from autoseg.imaging.formats.readers import is_dicom, read_labels_as
 from autoseg.imaging.labels import LabelSet
 from autoseg.models.decision import ComponentRule, Rule, correction_of
 from autoseg.processes import map_in_processes
@@ -113,7 +113,7 @@ def read_pair(job: ScoreJob) -> tuple[np.ndarray, np.ndarray, float]:
     maps = []
     for path, other in ((job.reference, job.segmentation), (job.segmentation, job.reference)):
         like = None if is_dicom(other) else other
-        maps.append(read_labels(path, job.labels.colours, like=like, names=job.labels.values))
+        maps.append(read_labels_as(job.labels, path, like))
     match = compare_grids(maps[1].geometry, maps[0].geometry, job.reference.name)
     if not match.usable:
         raise DataError(

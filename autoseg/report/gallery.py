@@ -11,7 +11,7 @@ from autoseg.datasets.loading import read_label
 from autoseg.errors import AutosegError, DataError
 from autoseg.evaluation.evaluate import CaseScore
 from autoseg.evaluation.object_scores import share_found
-from autoseg.imaging.formats.readers import is_dicom, read_labels, stem_of
+from autoseg.imaging.formats.readers import is_dicom, read_labels_as, stem_of
 from autoseg.imaging.geometry import reorient
 from autoseg.planning.plan import Plan
 from autoseg.processes import map_in_processes
@@ -108,7 +108,7 @@ def read_case(case: Case, segmentation: Path, plan: Plan) -> CaseArrays:
     """
     loaded = load_case(case, plan.labels, channels=plan.channels, orientation=plan.orientation)
     like = case.images[0] if is_dicom(segmentation) else None
-    found = read_labels(segmentation, plan.labels.colours, like=like, names=plan.labels.values)
+    found = read_labels_as(plan.labels, segmentation, like)
     classes = reorient(plan.labels.to_indices(found.array, found.geometry.spacing), *loaded.orientation)
     if loaded.target is None or classes.shape != loaded.target.shape:
         raise DataError(f"{segmentation} is on another grid than the reference", remedy="segment the case again")

@@ -70,7 +70,7 @@ def test_structures_are_labels_by_name(tmp_path, kind):
     found, problems = discover(dataset(tmp_path, labels=kind), parse_options(channels="CT"))
     assert errors(problems) == []
     assert sorted(name.lower() for name in found.labels.values) == ["gtv-1", "liver"]
-    assert any("structures of the DICOM label files" in note for note in found.notes)
+    assert any("those that the label files name" in note for note in found.notes)
     checked, _ = check(found, known=problems, workers=0)
     assert errors(checked) == []
     values = {name.lower(): value for name, value in found.labels.values.items()}

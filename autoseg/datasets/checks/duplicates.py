@@ -18,7 +18,7 @@ from autoseg.datasets.checks.likeness import Pair, alike, describe_likeness
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats.readers import read_labels
+from autoseg.imaging.formats.readers import names_labels, read_labels
 
 LISTED = 10  # pairs of nearly identical images in the table of problems
 
@@ -119,9 +119,10 @@ def _label_difference(a: Case, b: Case) -> str:
     """How the labels of two cases differ, in words; empty where they are equal, or one of them cannot be read."""
     if a.label is None or b.label is None:
         return ""
+    files = [(case.label, case.images[0] if names_labels(case.label) else None) for case in (a, b) if case.label]
     names = f"{Path(a.label).name} of {a.id} and {Path(b.label).name} of {b.id}"
     try:
-        first, second = read_labels(Path(a.label)).array, read_labels(Path(b.label)).array
+        first, second = (read_labels(file, like=image).array for file, image in files)
     except AutosegError:
         return ""  # reported as a fault of its file
     if first.shape != second.shape:

@@ -45,7 +45,7 @@ from autoseg.datasets.loading import (
 )
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import AutosegError, DataError
-from autoseg.imaging.formats.readers import is_dicom, read_image
+from autoseg.imaging.formats.readers import names_labels, read_image
 from autoseg.imaging.geometry import Geometry, Remark, Volume, orientation_code
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import looks_like_hounsfield, scheme_for
@@ -139,7 +139,8 @@ def inspect_case(
     inspection = Inspection(case, training)
     volumes = {file: v for file in case.images if (v := _read(inspection, file, read_image)) is not None}
     label = None
-    if case.label and not (is_dicom(case.label) and case.images and case.images[0] not in volumes):  # it needs its grid
+    needs_image = case.label is not None and names_labels(case.label)
+    if case.label and not (needs_image and (not case.images or case.images[0] not in volumes)):
         label = _read(inspection, case.label, lambda path: read_label(case, labels))
     for file, volume in [*volumes.items()]:
         volumes[file] = to_channels(volume, file, channels, len(case.images))

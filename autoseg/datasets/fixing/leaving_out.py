@@ -18,6 +18,7 @@ from autoseg.errors import StorageError
 from autoseg.imaging.formats.readers import ending_of, stem_of
 
 FOLDERS = {name.lower() for name in (*IMAGE_FOLDERS, *LABEL_FOLDERS, "imagesTs", "labelsTs")}
+OUTLINES = (".json", ".geojson")
 LISTS = (".json", ".csv", ".tsv")
 
 
@@ -40,7 +41,7 @@ def leave_out(copy: Path, dataset: Dataset, problems: Sequence[Problem]) -> list
     gone: set[Path] = set()
     for case in [case for case in cases.values() if case.id in bad]:
         for path in _belongings(case, copy, kept):
-            gone |= _remove(path, copy, kept)
+            gone |= _remove(path, copy, kept, of_case=path.suffix.lower() in OUTLINES)
     changes, ids = [], {case_id for case_id in bad if case_id}
     for problem in errors:
         removed = {path for file in _alike(Path(problem.file)) for path in _remove(file, copy, kept)}
@@ -89,15 +90,19 @@ def _holds(folder: Path, kept: set[Path]) -> bool:
     return any(path.is_relative_to(folder) for path in kept)
 
 
-def _remove(path: Path, copy: Path, kept: set[Path]) -> set[Path]:
-    """Remove a file, or a folder with all in it; nothing that is a list, a folder of the layout, or of a sound case."""
+def _remove(path: Path, copy: Path, kept: set[Path], *, of_case: bool = False) -> set[Path]:
+    """Remove a file, or a folder with all in it; nothing that is a list, a folder of the layout, or of a sound case.
+
+    Args:
+        of_case: it is a file of outlines, and no list, whatever its name.
+    """
     if copy not in path.parents or not path.exists() or _holds(path, kept):
         return set()
     if path.is_dir():
         if path.name.lower() in FOLDERS:
             return set()
         gone = {path, *path.rglob("*")}
-    elif path.parent == copy and path.suffix.lower() in LISTS:
+    elif path.parent == copy and path.suffix.lower() in LISTS and not of_case:
         return set()
     else:
         gone = {path}

@@ -22,7 +22,7 @@ from autoseg.datasets.loading import count_values
 from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.alignment import in_mm
-from autoseg.imaging.formats.readers import READERS, ending_of, is_dicom, read_geometry, read_image, read_labels
+from autoseg.imaging.formats.readers import READERS, ending_of, names_labels, read_geometry, read_image, read_labels
 from autoseg.imaging.formats.rewrite import family_of, has_place, replace_grid, replace_voxels
 from autoseg.imaging.formats.signatures import StoredVoxels
 from autoseg.imaging.geometry import Geometry, reorient
@@ -263,7 +263,7 @@ def map_values(case: Case, wishes: Wishes, fresh: frozenset[str]) -> list[Change
     file = case.label
     if file is None or file not in fresh or not (wishes.mapping or wishes.colours):
         return []
-    if is_dicom(file):
+    if names_labels(file):
         return []  # its structures have names, which are mapped by --labels
     coloured = bool(wishes.colours) and family_of(Path(file)) == "natural"
     labels = read_labels(file, wishes.colours).array
@@ -323,8 +323,8 @@ def _grids(case: Case) -> Grids | None:
 
 
 def _stored(file: str, label: bool) -> StoredVoxels:
-    if is_dicom(file):
-        raise DataError(f"{file} is DICOM: it is copied, and never rewritten", remedy="export it again")
+    if names_labels(file):
+        raise DataError(f"{file} is DICOM or holds outlines: it is copied, never rewritten", remedy="export it again")
     reader = READERS[str(ending_of(file))]
     if label and reader.labels is None:
         raise DataError(f"{file}: this format cannot store labels", remedy="export them in another format")

@@ -1,7 +1,9 @@
 """Polygons to masks and masks to polygons, in one slice.
 
-    rasterise   polygons -> mask, by the centres of pixels; nested polygons are holes, and islands in holes
+    inside      one polygon -> mask, by the centres of pixels
+    rasterise   polygons -> mask; nested polygons are holes, and islands in holes
     trace       mask -> polygons, one for each part, its holes joined to it by cuts of no width
+    edges       mask -> the edges of its pixels as closed lines, outer ones and those of holes apart
 
 Points are (x, y) in pixels: the centre of pixel [row, column] is (column, row). `rasterise(trace(mask))` is the mask,
 exactly: the outlines run half-way between the centres of pixels inside and outside.
@@ -13,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 Polygon = np.ndarray  # (n, 2) float, (x, y) of its corners; the last is joined to the first
+CROSSINGS = 2**20  # of a polygon with rows, computed at once
 
 
 def rasterise(polygons: Sequence[Polygon], shape: tuple[int, int]) -> np.ndarray:
@@ -25,7 +28,7 @@ def rasterise(polygons: Sequence[Polygon], shape: tuple[int, int]) -> np.ndarray
         (rows, columns) bool.
     """
     filled = np.zeros(shape, dtype=bool)
-    masks = [mask for polygon in polygons if (mask := _inside(polygon, shape)).any()]
+    masks = [mask for polygon in polygons if (mask := inside(polygon, shape)).any()]
     for mask in sorted(masks, key=lambda one: -int(one.sum())):
         common = mask & filled
         nested = not common.any() or np.array_equal(common, mask)
@@ -54,31 +57,63 @@ def trace(mask: np.ndarray) -> list[Polygon]:
     return polygons
 
 
-def _inside(polygon: Polygon, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels whose centres are inside a polygon (even-odd), by toggling at each crossing of a row."""
+def edges(mask: np.ndarray) -> tuple[list[Polygon], list[Polygon]]:
+    """Follow the edges of the pixels of a mask (rows, columns); pixels that touch at corners alone are parts apart.
+
+    Returns:
+        Outer lines, and lines around holes: (n, 2) corners of pixels, the top left corner of pixel [0, 0] being (0, 0).
+        The signed areas of the first less those of the second are the number of pixels.
+    """
+    outer, holes = [], []
+    for loop in _loops(mask, corners=True):
+        (outer if _area(loop) > 0 else holes).append(loop)
+    return outer, holes
+
+
+def inside(polygon: Polygon, shape: tuple[int, int]) -> np.ndarray:
+    """Fill one polygon (even-odd): the pixels whose centres are inside.
+
+    Of centres on its line, those on left and upper edges are inside and those on right and lower edges are not, so that
+    polygons that share an edge share no pixel. Memory is bounded by the shape, whatever the polygon.
+
+    Returns:
+        (rows, columns) bool.
+    """
     start = np.asarray(polygon, dtype=np.float64)
     stop = np.roll(start, -1, axis=0)
-    (x0, y0), (x1, y1) = start.T, stop.T
-    low, high = np.minimum(y0, y1), np.maximum(y0, y1)
+    low, high = np.minimum(start[:, 1], stop[:, 1]), np.maximum(start[:, 1], stop[:, 1])
     first = np.clip(np.ceil(low), 0, shape[0]).astype(np.int64)  # rows with low <= y < high
     last = np.clip(np.ceil(high), 0, shape[0]).astype(np.int64)
+    toggles = np.zeros((shape[0], shape[1] + 1), dtype=bool)
+    total = np.cumsum(last - first)
+    done = 0
+    while done < len(start):  # a part of the edges at a time: each crosses no more than all rows
+        before = int(total[done - 1]) if done else 0
+        upto = max(done + 1, int(np.searchsorted(total, before + CROSSINGS, side="right")))
+        _toggle(toggles, start[done:upto], stop[done:upto], first[done:upto], last[done:upto])
+        done = upto
+    return np.logical_xor.accumulate(toggles, axis=1)[:, :-1]
+
+
+def _toggle(toggles: np.ndarray, start: Polygon, stop: Polygon, first: np.ndarray, last: np.ndarray) -> None:
+    """Mark, in each row that an edge crosses, the first column right of the crossing."""
+    (x0, y0), (x1, y1) = start.T, stop.T
     counts = last - first
     edge = np.repeat(np.arange(len(start)), counts)
     rows = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
     share = (rows - y0[edge]) / (y1[edge] - y0[edge])
     x = x0[edge] + share * (x1[edge] - x0[edge])
-    columns = np.clip(np.ceil(x - 1e-9), 0, shape[1]).astype(np.int64)
-    toggles = np.zeros((shape[0], shape[1] + 1), dtype=np.int64)
-    np.add.at(toggles, (rows, columns), 1)
-    return (np.cumsum(toggles, axis=1)[:, :-1] & 1).astype(bool)
+    columns = np.clip(np.ceil(x - 1e-9), 0, toggles.shape[1] - 1).astype(np.int64)
+    places, times = np.unique(rows * toggles.shape[1] + columns, return_counts=True)
+    toggles.reshape(-1)[places[times % 2 == 1]] ^= True
 
 
-def _loops(mask: np.ndarray) -> list[Polygon]:
-    """Closed outlines of one part, through the middles between pixels, straight runs as one edge.
+def _loops(mask: np.ndarray, *, corners: bool = False) -> list[Polygon]:
+    """Closed outlines of a mask, through the middles between pixels, straight runs as one edge.
 
     Each pixel edge between inside and outside is an arrow with the inside on its right; at a corner where two pixels
     touch diagonally, the outline turns so that they stay apart. The corners of the outline are then cut off: it runs
-    through the middles of the pixel edges.
+    through the middles of the pixel edges; with `corners` it runs along the edges.
     """
     padded = np.pad(mask, 1)
     following: dict[tuple[int, int, int], tuple[int, int, int]] = {}
@@ -103,14 +138,16 @@ def _loops(mask: np.ndarray) -> list[Polygon]:
         while now in arrows:
             del arrows[now]
             r, c, direction = now
-            side_r, side_c = _SIDES[direction]
-            points.append((c - 1 + side_c / 2, r - 1 + side_r / 2))
+            (side_r, side_c), (corner_r, corner_c) = _SIDES[direction], _CORNERS[direction]
+            middle = (c - 1 + side_c / 2, r - 1 + side_r / 2)
+            points.append((c - 1 + corner_c, r - 1 + corner_r) if corners else middle)
             now = following[now]
         loops.append(_without_straight(np.array(points)))
     return loops
 
 
 _SIDES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # where the outside is: above, right, below, left
+_CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) of the pixel's corner where the outline begins that side
 _AHEAD = ((0, 1), (1, 0), (0, -1), (-1, 0))  # where the outline goes along that side
 
 

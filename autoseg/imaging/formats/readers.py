@@ -3,6 +3,8 @@
     ending_of, stem_of   extension and stem of a file name
     read_image           any accepted file -> Volume, (C, Z, Y, X) float32
     read_labels          any accepted file -> Volume, (Z, Y, X) int32
+    read_labels_as       the same, with the meaning that a LabelSet gives to colours and names
+    label_names          the labels that a file names
     read_geometry        the grid alone, from the header
     write_labels         a label map on the grid of a given image; complete and verified, or not written at all
     files_of             the files that hold an image: itself, or the slices of a DICOM series
@@ -21,10 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
-from autoseg.imaging.formats import dicom_files, dicom_labels, dicom_series, itk, nifti, raster, seg_nrrd
+from autoseg.imaging.formats import dicom_files, dicom_labels, dicom_series, itk, nifti, outline_files, raster, seg_nrrd
+from autoseg.imaging.formats.outlines import Meaning
 from autoseg.imaging.formats.segments import Segment
 from autoseg.imaging.formats.signatures import StoredVoxels, refuse_other_content
 from autoseg.imaging.geometry import Geometry, Volume, corner_distance_voxels
+from autoseg.imaging.labels import LabelSet
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,9 @@ def ending_of(path: Path | str) -> str | None:
 def stem_of(path: Path | str) -> str:
     """Return the file name without its known extension, or DICOM's; the whole name if it has none."""
     name = Path(path).name
+    if outline_files.is_outlines(path):  # a.json, and a.png.json
+        inner = name[: name.rindex(".")]
+        return stem_of(inner) if ending_of(inner) else inner
     if ending_of(path) is None and name.lower().endswith(dicom_files.ENDINGS) and not Path(path).is_dir():
         return name[: name.rindex(".")] or name
     return name[: len(name) - len(ending_of(path) or "")]
@@ -116,13 +123,19 @@ def read_labels(
     *,
     like: Path | str | None = None,
     names: Mapping[str, int] = {},
+    ignore: int | None = None,
+    things: Mapping[str, int] = {},
+    divisor: int = 0,
 ) -> Volume:
     """Read a label map.
 
     Args:
         colours: `LabelSet.colours`, for pictures that show labels by colour.
-        like: the image it belongs to, which DICOM-SEG and RTSTRUCT are put on the grid of.
-        names: label name -> value, for these two; without, the numbers in the file are the values.
+        like: the image it belongs to: DICOM-SEG and RTSTRUCT are put on its grid, and of a COCO file of many images
+            the one of its name is read.
+        names: label name -> value, for these and for outlines; without, the numbers in the file are the values.
+        ignore: of outlines, the value of what nobody annotated.
+        things, divisor: of outlines, the labels whose objects have numbers, see `outlines.Meaning`.
 
     Returns:
         Volume of int32, (Z, Y, X) in stored order. Files of floating-point numbers within 1e-3 of integers are rounded.
@@ -131,6 +144,11 @@ def read_labels(
         DataError: as `read_image`; several channels; values that are not integers; a lossy format (JPEG).
     """
     path = Path(path)
+    if outline_files.is_outlines(path):
+        with _resources(path):
+            grid = None if like is None else read_geometry(like)
+            meaning = Meaning(names, ignore, things, divisor)
+            return outline_files.read(path, meaning, None if like is None else Path(like), grid)
     reader = _reader_for(path)
     if reader.family == "dicom":
         with _resources(path):
@@ -144,6 +162,39 @@ def read_labels(
         by_colour = colours and reader.family == "natural"
         stored = raster.load_labels(path, colours) if by_colour else reader.labels(path)
         return Volume(stored.to_labels(path), stored.geometry)
+
+
+def read_labels_as(labels: LabelSet, path: Path | str, like: Path | str | None) -> Volume:
+    """Read a label map whose values are those of `labels`, on the grid of `like`. Raises as `read_labels`."""
+    things = {name: thing.core for name, thing in labels.things.items()}
+    names = things | labels.stuff if things else labels.values
+    return read_labels(
+        path, labels.colours, like=like, names=names, ignore=labels.ignore, things=things, divisor=labels.divisor
+    )
+
+
+def label_names(path: Path | str) -> dict[str, int] | None:
+    """The names of the labels in a file -> their numbers in it; None where files of its format hold values alone.
+
+    Raises:
+        DataError: it cannot be read. UsageError: it is DICOM, and pydicom is not installed.
+    """
+    path = Path(path)
+    with _resources(path):
+        if outline_files.is_outlines(path):
+            return outline_files.names_in(path)
+        return dicom_labels.names_in(path) if is_dicom(path) else None
+
+
+def marks_unknown(path: Path | str) -> bool:
+    """Whether a file of outlines marks places that nobody annotated. Raises DataError: it cannot be read."""
+    with _resources(Path(path)):
+        return outline_files.is_outlines(path) and outline_files.marks_unknown(Path(path))
+
+
+def names_labels(path: Path | str) -> bool:
+    """Whether files of a label map's format name its labels: DICOM, and outlines."""
+    return outline_files.is_outlines(path) or is_dicom(path)
 
 
 def read_geometry(path: Path | str) -> Geometry:
