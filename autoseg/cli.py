@@ -202,7 +202,8 @@ def run_report(options: argparse.Namespace) -> Answer:
     from autoseg.workspace import Workspace
 
     made = write_report(
-        Workspace(options.workspace), options.configuration, network=options.network, out=options.out
+        Workspace(options.workspace), options.configuration, network=options.network, out=options.out,
+        saliency=options.saliency,
     )  # fmt: skip
     return Answer(made)
 

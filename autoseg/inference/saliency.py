@@ -6,10 +6,10 @@
 The score that is explained is the sum of the label's logits over the voxels that were given the label, or over the
 voxels about a place, whatever label they were given. Logits are those that the tiles' Gaussian weights make of all
 tiles, so that a tile counts as much as it had to say at each voxel (`_Scored`). Each tile's map (`nn.saliency`) is that
-of its own part of the score, and these maps add up, as the parts do; coefficients of gates do not, and are averaged
-with the weights of the tiles. Maps of folds are averaged, and those of several models as shares of their largest
-values. Images are not mirrored. One tile is computed at a time, and what is held of the maps is a row of tiles; the
-maps themselves are in a temporary file.
+of its own part of the score. HiResCAM and attention rollout say how much of it came from where: their maps add up, as
+the parts do. Grad-CAM and coefficients of gates do not, and are averaged with the weights of the tiles. Maps of folds
+are averaged, and those of several models as shares of their largest values. Images are not mirrored. One tile is
+computed at a time, and what is held of the maps is a row of tiles; the maps themselves are in a temporary file.
 """
 
 import re
@@ -218,7 +218,7 @@ def _maps_of(
     names = folds[0].names
     tiling = replace(member.tiling(seen.shape), batch=1, reuse_constant=False)
     image = _Scored(seen, where, tiling)
-    sums = [number for number, name in enumerate(names) if not name.startswith(GATE)]
+    sums = [number for number, name in enumerate(names) if _adds_up(name, how)]
     blocks = stream_logits(
         image, [_explaining(fold, image.weights, sums) for fold in folds], tiling, out_channels=len(names),
         device=model.device, whole_rows=True,
@@ -252,6 +252,11 @@ def _together(made: Sequence[MadeMap], given: np.ndarray) -> tuple[MadeMap, ...]
             plane += other
     mean = _scaled("saliency", " and ".join(one.model for one in own), own[0].values, given)
     return (replace(mean, largest=max(one.largest for one in own)), *others)
+
+
+def _adds_up(name: str, how: How) -> bool:
+    """Whether maps of tiles are parts of a sum; otherwise they are averaged."""
+    return how.chosen == "hires_cam" if name == "saliency" else not name.startswith(GATE)
 
 
 def _explaining(fold: Saliency, weights: Tensor, sums: Sequence[int]) -> Network:

@@ -317,3 +317,28 @@ def test_an_array_is_explained_as_a_file(tmp_path):
 def test_the_method_suits_the_layer():
     assert [How(stage).chosen for stage in ("bottleneck", "decoder", "0")] == ["grad_cam", "hires_cam", "hires_cam"]
     assert How("0", "grad_cam").chosen == "grad_cam"
+
+
+def test_maps_of_grad_cam_are_averaged_over_tiles(tmp_path):
+    """Of each tile, its share of |M| over its voxels, times the feature, by the Gaussian weights of the tiles."""
+    loaded, model = loaded_case(tmp_path, letters="LPS"), encoded(patch=(4, 6, 16))
+    member = EnsembleMember(model)
+    placement = member.prepare(loaded).placement
+    labels = decide([member], loaded)
+    found = explain([model], loaded, labels, ORGAN)
+    feature = placement.crop(((loaded.image[0] - THRESHOLD) / 20).clip(0))
+    shape, tiling = placement.shape, member.tiling((1, *placement.shape))
+    scored = _Scored(np.zeros((1, *shape), np.float32), placement.crop(labels) == 1, tiling)
+    score, weights = scored[slice(None), slice(0, shape[0])][-1], scored.weights.numpy()
+    total, sums = np.zeros(shape), np.zeros(shape)
+    for window in windows_of(shape, tiling):
+        inside = tuple(slice(max(b, 0), min(b + e, n)) for b, e, n in zip(window, tiling.tile, shape, strict=True))
+        at = tuple(slice(s.start - b, s.stop - b) for s, b in zip(inside, window, strict=True))
+        share = (score[inside] * weights[at]).sum() / np.prod(tiling.tile)
+        importance = gaussian_importance(tiling.tile).numpy()[at]
+        total[inside] += importance * share * feature[inside]
+        sums[inside] += importance
+    expected = total / sums
+    assert len(windows_of(shape, tiling)) > 1
+    assert found.maps[0].largest == pytest.approx(expected.max(), rel=1e-3)
+    np.testing.assert_allclose(found.maps[0].values, expected / expected.max(), atol=1e-3)
