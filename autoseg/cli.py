@@ -210,7 +210,8 @@ def run_report(options: argparse.Namespace) -> Answer:
     from autoseg.workspace import Workspace
 
     made = write_report(
-        Workspace(options.workspace), options.configuration, network=options.network, out=options.out
+        Workspace(options.workspace), options.configuration, network=options.network, out=options.out,
+        saliency=options.saliency,
     )  # fmt: skip
     return Answer(made)
 
@@ -239,7 +240,8 @@ def run_predict(options: argparse.Namespace) -> Answer:
         top_k=options.top_k, skip_empty=options.skip_empty, decision=not options.no_decision, shard=options.shard,
         resume=options.resume,
         format=options.format, probabilities=options.probabilities, uncertainty=options.uncertainty,
-        statistics=options.statistics, patients=options.patients,
+        statistics=options.statistics, patients=options.patients, saliency=tuple(options.saliency),
+        saliency_stage=options.saliency_stage, saliency_method=options.saliency_method,
     )  # fmt: skip
     workspace = Workspace(options.workspace)
     try:

@@ -286,6 +286,7 @@ READ: dict[str, Callable[[Any], Any]] = {  # keyword -> what brings it into the 
     "settings": settings_of,
     "configurations": names_of,
     "models": names_of,
+    "saliency": names_of,
     "init_from": lambda file: None if file is None else as_path(file),
     "patients": lambda file: None if file is None else as_path(file),
     "references": lambda file: None if file is None else as_path(file),

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from autoseg.api.keywords import (
     File,
@@ -247,6 +247,9 @@ def predict_images(
     uncertainty: bool = False,
     statistics: bool = False,
     patients: File | None = None,
+    saliency: Names = (),
+    saliency_stage: str | None = None,
+    saliency_method: Literal["grad_cam", "hires_cam"] | None = None,
     say: Say | None = print,
 ) -> Segmentations:
     """Segment images with the ensemble of the trained folds, each on its own grid.
@@ -272,6 +275,9 @@ def predict_images(
         format: "seg.nrrd", "nii.gz" and so on, with names and colours of the labels; None: that of each image.
         probabilities, uncertainty, statistics: also write them (docs/outputs.md).
         patients: table of case, patient and date: statistics then list each patient's scans in order.
+        saliency: labels, or "LABEL@Z,Y,X": also write where the networks looked (docs/outputs.md).
+        saliency_stage: by which layer: "bottleneck", "decoder", or an encoder stage: "0"; None: bottleneck.
+        saliency_method: how its features are weighted; None: as suits the layer.
         say: what shows a line; None: nothing is shown.
 
     Returns:

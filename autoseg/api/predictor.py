@@ -1,6 +1,6 @@
 """A model that is loaded once and segments arrays: `autoseg.Predictor`."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from autoseg.lines import LOG
 
 OF_FILES: dict[str, Any] = {  # options of `predict_images` that concern files, as they are by default
     "shard": None, "resume": False, "format": None, "probabilities": False, "uncertainty": False, "statistics": False,
-    "patients": None,
+    "patients": None, "saliency": (), "saliency_stage": None, "saliency_method": None,
 }  # fmt: skip
 
 
@@ -107,6 +107,45 @@ class Predictor:
             for remark in made.remarks:
                 LOG.warning(f"warning: {remark.what} ({remark.remedy})")
         return made.labels if made.probabilities is None else (made.labels, made.probabilities)
+
+    @checked
+    def saliency(
+        self,
+        array: Any,
+        spacing: Any = None,
+        orientation: str = "LPS",
+        *,
+        label: str,
+        at: tuple[int, ...] | None = None,
+        stage: str = "bottleneck",
+        method: Literal["grad_cam", "hires_cam"] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Show where the networks looked for a label in one image.
+
+        Args:
+            array, spacing, orientation: as for `predict`.
+            label: one of `heads`.
+            at: voxel (z, y, x) of the array about which it is explained, (y, x) of a flat one; None: all voxels that
+                are given the label.
+            stage: by which layer: "bottleneck", "decoder", or an encoder stage: "0".
+            method: how its features are weighted; None: as suits the layer.
+
+        Returns:
+            Maps of the array's spatial shape, float32 from 0 to 1: "saliency", and those of the attention that the
+            networks have, such as "gate_0".
+
+        Raises:
+            AutosegError: as for `predict`; no such label or stage, or a voxel outside the array.
+        """
+        from autoseg.inference.saliency import Asked, How
+
+        found = self._arrays.saliency(array, spacing, orientation, asked=Asked(label, at), how=How(stage, method))
+        with lines_to(self._say):
+            for remark in found.remarks:
+                LOG.warning(f"warning: {remark.what} ({remark.remedy})")
+            if found.note:
+                LOG.info(f"note: {found.note}")
+        return found.maps
 
     def close(self) -> None:
         """Release the model and its memory. `predict` then raises an AutosegError."""

@@ -15,6 +15,7 @@ def write_report(
     *,
     network: str | None = None,
     out: File | None = None,
+    saliency: str | None = None,
     say: Say | None = print,
 ) -> "WrittenReport":
     """Write one HTML page about a workspace: data, plan, training, scores, cases and provenance.
@@ -23,6 +24,7 @@ def write_report(
         workspace: a folder where `plan_dataset` planned; what is not done yet is missing in the page.
         configuration, network: of the model to report; None: the recommended one, or the first that was trained.
         out: the file; None: report.html in the workspace.
+        saliency: a label to explain first in the worst, median and best held-out case; None: none.
         say: what shows a line; None: nothing is shown.
 
     Returns:
@@ -38,4 +40,4 @@ def write_report(
     from autoseg.commands.report import write_report
 
     file = None if out is None else as_path(out)
-    return write_report(in_workspace(workspace), configuration, network=network, out=file)
+    return write_report(in_workspace(workspace), configuration, network=network, out=file, saliency=saliency)

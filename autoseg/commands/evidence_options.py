@@ -133,6 +133,10 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, default=None, metavar="FILE.html", help="default: report.html in the workspace"
     )
+    parser.add_argument(
+        "--saliency", default=None, metavar="LABEL",
+        help="first explain this label in the worst, median and best held-out case; later pages show it, too",
+    )  # fmt: skip
     add_plugins(parser)
     add_json(parser)
 

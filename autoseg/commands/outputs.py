@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from autoseg.commands.expected_dice import expected_dice_of
 from autoseg.datasets.tables import scans_of_patients
@@ -18,6 +18,7 @@ from autoseg.workspace import Workspace, write_text
 if TYPE_CHECKING:  # torch is imported when something is segmented
     from autoseg.inference.ensemble import Ensemble
     from autoseg.inference.extras import CaseReport, ProbabilityOutput
+    from autoseg.inference.saliency_files import SaliencyOutput
     from autoseg.models.model import Model
 
 ITK_SNAP = "itksnap_labels.txt"
@@ -37,6 +38,12 @@ class Asked(Protocol):
     def statistics(self) -> bool: ...
     @property
     def patients(self) -> Path | None: ...
+    @property
+    def saliency(self) -> tuple[str, ...]: ...
+    @property
+    def saliency_stage(self) -> str | None: ...
+    @property
+    def saliency_method(self) -> Literal["grad_cam", "hires_cam"] | None: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Outputs:
     """An ensemble as it is run, what is made of every case, and what follows when all cases are done."""
 
     ensemble: "Ensemble"
-    extras: "tuple[ProbabilityOutput | CaseReport, ...]"
+    extras: "tuple[ProbabilityOutput | CaseReport | SaliencyOutput, ...]"
     finish: Callable[[], None]
 
 
@@ -52,6 +59,14 @@ def require_outputs(asked: Asked) -> None:
     """Refuse options of outputs that cannot be. Raises UsageError."""
     if asked.patients is not None and not (asked.statistics or asked.uncertainty):
         raise UsageError("--patients orders the statistics of scans, which are not written", remedy="add --statistics")
+    if (asked.saliency_stage or asked.saliency_method) and not asked.saliency:
+        option = "--saliency-stage" if asked.saliency_stage else "--saliency-method"
+        raise UsageError(f"{option} says how a label is explained, and none is named", remedy="add --saliency LABEL")
+    if asked.saliency:
+        from autoseg.inference.saliency import parse_asked
+
+        for text in asked.saliency:
+            parse_asked(text)
 
 
 def outputs_of(
@@ -86,13 +101,16 @@ def outputs_of(
         ensemble = split(models, options, by="flips" if by_flips else "folds")
         if len(ensemble.models) == 1:
             LOG.info("note: one fold without mirroring has nothing to disagree with: the disagreement is 0 everywhere")
-    extras: list[ProbabilityOutput | CaseReport] = []
+    extras: list[ProbabilityOutput | CaseReport | SaliencyOutput] = []
     if asked.probabilities:
         extras.append(ProbabilityOutput(out, ensemble))
     if asked.uncertainty or asked.statistics:
         patients = scans_of_patients(asked.patients) if asked.patients else None
         expected = record.expected if record else None
         extras.append(CaseReport(out, ensemble, uncertainty=asked.uncertainty, expected=expected, patients=patients))
+
+    if asked.saliency:
+        extras.append(_saliency(out, models, asked, options))
 
     def finish() -> None:
         for extra in extras:
@@ -104,6 +122,15 @@ def outputs_of(
             write_label_file(out, models[0].plan.labels)
 
     return Outputs(ensemble, tuple(extras), finish)
+
+
+def _saliency(out: Path, models: "Sequence[Model]", asked: Asked, options: InferenceOptions) -> "SaliencyOutput":
+    """What explains labels, by the models as they are: not taken apart."""
+    from autoseg.inference.saliency import How, parse_asked
+    from autoseg.inference.saliency_files import SaliencyOutput
+
+    how = How(asked.saliency_stage or How.stage, asked.saliency_method)
+    return SaliencyOutput(out, models, [parse_asked(text) for text in asked.saliency], how, options)
 
 
 def _opened_by_itk_snap(format: str) -> bool:

@@ -262,6 +262,21 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
         "--patients", type=Path, default=None, metavar="TABLE",
         help="CSV with columns case, patient and date: statistics then list each patient's scans in order",
     )  # fmt: skip
+    parser.add_argument(
+        "--saliency", nargs="+", default=[], metavar="LABEL[@Z,Y,X]",
+        help="also write where the networks looked for a label, or for it at a voxel: Grad-CAM, and the "
+        "attention of networks that have it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--saliency-stage", default=None, metavar="STAGE",
+        help="by which layer: bottleneck | decoder, what makes the logits | 0, 1, ...: an encoder stage "
+        "(default: bottleneck)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--saliency-method", choices=("grad_cam", "hires_cam"), default=None,
+        help="weight a feature map by the mean of its gradients, or each of its voxels by its own (default: grad_cam "
+        "at the bottleneck, otherwise hires_cam)",
+    )  # fmt: skip
 
 
 def add_import_nnunet(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from autoseg.commands.decision import open_with_rule
 from autoseg.commands.inputs import open_plan
@@ -56,6 +56,9 @@ class PredictOptions:
     uncertainty: bool = False
     statistics: bool = False
     patients: Path | None = None  # table of case, patient and date
+    saliency: tuple[str, ...] = ()  # labels to explain, each LABEL or LABEL@Z,Y,X
+    saliency_stage: str | None = None  # by which layer of the networks; None: the bottleneck
+    saliency_method: Literal["grad_cam", "hires_cam"] | None = None  # None: as suits the layer
 
     def __post_init__(self) -> None:
         exported = [is_exported(name) for name in self.models]

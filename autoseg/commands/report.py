@@ -33,17 +33,24 @@ def write_report(
     *,
     network: str | None = None,
     out: Path | None = None,
+    saliency: str | None = None,
 ) -> WrittenReport:
     """Write the report of a workspace and of one of its models.
 
     Args:
         configuration, network: of the model; None: the recommended one, or the first that was trained.
         out: the file; None: report.html of the workspace.
+        saliency: a label to explain first in the worst, median and best held-out case; None: none.
 
     Raises:
-        StateError: nothing has been planned, or there is no such configuration.
+        StateError: nothing has been planned, there is no such configuration, or no scored case to explain.
+        UsageError: the model has no such label.
         StorageError: the file cannot be written.
     """
+    if saliency is not None:
+        from autoseg.commands.looked import explain_held_out
+
+        explain_held_out(workspace, configuration, network, saliency)
     made = _write(workspace, (configuration, network), out or workspace.report)
     LOG.info(f"report: {made.file} ({made.megabytes:.1f} MB, {duration(made.seconds)})")
     return made

@@ -130,12 +130,8 @@ class EnsembleMember:
 
     def blocks(self, loaded: LoadedCase, *, whole_rows: bool = False) -> Iterator[Block]:
         """Mean logits of an image on the grid of the configuration, block by block."""
-        prepared, plan = self.prepare(loaded), self.model.plan
-        image: Image = prepared.image
-        before = np.broadcast_to(np.uint8(0), prepared.placement.shape)  # what is kept where no tile is computed
-        if self.previous:
-            before = previous_labels(decide([self.previous], loaded), prepared.placement, plan)
-            image = _WithLabels(prepared.image, before, plan.labels.num_labels)
+        plan, before = self.model.plan, self._before(loaded)
+        image = self._with_labels(loaded, before)
         chosen = self.chosen(loaded, before)
         if chosen is None:
             yield from self.stream(image, whole_rows=whole_rows)
@@ -143,6 +139,21 @@ class EnsembleMember:
         for block in self.stream(image, whole_rows=whole_rows, chosen=chosen.__contains__):
             keep_labels(block, before, plan.heads)
             yield block
+
+    def seen(self, loaded: LoadedCase) -> Image:
+        """What the networks see of an image: (C, Z, Y, X), and the labels of the previous stage, which is run."""
+        return self._with_labels(loaded, self._before(loaded))
+
+    def _before(self, loaded: LoadedCase) -> np.ndarray:
+        """Class indices (Z, Y, X) of the previous stage on the grid; background where there is none."""
+        placement = self.prepare(loaded).placement
+        if self.previous is None:
+            return np.broadcast_to(np.uint8(0), placement.shape)  # what is kept where no tile is computed
+        return previous_labels(decide([self.previous], loaded), placement, self.model.plan)
+
+    def _with_labels(self, loaded: LoadedCase, before: np.ndarray) -> Image:
+        image: Image = self.prepare(loaded).image
+        return _WithLabels(image, before, self.model.plan.labels.num_labels) if self.previous else image
 
     def chosen(self, loaded: LoadedCase, before: np.ndarray) -> set[Window] | None:
         """Which tiles of an image are computed; None: all.

@@ -21,6 +21,7 @@ from autoseg.inference.ensemble import probabilities as mean_probabilities
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.predict import unlike_training
+from autoseg.inference.saliency import Asked, How, explain, head_of, voxel_of
 from autoseg.models.decision import PLAIN, Rule
 from autoseg.models.model import Model, require_common
 
@@ -31,6 +32,15 @@ class SegmentedArray:
 
     labels: np.ndarray  # values as in label files, of the array's spatial shape
     probabilities: np.ndarray | None  # (K, *spatial) float32, one per head, where they were asked for
+    remarks: tuple[Remark, ...]  # how the image differs from the training data
+
+
+@dataclass(frozen=True)
+class SaliencyOfArray:
+    """Where models looked in an array."""
+
+    maps: dict[str, np.ndarray]  # "saliency" first, then attention: float32 from 0 to 1, of the array's spatial shape
+    note: str  # why they are 0, or what should be known of them; "": nothing
     remarks: tuple[Remark, ...]  # how the image differs from the training data
 
 
@@ -53,6 +63,7 @@ class ArrayPredictor:
         self.models: tuple[Model, ...] = tuple(models)
         self.plan = models[0].plan
         self.rule = rule
+        self._options = options
         self._lock = threading.Lock()
         self._preparations = Preparations()
         self._members = [EnsembleMember(model, options, self._preparations) for model in models]
@@ -88,6 +99,42 @@ class ArrayPredictor:
         if shares is not None:
             shares = np.ascontiguousarray(loaded.to_stored(shares)[:, 0] if without_z else loaded.to_stored(shares))
         return SegmentedArray(np.ascontiguousarray(labels), shares, tuple(remarks))
+
+    def saliency(
+        self,
+        array: np.ndarray,
+        spacing: Sequence[float] | None,
+        orientation: str = CANONICAL,
+        *,
+        asked: Asked,
+        how: How = How(),
+    ) -> SaliencyOfArray:
+        """Segment one array, and show where the models looked for a label of it; see `explain`.
+
+        Raises:
+            UsageError, DataError, OutOfMemory: as `segment`; no such label or stage, or the place lies outside.
+        """
+        self._require_open()
+        loaded = case_of_array(array, self.plan, spacing, orientation)
+        remarks = unlike_training(self.models, loaded)
+        with self._lock:
+            self._require_open()
+            try:
+                voxel_of(asked, loaded)
+                head_of(asked, self.plan.heads)
+                indices, _ = self._decide(loaded, False)
+                found = explain(self.models, loaded, indices, asked, how, self._options, self._preparations)
+            finally:
+                self._preparations.forget()
+        without_z = loaded.geometry.flat and np.ndim(array) < 4
+        maps: dict[str, np.ndarray] = {}
+        for made in found.maps:
+            whole = np.zeros(loaded.image.shape[1:], np.float32)
+            whole[as_slices(found.box)] = made.values
+            stored = loaded.to_stored(whole)
+            name = made.name if made.name not in maps else f"{made.name}_{made.model}"
+            maps[name] = np.ascontiguousarray(stored[0] if without_z else stored)
+        return SaliencyOfArray(maps, found.note, tuple(remarks))
 
     def release(self) -> None:
         """Release the models and their memory, after the call that is being computed; nothing is segmented then."""

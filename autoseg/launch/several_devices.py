@@ -98,7 +98,7 @@ def part_command(workspace: Workspace, images: Sequence[Path], out: Path, option
     arguments = ["predict", f"--workspace={workspace.root}", f"--out={out}", *plugin_options(resolved=True)]
     for field in fields(options):
         value, option = getattr(options, field.name), field.name.replace("_", "-")
-        if value == field.default or field.name == "models":
+        if value == field.default or field.name in ("models", "saliency"):
             continue
         if field.name in ("mirroring", "decision"):
             if value is False:
@@ -109,6 +109,7 @@ def part_command(workspace: Workspace, images: Sequence[Path], out: Path, option
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             arguments.append(f"--{option}={text}")
     arguments += ["--models", *options.models] if options.models else []
+    arguments += ["--saliency", *options.saliency] if options.saliency else []
     return [sys.executable, "-m", "autoseg", *arguments, "--images", *map(spelled, images)]
 
 

@@ -21,6 +21,7 @@ from autoseg.rules import between
 
 HeadFeatures = Annotated[int, between(1, 4096)]  # channels per attention head
 MlpRatio = Annotated[int, between(1, 64)]  # width of a hidden layer over that of its stage
+MOST_SCORES = 2**24  # that `received` holds at once
 INITIAL_STD = 0.02  # of linear weights and position biases, truncated at two standard deviations
 
 
@@ -79,6 +80,29 @@ class MultiHeadAttention(nn.Module):
             bias = bias.to(query.dtype)
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.project(seen.transpose(1, 2).flatten(2))
+
+    def received(self, weights: Tensor, tokens: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
+        """How much attention tokens of some weight pay to each token of the context, on average over the heads.
+
+        Args:
+            weights: (B, N) float32, of `tokens`. What they add up to, the result adds up to.
+            tokens, context, bias: as for `forward`.
+
+        Returns:
+            (B, M) float32: the sum over tokens of weight times attention.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            query = self._split(F.linear(tokens.float(), self.query.weight.float(), self.query.bias.float()))
+            key = self._split(F.linear(context.float(), self.key.weight.float()))
+            total = torch.zeros((len(tokens), context.shape[1]), device=tokens.device)
+            few = max(1, MOST_SCORES // (len(tokens) * self.heads * context.shape[1]))  # queries at once
+            for first in range(0, tokens.shape[1], few):
+                some = slice(first, first + few)
+                scores = query[:, :, some] @ key.transpose(2, 3) / math.sqrt(query.shape[3])
+                if bias is not None:
+                    scores = scores + bias[:, :, some].float()
+                total += torch.einsum("bhnm,bn->bm", scores.softmax(dim=3), weights[:, some]) / self.heads
+        return total
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(B, N, C) to (B, heads, N, C / heads)."""

@@ -84,7 +84,7 @@ def gallery(of: Gathered, *, volume_bytes: int = VOLUME_BYTES, each: int = EACH)
         if case is None:
             continue
         folder = of.workspace.fold(of.configuration, of.network, folds[case_id]) / "validation"
-        jobs.append(_Job(case, _file(folder, case_id), of.plan, shown, volume_bytes // max(1, len(places))))
+        jobs.append(_Job(case, segmentation_of(folder, case_id), of.plan, shown, volume_bytes // max(1, len(places))))
     workers = 0 if _nbytes(jobs) < LIGHT_BYTES else None
     return map_in_processes(draw, jobs, title="gallery", workers=workers)
 
@@ -139,7 +139,7 @@ def _in_words(case: CaseArrays, names: Sequence[str]) -> str:
     return f"{names[there]} segmented as {names[given]}"
 
 
-def _file(folder: Path, case_id: str) -> Path:
+def segmentation_of(folder: Path, case_id: str) -> Path:
     """The segmentation of a case, with any extension."""
     found = sorted(path for path in folder.glob("*") if path.name[0] != "." and stem_of(path) == case_id)
     return found[0] if found else folder / f"{case_id}.nii.gz"

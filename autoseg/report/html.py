@@ -17,6 +17,7 @@ from markupsafe import Markup
 from autoseg.report.checklists import claim, properties
 from autoseg.report.gallery import Shown, by_place, gallery
 from autoseg.report.gathered import Gathered
+from autoseg.report.looked import LookedAt, looked_at
 from autoseg.report.methods import paragraph
 from autoseg.report.provenance import commands, digests, seeds, times, total_time, version_line
 from autoseg.report.score_section import score_section
@@ -67,15 +68,17 @@ def render(of: Gathered, machine: Machine = Machine(), *, pictures: bool = True)
         "training": training_section(of),
         "scores": score_section(of),
     }
-    shown = gallery(of) if pictures else []
+    shown, looked = (gallery(of), looked_at(of)) if pictures else ([], [])
     for kept in (shown, [replace(one, volumes=None) for one in shown], []):
-        text = _page(of, machine, sections, kept)
+        text = _page(of, machine, sections, kept, looked if kept else [])
         if len(text.encode("utf-8")) <= MOST_BYTES:
             break
     return Page(text, len(kept))
 
 
-def _page(of: Gathered, machine: Machine, sections: dict[str, Section], shown: Sequence[Shown]) -> str:
+def _page(
+    of: Gathered, machine: Machine, sections: dict[str, Section], shown: Sequence[Shown], looked: Sequence[LookedAt]
+) -> str:
     volumes = [_for_viewer(one) for one in shown if one.volumes is not None]
     text = _environment().get_template("report.html.j2").render(
         title=of.plan.dataset,
@@ -89,6 +92,7 @@ def _page(of: Gathered, machine: Machine, sections: dict[str, Section], shown: S
         tiles=_tiles(of),
         sections=sections,
         groups=by_place(shown),
+        looked=looked,
         gallery_gap=_gallery_gap(of, shown),
         volumes=volumes,
         viewer=Markup(_source(VIEWER)) if volumes else "",

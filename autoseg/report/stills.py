@@ -99,10 +99,18 @@ def largest_error(case: CaseArrays) -> Axes3:
     return (z, y, x)
 
 
-def stills(case: CaseArrays) -> list[Still]:
-    """Three planes through the largest error; one, of a flat image."""
-    box, at = around(case), case.at
+def stills(case: CaseArrays, warm: np.ndarray | None = None) -> list[Still]:
+    """Three planes through the largest error, or through the largest value of a map; one, of a flat image.
+
+    Args:
+        warm: (Z, Y, X) from 0 to 1, laid over the image in colours; None: nothing is.
+    """
+    box, at = around(case), case.at if warm is None else _largest(warm)
+    if warm is not None:
+        box = as_slices(tuple((min(axis.start, i), max(axis.stop, i + 1)) for axis, i in zip(box, at, strict=True)))  # type: ignore[arg-type]
     grey = grey_levels(case.image[box])
+    if warm is not None:
+        grey = warmed(grey, warm[box])
     maps = tuple(array[box] for array in case.objects or (case.reference, case.segmentation))
     inside = [index - axis.start for index, axis in zip(at, box, strict=True)]
     planes = [axis for axis in range(3) if not (case.image.shape[0] == 1 and axis > 0)]
@@ -129,11 +137,26 @@ def grey_levels(image: np.ndarray) -> np.ndarray:
     return scaled.clip(0, 255).astype(np.uint8)
 
 
+def warmed(grey: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Grey levels (Z, Y, X) uint8 under a map from 0 to 1, as colours (Z, Y, X, 3): red, where high yellow."""
+    share = 0.75 * np.clip(values, 0, 1)[..., None] ** 0.7
+    colour = np.stack([np.full_like(values, 255), 255 * np.clip(1.6 * values - 0.3, 0, 1), 0 * values], axis=-1)
+    return ((1 - share) * grey[..., None] + share * colour).astype(np.uint8)
+
+
+def _largest(values: np.ndarray) -> Axes3:
+    """The voxel of the largest value; the middle where all are 0."""
+    if not values.any():
+        return (values.shape[0] // 2, values.shape[1] // 2, values.shape[2] // 2)
+    z, y, x = np.unravel_index(int(values.argmax()), values.shape)
+    return (int(z), int(y), int(x))
+
+
 def _picture(slices: Sequence[np.ndarray], spacing: tuple[float, float], cross: tuple[int, int], name: str) -> Markup:
     """One slice as SVG.
 
     Args:
-        slices: grey levels, reference and segmentation, each (rows, columns).
+        slices: grey levels, or colours (rows, columns, 3); reference and segmentation: (rows, columns).
         spacing: of rows and columns, mm.
         cross: row and column of the largest error.
     """

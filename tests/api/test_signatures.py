@@ -115,7 +115,7 @@ def test_keywords_are_those_of_the_function_below(name):
 def test_a_predictor_takes_what_predict_takes():
     """But for what concerns files: which of them, and where to."""
     files = {"images", "out", "shard", "resume", "workspace", "format", "probabilities", "uncertainty", "statistics"}
-    files |= {"patients"}
+    files |= {"patients", "saliency", "saliency_stage", "saliency_method"}
     here, there = parameters(autoseg.Predictor), parameters(autoseg.predict_images)
     assert set(here) - {"path"} == set(there) - files
     for key in set(here) - {"path"}:

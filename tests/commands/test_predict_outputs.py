@@ -7,8 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
-from autoseg.commands.predict import PredictOptions, predict_images
+from autoseg.commands.predict import PartlySegmented, PredictOptions, predict_images
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import UsageError
 from autoseg.evaluation.expected_dice import ScoredCase, calibrate
@@ -16,12 +17,14 @@ from autoseg.evaluation.held_out import described_options, weights_of
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.imaging.formats.seg_nrrd import named_segments
 from autoseg.inference.options import InferenceOptions
+from autoseg.inference.saliency_files import SaliencyIndex
 from autoseg.inference.statistics import FolderStatistics
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
 from bright import Lopsided, model_of, picture, plan_of
 from commands import run
 from files import nifti
+from small_networks import small_network
 
 CPU = PredictOptions(device="cpu")
 ONE = (1.0, 1.0, 1.0)
@@ -144,7 +147,59 @@ def test_as_it_is_typed(workspace, tmp_path):
     assert {"a.seg.nrrd", "probabilities", "uncertainty"} < {path.name for path in out.iterdir()}
 
 
+@pytest.fixture
+def explained(model, monkeypatch):
+    """A model with a layer to explain it by."""
+    torch.manual_seed(0)
+    network = small_network("unet", 3).eval()
+    network.deep_supervision = False
+    changed = replace(model, networks=(network,), folds=(0,))
+    monkeypatch.setattr("autoseg.models.model.open_model", lambda *a, **k: changed)
+    return changed
+
+
+def test_where_the_networks_looked(workspace, tmp_path, explained, capsys):
+    folder, out = batch(tmp_path / "in", "a.nii", "b.nii"), tmp_path / "out"
+    typed = ["predict", "-w", workspace.root, "-i", folder, "-o", out, "--device", "cpu", "--saliency", "organ"]
+    run(*typed, "organ@3,4,5", "--saliency-stage", "1", "--saliency-method", "grad_cam", "--uncertainty")
+    index = load(SaliencyIndex, out / "saliency" / "a" / "saliency.json")
+    assert (index.stage, index.method) == ("1", "grad_cam")
+    assert [(one.file, one.place) for one in index.maps] == [
+        ("1_organ.nii", None), ("1_organ_at_3_4_5.nii", (3, 4, 5)),
+    ]  # fmt: skip
+    shown = np.asarray(nib.load(out / "saliency" / "b" / "1_organ.nii").dataobj)
+    assert shown.max() == 1 or index.maps[0].note
+    plain = predict_images(workspace, [folder], tmp_path / "plain", CPU)
+    for path in plain:
+        np.testing.assert_array_equal(read_labels(path).array, read_labels(out / path.name).array)
+    capsys.readouterr()
+    run(*typed, "--uncertainty", "--resume")
+    assert "predicting 2 cases again: other files were written with it" in capsys.readouterr().out
+
+
+def test_a_place_outside_of_one_image_is_reported_for_it(workspace, tmp_path, explained):
+    folder = batch(tmp_path / "in", "a.nii")
+    nifti(folder / "large.nii", picture((20, 9, 10)), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    with pytest.raises(PartlySegmented) as partly:
+        predict_images(workspace, [folder], tmp_path / "out", replace(CPU, saliency=("organ@15,4,4",)))
+    assert [one.case for one in partly.value.failed] == ["a"]
+    assert "outside the image, whose shape is (8, 9, 10)" in partly.value.failed[0].what
+    assert (tmp_path / "out" / "saliency" / "large" / "1_organ_at_15_4_4.nii").exists()
+    assert not (tmp_path / "out" / "a.nii").exists()
+
+
+def test_a_label_that_is_not_there(workspace, tmp_path, explained):
+    with pytest.raises(UsageError, match=r"(?s)--saliency liver: the model has no such label.*background, organ"):
+        predict_images(
+            workspace, [batch(tmp_path / "in", "a.nii")], tmp_path / "out", replace(CPU, saliency=("liver",))
+        )
+
+
 def test_options_that_cannot_be():
+    with pytest.raises(UsageError, match="names no label and place"):
+        replace(CPU, saliency=("organ@here",))
+    with pytest.raises(UsageError, match="--saliency-stage says how a label is explained"):
+        replace(CPU, saliency_stage="0")
     with pytest.raises(UsageError, match=r"--format 'jpg' cannot be written"):
         replace(CPU, format="jpg")
     with pytest.raises(UsageError, match="--patients orders the statistics"):

@@ -53,7 +53,8 @@ def other_than(field) -> object:
     named = {
         "speed": "balanced", "shard": "2/8", "models": ("3d_fullres-unet", "2d-unet"), "folds": (0, 2, "full"),
         "mirroring": False, "step": 0.25, "tile": 1.5, "top_k": 0.5,
-        "format": "nii.gz", "patients": Path("a table.csv"),
+        "format": "nii.gz", "patients": Path("a table.csv"), "saliency": ("liver", "kidney@1,2,3"),
+        "saliency_method": "grad_cam",
     }  # fmt: skip
     return named.get(field.name, True if hint is bool else "other")
 
@@ -64,6 +65,7 @@ def test_every_option_is_carried_over_to_a_part(field, monkeypatch):
     monkeypatch.setattr("autoseg.commands.predict.predict_images", lambda *given: seen.append(given))
     workspace, out = Workspace(Path("a workspace")), Path("some out")
     given = {field.name: other_than(field)} | ({"statistics": True} if field.name == "patients" else {})
+    given |= {"saliency": ("liver",)} if field.name in ("saliency_stage", "saliency_method") else {}
     options = replace(PredictOptions(), **given)
     images = [Path("in put"), Path("-b.nii")]
     command = part_command(workspace, images, out, options)

@@ -22,7 +22,7 @@ from autoseg.report.small_volumes import (
     factors_for,
     volumes_of,
 )
-from autoseg.report.stills import CaseArrays, around, grey_levels, largest_error, outline, stills
+from autoseg.report.stills import CaseArrays, around, grey_levels, largest_error, outline, stills, warmed
 
 
 def arrays(shape=(12, 20, 30), spacing=(2.0, 1.0, 1.0), **more) -> CaseArrays:
@@ -74,6 +74,21 @@ def test_in_a_large_image_every_second_voxel_is_looked_at(monkeypatch):
     reference, segmentation = (np.kron(one, twice) for one in (small.reference, small.segmentation))
     z, y, x = largest_error(CaseArrays("c", np.ones(reference.shape), reference, segmentation, (1.0, 1.0, 1.0)))
     assert (8 < z < 15, 18 < y < 25, 24 < x < 31) == (True, True, True)
+
+
+def test_a_map_is_laid_over_the_plane_of_its_largest_value():
+    case = arrays()
+    warm = np.zeros(case.image.shape, np.float32)
+    warm[2, 7, 10] = 1.0
+    warm[2, 8, 10] = 0.2
+    shown = stills(case, warm)
+    assert [one.position for one in shown] == ["z = 2", "y = 7", "x = 10"]
+    encoded = re.search(r"base64,([^\"]+)", str(shown[0].svg))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded[1]))))
+    coloured = (picture[..., 0].astype(int) - picture[..., 2]) > 20
+    assert coloured.sum() == 2  # all else is grey
+    grey = np.array([[[200, 100]]], np.uint8)
+    assert warmed(grey, np.array([[[0.0, 1.0]]])).tolist() == [[[[200, 200, 200], [216, 216, 25]]]]
 
 
 def test_without_an_error_the_middle_of_the_labels_is_shown():

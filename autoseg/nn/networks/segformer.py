@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
 
 from autoseg.nn.attention import (
@@ -150,6 +151,18 @@ class ReducedAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         context = self.norm(self.reduce(self.averaged(tokens)))
         return self.attention(tokens.flatten(1, -2), context.flatten(1, -2)).view(tokens.shape)
+
+    def received(self, weights: Tensor, tokens: Tensor) -> Tensor:
+        """What tokens of these weights (B, *s) look at: (B, *s), of the same sum; evenly over the block of a key."""
+        tokens = tokens.float()
+        with torch.autocast(tokens.device.type, enabled=False):
+            context = self.norm(self.reduce(self.averaged(tokens)))
+        got = self.attention.received(weights.flatten(1), tokens.flatten(1, -2), context.flatten(1, -2))
+        with torch.enable_grad():  # the transpose of taking means is their gradient
+            below = torch.zeros_like(weights, requires_grad=True)
+            means = self.averaged(below[..., None])
+            (spread,) = torch.autograd.grad(means, below, got.view(means.shape))
+        return spread
 
     def averaged(self, tokens: Tensor) -> Tensor:
         """Means of (B, *s, C) over blocks; the last block of an axis may be cut short."""

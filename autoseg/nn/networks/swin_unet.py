@@ -17,6 +17,7 @@ by the plan's first stride, and joins the last decoder stage as its skip.
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -147,20 +148,56 @@ class WindowAttention(nn.Module):
         truncated_normal_(self.offset_bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        shape = tuple(tokens.shape[1:-1])
-        counts = [math.ceil(edge / widest) for edge, widest in zip(shape, self.window, strict=True)]
-        window = tuple(math.ceil(edge / count) for edge, count in zip(shape, counts, strict=True))
-        missing = [count * edge - size for count, edge, size in zip(counts, window, shape, strict=True)]
-        shift = [edge // 2 if self.shifted and count > 1 else 0 for edge, count in zip(window, counts, strict=True)]
+        cut = Cut.of(tokens.shape[1:-1], self.window, shifted=self.shifted)
+        inside = cut.apart(tokens)
+        return cut.together(self.attention(inside, inside, self._bias(tokens, cut)), len(tokens))
 
-        bias = self.offset_bias[:, offset_index(window, self.window, tokens.device)][None]
-        if any(shift) or any(missing):
-            apart = ~same_region(shape, window, missing, shift, tokens.device)
+    def received(self, weights: Tensor, tokens: Tensor) -> Tensor:
+        """What tokens of these weights (B, *s) look at: (B, *s), of the same sum."""
+        cut = Cut.of(tokens.shape[1:-1], self.window, shifted=self.shifted)
+        inside = cut.apart(tokens)
+        got = self.attention.received(
+            cut.apart(weights[..., None])[..., 0], inside, inside, self._bias(tokens, cut)
+        )  # fmt: skip
+        return cut.together(got[..., None], len(tokens))[..., 0]
+
+    def _bias(self, tokens: Tensor, cut: "Cut") -> Tensor:
+        """What is added to the scores: (1 or B * windows, heads, N, N)."""
+        bias = self.offset_bias[:, offset_index(cut.window, self.window, tokens.device)][None]
+        if any(cut.shift) or any(cut.missing):
+            apart = ~same_region(cut.shape, cut.window, cut.missing, cut.shift, tokens.device)
             bias = bias.to(tokens.dtype).masked_fill(apart[:, None], -torch.inf).repeat(len(tokens), 1, 1, 1)
-        padded = F.pad(tokens, (0, 0, *_at_ends(missing))) if any(missing) else tokens
-        inside = to_windows(_roll(padded, [-s for s in shift]), window)
-        seen = _roll(from_windows(self.attention(inside, inside, bias), padded.shape, window), shift)
-        return seen[(slice(None), *(slice(edge) for edge in shape))]
+        return bias
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a map is cut into windows. One entry per axis."""
+
+    shape: tuple[int, ...]  # of the map
+    window: tuple[int, ...]
+    missing: tuple[int, ...]  # voxels that are padded at the end
+    shift: tuple[int, ...]  # voxels by which the windows begin later
+
+    @classmethod
+    def of(cls, shape: Sequence[int], widest: Sequence[int], *, shifted: bool) -> "Cut":
+        """Into as few equal windows as none may be wider than `widest`; shifted by half a window where several are."""
+        counts = [math.ceil(edge / most) for edge, most in zip(shape, widest, strict=True)]
+        window = tuple(math.ceil(edge / count) for edge, count in zip(shape, counts, strict=True))
+        missing = tuple(count * edge - size for count, edge, size in zip(counts, window, shape, strict=True))
+        shift = tuple(edge // 2 if shifted and count > 1 else 0 for edge, count in zip(window, counts, strict=True))
+        return cls(tuple(shape), window, missing, shift)
+
+    def apart(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, *s, C) to windows (B * windows, voxels of a window, C)."""
+        padded = F.pad(tokens, (0, 0, *_at_ends(self.missing))) if any(self.missing) else tokens
+        return to_windows(_roll(padded, [-s for s in self.shift]), self.window)
+
+    def together(self, windows: Tensor, batch: int) -> Tensor:
+        """The inverse of `apart`."""
+        padded = [size + pad for size, pad in zip(self.shape, self.missing, strict=True)]
+        whole = from_windows(windows, (batch, *padded, windows.shape[2]), self.window)
+        return _roll(whole, self.shift)[(slice(None), *(slice(edge) for edge in self.shape))]
 
 
 def to_windows(tokens: Tensor, window: Sequence[int]) -> Tensor:

@@ -42,6 +42,7 @@ class TransUNet(nn.Module):
     """
 
     layout = Layout(sees="patch")
+    deepest = "transformer"  # the part whose result is the coarsest map, for `nn.saliency`
 
     def __init__(
         self,
@@ -98,3 +99,8 @@ class GlobalAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         flat = tokens.flatten(1, -2)
         return self.attention(flat, flat).view(tokens.shape)
+
+    def received(self, weights: Tensor, tokens: Tensor) -> Tensor:
+        """What tokens of these weights (B, *s) look at: (B, *s), of the same sum."""
+        flat = tokens.flatten(1, -2)
+        return self.attention.received(weights.flatten(1), flat, flat).view(weights.shape)
