@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.ranking import rank_images as rank_images
     from autoseg.api.report import write_report as write_report
     from autoseg.api.robustness import compare_groups as compare_groups
+    from autoseg.api.robustness import measure_calibration as measure_calibration
     from autoseg.api.robustness import measure_shifts as measure_shifts
     from autoseg.errors import AutosegError as AutosegError
     from autoseg.errors import Stopped as Stopped
@@ -58,6 +59,7 @@ PUBLIC = {  # name -> the module that has it
     "evaluate_folders": "autoseg.api.models",
     "measure_speeds": "autoseg.api.held_out",
     "measure_shifts": "autoseg.api.robustness",
+    "measure_calibration": "autoseg.api.robustness",
     "compare_groups": "autoseg.api.robustness",
     "learn_expected_dice": "autoseg.api.held_out",
     "choose_decision": "autoseg.api.held_out",

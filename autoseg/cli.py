@@ -319,7 +319,7 @@ def run_calibrate(options: argparse.Namespace) -> None:
 
 
 def run_env(options: argparse.Namespace) -> Answer:
-    from autoseg.commands.environment import environment
+    from autoseg.environment import environment
 
     found = environment()
     print(found.describe())

@@ -5,9 +5,9 @@
       preprocessed/<data>/<case>.{image.npy,target.npy,locations.npy,json} manifest.sha256
       preprocessed/<cascade>-<network>/<case>.{npy,json}
       models/<configuration>-<network>/ crossval.json crossval.csv decision.json speeds.json expected_dice.json
-        groups.json shifts.json label_errors.json
+        groups.json shifts.json calibration.json label_errors.json
         fold_<k>/{last.pt,previous.pt,checkpoints.sha256,history.jsonl,log.txt,progress.png,tensorboard/,validation/,
-          inference.json}; fold_full/ of the model that trains on all cases
+          inference.json,machines.json}; fold_full/ of the model that trains on all cases
       learning_curve.json learning_curve/share_<percent>/models/<configuration>-<network>/fold_<k>/
 
 A file appears under its final name only when it is complete: it is written beside its destination (never in /tmp, which
@@ -135,6 +135,10 @@ class Workspace:
     def speeds(self, configuration: str, network: str) -> Path:
         """What each speed of `predict` costs and loses with a model."""
         return self.model(configuration, network) / "speeds.json"
+
+    def calibration(self, configuration: str, network: str) -> Path:
+        """How right a model is on held-out cases where it is how sure."""
+        return self.model(configuration, network) / "calibration.json"
 
     def groups(self, configuration: str, network: str) -> Path:
         """Scores of a model's held-out predictions by group, such as the site of a case."""

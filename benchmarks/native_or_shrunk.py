@@ -1,6 +1,7 @@
 """Native patches against an image 4 times smaller, where what is sought is small and rare; filters for shrinking.
 
     python benchmarks/native_or_shrunk.py --data DIR [--seconds 180] [--seeds 0,1] [--sides native,lanczos,...]
+    python benchmarks/native_or_shrunk.py --data DIR --wall 4m [--sides native,lanczos]
     python benchmarks/native_or_shrunk.py --data DIR --ceiling
 
 DIR holds `nuclei`: public fluorescence images with every nucleus outlined. The data set: mosaics of 1024 x 1024 pixels,
@@ -10,7 +11,9 @@ that look like them but for their size. That is realistic in what matters here: 
 experts, a target of a thousandth of the pixels, and look-alikes everywhere. Every field is in one mosaic alone.
 
 Sides, all with the planner's own choices for their spacing and folds of three minutes, and trained for the same time:
-for as many steps as the planner expects of it on its reference machine, so that other work on this one favours nobody:
+for as many steps as the planner expects of it on its reference machine, so that other work on this one favours nobody.
+Patches and batches are alike, so that this is as many steps on every side. With `--wall`, every fold gets the same wall
+time on this machine, in which it also segments its held-out mosaics, as `train --time-budget` does:
 
     native           at the images' own pixels
     gaussian, ...    at pixels 4 times as wide, each filter of `resampling.filter`
@@ -28,6 +31,7 @@ import argparse
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,8 +96,12 @@ def sought(objects: np.ndarray) -> np.ndarray:
     return ((sizes >= SMALL[0]) & (sizes <= SMALL[1]))[objects].astype(np.uint8)
 
 
-def plan(side: str, data: Path, workspace: Path, seconds: float, seed: int) -> None:
-    """Plan a side: the planner's own way, at its spacing. One that is planned already is left alone, and resumed."""
+def plan(side: str, data: Path, workspace: Path, seconds: float | None, seed: int) -> None:
+    """Plan a side: the planner's own way, at its spacing. One that is planned already is left alone, and resumed.
+
+    Args:
+        seconds: of training, on the planner's reference machine; None: the length is named when it is trained.
+    """
     if workspace.exists():
         return
     measured = data.parent / "planned"
@@ -109,7 +117,8 @@ def plan(side: str, data: Path, workspace: Path, seconds: float, seed: int) -> N
         wishes=Wishes(spacing=(z, y * WIDER, x * WIDER)), pace=pace(None, PLANNED),
     )  # fmt: skip
     step = chosen.configurations[chosen.recommended].cost.seconds_per_step
-    settings = [f"training.steps={round(seconds / step)}", f"training.seed={seed}", "training.autotune=false"]
+    settings = [f"training.seed={seed}"]
+    settings += [] if seconds is None else [f"training.steps={round(seconds / step)}", "training.autotune=false"]
     settings += [] if side == "native" else [f"resampling.filter={side}"]
     save(own.plan, replace(chosen, file_names=first.file_names, grids=first.grids).with_settings(settings))
 
@@ -173,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=180.0, help="of training per side, on the reference machine")
+    parser.add_argument("--wall", metavar="TIME", help="wall time of each fold instead, with its validation: 4m")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--ceiling", action="store_true", help="train nothing: what wider pixels can hold at all")
@@ -190,14 +200,15 @@ def main() -> None:
             if f"{side} {seed}" in known:
                 continue
             workspace = options.out / f"{side}_{seed}"
-            plan(side, data, workspace, options.seconds, seed)
-            cpu = os.times()
-            autoseg("train", "-f", "0", "-w", workspace)
-            used = os.times()
+            plan(side, data, workspace, None if options.wall else options.seconds, seed)
+            cpu, began = os.times(), time.perf_counter()
+            autoseg("train", "-f", "0", "-w", workspace, *(["--time-budget", options.wall] if options.wall else []))
+            used, seconds = os.times(), time.perf_counter() - began
             (fold,) = workspace.glob("models/*/fold_0")
             known[f"{side} {seed}"] = {
                 "cases": scores(workspace, data, held_out),
                 "steps": steps_done(fold),
+                "seconds": seconds,
                 "cpu_seconds": used.children_user + used.children_system - cpu.children_user - cpu.children_system,
             }
             results.write_text(json.dumps(known))
@@ -215,13 +226,13 @@ def report(known: dict, held_out: list[str]) -> None:
         recall = np.array([np.mean([c[1] / c[2] for c in case]) for case in cases])
         false = np.array([np.mean([c[3] for c in case]) for case in cases])
         values[side] = (dice, recall, false)
-    print("\n| side | seeds | steps | CPU s | Dice | objects found | false per mosaic | Dice against native | found |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("\n| side | seeds | steps | s | CPU s | Dice | found | false per mosaic | Dice against native | found |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for side in sides:
         dice, recall, false = values[side]
         row = [side, str(len(runs[side])), f"{np.mean([run['steps'] for run in runs[side]]):.0f}"]
-        row += [f"{np.mean([run['cpu_seconds'] for run in runs[side]]):.0f}", f"{dice.mean():.3f}"]
-        row += [f"{recall.mean():.3f}", f"{false.mean():.1f}"]
+        row += [f"{np.mean([run[key] for run in runs[side]]):.0f}" for key in ("seconds", "cpu_seconds")]
+        row += [f"{dice.mean():.3f}", f"{recall.mean():.3f}", f"{false.mean():.1f}"]
         for mine, reference in zip((dice, recall), values.get("native", (dice, recall, false))[:2], strict=True):
             low, high = interval_of_mean(mine - reference, held_out)
             row.append(f"{np.mean(mine - reference):+.3f} ({low:+.3f} to {high:+.3f})")

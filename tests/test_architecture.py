@@ -34,7 +34,7 @@ TOO_MANY_PARAMETERS = {
 ORDER: list[set[str]] = [
     {"errors"},
     {"plugins"},
-    {"lines", "messages", "processes", "stopping", "workspace"},
+    {"environment", "lines", "messages", "processes", "progress", "stopping", "workspace"},
     {"rules"},
     {"records"},
     {"imaging"},
@@ -76,6 +76,7 @@ TORCH_NOWHERE = {
     "messages",
     "plugins",
     "processes",
+    "progress",
     "records",
     "rules",
     "workspace",

@@ -1,4 +1,4 @@
-"""Models from Python: how they do at each site, and on images unlike those they were trained with."""
+"""Models from Python: how they do at each site, on images unlike those of their training, and how sure they are."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,7 @@ from autoseg.api.keywords import File, Names, Say, as_path, checked, in_workspac
 if TYPE_CHECKING:  # imported when they are made
     from autoseg.evaluation.groups import GroupScores
     from autoseg.evaluation.shifts import ShiftTable
+    from autoseg.evaluation.sureness import Sureness
 
 
 @checked
@@ -74,3 +75,34 @@ def measure_shifts(
     from autoseg.commands.shifts import measure_shifts
 
     return measure_shifts(in_workspace(workspace), configuration, network=network, cases=cases, device=device)
+
+
+@checked
+def measure_calibration(
+    workspace: File,
+    configuration: str | None = None,
+    *,
+    network: str | None = None,
+    device: str = "auto",
+    say: Say | None = print,
+) -> "Sureness":
+    """Segment held-out cases, and count how right the model is where it is how sure.
+
+    Args:
+        workspace, configuration, network, say: as for `cross_validate`.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+
+    Returns:
+        `ece`, `brier` and `bins` of the most probable class, and `labels` (label -> `ece`, `auc`, and for lesions
+        `found`, the share of them at each number of false alarms per image).
+
+    Raises:
+        AutosegError: no fold is trained, or a file cannot be read.
+
+    Example:
+        >>> found = autoseg.measure_calibration("ws")
+        >>> found.ece, found.labels["lesion"].froc
+    """
+    from autoseg.commands.calibration import measure_calibration
+
+    return measure_calibration(in_workspace(workspace), configuration, network=network, device=device)

@@ -36,6 +36,8 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "evaluate --choose": ("choose_decision", ("workspace",)),
     "evaluate --test": ("score_test_set", ("workspace",)),
     "evaluate --speeds": ("measure_speeds", ("workspace",)),
+    "evaluate --shifts": ("measure_shifts", ("workspace",)),
+    "evaluate --calibration": ("measure_calibration", ("workspace",)),
     "evaluate --expected-dice": ("learn_expected_dice", ("workspace",)),
     "evaluate --predictions": ("evaluate_folders", ("predictions", "references")),
     "compare": ("compare", ("a", "b")),
@@ -53,10 +55,10 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
 }
 NOT_GIVEN = (None, False)
 MODES = (  # options that have a function of their own
-    *("fix", "test", "predictions", "images", "choose", "speeds", "expected-dice", "onnx"),
+    *("fix", "test", "predictions", "images", "choose", "speeds", "shifts", "calibration", "expected-dice", "onnx"),
 )
 TYPED_ONLY = {  # options without a keyword
-    *("command", "plugins", "gpus", "slurm", "test", "speeds", "expected_dice", "json"),
+    *("command", "plugins", "gpus", "slurm", "test", "speeds", "shifts", "calibration", "expected_dice", "json"),
 }
 WORD = re.compile(r" (?P<word>(?:'[^']*'|[^\s'])+?)(?P<end>[,;.)]?)(?=\s|$)")
 OPTION = re.compile(r"(?<![\w=\-'\"])(?P<option>--[a-z][a-z-]+|-[a-z])(?![\w-])")

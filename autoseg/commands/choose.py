@@ -19,6 +19,7 @@ from autoseg.messages import counted
 from autoseg.models.decision import ComponentRule, Decision, Rule
 from autoseg.nn.devices import choose_device
 from autoseg.planning.plan import Plan
+from autoseg.progress import Progress
 from autoseg.records import save
 from autoseg.workspace import FoldName, Workspace
 
@@ -206,8 +207,6 @@ def _tables(
     task: _Task, pairs: Sequence[tuple[str, str]], ensembles: Mapping[str, tuple[int, ...]]
 ) -> "tuple[dict[str, dict[str, MarginTable]], dict[str, dict[str, str]]]":
     """Counted logits, ensemble -> case -> table, and the digests of the networks they are of."""
-    from tqdm import tqdm
-
     from autoseg.evaluation.margin_runs import tables_of_cases
     from autoseg.models.identity import fold_digests
 
@@ -215,7 +214,7 @@ def _tables(
     weights: dict[str, dict[str, str]] = {"-".join(pair): {} for pair in pairs}
     folder = task.workspace.model(*task.pair) / "margins"
     LOG.info(f"\nlogits of {counted(len(task.held.cases), 'held-out case')}, each by its own fold (kept in {folder})")
-    with tqdm(total=len(task.held.cases), desc="logits", disable=None, leave=False) as bar:
+    with Progress(len(task.held.cases), "logits") as bar:
         for fold, cases in task.cases.items():
             models = [_open(task, pair, fold) for pair in pairs]
             for model in models:

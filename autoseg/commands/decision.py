@@ -62,18 +62,25 @@ def rule_for(workspace: Workspace, models: "Sequence[Model]", exported: Sequence
     return fitting[0].rule, ""
 
 
-def apply_decision(workspace: Workspace, models: "Sequence[Model]", exported: Sequence[Path] = ()) -> Rule:
-    """The rule that was chosen for an ensemble; what a user should know of it is shown."""
+def apply_decision(
+    workspace: Workspace, models: "Sequence[Model]", exported: Sequence[Path] = (), *, optional: bool = True
+) -> Rule:
+    """The rule that was chosen for an ensemble; what a user should know of it is shown.
+
+    Args:
+        optional: whether the command that is running has `--no-decision`.
+    """
     rule, why = rule_for(workspace, models, exported)
     if why:
         LOG.info(f"note: {why}")
     elif not rule.is_plain:
-        LOG.info(f"by the decision of evaluate --choose: {'; '.join(rule.lines())} ({IGNORE})")
+        ignore = f" ({IGNORE})" if optional else ""
+        LOG.info(f"by the decision of evaluate --choose: {'; '.join(rule.lines())}{ignore}")
     return rule
 
 
 def open_with_rule(
-    workspace: Workspace, plan: Plan, opened: "Sequence[Model]", options: "PredictOptions"
+    workspace: Workspace, plan: Plan, opened: "Sequence[Model]", options: "PredictOptions", *, optional: bool = True
 ) -> "tuple[Sequence[Model], Rule]":
     """The models that predict, and the rule by which they decide.
 
@@ -81,12 +88,13 @@ def open_with_rule(
 
     Args:
         opened: of exported files, which predict instead of those of the workspace.
+        optional: as for `apply_decision`.
     """
     from autoseg.commands.predict import exported_files, models_asked_for, open_models_for
 
     if opened:
-        rule = apply_decision(workspace, opened, exported_files(workspace, options)) if options.decision else PLAIN
-        return opened, rule
+        files = exported_files(workspace, options)
+        return opened, apply_decision(workspace, opened, files, optional=optional) if options.decision else PLAIN
     pairs = models_asked_for(workspace, plan, options)
     named = bool(options.models or options.configuration or options.network)
     decided = pairs if named or not options.decision else decided_models(workspace, pairs[0])
@@ -96,7 +104,7 @@ def open_with_rule(
     if decided != pairs and (why := rule_for(workspace, models)[1]):
         LOG.info(f"note: {why}")
         return open_models_for(workspace, plan, pairs, options), PLAIN
-    return models, apply_decision(workspace, models)
+    return models, apply_decision(workspace, models, optional=optional)
 
 
 def decision_of(workspace: Workspace, configuration: str, network: str) -> Decision | None:

@@ -286,7 +286,7 @@ def score_test_set(
             LOG.info("note: no fold is trained; predicting with the model of all cases")
             folds = [FULL]
         options = PredictOptions(configuration, network, folds=tuple(folds), device=device)
-        models, rule = open_with_rule(workspace, plan, (), options)
+        models, rule = open_with_rule(workspace, plan, (), options, optional=False)
         folder = workspace.model(name, chosen.network.name) / "test"
         predict_cases(replace(split(models, by="models"), rule=rule), cases, folder, title="test set")
         pairs = [(model.configuration_name, model.configuration.network.name) for model in models]

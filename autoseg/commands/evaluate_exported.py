@@ -84,7 +84,7 @@ def score_with(
             f"{dataset.name} has no labelled test cases",
             remedy="add imagesTs and labelsTs, or rows with split=test in a table, then plan again",
         )
-    rule = apply_decision(workspace, models, [path])
+    rule = apply_decision(workspace, models, [path], optional=False)
     folder = workspace.root / f"test-{rule.digest(ensemble_digest(models))[:12]}"
     kept = folder / "test.json"
     if kept.exists():

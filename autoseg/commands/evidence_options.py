@@ -40,6 +40,25 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--tubes", default=(), metavar="LABELS", help="measure centreline_dice: vessel,airway | all (default: none)"
     )
     parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
+    _add_measurements(parser)
+    parser.add_argument(
+        "--choose", nargs="*", choices=("model", "thresholds", "components"), default=None, metavar="WHAT",
+        help="choose on the held-out cases what predict then applies: model (or two together), thresholds, components "
+        "(default: all three); each is accepted only where it helps beyond chance",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recall", type=label_share, action="append", default=[], metavar="LABEL=SHARE",
+        help="with --choose: a recall that a label must reach, e.g. lesion=0.95",
+    )  # fmt: skip
+    parser.add_argument("--csv", type=Path, help="also write one row per case and label")
+    add_verdicts(parser)
+    add_no_report(parser)
+    add_workers(parser)
+    add_json(parser)
+
+
+def _add_measurements(parser: argparse.ArgumentParser) -> None:
+    """What `evaluate` can measure of held-out cases beside their scores."""
     parser.add_argument(
         "--group", dest="groups", action="append", default=[], metavar="COLUMN",
         help="of the table of patients, e.g. site: also compare its groups of cases; may be repeated",
@@ -56,26 +75,17 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="with --shifts: N held-out cases of each fold, at most",
     )
     parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="measure whether probabilities of held-out cases mean what they say: reliability, ROC, FROC of lesions",
+    )
+    parser.add_argument(
         "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"
     )
     parser.add_argument(
         "--expected-dice", action="store_true",
         help="learn from the held-out cases what Dice predict --uncertainty may expect of new ones",
     )  # fmt: skip
-    parser.add_argument(
-        "--choose", nargs="*", choices=("model", "thresholds", "components"), default=None, metavar="WHAT",
-        help="choose on the held-out cases what predict then applies: model (or two together), thresholds, components "
-        "(default: all three); each is accepted only where it helps beyond chance",
-    )  # fmt: skip
-    parser.add_argument(
-        "--recall", type=label_share, action="append", default=[], metavar="LABEL=SHARE",
-        help="with --choose: a recall that a label must reach, e.g. lesion=0.95",
-    )  # fmt: skip
-    parser.add_argument("--csv", type=Path, help="also write one row per case and label")
-    add_verdicts(parser)
-    add_no_report(parser)
-    add_workers(parser)
-    add_json(parser)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,12 @@
 """The command line: every command with its options, their types and their defaults. No heavy import."""
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from autoseg import __version__
 from autoseg.commands.arguments import (
@@ -36,17 +38,41 @@ FORMATS = (  # of label files
     *("nii.gz", "nii", "seg.nrrd", "nrrd", "mha", "mhd", "tif", "tiff", "png", "bmp"), "dicom-seg", "rtstruct",
 )  # fmt: skip
 
+INVALID_CHOICE = re.compile(r"invalid choice: '(.*?)'")
+
 
 class Parser(argparse.ArgumentParser):
-    """Reports errors as argparse does, and says in the exception what they are."""
+    """Reports errors as argparse does, says in the exception what they are, and names what was probably meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse, but what a command does not know is its error: the usage shown is that of the command."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
-        if unknown != message and not unknown.startswith("-") and Path(unknown).is_dir():
+        if unknown == message:
+            unknown = ""
+        if unknown and not unknown.startswith("-") and Path(unknown).is_dir() and "-w" in self._option_string_actions:
             message += f" (a workspace needs an option in front of it: -w {unknown})"
+        meant = self._meant(message, unknown)
+        lists = f"{self.prog} --help lists the {'commands' if self._subparsers else 'options'}"
         self.print_usage(sys.stderr)
         print(f"{self.prog}: error: {message}", file=sys.stderr)
-        raise Misuse(message, remedy=f"{self.prog} --help lists the options")
+        if meant:
+            print(f"  -> did you mean {meant}?", file=sys.stderr)
+        raise Misuse(message, remedy=f"did you mean {meant}? {lists}" if meant else lists)
+
+    def _meant(self, message: str, unknown: str) -> str:
+        """The command, value or option that is spelled most like one that does not exist; "": none is like it."""
+        typed, known = unknown.partition(" ")[0].partition("=")[0], list(self._option_string_actions)
+        if found := INVALID_CHOICE.search(message):
+            typed, known = found[1], [str(value) for action in self._actions for value in action.choices or ()]
+        elif not typed.startswith("--"):
+            return ""
+        return next(iter(difflib.get_close_matches(typed, known, 1)), "")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from autoseg.commands.evaluate import folds_to_score, nothing_trained
 from autoseg.commands.expected_dice import expected_dice_of
 from autoseg.commands.folds import require_known
@@ -26,6 +24,7 @@ from autoseg.lines import LOG
 from autoseg.messages import counted
 from autoseg.nn.devices import choose_device
 from autoseg.preprocessing.sources import require_in_place
+from autoseg.progress import progressed
 from autoseg.records import save
 from autoseg.workspace import Workspace
 
@@ -75,9 +74,7 @@ def rank_cases(
     LOG.info(f"segmenting {counted(len(everything), 'held-out case')} again, each by its own fold")
     one = partial(open_model, workspace, name, chosen.network.name, device=choose_device(device))
     examined = examine_folds(lambda fold: one(folds=[int(fold)]), held_out)
-    found = ranked(
-        name, chosen.network.name, list(tqdm(examined, total=len(everything), desc="rank", disable=None, leave=False))
-    )
+    found = ranked(name, chosen.network.name, list(progressed(examined, len(everything), "rank")))
     save(workspace.label_errors(name, chosen.network.name), found)
     LOG.info(describe(found, top))
     if csv:
@@ -128,7 +125,7 @@ def rank_images(
     by_flips = record.score == "pairwise_dice" if record else sum(len(model.folds) for model in models) == 1
     ensemble = split(models, chosen, by="flips" if by_flips else "folds")
     looked = look(ensemble, cases, record.expected if record else None, faults)
-    order = ordered(list(tqdm(looked, total=len(cases), desc="rank", disable=None, leave=False)), faults)
+    order = ordered(list(progressed(looked, len(cases), "rank")), faults)
     LOG.info(describe(order, top))
     if csv:
         to_csv(order, csv)

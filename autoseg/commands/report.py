@@ -5,14 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autoseg.lines import LOG
 from autoseg.messages import duration, suggest
 from autoseg.workspace import Workspace, write_text
-
-if TYPE_CHECKING:
-    from autoseg.report.html import Machine
 
 LEAST_SECONDS = 40.0  # a shorter training ends without a report, which would take a noticeable part of it
 
@@ -95,24 +91,9 @@ def _write(
     """Write the page. `live`: whether a training is running; None: judged by when its folds last wrote."""
     from autoseg.report.gathered import gather
     from autoseg.report.html import render
+    from autoseg.training.machines import machine_here
 
     began = time.perf_counter()
-    page = render(gather(workspace, *model, live=live), _machine(), pictures=pictures)
+    page = render(gather(workspace, *model, live=live), machine_here(), pictures=pictures)
     write_text(out, page.text)
     return WrittenReport(out, len(page.text.encode("utf-8")) / 1e6, time.perf_counter() - began, page.cases)
-
-
-def _machine() -> "Machine":
-    """Versions and hardware, as the page states them."""
-    from autoseg.commands.environment import environment
-    from autoseg.report.html import Machine
-
-    here = environment()
-    libraries = [(name, version) for name, version in here.libraries.items() if version]
-    hardware = [
-        ("system", f"{here.system} {here.machine}"),
-        ("cores", str(here.cores)),
-        ("memory", f"{here.memory_total_bytes / 2**30:.1f} GiB"),
-        *((one.name, f"{one.model}, {one.memory_bytes / 2**30:.1f} GiB") for one in here.devices),
-    ]
-    return Machine((("autoseg", here.autoseg), ("Python", here.python), *libraries), tuple(hardware))

@@ -1,6 +1,6 @@
 """What `compare` is given: a workspace's cross-validation, a folder of segmentations, or a table of scores, as scores.
 
-open_side        which of these a text names; nothing is read yet
+open_side        which of these a text names; of a table, whether it is one of scores
 scored_side      its scores
 require_alike    references and labels of both sides, which must be the same
 
@@ -37,6 +37,7 @@ from autoseg.processes import map_in_processes
 from autoseg.workspace import Workspace, is_workspace, sha256
 
 TABLES = (".csv", ".tsv")
+STATISTICS = {"fold", "label", "metric", "mean"}  # columns of crossval.csv, which has no cases
 KINDS = "a workspace, WORKSPACE:MODEL, a folder of segmentations, or a table that evaluate --csv wrote"
 
 
@@ -64,11 +65,13 @@ def open_side(text: str, workspace: Workspace) -> Side:
 
     Raises:
         UsageError: none of them.
+        DataError: a table is not one of scores.
     """
     path = Path(text)
     if path.is_file():
         if path.suffix.lower() not in TABLES:
             raise UsageError(f"{path} cannot be compared: it is a file, but not a CSV or TSV", remedy=f"give {KINDS}")
+        _rows_of_scores(path)
         return Side(text, table=path)
     if path.is_dir():
         return Side(text, workspace=Workspace(path)) if is_workspace(path) else Side(text, folder=path)
@@ -131,13 +134,7 @@ def read_scores(path: Path) -> tuple[dict[str, dict[str, dict[str, float | None]
     Raises:
         DataError: the table lacks columns, a value is not a number, or a case occurs twice with one label.
     """
-    rows = read_table(path)
-    if not rows or not {"case", "label"} <= set(rows[0]) or not set(rows[0]) - {"case", "label", *HIDDEN}:
-        found = ", ".join(rows[0]) if rows else "nothing"
-        raise DataError(
-            f"{path} is not a table of scores: expected the columns case, label and metrics, found {found}",
-            remedy=f"write one with {suggest('evaluate', '--csv', 'scores.csv')}",
-        )
+    rows = _rows_of_scores(path)
     metrics = [name for name in rows[0] if name not in ("case", "label", *HIDDEN)]
     cases: dict[str, dict[str, dict[str, float | None]]] = {}
     diagonals: dict[str, float] = {}
@@ -150,6 +147,23 @@ def read_scores(path: Path) -> tuple[dict[str, dict[str, dict[str, float | None]
         if (diagonal := _number(row.get("diagonal_mm", ""), path, number, "diagonal_mm")) is not None:
             diagonals[row["case"]] = diagonal
     return cases, diagonals
+
+
+def _rows_of_scores(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, which has the columns of scores. Raises DataError."""
+    rows = read_table(path)
+    columns = set(rows[0]) if rows else set()
+    if {"case", "label"} <= columns and columns - {"case", "label", *HIDDEN}:
+        return rows
+    write = f"write one with {suggest('evaluate', '--csv', 'scores.csv')}"
+    if columns >= STATISTICS:
+        raise DataError(
+            f"{path} holds statistics over all cases; to compare, each case is needed",
+            remedy=f"name the workspace or the model instead of the table, or {write}",
+        )
+    found = ", ".join(rows[0]) if rows else "nothing"
+    what = f"{path} is not a table of scores: expected the columns case, label and metrics, found {found}"
+    raise DataError(what, remedy=write)
 
 
 def require_alike(a: Side, b: Side, cases: set[str], *, workers: int | None = None) -> None:

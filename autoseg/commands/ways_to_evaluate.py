@@ -31,7 +31,7 @@ def evaluate_as_asked(options: argparse.Namespace) -> Any:
         _require_unused(options, named[0])
     run = WAYS[named[0]] if named else _cross_validate
     if options.model is not None and run not in (_test_set, _folders):
-        if run in (_shifts, _groups, _choose):
+        if run in (_shifts, _calibration, _groups, _choose):
             raise UsageError(
                 f"{named[0]} needs the held-out cases of a workspace, which an exported model does not hold",
                 remedy="leave out -m, and name the workspace by -w",
@@ -53,6 +53,7 @@ def _given(options: argparse.Namespace) -> dict[str, bool]:
         "--speeds": options.speeds,
         "--expected-dice": options.expected_dice,
         "--shifts": options.shifts,
+        "--calibration": options.calibration,
         "--predictions": options.predictions is not None,
         "--group": bool(options.groups),
         "--choose": options.choose is not None or bool(options.recall),
@@ -106,6 +107,12 @@ def _shifts(workspace: Workspace, options: argparse.Namespace) -> Any:
     return measure_shifts(workspace, options.configuration, network=options.network, cases=options.cases)
 
 
+def _calibration(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.calibration import measure_calibration
+
+    return measure_calibration(workspace, options.configuration, network=options.network)
+
+
 def _folders(workspace: Workspace, options: argparse.Namespace) -> Any:
     from autoseg.commands.evaluate import evaluate_folders
     from autoseg.datasets.intake import parse_options
@@ -136,8 +143,10 @@ WAYS: dict[str, Callable[[Workspace, argparse.Namespace], Any]] = {
     "--speeds": _speeds,
     "--expected-dice": _expected_dice,
     "--shifts": _shifts,
+    "--calibration": _calibration,
     "--predictions": _folders,
     "--group": _groups,
     "--choose": _choose,
 }
-WITHOUT_SCORES = ("--test", "--speeds", "--shifts")  # whose result --csv, --tolerance and --tubes do not change
+# their result is not changed by --csv, --tolerance and --tubes
+WITHOUT_SCORES = ("--test", "--speeds", "--shifts", "--calibration")

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from tqdm import tqdm
 
 from autoseg.datasets.dataset import Case, LoadedCase, load_case
 from autoseg.evaluation.corruptions import SHIFTS, corrupted
@@ -23,6 +22,7 @@ from autoseg.evaluation.intervals import interval_of_mean
 from autoseg.evaluation.metrics import confusion_matrix, dice, overlap_counts
 from autoseg.imaging.labels import LabelSet
 from autoseg.messages import counted, ruled
+from autoseg.progress import Progress
 from autoseg.rules import anything, exactly
 from autoseg.workspace import FoldName
 
@@ -98,7 +98,7 @@ def measure_shifts(
     found: dict[tuple[str, float], dict[str, DiceOfLabels]] = {}
     patients: dict[str, Hashable] = {}
     total = sum(map(len, cases.values())) * (1 + sum(len(shift.strengths) for shift in SHIFTS.values()))
-    with tqdm(total=total, desc="shifts", disable=None, leave=False) as bar:
+    with Progress(total, "shifts") as bar:
         for fold, model in models.items():
             for case in cases[fold]:
                 patients[case.id] = case.patient

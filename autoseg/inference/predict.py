@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from autoseg.datasets.dataset import Case, LoadedCase, Problem, load_case
 from autoseg.errors import DataError, OutOfMemory, StorageError
@@ -39,6 +38,7 @@ from autoseg.planning.foreign_grids import require_like
 from autoseg.planning.foreign_images import foreign_extent, foreign_intensities
 from autoseg.planning.plan import Plan
 from autoseg.processes import free_memory
+from autoseg.progress import Progress
 from autoseg.training.validation_budget import Inference
 
 ARRAYS_AHEAD = 4  # float32 arrays of an image's size that reading and preparing it takes
@@ -137,7 +137,7 @@ def predict_cases(
             stack.callback(ledger.save)
         writer = stack.enter_context(Writer())
         ahead = stack.enter_context(Ahead(lambda case, slot: ensembles[slot].read(case), cases, _fits_ahead))
-        bar = stack.enter_context(tqdm(total=len(cases), desc=title, disable=None, leave=False))
+        bar = stack.enter_context(Progress(len(cases), title))
         for number, (case, read) in enumerate(ahead):
             writer.check()
             try:

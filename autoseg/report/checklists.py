@@ -1,8 +1,10 @@
 """Reporting checklists, filled as far as the records of a run can: CLAIM 2024, and the properties of Metrics Reloaded.
 
 Items of CLAIM are named in our words, with their numbers in the 2024 update (Tejani et al., Radiology: Artificial
-Intelligence 2024). The properties are those by which Metrics Reloaded (Maier-Hein, Reinke et al., Nature Methods 2024)
-chooses metrics for semantic segmentation. What only the author knows is left open, with what is expected there.
+Intelligence 2024, 6(4):e240300). Number and subject of all 44 were compared with the checklist on its group's site,
+"CLAIM: Explanation, Elaboration and Examples". The properties are those by which Metrics Reloaded (Maier-Hein, Reinke
+et al., Nature Methods 2024) chooses metrics for semantic segmentation. What only the author knows is left open, with
+what is expected there.
 """
 
 import math
@@ -102,6 +104,12 @@ def _initial(of: Gathered) -> str:
     return f"initialised from {some(sorted(map(str, given)))}" if given else "random, seeded"
 
 
+def _software(of: Gathered) -> str:
+    """autoseg as it was when folds were trained, or where they do not say, as it is."""
+    used = [one.machine.versions.get("autoseg", "") for fold in of.folds for one in fold.sessions]
+    return f"autoseg {' and '.join(dict.fromkeys(filter(None, used))) or __version__}"
+
+
 def _metrics(of: Gathered) -> str:
     first = next(iter(of.scores.summary.values()), {}) if of.scores else {}
     return ", ".join(first)
@@ -139,7 +147,7 @@ CLAIM: tuple[tuple[str, str, Fill, str], ...] = (
     ("11", "De-identification", _nothing, "how identities were removed"),
     ("12", "Missing data", _nothing, "what happened to incomplete cases"),
     ("13", "Image acquisition protocol", _nothing, "scanners, sequences, parameters"),
-    ("14", "How the reference standard was obtained", _nothing, "who outlined what, with which tool"),
+    ("14", "Methods by which the reference standard was obtained", _nothing, "who outlined what, with which tool"),
     ("15", "Why this reference standard", _nothing, "the reasons"),
     ("16", "Source of the annotations", _nothing, "qualification and preparation of the annotators"),
     ("17", "Annotation of the test set", _nothing, "whether it differs from that of the training data"),
@@ -148,7 +156,7 @@ CLAIM: tuple[tuple[str, str, Fill, str], ...] = (
     ("20", "Level at which partitions are disjoint", _disjoint, ""),
     ("21", "Intended sample size", _nothing, "how it was determined"),
     ("22", "Description of the model", _model, ""),
-    ("23", "Software", lambda of: f"autoseg {__version__}; versions of libraries below", ""),
+    ("23", "Software", lambda of: f"{_software(of)}; versions of libraries above", ""),
     ("24", "Initialisation of the parameters", _initial, ""),
     ("25", "Training", _training, ""),
     ("26", "How the final model was selected", lambda of: "weights at the end of the schedule, of every fold", ""),
@@ -161,15 +169,15 @@ CLAIM: tuple[tuple[str, str, Fill, str], ...] = (
     ("32", "Evaluation on internal data", _internal, ""),
     ("33", "Testing on external data", _nothing, "data of another institution, or that there are none"),
     ("34", "Registration of a clinical trial", _nothing, "the number, or that it is not one"),
-    ("35", "Numbers of patients and examinations", _counts, "those excluded, and why"),
-    ("36", "Demographic and clinical characteristics", _nothing, "for each partition"),
+    ("35", "Numbers of patients or examinations, included and excluded", _counts, "those excluded, and why"),
+    ("36", "Demographic and clinical characteristics of each partition", _nothing, "for each fold and the test set"),
     ("37", "Performance with its uncertainty", _results, ""),
     ("38", "Estimates of diagnostic performance", _nothing, "where the segmentation serves a diagnosis"),
-    ("39", "Analysis of failures", _failures, "what they have in common"),
+    ("39", "Analysis of incorrect results", _failures, "what they have in common"),
     ("40", "Limitations", _nothing, "bias, generalisability"),
     ("41", "Implications for practice", _nothing, "the intended use"),
     ("42", "Protocol and further technical detail", lambda of: "this page, and plan.json of the workspace", "where"),
-    ("43", "Availability of software, model and data", lambda of: "autoseg, Apache-2.0", "of the model and the data"),
+    ("43", "Availability of software, trained model and data", lambda of: "autoseg, Apache-2.0", "of model and data"),
     ("44", "Funding and the funders' role", _nothing, "the sources"),
 )  # fmt: skip
 

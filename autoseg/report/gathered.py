@@ -22,12 +22,13 @@ from autoseg.planning.plan import Plan
 from autoseg.preprocessing.sources import Sources
 from autoseg.records import load
 from autoseg.training.history import EpochRow, read_history
+from autoseg.training.machines import Session, sessions_of
 from autoseg.workspace import FoldName, Workspace, fold_of, fold_order
 
 T = TypeVar("T")
 
 EXTRAS = ("leakage.json", "learning_curve.json")  # of the workspace: records of other commands, shown where they exist
-MODEL_EXTRAS = ("decision.json", "calibration.json", "speeds.json")  # the same, of the model's folder
+MODEL_EXTRAS = ("decision.json", "speeds.json")  # the same, of the model's folder
 LIVE_SECONDS = 600.0  # a fold that is not finished and wrote within so long is being trained
 
 
@@ -41,6 +42,7 @@ class GatheredFold:
     begun: BegunFold | None  # None: no checkpoint that can be read
     segmented: int  # held-out cases with a segmentation
     live: bool  # it seems to be training now
+    sessions: tuple[Session, ...] = ()  # where it was trained; none: not recorded
 
     @property
     def finished(self) -> bool:
@@ -193,7 +195,9 @@ def _folds(model: Path, read: _Reader, live: bool | None) -> list[GatheredFold]:
         segmented = sum(path.name[0] != "." for path in (folder / "validation").glob("*"))
         finished = begun is not None and begun.finished
         recent = not finished and _seconds_since(folder) < LIVE_SECONDS
-        found.append(GatheredFold(fold, folder, tuple(history or ()), begun, segmented, recent and live is not False))
+        sessions = read.one(folder, sessions_of) or ()
+        trains = recent and live is not False
+        found.append(GatheredFold(fold, folder, tuple(history or ()), begun, segmented, trains, sessions))
     return found
 
 

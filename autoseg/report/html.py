@@ -19,10 +19,11 @@ from autoseg.report.gallery import Shown, by_place, gallery
 from autoseg.report.gathered import Gathered
 from autoseg.report.looked import LookedAt, looked_at
 from autoseg.report.methods import paragraph
-from autoseg.report.provenance import commands, digests, seeds, times, total_time, version_line
+from autoseg.report.provenance import commands, digests, machines, seeds, times, total_time, version_line
 from autoseg.report.score_section import score_section
 from autoseg.report.sections import Gap, Section, data_section, plan_section, training_section
 from autoseg.report.verdict import verdict
+from autoseg.training.machines import Machine
 
 MOST_BYTES = 10_000_000  # of a page
 REFRESH_SECONDS = 30  # of a page while its folds train
@@ -34,18 +35,6 @@ SECTIONS = (
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where the page was written: versions and hardware, as (what, value)."""
-
-    versions: tuple[tuple[str, str], ...] = ()
-    hardware: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def torch(self) -> str | None:
-        return dict(self.versions).get("torch")
-
-
-@dataclass(frozen=True)
 class Page:
     """A report."""
 
@@ -53,10 +42,11 @@ class Page:
     cases: int  # with pictures
 
 
-def render(of: Gathered, machine: Machine = Machine(), *, pictures: bool = True) -> Page:
+def render(of: Gathered, here: Machine | None = None, *, pictures: bool = True) -> Page:
     """Make the page.
 
     Args:
+        here: the machine that writes the page, which is stated where no fold recorded its own.
         pictures: with the gallery, which reads images; without it, a page is made in a second.
 
     Returns:
@@ -70,14 +60,14 @@ def render(of: Gathered, machine: Machine = Machine(), *, pictures: bool = True)
     }
     shown, looked = (gallery(of), looked_at(of)) if pictures else ([], [])
     for kept in (shown, [replace(one, volumes=None) for one in shown], []):
-        text = _page(of, machine, sections, kept, looked if kept else [])
+        text = _page(of, here, sections, kept, looked if kept else [])
         if len(text.encode("utf-8")) <= MOST_BYTES:
             break
     return Page(text, len(kept))
 
 
 def _page(
-    of: Gathered, machine: Machine, sections: dict[str, Section], shown: Sequence[Shown], looked: Sequence[LookedAt]
+    of: Gathered, here: Machine | None, sections: dict[str, Section], shown: Sequence[Shown], looked: Sequence[LookedAt]
 ) -> str:
     volumes = [_for_viewer(one) for one in shown if one.volumes is not None]
     text = _environment().get_template("report.html.j2").render(
@@ -96,7 +86,7 @@ def _page(
         gallery_gap=_gallery_gap(of, shown),
         volumes=volumes,
         viewer=Markup(_source(VIEWER)) if volumes else "",
-        provenance=_provenance(of, machine),
+        provenance=_provenance(of, here),
         version=version_line(),
         label_names=list(of.plan.labels.values),
     )  # fmt: skip
@@ -144,17 +134,18 @@ def _for_viewer(one: Shown) -> dict[str, Any]:
     }
 
 
-def _provenance(of: Gathered, machine: Machine) -> dict[str, Any]:
+def _provenance(of: Gathered, here: Machine | None) -> dict[str, Any]:
     known = times(of)
+    on = machines(of, here)
+    torch = list(dict.fromkeys(version for one in on if (version := one.machine.versions.get("torch"))))
     return {
-        "versions": machine.versions,
-        "hardware": machine.hardware,
+        "machines": on,
         "digests": digests(of),
         "commands": commands(of),
         "seeds": seeds(of),
         "times": known,
         "total": total_time(known) if known else "",
-        "methods": paragraph(of, machine.torch),
+        "methods": paragraph(of, " and ".join(torch) or None),
         "claim": claim(of),
         "properties": properties(of),
     }

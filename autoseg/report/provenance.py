@@ -9,6 +9,7 @@ from typing import Any
 from autoseg import __version__
 from autoseg.messages import counted, duration, suggest, typed_duration
 from autoseg.report.gathered import Gathered, GatheredFold
+from autoseg.training.machines import Machine
 from autoseg.workspace import sha256
 
 SHORT = 16  # characters of a digest that are shown; the title attribute has all
@@ -36,6 +37,36 @@ class TrainingTime:
     steps: int
     seconds: float
     how: str  # precision and what else was chosen at start-up
+
+
+@dataclass(frozen=True)
+class UsedMachine:
+    """A machine, and what was done on it."""
+
+    of: str
+    machine: Machine
+
+
+def machines(of: Gathered, here: Machine | None) -> list[UsedMachine]:
+    """Where the folds were trained, one entry for all that were on equal machines.
+
+    Args:
+        here: the machine that writes the page, stated where no fold recorded its own.
+    """
+    found: list[tuple[Machine, list[str]]] = []
+    for fold in of.folds:
+        for one in fold.sessions:
+            steps = f" after step {one.after}" if one.after else ""
+            for machine, folds in found:
+                if machine == one.machine:
+                    folds.append(f"{fold.fold}{steps}")
+                    break
+            else:
+                found.append((one.machine, [f"{fold.fold}{steps}"]))
+    used = [UsedMachine(f"Of the training of fold {', '.join(folds)}.", machine) for machine, folds in found]
+    if not used and here is not None:
+        used = [UsedMachine("Of the machine that wrote this page; no training recorded its own.", here)]
+    return used
 
 
 def digests(of: Gathered) -> list[Digest]:

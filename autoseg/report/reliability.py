@@ -1,12 +1,14 @@
 """How far probabilities of held-out cases can be trusted, where they exist: the numbers of a reliability diagram.
 
+`recorded` takes those of `autoseg evaluate --calibration`. Where that was not run, `measured` counts what there is:
 `autoseg predict --probabilities` writes one map per class. Those of held-out cases, by the fold that held them out,
 are in `validation/probabilities/CASE/` of that fold. The confidence of a voxel is the largest of its probabilities;
 voxels far from every object are background for sure and would hide everything else, so only those count that are within
 MARGIN voxels of the reference or the segmentation.
 """
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from scipy import ndimage
 
 from autoseg.datasets.loading import read_label
 from autoseg.errors import AutosegError
+from autoseg.evaluation.sureness import Sureness
 from autoseg.imaging.formats.readers import read_image
+from autoseg.records import load
 from autoseg.report.gathered import Gathered
 
 BINS = 10
@@ -29,6 +33,15 @@ class Reliability:
     bins: tuple[dict[str, float], ...]  # confidence, accuracy, share of voxels; empty bins are left out
     error: float
     cases: int
+
+
+def recorded(of: Gathered) -> Reliability | None:
+    """What `evaluate --calibration` counted; None where it was not run, or its record is of another version."""
+    path = of.workspace.calibration(of.configuration, of.network)
+    with suppress(AutosegError):
+        if path.exists() and (found := load(Sureness, path)).ece is not None:
+            return Reliability(tuple(asdict(one) for one in found.bins), found.ece, len(found.cases))
+    return None
 
 
 def measured(of: Gathered) -> Reliability | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from autoseg.records import load
 from autoseg.report.data_figures import Figure
 from autoseg.report.gathered import Gathered
 from autoseg.report.numbers import case_means, interval_text, quartiles, size_unit, sizes_of
-from autoseg.report.reliability import measured
+from autoseg.report.reliability import measured, recorded
 from autoseg.report.score_figures import expected_dice, reliability, score_figures
 from autoseg.report.sections import Gap, Section, Table
 
@@ -174,11 +173,11 @@ def _sentences(scores: CrossValidation) -> list[str]:
 def _sureness(of: Gathered) -> tuple[list[Figure], list[Gap]]:
     """Reliability of probabilities, and of the expected Dice, where they exist."""
     figures, gaps = [], []
-    found = measured(of)
+    found = recorded(of) or measured(of)
     if found is not None:
         figures.append(reliability(found.bins, found.error, found.cases))
-    elif not of.plan.labels.has_regions:  # whose probabilities do not exclude each other
-        gaps.append(_probabilities(of))
+    else:
+        gaps.append(Gap("whether probabilities mean what they say", of.command("evaluate", "--calibration")))
     path = of.workspace.expected_dice(of.configuration, of.network)
     record = None
     with suppress(AutosegError):  # of another version, or damaged
@@ -193,24 +192,7 @@ def _sureness(of: Gathered) -> tuple[list[Figure], list[Gap]]:
             figures.append(expected_dice(points, record.mean.mean_error))
     else:
         gaps.append(Gap("how well the network knows its own errors", of.command("evaluate", "--expected-dice")))
-    return figures, [gap for gap in gaps if gap is not None]
-
-
-def _probabilities(of: Gathered) -> Gap | None:
-    """How to write the probabilities of held-out cases, of the first fold as an example."""
-    assert of.scores is not None
-    first = of.scores.folds[0]
-    images = [
-        Path(image)
-        for case in first.cases[:FEW]
-        for image in (of.cases[case.case].images if case.case in of.cases else ())
-    ]
-    if not images:
-        return None
-    folder = of.workspace.fold(of.configuration, of.network, first.fold) / "validation"
-    command = of.command("predict", "-f", first.fold, "--probabilities", "-i", *images, "-o", folder)
-    few = min(FEW, len(first.cases))
-    return Gap(f"a reliability diagram, of {counted(few, 'held-out case')} of fold {first.fold}", command)
+    return figures, gaps
 
 
 def _records(of: Gathered) -> list[tuple[str, Table]]:
@@ -219,7 +201,6 @@ def _records(of: Gathered) -> list[tuple[str, Table]]:
         "leakage.json": "Leakage between folds",
         "decision.json": "Decision rule and post-processing",
         "learning_curve.json": "Learning curve",
-        "calibration.json": "Calibration",
     }
     return [
         (title, Table(("key", "value"), tuple(flat(of.extras[file]))))

@@ -9,8 +9,9 @@ Nothing is lost: once a minute, after every epoch and when it is asked to stop, 
 command resumes there, with the exact batch that was due.
 
 Files of a fold: `last.pt`, `previous.pt` and their digests (everything needed to resume, and the weights to predict
-with), `history.jsonl` (one line per epoch), `log.txt` (what was shown), `progress.png`. The weights of the last step
-are the ones that predict: choosing an epoch by its validation score would make the cross-validation flatter itself.
+with), `history.jsonl` (one line per epoch), `log.txt` (what was shown), `progress.png`, `machines.json` (with what, and
+where). The weights of the last step are the ones that predict: choosing an epoch by its validation score would make the
+cross-validation flatter itself.
 """
 
 import math
@@ -33,6 +34,7 @@ from autoseg.training.diagnosis import diagnose
 from autoseg.training.fold_folder import FoldFolder, held
 from autoseg.training.history import EpochRow, rows_of
 from autoseg.training.logger import FoldLog, warning_of_fold
+from autoseg.training.machines import note_machine
 from autoseg.training.resume import (
     contents_of,
     nothing_to_finish,
@@ -127,6 +129,8 @@ def train(fold: TrainingSession, options: FoldOptions) -> None:
     fold.open_stream()
     if state.position.step == 0:
         begin(fold)
+    if ranks.rank == 0:
+        note_machine(fold.task.folder, state.position.step, fold.task.device)
     saved_at = clock.elapsed()
     (schedule,) = ranks.all_max(clock.progress(state.position.step))  # share of the schedule that is done
     if options.finish and state.cooling_since is None:

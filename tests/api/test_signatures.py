@@ -12,7 +12,19 @@ import autoseg
 from autoseg.api.keywords import READ, intake_of
 from autoseg.api.spelling import FUNCTIONS as CALLS
 from autoseg.api.spelling import KEYWORDS
-from autoseg.commands import calibrate, choose, evaluate, expected_dice, fix, groups, rank, report, shifts, speeds
+from autoseg.commands import (
+    calibrate,
+    calibration,
+    choose,
+    evaluate,
+    expected_dice,
+    fix,
+    groups,
+    rank,
+    report,
+    shifts,
+    speeds,
+)
 from autoseg.commands.compare import CompareOptions
 from autoseg.commands.export import ExportOptions
 from autoseg.commands.floor import FloorOptions
@@ -40,6 +52,7 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "score_test_set": (evaluate.score_test_set, set()),
     "measure_speeds": (speeds.measure_speeds, set()),
     "measure_shifts": (shifts.measure_shifts, set()),
+    "measure_calibration": (calibration.measure_calibration, set()),
     "compare_groups": (groups.compare_groups, {"options"}),
     "learn_expected_dice": (expected_dice.learn_expected_dice, {"options"}),
     "choose_decision": (choose.choose_decision, {"options"}),
@@ -55,7 +68,8 @@ OF_COMMAND = {
     "floor": ("measure_floor",),
     "train": ("train_folds",),
     "evaluate": (
-        *("cross_validate", "score_test_set", "measure_speeds", "measure_shifts", "compare_groups"),
+        *("cross_validate", "score_test_set", "measure_speeds", "measure_shifts", "measure_calibration"),
+        "compare_groups",
         *("learn_expected_dice", "choose_decision", "evaluate_folders"),
     ),
     "compare": ("compare",),
@@ -72,7 +86,7 @@ OF_COMMAND = {
 TYPED_ONLY = {
     "check": {"skip_bad"},  # does nothing there
     "train": {"gpus", "slurm"},  # start other processes of the command line
-    "evaluate": {"test", "speeds", "shifts", "expected_dice"},  # functions of their own
+    "evaluate": {"test", "speeds", "shifts", "calibration", "expected_dice"},  # functions of their own
 }
 CALLED_ONLY = {"plan": {"seed"}, "evaluate": {"device"}, "predict": {"path"}}
 

@@ -209,4 +209,23 @@ def test_a_workspace_without_its_option_is_recognised(tmp_path, capsys):
     assert f"-w {tmp_path}" in capsys.readouterr().err
     with pytest.raises(Misuse):
         main(["status", str(tmp_path / "missing")])
-    assert "-w " not in capsys.readouterr().err
+    assert "in front of it" not in capsys.readouterr().err
+    with pytest.raises(Misuse):
+        main(["env", str(tmp_path)])  # a command that has no workspace
+    assert "in front of it" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["statsu"], "status"), (["learning-curves"], "learning-curve"),
+        (["train", "--time-bugdet", "5m"], "--time-budget"), (["train", "--epoch=3"], "--epochs"),
+        (["evaluate", "--choose", "modle"], "model"), (["zzz"], ""), (["train", "-q"], ""),
+        (["compare", "a", "b", "c"], ""),
+    ],
+)  # fmt: skip
+def test_what_was_probably_meant_is_named(typed, meant, capsys):
+    with pytest.raises(Misuse) as caught:
+        main(typed)
+    assert caught.value.remedy.startswith(f"did you mean {meant}? autoseg ") == bool(meant)
+    assert (f"  -> did you mean {meant}?\n" in capsys.readouterr().err) == bool(meant)

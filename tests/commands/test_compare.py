@@ -218,3 +218,10 @@ def test_on_the_command_line(shared, tmp_path, capsys):
     assert "mean over labels: no difference shown in Dice; B - A is +0.0" in said
     code, said = outcome(capsys, *arguments, "--references", tmp_path, "--labels", "a=1", "--metric", "iou", "--json")
     assert '"better": null' in said
+
+
+def test_a_table_of_statistics_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "crossval.csv").write_text("fold,label,metric,mean,std,median\nall,l,dice,0.5,0.1,0.5\n")
+    with pytest.raises(DataError, match=r"crossval\.csv holds statistics over all cases") as caught:
+        compare(str(tmp_path / "crossval.csv"), "nowhere", Workspace(tmp_path / "none"))
+    assert "name the workspace or the model" in caught.value.remedy

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autoseg.commands.decision import apply_decision
 from autoseg.commands.export import ExportOptions, export_model
 from autoseg.commands.info import info
 from autoseg.commands.predict import PredictOptions, predict_images
@@ -75,6 +76,8 @@ def test_predict_applies_it_and_says_so(workspace, model, tmp_path, said):
     (decided,) = predict_images(workspace, [image], tmp_path / "decided", CPU)
     assert above(decided, image) == 80
     assert "by the decision of evaluate --choose: organ: logit +1 (--no-decision ignores it)" in said
+    apply_decision(workspace, [model], optional=False)  # evaluate --test has no such option
+    assert said[-1] == "by the decision of evaluate --choose: organ: logit +1"
     (ignored,) = predict_images(workspace, [image], tmp_path / "ignored", replace(CPU, decision=False))
     assert above(ignored, image) == 100
 

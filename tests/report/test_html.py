@@ -27,6 +27,7 @@ from autoseg.report.html import MOST_BYTES, SECTIONS, VIEWER, render
 from autoseg.report.sections import data_section, training_section
 from autoseg.report.verdict import headline, verdict
 from autoseg.training.history import write_history
+from autoseg.training.machines import Machine, Session
 from autoseg.workspace import Workspace
 from reported import MODEL, SCRIPT, add_fold, copied, history, planned, reported_workspace, row, score
 
@@ -291,6 +292,22 @@ def test_provenance_names_what_repeats_the_run(source, text):
     assert "autoseg evaluate -w" in page.words
     digests = re.findall(r"<code title=\"([0-9a-f]+)\">", text)
     assert hashlib.sha256(source.plan.read_bytes()).hexdigest() in digests
+
+
+def test_versions_are_those_of_the_training(source):
+    of, here = gather(source, live=False), Machine({"torch": "9.9"}, {"cores": "64"})
+    assert "no training recorded its own" in render(of, here, pictures=False).text
+    old, new = (Machine({"autoseg": "0.0.5", "torch": version}, {"device": "A <b>"}) for version in ("1.1", "1.2"))
+    sessions = ((Session(0, old),), (Session(0, old), Session(40, new)))
+    of = replace(of, folds=tuple(map(lambda fold, own: replace(fold, sessions=own), of.folds, sessions)))
+    numbers = [fold.fold for fold in of.folds]
+    page = render(of, here, pictures=False).text
+    assert f"Of the training of fold {numbers[0]}, {numbers[1]}." in page
+    assert f"Of the training of fold {numbers[1]} after step 40." in page
+    assert "(PyTorch 1.1 and 1.2)" in page
+    assert "9.9" not in page
+    assert "A &lt;b&gt;" in page
+    assert next(item for item in claim(of) if item.number == "23").filled.startswith("autoseg 0.0.5;")
 
 
 def test_checklists_are_complete(source):
