@@ -22,21 +22,20 @@ from skimage.segmentation import watershed
 from autoseg.imaging.geometry import Vector3
 
 CORE, BORDER = 1, 2
-MOST_OF_DEPTH = 0.5  # of an object's greatest depth that is border at most: every object has a core
+MOST_OF_REACH = 0.5  # of the distance that an object reaches away from others, which may be border: it has a core
 BAND_VOXELS = 2**24  # an image is grown in bands of about so many voxels
 _FACES = ndimage.generate_binary_structure(3, 1)
 
 
 def split_objects(objects: np.ndarray, width: float, spacing: Vector3 = (1.0, 1.0, 1.0)) -> np.ndarray:
-    """Split every object into core and border.
+    """Split every object into core and border: the border is what lies within a width of another object.
 
-    A voxel's depth is its distance from the nearest voxel of another object or of the background; the edge of the image
-    is neither. Along an axis whose spacing exceeds the width, a step counts as the width: the outermost voxels of an
-    object are border along every axis.
+    Along an axis whose spacing exceeds the width, a step counts as the width: objects that touch have a border there,
+    too. Where an object would be border throughout, its border is half as wide as its voxels reach away from others.
 
     Args:
         objects: (Z, Y, X) whole numbers, 0 is background.
-        width: depth in mm to which voxels are border; 0 leaves none.
+        width: mm; 0: there are no borders.
         spacing: mm along (Z, Y, X).
 
     Returns:
@@ -44,18 +43,23 @@ def split_objects(objects: np.ndarray, width: float, spacing: Vector3 = (1.0, 1.
     """
     numbers, compact = np.unique(objects, return_inverse=True)
     compact = compact.reshape(objects.shape) + (0 if numbers.size and numbers[0] == 0 else 1)
-    classes = np.where(objects != 0, np.uint8(BORDER), np.uint8(0))
-    steps = [min(step, width) if width else step for step in spacing]
+    classes = np.where(objects != 0, np.uint8(CORE), np.uint8(0))
+    if not width:
+        return classes
+    steps = [min(step, width) for step in spacing]
+    reach = [math.ceil(width / step) for step in steps]
     for number, box in enumerate(ndimage.find_objects(compact), start=1):
         if box is None:
             continue
-        around = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, objects.shape, strict=True))
-        mask = compact[around] == number
-        if mask.all():  # it fills the image
-            classes[around] = CORE
+        around = tuple(
+            slice(max(s.start - r, 0), min(s.stop + r, n)) for s, r, n in zip(box, reach, objects.shape, strict=True)
+        )
+        own = compact[around] == number
+        others = (compact[around] > 0) & ~own
+        if not others.any():
             continue
-        depth = ndimage.distance_transform_edt(mask, sampling=steps)
-        classes[around][depth > min(width, MOST_OF_DEPTH * depth.max())] = CORE
+        away = ndimage.distance_transform_edt(~others, sampling=steps)
+        classes[around][own & (away <= min(width, MOST_OF_REACH * away[own].max()))] = BORDER
     return classes
 
 
