@@ -27,7 +27,7 @@ from autoseg.messages import counted
 from autoseg.processes import map_in_processes
 
 WIDTHS = (1, 2, 3, 4)  # voxels of the finest axis
-LOSS = 0.01  # of average precision at an IoU of 0.5
+LOSS = 0.02  # of average precision at an IoU of 0.5
 TRIED_FILES = 40  # files at most that widths are tried on
 SMALLEST = 0.5  # of the smallest objects' volume (1st percentile): what is smaller is not written
 FEW = 10  # values; a set of so many or fewer labels is not taken for numbers of objects

@@ -1,16 +1,18 @@
 """Objects that touch: an instance map to two classes that a network can learn, and these back to an instance map.
 
 An *instance map* holds a whole number per voxel: 0 where no object is, and its own number for each object. The voxels
-of an object near its surface are its *border*, the others its *core* (`split_objects`). Objects that touch share a
-surface, but their cores stay apart. On the way back every connected piece of core becomes an object and grows over the
-border around it by a watershed (`grow_objects`), so that outlines are those of the classes, not of the cores.
+of an object near another object are its *border*, the others its *core* (`split_objects`). Objects may touch, their
+cores do not. On the way back every connected piece of core becomes an object and grows over the border beside it by a
+watershed (`grow_objects`).
+
+Borders lie only where objects meet. A border all around each object is mostly outline, which foreground and background
+show anyway; its Dice would hardly change where two objects are joined, and joined objects are what goes wrong.
 
 What becomes of a connected piece of foreground (core and border) depends on that piece alone. Hence `ObjectRows`, which
 sees an image a few rows at a time and finishes a piece once it has all of it, gives the same objects with the same
 numbers as the whole image at once, and needs memory for the pieces that are not complete.
 
-The classes are those of Caicedo et al. (Nature Methods 2019, the 2018 Data Science Bowl) and Isensee and Maier-Hein
-(nnU-Net in the Cell Tracking Challenge, 2021); here, the border of an object smaller than it is wide is half its depth.
+Classes of this kind won the 2018 Data Science Bowl (Caicedo et al., Nature Methods 2019).
 """
 
 import math

@@ -51,6 +51,8 @@ def plan_training(asked: Request, space: Space, chosen: Configuration) -> Traini
         spacings = np.column_stack((space.case_spacings[:, 0], np.broadcast_to(space.spacing[1:], (len(shapes), 2))))
     filled = sparsity.filled_share(space.table, chosen.patch_size, chosen.spacing)
     weights, why = sparsity.class_weights(found, labels, filled)
+    if labels.things:
+        weights, why = None, "objects: weights of their borders would make them wider"
     asked.decide("5.3 class weights", f"{min(weights):.3g} to {max(weights):.3g}" if weights else "none", why)
     fraction, why = sparsity.foreground_fraction(sparsity.foreground_chance(space.table, shapes, spacings, patch))
     asked.decide("5.4 foreground", fraction, why)

@@ -14,14 +14,16 @@ def row(text: str) -> np.ndarray:
     return np.array([[[*map(int, text)]]])
 
 
-def test_the_border_is_as_wide_as_asked_on_the_sides_that_meet_others():
+def test_the_border_lies_towards_other_objects_as_wide_as_asked():
     classes = split_objects(row("011111111222222220"), 2.0)
-    assert classes.ravel().tolist() == [int(c) for c in "022111122221111220"]
+    assert classes.ravel().tolist() == [int(c) for c in "011111122221111110"]
     assert classes.dtype == np.uint8
 
 
-def test_the_edge_of_the_image_is_not_a_border():
-    assert split_objects(row("1111100"), 2.0).ravel().tolist() == [int(c) for c in "1112200"]
+def test_without_others_nearby_there_is_no_border():
+    assert split_objects(row("1111100"), 2.0).ravel().tolist() == [int(c) for c in "1111100"]
+    assert split_objects(row("1111000222"), 3.0).ravel().tolist() == [int(c) for c in "1111000111"]  # 4 voxels away
+    assert split_objects(row("1111002222"), 3.0).ravel().tolist() == [int(c) for c in "1112002111"]
     assert (split_objects(np.full((2, 3, 4), 7), 2.0) == CORE).all()
 
 
@@ -30,8 +32,8 @@ def test_every_object_has_a_core_however_small():
     objects[0, 2, 2], objects[0, 4:7, 4:7], objects[0, 1:3, 8:11] = 1, 2, 3
     classes = split_objects(objects, 3.0)
     assert all((classes[objects == number] == CORE).any() for number in (1, 2, 3))
-    assert classes[0, 5, 5] == CORE
-    assert (classes[0, 4:7, 4:7] == BORDER).sum() == 8  # of 3 x 3, half the depth of 2 is border
+    between = split_objects(row("1123"), 3.0).ravel().tolist()
+    assert between == [CORE, BORDER, CORE, CORE]  # the reaches are 2, 1 and 1, the border half of that
 
 
 def test_along_a_coarse_axis_the_outermost_slice_of_an_object_is_border():

@@ -7,8 +7,8 @@ from autoseg.errors import DataError, UsageError
 from autoseg.imaging.labels import LabelSet, Thing
 from autoseg.records import from_plain, to_plain
 
-NUCLEI = LabelSet({"nuclei core": 1, "nuclei border": 2}, things={"nuclei": Thing(1, 2, 2.0)}, ignore=255)
-PANOPTIC = LabelSet({"cell core": 1, "tissue": 2, "cell border": 3}, things={"cell": Thing(1, 3, 1.0)}, divisor=1000)
+NUCLEI = LabelSet({"nuclei core": 1, "nuclei border": 2}, things={"nuclei": Thing(1, 2, 4.0)}, ignore=255)
+PANOPTIC = LabelSet({"cell core": 1, "tissue": 2, "cell border": 3}, things={"cell": Thing(1, 3, 3.0)}, divisor=1000)
 
 
 def squares(*values: int) -> np.ndarray:
@@ -22,24 +22,24 @@ def squares(*values: int) -> np.ndarray:
 def test_every_value_is_an_object_but_for_background_and_the_ignore_value():
     indices = NUCLEI.to_indices(squares(7, 900, 255))
     assert [int(indices[0, 5, 10 * i + 5]) for i in range(3)] == [1, 1, 3]
-    assert [int(indices[0, 1, 10 * i + 5]) for i in range(3)] == [2, 2, 3]
-    assert (indices[0, :, :10] == 1).sum() == 16  # 4 x 4 of 8 x 8, inside a border of 2
+    assert indices[0, 1, 6:14].tolist() == [1, 2, 2, 0, 0, 2, 2, 1]  # 3 and 4 voxels from the other one
+    assert indices[0, 1, 18] == 1  # nor is what nobody annotated another object
     assert indices.dtype == np.int16
     assert NUCLEI.unexpected(squares(7, 900, 255)) == {}
     assert NUCLEI.unexpected(squares(-4)) == {-4: 64}
 
 
 def test_the_border_is_measured_in_millimetres():
-    """The greatest depth is 2 mm, along x; half of it is border: two voxels along x, one along y."""
-    indices = NUCLEI.to_indices(squares(7), (1.0, 1.0, 0.5))
-    assert (indices == 1).sum() == 6 * 4
+    """Objects are 1.5 mm apart and reach 5 mm away from each other: 2.5 mm may be border, which are three columns."""
+    indices = NUCLEI.to_indices(squares(7, 8), (1.0, 1.0, 0.5))
+    assert (indices == 2).sum() == 2 * 3 * 8
 
 
 def test_with_a_divisor_values_are_kinds_and_objects():
     values = squares(1001, 1002, 2, 1)
     indices = PANOPTIC.to_indices(values)
     assert [int(indices[0, 5, 10 * i + 5]) for i in range(4)] == [1, 1, 2, 1]
-    assert [int(indices[0, 1, 10 * i + 5]) for i in range(4)] == [3, 3, 2, 3]
+    assert [int(indices[0, 1, column]) for column in (7, 8, 11, 12, 28, 31)] == [1, 3, 3, 1, 2, 1]
     assert PANOPTIC.unexpected(squares(3, 4001, 2007)) == {3: 64, 4001: 64}  # a border is in no file
     assert PANOPTIC.declared([0, 1001, 1002]) == {1, 3}
     assert PANOPTIC.declared([0, 2]) == {2}
