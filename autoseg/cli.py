@@ -321,7 +321,7 @@ def _intake(options: argparse.Namespace) -> "IntakeOptions":
 
     return parse_options(
         channels=options.channels, labels=options.labels, regions=options.regions, ignore=options.ignore,
-        patient_regex=options.patient_regex,
+        patient_regex=options.patient_regex, instances=options.instances, divisor=options.divisor,
     )  # fmt: skip
 
 

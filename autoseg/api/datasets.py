@@ -32,6 +32,8 @@ def check_dataset(
     regions: Regions | None = None,
     ignore: int | None = None,
     patient_regex: str | None = None,
+    instances: Names | None = None,
+    divisor: int | None = None,
     workers: int | None = None,
     say: Say | None = print,
 ) -> "DatasetReport":
@@ -44,6 +46,8 @@ def check_dataset(
         regions: unions of labels that are predicted as one: {"whole": [1, 2]} or "whole=1+2".
         ignore: label value of voxels that nobody annotated.
         patient_regex: its first group, found in the case id, names the patient.
+        instances: kinds of objects that are separated: ["nuclei"]; each object has its own number in label files.
+        divisor: with labels and instances: objects are stored as value x divisor + number; None: 1000.
         workers: processes; 0: none but this one; None: as cores and memory allow.
         say: what shows a line; None: nothing is shown.
 
@@ -59,7 +63,7 @@ def check_dataset(
     """
     from autoseg.commands.check import check_dataset
 
-    intake = intake_of(channels, labels, regions, ignore, patient_regex)
+    intake = intake_of(channels, labels, regions, ignore, patient_regex, instances, divisor)
     return check_dataset(as_path(dataset), intake, workers=workers)
 
 
@@ -75,13 +79,16 @@ def fix_dataset(
     regions: Regions | None = None,
     ignore: int | None = None,
     patient_regex: str | None = None,
+    instances: Names | None = None,
+    divisor: int | None = None,
     workers: int | None = None,
     say: Say | None = print,
 ) -> "FixReport":
     """Write a corrected copy of a dataset and list every change; the dataset itself is never written.
 
     Args:
-        dataset, channels, labels, regions, ignore, patient_regex, workers, say: as for `check_dataset`.
+        dataset, channels, labels, regions, ignore, patient_regex, instances, divisor, workers, say:
+            as for `check_dataset`.
         out: a new folder for the copy.
         mapping: value in label files -> the value to write instead: {255: 1}.
         non_finite_to: the value for NaN and infinity in images; None: such cases are left out.
@@ -98,7 +105,7 @@ def fix_dataset(
     """
     from autoseg.commands.fix import fix_dataset
 
-    intake = intake_of(channels, labels, regions, ignore, patient_regex)
+    intake = intake_of(channels, labels, regions, ignore, patient_regex, instances, divisor)
     return fix_dataset(
         as_path(dataset), as_path(out), intake, mapping=mapping, non_finite_to=non_finite_to, workers=workers,
     )  # fmt: skip
@@ -127,13 +134,16 @@ def plan_dataset(
     regions: Regions | None = None,
     ignore: int | None = None,
     patient_regex: str | None = None,
+    instances: Names | None = None,
+    divisor: int | None = None,
     workers: int | None = None,
     say: Say | None = print,
 ) -> "Plan":
     """Measure a dataset, decide everything, and preprocess it into a workspace.
 
     Args:
-        dataset, channels, labels, regions, ignore, patient_regex, workers, say: as for `check_dataset`.
+        dataset, channels, labels, regions, ignore, patient_regex, instances, divisor, workers, say:
+            as for `check_dataset`.
         workspace: folder where everything is kept from now on.
         preset: "s": CPU; "m", "l", "xl": residual encoders for 8, 24, 40 GB; None: plain U-Net for this machine.
         network: architecture, such as "attention_unet"; None: the preset's.
@@ -161,5 +171,5 @@ def plan_dataset(
     """
     from autoseg.commands.plan import PlanOptions, plan_dataset
 
-    given = locals() | {"intake": intake_of(channels, labels, regions, ignore, patient_regex)}
+    given = locals() | {"intake": intake_of(channels, labels, regions, ignore, patient_regex, instances, divisor)}
     return plan_dataset(as_path(dataset), in_workspace(workspace), options_of(PlanOptions, given))

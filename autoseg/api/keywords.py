@@ -253,6 +253,8 @@ def intake_of(
     regions: Regions | None = None,
     ignore: int | None = None,
     patient_regex: str | None = None,
+    instances: Names | None = None,
+    divisor: int | None = None,
 ) -> IntakeOptions:
     """What a dataset cannot say itself. Raises UsageError."""
     return parse_options(
@@ -261,6 +263,8 @@ def intake_of(
         regions=_pairs("regions", regions, lambda values: "+".join(map(str, values))),
         ignore=ignore,
         patient_regex=patient_regex,
+        instances=instances if isinstance(instances, str) or instances is None else ",".join(instances),
+        divisor=divisor,
     )
 
 

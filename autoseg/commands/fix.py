@@ -22,7 +22,7 @@ from pathlib import Path
 from autoseg.commands.check import describe_dataset
 from autoseg.datasets.checks.duplicates import as_one_patient
 from autoseg.datasets.checks.problems import check, problem_table
-from autoseg.datasets.dataset import Dataset, IntakeOptions, discover, workers_for
+from autoseg.datasets.dataset import Dataset, IntakeOptions, discover
 from autoseg.datasets.fixing.changes import LEFT_OUT, NOT_MENDED, Change, change_csv, change_table
 from autoseg.datasets.fixing.copying import MARK, CopyPlan, Placed, begin, copy_file, plan_copy, source_of
 from autoseg.datasets.fixing.leaving_out import leave_out
@@ -38,6 +38,7 @@ from autoseg.datasets.fixing.lists import (
     set_num_training,
 )  # fmt: skip
 from autoseg.datasets.fixing.repair import Wishes, mend_cases
+from autoseg.datasets.loading import workers_for
 from autoseg.datasets.outlined import COCO
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import DataError, StorageError, UsageError

@@ -216,7 +216,8 @@ def _examine(root: Path, options: PlanOptions) -> tuple[Dataset, Fingerprint]:
     for note in dataset.notes[known:] if options.explain else ():
         LOG.info(f"note: {note}")
     kept = {case.id: measured[case.id] for case in dataset.cases}
-    return dataset, summarise(kept, channels=dataset.channels, labels=dataset.labels)
+    fingerprint = summarise(kept, channels=dataset.channels, labels=dataset.labels)
+    return dataset, replace(fingerprint, objects=dataset.objects)
 
 
 def _split(dataset: Dataset, fingerprint: Fingerprint, workspace: Workspace, options: PlanOptions) -> Splits:

@@ -163,7 +163,8 @@ def options_again(intake: IntakeOptions, more: Sequence[tuple[str, object]]) -> 
     regions = intake.regions and ",".join(f"{n}={'+'.join(map(str, v))}" for n, v in intake.regions.items())
     pairs = [
         ("--channels", intake.channels and ",".join(intake.channels)), ("--labels", labels), ("--regions", regions),
-        ("--ignore", intake.ignore), ("--patient-regex", intake.patient_regex), *more,
+        ("--ignore", intake.ignore), ("--patient-regex", intake.patient_regex),
+        ("--instances", intake.instances and ",".join(intake.instances)), ("--divisor", intake.divisor), *more,
     ]  # fmt: skip
     words: list[str] = []
     for flag, value in pairs:

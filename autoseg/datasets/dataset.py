@@ -13,29 +13,29 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from autoseg.datasets.checks.annotation import agree_on_colours, colours_of_labels
 from autoseg.datasets.checks.voxels import picture_channels
 from autoseg.datasets.columns import columns_of
 from autoseg.datasets.contents import dicom_below, table_beside
 from autoseg.datasets.fixing.lists import repeated_keys
 from autoseg.datasets.given_folds import read_splits, sound_splits
 from autoseg.datasets.inputs import FileNames, images_in, naming_of
+from autoseg.datasets.intake import IntakeOptions, parse_options
+from autoseg.datasets.label_sets import decide_labels
 from autoseg.datasets.layouts import LAYOUTS
-from autoseg.datasets.loading import LoadedCase, count_values, is_picture, load_case
+from autoseg.datasets.loading import LoadedCase, is_picture, load_case
+from autoseg.datasets.objects import (
+    ObjectMeasurements,
+)
 from autoseg.datasets.pairing import Case, Found, Problem, identical_ids
-from autoseg.datasets.series import ignore_in_labels, missing_structures, names_in_labels
 from autoseg.datasets.splits import CaseId, Split
 from autoseg.datasets.tables import FOLDS_FILE, lists_images, patients_of
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.formats.readers import files_of, read_image, read_labels
+from autoseg.imaging.formats.readers import read_image
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.regions import refuse_lost_labels
 from autoseg.messages import dataset_of, suggest
-from autoseg.processes import map_in_processes
 from autoseg.rules import anything, entries, exactly
 from autoseg.workspace import is_workspace
 
@@ -52,20 +52,6 @@ __all__ = [
 ]
 
 VERSION = 1
-LIGHT_BYTES = 64 * 2**20  # files of a dataset below this are read faster by this process alone than by starting others
-MOST_FOUND_LABELS = 200  # more values in label files than this are intensities, not labels
-
-
-@dataclass(frozen=True)
-class IntakeOptions:
-    """Options of the command line that complete a layout; None leaves it to the dataset."""
-
-    channels: tuple[str, ...] | None = None
-    labels: dict[str, int] | None = None  # name -> value
-    regions: dict[str, tuple[int, ...]] | None = None  # name -> values of its labels
-    ignore: int | None = None
-    patient_regex: str | None = None
-    colours: dict[str, int] | None = None  # "#rrggbb" in pictures -> value of its label
 
 
 @dataclass(frozen=True)
@@ -88,36 +74,8 @@ class Dataset:
     columns: dict[Annotated[str, anything("any text")], dict[CaseId, Annotated[str, anything("any text")]]] = field(
         default_factory=dict
     )
-
-
-def parse_options(
-    *,
-    channels: str | None = None,
-    labels: str | None = None,
-    regions: str | None = None,
-    ignore: str | int | None = None,
-    patient_regex: str | None = None,
-) -> IntakeOptions:
-    """Read `--channels CT,MR --labels liver=1,tumour=2 --regions "whole=1+2,core=2" --ignore 255 --patient-regex R`.
-
-    Raises:
-        UsageError: an option that cannot be read; the message says how to write it.
-    """
-    names = None if channels is None else tuple(name.strip() for name in channels.split(","))
-    if names is not None and (not all(names) or len({name.lower() for name in names}) != len(names)):
-        raise UsageError(f"--channels {channels!r} has an empty or a repeated name", remedy="write --channels CT,MR")
-    pairs = _pairs("--labels", labels)
-    colours = colours_of_labels(pairs)  # then labels are given by colour
-    values = {name: colours.get(text.lower()) or _integers("--labels", text)[0] for name, text in pairs.items()}
-    unions = {name: _integers("--regions", text) for name, text in _pairs("--regions", regions).items()}
-    return IntakeOptions(
-        channels=names,
-        labels=None if labels is None else values,
-        regions=None if regions is None else unions,
-        ignore=None if ignore is None else _integers("--ignore", str(ignore))[0],
-        patient_regex=patient_regex,
-        colours=colours or None,
-    )
+    # thing -> what was measured of its objects
+    objects: dict[Annotated[str, anything("any text")], ObjectMeasurements] = field(default_factory=dict)
 
 
 def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Dataset, list[Problem]]:
@@ -171,20 +129,13 @@ def discover(root: Path, options: IntakeOptions = IntakeOptions()) -> tuple[Data
     _shared_patients(found, cases, test_cases)
     splits = sound_splits(found, patients)
     channels = _channels(found, options, cases)
-    labels = _labels(found, options, cases)
+    labels, objects = decide_labels(found, options, cases)
     dataset = Dataset(
         VERSION, found.name, str(root), found.layout, channels, labels, tuple(cases), tuple(test_cases),
         patients_known, splits, tuple(found.notes), naming_of(cases), columns_of(found, root, patients),
+        objects,
     )  # fmt: skip
     return dataset, list(dict.fromkeys(found.problems))
-
-
-def workers_for(files: Sequence[str], workers: int | None) -> int | None:
-    """Number of processes to read files with: 0 (this one alone) where that is faster than starting others."""
-    sizes = (one.stat().st_size for file in files for one in files_of(file) if one.is_file())
-    if workers is None and sum(sizes) < LIGHT_BYTES:
-        return 0
-    return workers
 
 
 _SERIES_IN = (
@@ -195,29 +146,6 @@ _LAYOUTS_KNOWN = (
     "it needs a dataset.json (nnU-Net or MSD), or images/ next to labels/ (masks/, segmentations/), or one folder per "
     "case with a file named seg, or a CSV or TSV with columns image and label, or a COCO file (annotations.json)"
 )
-
-
-def _pairs(option: str, text: str | None) -> dict[str, str]:
-    """Read `name=text,name=text`."""
-    pairs: dict[str, str] = {}
-    for entry in (text or "").split(",") if text is not None else ():
-        name, separator, value = (part.strip() for part in entry.partition("="))
-        if not (name and separator and value) or name in pairs:
-            example = "liver=1,tumour=2" if option == "--labels" else '"whole=1+2,core=2"'
-            raise UsageError(
-                f"{option} {text!r}: {entry!r} is not name=value, or repeats a name", remedy=f"write {option} {example}"
-            )
-        pairs[name] = value
-    return pairs
-
-
-def _integers(option: str, text: str) -> tuple[int, ...]:
-    """Read `1+2`; only --regions takes more than one number."""
-    parts = text.split("+") if option == "--regions" else [text]
-    try:
-        return tuple(int(part) for part in parts)
-    except ValueError:
-        raise UsageError(f"{option}: {text!r} is not a number", remedy="use the values in the label files") from None
 
 
 def _no_case(found: Found) -> str:
@@ -275,92 +203,3 @@ def _channels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> tu
                 return names
             break
     return ("image",) if number <= 1 else tuple(f"channel_{channel}" for channel in range(number))
-
-
-def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> LabelSet:
-    """Labels by option, by the layout, or those found in the label files; with regions and ignore label by option."""
-    ignore = ignore_in_labels(cases) if options.ignore is None else options.ignore
-    colours = options.colours or {}
-    if not colours:
-        colours, problems = agree_on_colours([case.label for case in cases if case.label is not None])
-        found.problems += problems
-    if options.labels is not None:
-        values = {name: value for name, value in options.labels.items() if value != 0}
-        labels = LabelSet(values, ignore=ignore)
-    elif found.labels is not None:
-        labels = found.labels if ignore is None else replace(found.labels, ignore=ignore)
-    elif named := names_in_labels(cases):
-        labels = LabelSet(named, ignore=ignore)
-        shown = ",".join(f"{name}={value}" for name, value in named.items())
-        found.notes.append(f"the labels are those that the label files name: {shown} (choose with --labels)")
-    else:
-        labels = LabelSet(_found_labels(found, ignore, cases, colours), ignore=ignore)
-    problems, notes = missing_structures(cases, labels.values)
-    found.problems += problems
-    found.notes += notes
-    if options.regions is not None:
-        labels = replace(labels, regions=options.regions, region_values=_values_to_write(options.regions))
-        refuse_lost_labels(labels.regions, labels.region_values, as_option=True)
-    labels = replace(labels, colours=colours)
-    if [*labels.values.values()] == [1] and labels.ignore != 255:
-        labels = replace(labels, aliases={255: 1})  # a mask saved as a picture: `check` reports where it is used
-    return labels
-
-
-def _values_to_write(regions: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The value each region writes: one that no later, inner region covers.
-
-    Raises:
-        UsageError: a region has no such value.
-    """
-    written = []
-    for index, (name, union) in enumerate(regions.items()):
-        later = {value for inner in list(regions.values())[index + 1 :] for value in inner}
-        if not (own := [value for value in union if value not in later]):
-            what = f"--regions: all of {name!r} belongs to the regions after it"
-            raise UsageError(what, remedy='list the outermost region first: "whole=1+2,core=2"')
-        written.append(own[0])
-    return tuple(written)
-
-
-def _found_labels(found: Found, ignore: int | None, cases: Sequence[Case], colours: dict[str, int]) -> dict[str, int]:
-    """Names for the values found in the label files of the training cases; every file is read.
-
-    Raises:
-        DataError: 0 is the only value, a file cannot be read, or there are too many values for labels.
-    """
-    files = [case.label for case in cases if case.label is not None]
-    read = partial(_values_in, colours=colours)
-    contents = map_in_processes(read, files, title="labels", workers=workers_for(files, None))
-    values = sorted({value for content in contents for value in content if value > 0} - {ignore})
-    if not values:
-        for file in files:
-            read_labels(Path(file), colours)  # such as a mask in colours: its error explains how to name them
-        what = f"no label file in {Path(files[0]).parent} contains any label" if files else "no case has a label file"
-        raise DataError(
-            f"{what}, and none is declared", remedy="check the label files, or name labels: --labels liver=1"
-        )
-    if len(values) > MOST_FOUND_LABELS:
-        span = f"{len(values)} different values, from {values[0]} to {values[-1]}"
-        what = f"the label files contain {span}: are these intensities, or one number per object?"
-        raise DataError(
-            what,
-            remedy="use label maps (masks without blurred edges, one value per kind of object), or name the labels: "
-            "--labels liver=1",
-        )
-    named = {"foreground": values[0]} if len(values) == 1 else {f"label_{value}": value for value in values}
-    shown = ",".join(f"{name}={value}" for name, value in named.items())
-    found.notes.append(f"no labels are named; the label files contain these values: {shown} (name them with --labels)")
-    if 255 in values and len(values) > 1:
-        what = f"the label files contain 255 besides {', '.join(map(str, values[:-1][:5]))}: it counts as a label"
-        remedy = "if 255 marks voxels that are not annotated, pass --ignore 255"
-        found.problems.append(Problem(None, str(Path(files[0]).parent), what, remedy, "warning"))
-    return named
-
-
-def _values_in(file: str, colours: dict[str, int]) -> tuple[int, ...]:
-    """Values in a label file; none where it cannot be read, which `check` reports."""
-    try:
-        return tuple(count_values(read_labels(Path(file), colours).array))
-    except DataError:
-        return ()

@@ -15,7 +15,7 @@ from autoseg.datasets.checks.grids import align
 from autoseg.datasets.checks.voxels import spoilt, to_channels
 from autoseg.datasets.pairing import Case
 from autoseg.errors import DataError
-from autoseg.imaging.formats.readers import READERS, ending_of, read_image, read_labels_as
+from autoseg.imaging.formats.readers import READERS, ending_of, files_of, read_image, read_labels_as
 from autoseg.imaging.geometry import (
     Axes3,
     Geometry,
@@ -26,8 +26,9 @@ from autoseg.imaging.geometry import (
     reorient,
     undo_reorient,
 )  # fmt: skip
-from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.labels import UNIT, LabelSet
 
+LIGHT_BYTES = 64 * 2**20  # files of a dataset below this are read faster by this process alone than by starting others
 COUNTED_AT_ONCE = 2**16  # spans of label values up to this are counted in a table, not by sorting
 REPLACE_NON_FINITE = "replace them (for example by the value of air), or leave the case out"
 
@@ -94,7 +95,7 @@ def load_case(
             raise DataError(
                 f"{case.label}: unexpected label values {sorted(strange)}", remedy=f"the labels are {labels.values}"
             )
-        indices = class_indices(label.array, labels, values)
+        indices = class_indices(label.array, labels, values, label.geometry.spacing)
     volumes = [aligned.volumes[file] for file in case.images]
     loaded = assemble(case.id, volumes, indices, orientation=orientation, axis_order=axis_order)
     return replace(loaded, file=aligned.reference, remarks=tuple(aligned.remarks))
@@ -134,6 +135,14 @@ def assemble(
     )
 
 
+def workers_for(files: Sequence[str], workers: int | None) -> int | None:
+    """Number of processes to read files with: 0 (this one alone) where that is faster than starting others."""
+    sizes = (one.stat().st_size for file in files for one in files_of(file) if one.is_file())
+    if workers is None and sum(sizes) < LIGHT_BYTES:
+        return 0
+    return workers
+
+
 def is_picture(file: str) -> bool:
     """Whether a file's format (PNG, TIFF, JPEG, BMP) has no position in space."""
     ending = ending_of(file)
@@ -161,11 +170,11 @@ def count_values(array: np.ndarray) -> dict[int, int]:
     return {int(index) + low: int(total[index]) for index in np.flatnonzero(total)}
 
 
-def class_indices(array: np.ndarray, labels: LabelSet, values: Sequence[int]) -> np.ndarray:
+def class_indices(array: np.ndarray, labels: LabelSet, values: Sequence[int], spacing: Vector3 = UNIT) -> np.ndarray:
     """Class indices (int16) of a label map that holds the given values: `LabelSet.to_indices` by a table."""
     low, high = min(values), max(values)
-    if high - low >= COUNTED_AT_ONCE:
-        return labels.to_indices(array)
+    if labels.things or high - low >= COUNTED_AT_ONCE:
+        return labels.to_indices(array, spacing)
     table = np.zeros(high - low + 1, dtype=np.int16)
     table[np.array(values) - low] = labels.to_indices(np.array(values))
     return table[array - low if low else array]

@@ -18,12 +18,14 @@ from autoseg.evaluation.evaluate import (
     columns_of,
     confusion_table,
     mean_over_labels,
+    objects_over_cases,
     score_cases,
     summarise,
     summary_table,
     total_confusion,
 )
 from autoseg.evaluation.metrics import METRICS
+from autoseg.evaluation.object_scores import ObjectSummary, object_tables
 from autoseg.evaluation.overfitting import CurveVerdict
 from autoseg.evaluation.statistics import (
     USUAL_BANDS,
@@ -67,6 +69,7 @@ class CrossValidation:
     flags: tuple[Flag, ...] = ()  # folds and labels that failed or are behind
     coverage: Coverage | None = None  # that every case is scored once, by a model that never saw its patient
     curves: tuple[CurveVerdict, ...] = ()  # how the training of each fold ended
+    objects: dict[str, ObjectSummary] = field(default_factory=dict)  # of things, and of stuff beside them, all cases
 
     @property
     def cases(self) -> tuple[CaseScore, ...]:
@@ -144,7 +147,7 @@ def cross_validate_folds(
     return CrossValidation(
         VERSION, configuration, network, folds, planned_folds, summarise(everything, who),
         mean_over_cases(everything, who), {str(fold): summarise(cases) for fold, cases in by_fold.items()}, bands,
-        tuple(find_flags(by_fold, who, bands)),
+        tuple(find_flags(by_fold, who, bands)), objects=objects_over_cases(everything, flat[0].labels, who),
     )  # fmt: skip
 
 
@@ -155,6 +158,8 @@ def describe(result: CrossValidation, labels: LabelSet) -> str:
     if len(result.folds) < result.planned_folds:
         parts[0] += f" (of {result.planned_folds}: the others are not trained)"
     parts.append(summary_table(result.summary, "all cases"))
+    if result.objects:
+        parts.append(object_tables(result.objects))
     parts.append(_table_of_folds(result))
     names = ["background", *labels.values]
     parts.append(confusion_table(total_confusion(result.cases), names))

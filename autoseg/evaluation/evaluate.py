@@ -22,6 +22,7 @@ from autoseg.errors import DataError
 from autoseg.evaluation.intervals import interval_of_mean
 from autoseg.evaluation.label_scores import DISTANCES, LabelJob, label_scores
 from autoseg.evaluation.metrics import accuracy, confusion_matrix, diagonal
+from autoseg.evaluation.object_scores import ObjectCounts, ObjectSummary, count_objects, summarise_objects
 from autoseg.evaluation.surfaces import TOLERANCE_MM
 from autoseg.imaging.alignment import compare_grids
 from autoseg.imaging.formats.readers import ending_of, is_dicom, read_labels, read_labels_as
@@ -49,6 +50,7 @@ class CaseScore:
     voxel_ml: float | None = None  # volume of a voxel; None: the files do not state its size
     diagonal_mm: float | None = None  # of the image: what a distance counts where an object was missed
     tolerances_mm: dict[str, float] | None = None  # label or region -> tolerance of nsd and of the boundary metrics
+    objects: dict[str, ObjectCounts] = field(default_factory=dict)  # of every thing, and of stuff beside things
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def score_case(job: ScoreJob) -> CaseScore:
                 f"{path} contains values that are not labels: {unexpected} (value: voxels)",
                 remedy=f"the labels are {job.labels.values}; declare others with --labels",
             )
-        maps.append(job.labels.to_indices(volume.array))
+        maps.append(job.labels.to_indices(volume.array, spacing))
     ignore = job.labels.ignore_index
     hidden = maps[0] == ignore
     if unsaid := int(((maps[1] == ignore) & ~hidden).sum()):
@@ -125,6 +127,7 @@ def score_case(job: ScoreJob) -> CaseScore:
         voxel_ml=voxel_ml,
         diagonal_mm=diagonal(reference.array.shape, spacing),
         tolerances_mm=tolerances if job.surfaces else None,
+        objects=count_objects(job.labels, reference.array, segmentation.array, hidden if ignore is not None else None),
     )
 
 
@@ -208,6 +211,22 @@ def summarise(
                 spurious=states["spurious"],
             )
     return found
+
+
+def objects_over_cases(
+    scores: Sequence[CaseScore], labels: LabelSet, patients: Mapping[str, Hashable] | None = None
+) -> dict[str, ObjectSummary]:
+    """Objects of every thing, and of stuff beside things, over cases; empty where labels have none.
+
+    Args:
+        patients: as for `summarise`.
+    """
+    groups = None if patients is None else [patients.get(score.case, score.case) for score in scores]
+    return {
+        name: summarise_objects([score.objects[name] for score in scores], groups, stuff=name in labels.stuff)
+        for name in (*labels.things, *labels.stuff)
+        if scores and all(name in score.objects for score in scores)
+    }
 
 
 def presence(metrics: Mapping[str, float | None]) -> Literal["found", "missed", "spurious", "absent"]:

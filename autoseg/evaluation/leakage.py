@@ -19,7 +19,8 @@ from typing import Annotated
 import numpy as np
 
 from autoseg.datasets.checks.likeness import alike, describe_likeness, thumbnail
-from autoseg.datasets.dataset import Case, Dataset, workers_for
+from autoseg.datasets.dataset import Case, Dataset
+from autoseg.datasets.loading import workers_for
 from autoseg.datasets.splits import Splits
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.readers import files_of, read_image

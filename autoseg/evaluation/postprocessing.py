@@ -120,9 +120,9 @@ def read_pair(job: ScoreJob) -> tuple[np.ndarray, np.ndarray, float]:
             f"{job.segmentation} is on another grid than {job.reference}: {'; '.join(match.differences)}",
             remedy="segment the held-out cases again: train with --restart",
         )
-    reference = job.labels.to_indices(maps[0].array)
-    segmentation = job.labels.to_indices(np.ascontiguousarray(match.apply(maps[1].array)))
     spacing = maps[0].geometry.spacing if maps[0].geometry.sized else maps[1].geometry.spacing
+    reference = job.labels.to_indices(maps[0].array, spacing)
+    segmentation = job.labels.to_indices(np.ascontiguousarray(match.apply(maps[1].array)), spacing)
     return reference, segmentation, float(np.prod(spacing))
 
 

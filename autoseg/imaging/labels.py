@@ -6,16 +6,23 @@ tumour = oedema + core). The *ignore label* marks voxels that are not annotated:
 Files may hold any values, with gaps (0, 1, 4 or 0, 255). Inside, voxels hold *class indices*: 0 is background, then
 1..n in ascending order of value; ignored voxels hold n + 1. `OUTSIDE` (-1) marks background voxels outside the imaged
 body. With regions, the heads are sigmoid channels, one per region; without, they are softmax channels 0..n.
+
+A *thing* is a kind of objects that are separated, such as nuclei; other labels are *stuff*. A thing is two labels, the
+core and the border of its objects (`imaging.objects`). Label files then hold instance maps: a number per object where
+there is one thing and no other label; otherwise `value x divisor + object`, with the plain value for stuff (the
+convention of Cityscapes, whose divisor is 1000).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
 
-from autoseg.errors import UsageError
+from autoseg.errors import DataError, UsageError
+from autoseg.imaging.geometry import Vector3
+from autoseg.imaging.objects import BORDER, classes_of, grow_in_bands, split_objects
 from autoseg.imaging.regions import order_that_works
 from autoseg.rules import Rule, anything, between
 
@@ -24,6 +31,19 @@ Name = Annotated[str, anything("any text")]
 FileValue = Annotated[int, between(-(2**31), 2**31 - 1)]  # what a label file may hold: int32
 LabelValue = Annotated[int, between(1, 2**31 - 1)]
 Colour = Annotated[str, Rule(lambda text: bool(re.fullmatch("#[0-9a-f]{6}", text)), 'a colour such as "#ff0000"')]
+
+
+UNIT: Vector3 = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A kind of objects that are separated: the labels of their cores and borders."""
+
+    core: LabelValue  # in files with a divisor, the value of the thing
+    border: LabelValue
+    border_mm: Annotated[float, between(0, 1e6)] = 0.0  # width of the border
+    smallest_mm3: Annotated[float, between(0, 1e18)] = 0.0  # smaller objects are not written
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,8 @@ class LabelSet:
         default_factory=dict
     )  # other values found in files -> the value they mean
     colours: dict[Colour, LabelValue] = field(default_factory=dict)  # in files -> the value it means; empty: by value
+    things: dict[Name, Thing] = field(default_factory=dict)  # their cores and borders are among `values`
+    divisor: Annotated[int, between(0, 10**6)] = 0  # of values in files; 0: every value is an object of the only thing
 
     def __post_init__(self) -> None:
         ordered = dict(sorted(self.values.items(), key=lambda item: item[1]))
@@ -83,6 +105,20 @@ class LabelSet:
                     f"{alias} cannot stand for {value}: the values with a meaning are {sorted(own)}",
                     remedy="map a value without a meaning to one that has a meaning",
                 )
+        if self.things and self.regions:
+            raise UsageError(
+                f"{', '.join(self.things)} cannot be separated in regions: a region is a union of labels",
+                remedy="give --instances or --regions, not both",
+            )
+        if lost := [name for name, t in self.things.items() if not {t.core, t.border} <= {*ordered.values()}]:
+            raise UsageError(f"the core or the border of {lost[0]!r} is not among the labels", remedy=f"{ordered}")
+        if self.divisor and self.divisor <= max(ordered.values()):
+            raise UsageError(
+                f"the divisor {self.divisor} does not exceed the label values {ordered}",
+                remedy="choose a larger one: --divisor 1000",
+            )
+        if self.things and not self.divisor and (len(self.things) > 1 or len(ordered) > 2):
+            raise UsageError("without a divisor, there is one thing and no other label", remedy="pass --divisor 1000")
 
     @property
     def has_regions(self) -> bool:
@@ -111,10 +147,22 @@ class LabelSet:
 
     @property
     def scored(self) -> dict[str, tuple[int, ...]]:
-        """What evaluation reports: name -> class indices; the regions if there are any, otherwise each label."""
+        """What evaluation reports: name -> class indices; the regions if there are any, otherwise each label.
+
+        Of a thing: its foreground, and the cores alone, which show whether objects are separated.
+        """
         if self.has_regions:
             return dict(zip(self.regions, self.regions_as_indices, strict=True))
-        return {name: (i,) for i, name in enumerate(self.values, start=1)}
+        index = {value: i for i, value in enumerate(self.values.values(), start=1)}
+        borders = {thing.border for thing in self.things.values()}
+        whole = {name: (index[thing.core], index[thing.border]) for name, thing in self.things.items()}
+        return whole | {name: (index[value],) for name, value in self.values.items() if value not in borders}
+
+    @property
+    def stuff(self) -> dict[str, int]:
+        """The labels without objects, name -> value, where others have some; empty where none has."""
+        halves = {value for thing in self.things.values() for value in (thing.core, thing.border)}
+        return {name: value for name, value in self.values.items() if value not in halves} if self.things else {}
 
     def as_regions(self) -> "LabelSet":
         """The same labels with one sigmoid head each: every label becomes a region of its own."""
@@ -123,8 +171,12 @@ class LabelSet:
         regions: dict[str, tuple[int, ...]] = {name: (value,) for name, value in self.values.items()}
         return replace(self, regions=regions, region_values=tuple(self.values.values()))
 
-    def to_indices(self, file_values: np.ndarray) -> np.ndarray:
+    def to_indices(self, file_values: np.ndarray, spacing: Vector3 = UNIT) -> np.ndarray:
         """Class indices (int16) of an integer label map read from a file; same shape.
+
+        Args:
+            file_values: (Z, Y, X) where there are things, of any shape otherwise.
+            spacing: mm along (Z, Y, X): the borders of things have a width.
 
         Raises:
             ValueError: a value that is neither 0, a label, an alias nor the ignore value; see `unexpected`.
@@ -133,20 +185,75 @@ class LabelSet:
             raise ValueError(f"unexpected label values {unexpected}")
         table = self._table()
         keys = np.array(sorted(table))
-        return np.array([table[k] for k in keys], dtype=np.int16)[np.searchsorted(keys, file_values)]
+        meant = np.array([table[k] for k in keys], dtype=np.int16)
+        indices = meant[np.searchsorted(keys, self.without_objects(file_values))]
+        for name, thing in self.things.items():
+            classes = split_objects(self.objects(name, file_values), thing.border_mm, spacing)
+            indices[classes == BORDER] = table[thing.border]
+        return indices
 
     def unexpected(self, file_values: np.ndarray) -> dict[int, int]:
         """Undeclared values of an integer label map, with their voxel counts."""
         assert np.issubdtype(file_values.dtype, np.integer), file_values.dtype
         found, counts = np.unique(file_values, return_counts=True)
         table = self._table()
-        return {int(v): int(c) for v, c in zip(found, counts, strict=True) if int(v) not in table}
+        for thing in self.things.values():  # is derived, and in no file
+            table.pop(thing.border)
+        meant = self.without_objects(found)
+        return {int(v): int(c) for v, m, c in zip(found, meant, counts, strict=True) if int(m) not in table}
 
-    def to_file_values(self, indices: np.ndarray) -> np.ndarray:
-        """Values to write for class indices 0..n; the smallest unsigned dtype that holds them."""
+    def declared(self, file_values: Iterable[int]) -> set[int]:
+        """The values of the labels that values of a file mean; of a thing, those of its core and border."""
+        found = {int(v) for v in self.without_objects(np.array([*file_values], dtype=np.int64))}
+        found = {self.aliases.get(value, value) for value in found} & {*self.values.values()}
+        return found | {thing.border for thing in self.things.values() if thing.core in found}
+
+    def objects(self, thing: str, file_values: np.ndarray) -> np.ndarray:
+        """The instance map of a thing in a label map read from a file: numbers as in the file, 0 elsewhere."""
+        return np.where(self.without_objects(file_values) == self.things[thing].core, file_values, 0)
+
+    def without_objects(self, file_values: np.ndarray) -> np.ndarray:
+        """The values of labels in a label map, without the numbers of objects."""
+        if not self.things:
+            return file_values
+        if not self.divisor:
+            (thing,) = self.things.values()
+            named = file_values > 0 if self.ignore is None else (file_values > 0) & (file_values != self.ignore)
+            return np.where(named, thing.core, file_values)
+        return np.where(file_values >= self.divisor, file_values // self.divisor, file_values)
+
+    def to_file_values(self, indices: np.ndarray, spacing: Vector3 = UNIT) -> np.ndarray:
+        """Values to write for class indices 0..n; the smallest unsigned dtype that holds them.
+
+        Objects of things are grown from their cores (`imaging.objects.grow_objects`), and numbered from 1 in each.
+
+        Args:
+            indices: (Z, Y, X) where there are things, of any shape otherwise.
+            spacing: mm along (Z, Y, X).
+
+        Raises:
+            DataError: there are more objects of a thing than the divisor leaves numbers for.
+        """
         assert not indices.size or indices.min() >= 0, "OUTSIDE cannot be written"  # as an index it would mean the last
         values = np.array([0, *self.values.values()])
-        return values.astype(np.min_scalar_type(int(values.max())))[indices]
+        written = values.astype(np.min_scalar_type(int(values.max())))[indices]
+        for name, thing in self.things.items():
+            classes = classes_of(written, thing.core, thing.border)
+            objects, count = grow_in_bands(classes, spacing, smallest=thing.smallest_mm3)
+            self.require_numbers(name, count)
+            first = thing.core * self.divisor
+            written = written.astype(np.promote_types(written.dtype, np.min_scalar_type(first + count)))
+            written[classes > 0] = 0
+            written += np.where(objects > 0, objects + first, 0).astype(written.dtype)
+        return written
+
+    def require_numbers(self, thing: str, count: int) -> None:
+        """Refuse more objects of a thing than label files can number. Raises DataError."""
+        if self.divisor and count >= self.divisor:
+            raise DataError(
+                f"{count} objects of {thing}, but the divisor {self.divisor} leaves numbers for {self.divisor - 1}",
+                remedy=f"plan with a larger one: --divisor {10 ** len(str(count))}, in label files, too",
+            )
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """Class indices (uint8 or uint16) from probabilities (K, ...): argmax, or regions > 0.5 in writing order."""
@@ -164,7 +271,7 @@ class LabelSet:
         index = {0: 0} | {value: i for i, value in enumerate(self.values.values(), start=1)}
         return tuple(index[value] for value in self.region_values)
 
-    def _table(self) -> Mapping[int, int]:
+    def _table(self) -> dict[int, int]:
         table = {0: 0} | {value: i for i, value in enumerate(self.values.values(), start=1)}
         if self.ignore is not None:
             table[self.ignore] = self.num_labels + 1

@@ -21,10 +21,11 @@ from autoseg.datasets.loading import REPLACE_NON_FINITE, non_finite
 from autoseg.errors import DataError, OutOfMemory, StorageError
 from autoseg.imaging.formats.readers import ending_of, read_geometry
 from autoseg.imaging.formats.rows import RawLabels, StoredRows, open_rows, write_rows
-from autoseg.imaging.geometry import Axes3, Geometry, Remark, orientation_of
+from autoseg.imaging.geometry import Axes3, Geometry, Remark, Vector3, orientation_of
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.logit_rows import decide_row
 from autoseg.imaging.normalize import by_parts
+from autoseg.imaging.objects import BAND_VOXELS, ObjectRows, along, classes_of
 from autoseg.imaging.placement import Placement, place
 from autoseg.inference.member import EnsembleMember
 from autoseg.planning.foreign_grids import require_like
@@ -35,6 +36,7 @@ from autoseg.processes import free_memory
 
 FROM_VOXELS = 2**28  # of all channels, from which an image is read by rows: 1 GiB of float32
 ARRAYS = 3  # float32 arrays of an image's size that it takes at least to segment it at once
+MOST_VALUE = 2**32 - 1  # of an instance map whose objects are not counted yet
 SAMPLED = 2**22  # voxels that percentiles and outliers are looked for in
 
 
@@ -192,11 +194,12 @@ def segment_large(image: LargeImage, member: EnsembleMember, path: Path) -> list
         remarks = _remarks(image, member, measured.sample)
         placement = _placed(image, member, measured)
         prepared = PreparedRows(image, placement)
-        labels = RawLabels(image.shape[1:], max(plan.labels.values.values()))
+        labels, things = RawLabels(image.shape[1:], max(plan.labels.values.values())), plan.labels.things
         spatial = placement.shape_after_crop
         z0, y0, x0 = (start for start, _ in placement.box)
         for block in member.stream(prepared):
-            found = plan.labels.to_file_values(_decided(block.logits.cpu().numpy(), plan.heads))
+            decided = _decided(block.logits.cpu().numpy(), plan.heads)
+            found = decided if things else plan.labels.to_file_values(decided)
             if prepared.flat:
                 whole = (slice(0, 1), _moved(block.rows, y0), slice(x0 + block.lines.start, x0 + block.lines.stop))
                 found = found[None]
@@ -204,8 +207,36 @@ def segment_large(image: LargeImage, member: EnsembleMember, path: Path) -> list
                 whole = (_moved(block.rows, z0), _moved(block.lines, y0), slice(x0, x0 + spatial[2]))
             turned = found[tuple(slice(None, None, -1 if flip else 1) for flip in image.flips)]
             labels.put(image.stored_place(whole), turned)
-    write_rows(path, labels, rows.path)
+    write_rows(path, _with_objects(labels, plan.labels, image.geometry.spacing) if things else labels, rows.path)
     return remarks
+
+
+def _with_objects(indices: RawLabels, labels: LabelSet, spacing: Vector3) -> RawLabels:
+    """Label values of class indices, a band of rows at a time: objects grow as their last rows are seen."""
+    values = RawLabels(indices.shape, MOST_VALUE)
+    stuff = np.array([0, *labels.values.values()])
+    extent = indices.shape[indices.axis]
+    band = max(1, BAND_VOXELS * extent // math.prod(indices.shape))
+    growing = {
+        name: ObjectRows(spacing, smallest=thing.smallest_mm3, axis=indices.axis)
+        for name, thing in labels.things.items()
+    }
+    done = dict.fromkeys(growing, 0)
+    for start in range(0, extent, band):
+        stop = min(start + band, extent)
+        found = stuff[indices.read(start, stop)]
+        kept = np.where(np.isin(found, [v for t in labels.things.values() for v in (t.core, t.border)]), 0, found)
+        values.put(along(indices.axis, start, stop), kept)
+        for name, thing in labels.things.items():
+            objects = growing[name].take(classes_of(found, thing.core, thing.border), last=stop == extent)
+            labels.require_numbers(name, growing[name].count)
+            rows = (done[name], done[name] + objects.shape[indices.axis])
+            done[name] = rows[1]
+            if rows[0] < rows[1]:
+                numbered = np.where(objects > 0, objects.astype(np.int64) + thing.core * labels.divisor, 0)
+                there = values.read(*rows)
+                values.put(along(indices.axis, *rows), np.where(objects > 0, numbered, there))
+    return values
 
 
 def _turn(geometry: Geometry, plan: Plan) -> tuple[Axes3, Axes3]:

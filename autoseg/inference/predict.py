@@ -120,7 +120,7 @@ def predict_cases(
     """
     ensemble, output = _in_full(models, out, options)
     require_common({model.name: model.plan for model in ensemble.models})
-    paths = output.paths(cases)
+    paths = output.paths(cases, ensemble.labels)
     held = "other files are written with it, or another format" if extras or output.format else ""
     ensembles = [_Prepared(ensemble, held) for _ in range(2)]  # one has the current case, the other the next one
     written: list[Prediction] = []
@@ -141,15 +141,14 @@ def predict_cases(
         for number, (case, read) in enumerate(ahead):
             writer.check()
             try:
-                labels, like, remarks = _segmented(case, read, ensembles[number % 2], paths[case.id], extras)
+                values, like, remarks = _segmented(case, read, ensembles[number % 2], paths[case.id], extras)
             except Exception as error:
                 if faults is None or (fault := _fault_of_image(case, error)) is None:
                     raise
                 faults.append(fault)
             else:
-                values = None if labels is None else ensemble.labels.to_file_values(labels)
                 writer.put(write, case, values, like, remarks)
-                del labels, values
+                del values
             bar.update()
     return written
 
@@ -158,12 +157,13 @@ def _segmented(
     case: Case, read: "Future[tuple[LoadedCase | LargeImage, Remarks]]", prepared: "_Prepared", path: Path,
     extras: Sequence[Extra],
 ) -> tuple[np.ndarray | None, str, Remarks]:  # fmt: skip
-    """Class indices of an image, or None where they are in the file already; the file whose grid they have; remarks."""
+    """Values to write for an image, or None where they are in the file; the file whose grid they have; remarks."""
     loaded, remarks = read.result()
     if isinstance(loaded, LargeImage):
         odd = segment_large(loaded, prepared.members[0], path)
         return None, case.images[0], tuple((case.id, case.images[0], remark) for remark in odd)
-    return segment(prepared.members, loaded, extras, path, prepared.rule), loaded.file, remarks
+    labels = segment(prepared.members, loaded, extras, path, prepared.rule)
+    return prepared.models[0].plan.labels.to_file_values(labels, loaded.geometry.spacing), loaded.file, remarks
 
 
 def _in_full(

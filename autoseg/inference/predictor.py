@@ -81,7 +81,7 @@ class ArrayPredictor:
                 indices, shares = self._decide(loaded, probabilities)
             finally:
                 self._preparations.forget()
-        labels = self.plan.labels.to_file_values(loaded.to_stored(indices))
+        labels = self.plan.labels.to_file_values(loaded.to_stored(indices), loaded.geometry.spacing)
         without_z = loaded.geometry.flat and np.ndim(array) < 4  # then the array has no such axis
         if without_z:
             labels = labels[0]

@@ -69,4 +69,4 @@ def _segment_without_network(plan: Plan, name: str, case: Case, device: torch.de
     segmentation = segment([_WithoutNetwork(model)], loaded)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"case{output_ending(case)}"
-        write_labels(path, plan.labels.to_file_values(segmentation), like=Path(case.images[0]))
+        write_labels(path, plan.labels.to_file_values(segmentation, loaded.geometry.spacing), like=Path(case.images[0]))

@@ -80,6 +80,7 @@ def _labels(labels: Mapping[str, Any]) -> dict[str, Any]:
         "regions": [list(union) for union in labels.get("regions", {}).values()],
         "region_values": list(labels.get("region_values", ())),
         "ignore": labels.get("ignore"),
+        "things": sorted((t["core"], t["border"], t.get("border_mm", 0.0)) for t in labels.get("things", {}).values()),
     }
 
 

@@ -20,6 +20,7 @@ from typing import Annotated, Protocol
 import numpy as np
 from scipy import ndimage
 
+from autoseg.datasets.objects import ObjectMeasurements
 from autoseg.imaging.components import as_slices, bounding_box, components, nonzero_mask
 from autoseg.imaging.geometry import Vector3, axes3
 from autoseg.imaging.labels import LabelSet
@@ -107,6 +108,7 @@ class Fingerprint:
     cases: tuple[CaseFingerprint, ...]  # sorted by id
     statistics: tuple[ChannelStatistics, ...]  # one per channel
     notes: tuple[Text, ...]
+    objects: dict[Text, ObjectMeasurements] = field(default_factory=dict)  # of every thing
 
     @property
     def hash(self) -> str:
@@ -114,6 +116,8 @@ class Fingerprint:
         plain = to_plain(self)
         for case in plain["cases"]:
             del case["mirror_sides"], case["intensities"]  # both follow from the voxels, older fingerprints lack them
+        if not plain["objects"]:
+            del plain["objects"]
         return hashlib.blake2b(json.dumps(plain, sort_keys=True, allow_nan=False).encode(), digest_size=16).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """The planning rules, numbered. Every value they choose is recorded with its reason, and printed by `autoseg plan`.
 
-    1  space           1.1 spacing  1.2 spacing guard  1.3 axis order  1.4 configurations
+    1  space           1.1 spacing  1.2 spacing guard  1.3 axis order  1.4 configurations  1.5 objects
     2  intensities     2.1 normalisation  2.2 resampling
     3  configuration   3.0 step  3.1 first patch  3.2 patch wanted  3.3 patch  3.4 network  3.5 batch  3.6 batch Dice
                        3.7 receptive field  3.8 memory  3.9 nnU-Net  3.10 preprocessed copies  3.11 lowres
@@ -25,6 +25,7 @@ from typing import Literal, cast
 
 import numpy as np
 
+from autoseg.datasets.objects import border_width, describe_objects
 from autoseg.errors import UsageError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.normalize import scheme_for
@@ -101,6 +102,9 @@ def _planned(asked: Request, dataset: str) -> Plan:
     if asked.patch_size is not None and len(asked.patch_size) == 3:
         asked = replace(asked, patch_size=tuple(asked.patch_size[axis] for axis in space.axis_order))
     names = _plan_names(asked, space)
+    for thing, measured in asked.fingerprint.objects.items():
+        width = border_width(measured)
+        asked.decide(f"1.5 objects ({thing})", f"core, border {width}", describe_objects(thing, measured))
     normalization = _plan_normalization(asked)
     resampling = _plan_resampling(asked)
     _plan_step_limits(asked)

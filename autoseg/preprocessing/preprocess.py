@@ -94,6 +94,8 @@ def _settings_hash(plan: Plan, configuration: Configuration) -> str:
     labels = to_plain(plan.labels)
     if not labels["colours"]:
         del labels["colours"]  # copies made before digests existed stay valid
+    if not labels["things"]:
+        del labels["things"], labels["divisor"]  # nor did things
     resampling = to_plain(plan.resampling)
     if resampling["filter"] == "gaussian":
         del resampling["filter"]  # nor did filters

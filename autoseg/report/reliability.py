@@ -78,7 +78,7 @@ def _case(of: Gathered, folder: Path, case_id: str) -> np.ndarray:
     files = sorted((path for path in folder.iterdir() if path.suffix in (".nii", ".tif")), key=_number)
     probabilities = np.stack([read_image(path).array[0] for path in files])
     label = read_label(of.cases[case_id], of.plan.labels)
-    reference = of.plan.labels.to_indices(label.array)
+    reference = of.plan.labels.to_indices(label.array, label.geometry.spacing)
     near = ndimage.binary_dilation((reference > 0) | (probabilities.argmax(axis=0) > 0), iterations=MARGIN)
     if of.plan.labels.ignore_index is not None:
         near &= reference != of.plan.labels.ignore_index

@@ -11,6 +11,7 @@ import tiny
 from autoseg.commands.fix import fix_dataset
 from autoseg.datasets.checks.problems import check
 from autoseg.datasets.dataset import discover, load_case, parse_options
+from autoseg.datasets.loading import read_label
 from autoseg.datasets.splits import Split
 from autoseg.errors import DataError, UsageError
 from outlines import annotation, coco, feature, flat, geojson, image, labelme, ring, shape
@@ -157,11 +158,44 @@ def test_crowds_are_the_ignore_label(tmp_path):
     outlines.picture(tmp_path / "images/a.png")
     objects = [annotation(1, [flat(0, 0, 2, 2)]), annotation(2, [flat(4, 4, 6, 6)], iscrowd=1)]
     coco(tmp_path / "annotations.json", objects)
-    dataset, problems = found(tmp_path)
+    dataset, problems = found(tmp_path, labels="cell=1")
     assert errors(problems) == []
     assert dataset.labels.ignore == 255
     assert (load_case(dataset.cases[0], dataset.labels).target == dataset.labels.ignore_index).sum() == 4
     assert discover(tmp_path, parse_options(ignore=9))[0].labels.ignore == 9
+    told_apart, _ = discover(tmp_path)
+    assert told_apart.labels.ignore == 65535  # values are numbers of objects, of which there may be many
+    target = load_case(told_apart.cases[0], told_apart.labels).target
+    assert (target == told_apart.labels.ignore_index).sum() == 4
+
+
+def test_outlines_of_one_kind_are_objects_of_their_own(tmp_path):
+    outlines.picture(tmp_path / "images/a.png")
+    coco(tmp_path / "annotations.json", [annotation(1, [flat(0, 0, 4, 4)]), annotation(2, [flat(4, 0, 8, 4)])])
+    dataset, problems = found(tmp_path)
+    assert errors(problems) == []
+    assert list(dataset.labels.things) == ["cell"]
+    assert dataset.objects["cell"].count == 2
+    assert any(
+        note.startswith("all outlines are called cell: every one is an object of its own") for note in dataset.notes
+    )
+    label = read_label(dataset.cases[0], dataset.labels).array
+    assert np.unique(label).tolist() == [0, 1, 2]
+    assert discover(tmp_path, parse_options(instances="Cell"))[0].labels == dataset.labels
+    assert not discover(tmp_path, parse_options(labels="cell=1"))[0].labels.things
+    with pytest.raises(UsageError, match="no outline is called 'cells'"):
+        discover(tmp_path, parse_options(instances="cells"))
+
+
+def test_objects_of_several_kinds_have_values_and_numbers(tmp_path):
+    """The cell is told apart, the nucleus in it is one label."""
+    layout(tmp_path)
+    dataset, problems = found(tmp_path, instances="cell")
+    assert errors(problems) == []
+    assert dataset.labels.values == {"cell core": 1, "nucleus": 2, "cell border": 3}
+    assert np.unique(read_label(dataset.cases[0], dataset.labels).array).tolist() == [0, 2, 1001]
+    both, _ = discover(tmp_path, parse_options(instances="nucleus,cell"))
+    assert np.unique(read_label(both.cases[1], both.labels).array).tolist() == [0, 1001, 2001]
 
 
 def test_files_without_annotations_and_other_json_are_refused(tmp_path):

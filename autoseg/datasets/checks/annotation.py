@@ -74,7 +74,7 @@ def compare_labels(
         return []
     patients: dict[int, dict[str, str]] = {value: {} for value in labels.values.values()}  # patient -> a label file
     for case, values in cases:
-        for value in {labels.aliases.get(value, value) for value in values} & patients.keys():
+        for value in labels.declared(values):
             patients[value].setdefault(case.patient, str(case.label))
     if not any(patients.values()):
         what = f"none of the {len(cases)} label files contains any label: there is nothing to train on"
@@ -88,6 +88,8 @@ def compare_labels(
         if (other := never_written(labels.regions, labels.region_values).get(value)) is not None
     ]
     everybody = len({case.patient for case, _ in cases})
+    if labels.things:
+        largest = 0
     return merged + _absent(absent, largest, len(cases), root) + (_rare(rare, folds) if everybody >= folds else [])
 
 

@@ -32,7 +32,7 @@ from autoseg.datasets.checks.voxels import (
     spoilt,
     to_channels,
 )
-from autoseg.datasets.dataset import Dataset, workers_for
+from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.loading import (
     REPLACE_NON_FINITE,
     LoadedCase,
@@ -41,6 +41,7 @@ from autoseg.datasets.loading import (
     count_values,
     non_finite,
     read_label,
+    workers_for,
 )
 from autoseg.datasets.pairing import Case, Problem
 from autoseg.errors import AutosegError, DataError
@@ -172,7 +173,7 @@ def inspect_case(
     if measure and training and sound:
         assert label is not None
         assert inspection.values is not None
-        indices = class_indices(label.array, labels, inspection.values)
+        indices = class_indices(label.array, labels, inspection.values, label.geometry.spacing)
         inspection.is_measured = True
         inspection.measured = measure(assemble(case.id, [*volumes.values()], indices, orientation=orientation))
     return inspection
