@@ -107,7 +107,7 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
 
 
 def _things_of_outlines(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> LabelSet | None:
-    """The labels of outlines whose objects are told apart: by option, or those of one kind; None: they are not.
+    """The labels of outlines whose objects have numbers: by option, or those of one kind; None: they have none.
 
     Raises:
         UsageError: --instances names something else than the outlines do.
