@@ -16,7 +16,7 @@ from autoseg.datasets.given_folds import numbered_splits
 from autoseg.datasets.pairing import Found, Problem, image_files, listed_case, name_of, pair, subfolders
 from autoseg.datasets.spelling import composed, find
 from autoseg.errors import AutosegError, DataError
-from autoseg.imaging.formats.coco import CocoFile, CocoImage, case_name, open_coco, without_ending
+from autoseg.imaging.formats.coco import CocoFile, CocoImage, case_name, open_coco, prefixes, without_ending
 from autoseg.imaging.formats.json_files import read_json
 from autoseg.imaging.formats.polygon_files import reads
 from autoseg.messages import counted, some
@@ -57,7 +57,8 @@ def coco(root: Path) -> Found | None:
             case_id = composed(without_ending(image.name))
             if stems[case_id.casefold()] > 1:
                 case_id = composed(case_name(image.name))
-                case_id = f"{path.stem}_{case_id}" if names[case_id.casefold()] > 1 else case_id
+                prefix = prefixes(path)[len({one.parent for one, _ in files}) < len(files)]
+                case_id = f"{prefix}_{case_id}" if names[case_id.casefold()] > 1 else case_id
             cases.append(listed_case(found, case_id, [images.path(image.name)], path, path))
         if empty := len(one.images) - one.annotated:
             what = f"{counted(empty, 'image')} of {len(one.images)} in {path.name} without an annotation"

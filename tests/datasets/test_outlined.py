@@ -14,6 +14,7 @@ from autoseg.datasets.dataset import discover, load_case, parse_options
 from autoseg.datasets.loading import read_label
 from autoseg.datasets.splits import Split
 from autoseg.errors import DataError, UsageError
+from autoseg.imaging.formats.readers import read_labels_as
 from outlines import annotation, coco, feature, flat, geojson, image, labelme, ring, shape
 
 
@@ -101,6 +102,27 @@ def test_equal_names_in_folders_get_the_folder_s_name(tmp_path):
     assert errors(problems) == []
     assert [case.id for case in dataset.cases] == ["x_001", "y_001"]
     assert [int((load_case(case, dataset.labels).target == 1).sum()) for case in dataset.cases] == [5, 10]
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        (
+            ("train/_annotations.coco.json", "valid/_annotations.coco.json"),
+            ["train_a", "train_b", "valid_a", "valid_b"],
+        ),
+        (("instances_1.json", "instances_2.json"), [f"instances_{n}_{name}" for n in (1, 2) for name in "ab"]),
+    ],
+)
+def test_equal_names_in_several_files_get_the_file_s_name(tmp_path, files, ids):
+    for file in files:
+        layout(tmp_path, file, str(Path(file).parent) if "/" in file else Path(file).stem.split("_")[1])
+    dataset, _ = discover(tmp_path)
+    assert [case.id for case in dataset.cases] == ids
+    for case in dataset.cases:
+        segmentation = outlines.picture(tmp_path / f"out/{case.id}.png")
+        target = load_case(case, dataset.labels).target
+        assert np.array_equal(read_labels_as(dataset.labels, case.label, segmentation).array, target)
 
 
 def test_faults_are_collected(tmp_path):
