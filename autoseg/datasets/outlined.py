@@ -26,7 +26,10 @@ COCO_NAMES = re.compile(
     r"annotations\.json|instances[_.].*\.?json|.*coco.*\.json|result\.json", re.IGNORECASE
 )  # COCO; CVAT, COCO; Roboflow, VIA; Label Studio
 COCO_FOLDERS = re.compile(r"annotations?|train.*|val.*|test.*", re.IGNORECASE)
-PARTS = (("test", re.compile("test", re.I)), ("val", re.compile("val", re.I)))  # of a dataset, by names; or training
+PARTS = (  # of a dataset, by words in names; the others are training cases
+    ("test", re.compile("(?<![a-z])test(?![a-z])", re.IGNORECASE)),
+    ("val", re.compile("(?<![a-z])val(?:id|idation)?(?![a-z])", re.IGNORECASE)),
+)
 
 
 def coco(root: Path) -> Found | None:
@@ -42,7 +45,7 @@ def coco(root: Path) -> Found | None:
     if not files:
         return None
     found = Found(COCO, root.stem if root.is_file() else root.name)
-    parts = {path: _part(path, root) for path, _ in files}
+    parts = {path: part_of(path, root) for path, _ in files}
     if "train" not in parts.values():
         parts = dict.fromkeys(parts, "train")
     stems = Counter(composed(without_ending(image.name)).casefold() for _, one in files for image in _once(one))
@@ -123,7 +126,7 @@ def _candidates(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _part(path: Path, root: Path) -> str:
+def part_of(path: Path, root: Path) -> str:
     """Which part of a dataset a file describes, by its name and its folder's within the dataset."""
     within = path.relative_to(root) if root.is_dir() else Path(path.name)
     return next((part for part, pattern in PARTS if pattern.search(str(within))), "train")

@@ -12,6 +12,7 @@ from autoseg.commands.fix import fix_dataset
 from autoseg.datasets.checks.problems import check
 from autoseg.datasets.dataset import discover, load_case, parse_options
 from autoseg.datasets.loading import read_label
+from autoseg.datasets.outlined import part_of
 from autoseg.datasets.splits import Split
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import read_labels_as
@@ -66,6 +67,18 @@ def test_where_programs_put_file_and_images(tmp_path, where, images):
     dataset, problems = found(tmp_path)
     assert errors(problems) == []
     assert [Path(case.images[0]).name for case in dataset.cases] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("annotations/instances_val2017.json", "val"), ("valid/_annotations.coco.json", "val"),
+        ("test/_annotations.coco.json", "test"), ("instances_test-dev.json", "test"), ("latest_coco.json", "train"),
+        ("interval_coco.json", "train"), ("annotations.json", "train"),
+    ],
+)  # fmt: skip
+def test_parts_of_a_dataset_are_words_in_names(tmp_path, file, part):
+    assert part_of(tmp_path / file, tmp_path) == part
 
 
 @pytest.mark.parametrize("name", ["..\\..\\media\\upload\\4\\a.png", "/home/x/a.png", "C:\\data\\a.png", "old/a.png"])
