@@ -1,6 +1,6 @@
 """The labels of a dataset: by option, by its layout, or those found in its label files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from autoseg.datasets.objects import (
     undecided_labels,
 )
 from autoseg.datasets.pairing import Case, Found, Problem
-from autoseg.datasets.series import ignore_in_labels, missing_structures, names_in_labels
+from autoseg.datasets.series import ignore_in_labels, missing_structures, names_in_labels, names_of_outlines
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.dicom_labels import same_name
 from autoseg.imaging.formats.readers import read_labels
@@ -40,8 +40,9 @@ def decide_labels(
         DataError: there are no labels, or too many; UsageError: an option does not fit them.
     """
     labels = _labels(found, options, cases)
-    pairs = [(case.label, case.images[0] if case.images else None) for case in cases if case.label is not None]
-    labels, measured = _with_borders(labels, pairs)
+    labelled = [case for case in cases if case.label is not None]
+    images = [next(iter(case.images), None) for case in labelled]
+    labels, measured = _with_borders(labels, [str(case.label) for case in labelled], images=images)
     for name, objects in measured.items():
         found.notes.append(describe_objects(name, objects))
         found.problems += problems_of_objects(name, objects)
@@ -56,10 +57,10 @@ def labels_of_objects(options: IntakeOptions, files: Sequence[str], *, workers: 
 
 
 def _with_borders(
-    labels: LabelSet, files: Sequence[tuple[str, str | None]], workers: int | None = None
+    labels: LabelSet, files: Sequence[str], workers: int | None = None, images: Sequence[str | None] = ()
 ) -> tuple[LabelSet, dict[str, ObjectMeasurements]]:
     """The labels with things whose borders suit the objects in label files, and what was measured of these."""
-    measured = {name: measure_objects(files, labels, name, workers=workers) for name in labels.things}
+    measured = {name: measure_objects(files, labels, name, images=images, workers=workers) for name in labels.things}
     things = {name: decided(thing, measured[name]) for name, thing in labels.things.items()}
     return replace(labels, things=things), measured
 
@@ -71,9 +72,10 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
     if not colours:
         colours, problems = agree_on_colours([case.label for case in cases if case.label is not None])
         found.problems += problems
+    if (things := _things_of_outlines(found, options, cases)) is not None:
+        return things
     if options.instances is not None:
-        values = options.labels or _declared(found) or _kinds(options.instances, names_in_labels(cases))
-        return undecided_labels(options.instances, values, options.divisor, ignore)
+        return undecided_labels(options.instances, options.labels or _declared(found), options.divisor, ignore)
     if options.labels is not None:
         values = {name: value for name, value in options.labels.items() if value != 0}
         labels = LabelSet(values, ignore=ignore)
@@ -104,6 +106,34 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
     return labels
 
 
+def _things_of_outlines(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> LabelSet | None:
+    """The labels of outlines whose objects have numbers: by option, or those of one kind; None: they have none.
+
+    Raises:
+        UsageError: --instances names something else than the outlines do.
+    """
+    if not (names := names_of_outlines(cases)):
+        return None
+    if options.instances is None:
+        if len(names) > 1 or options.labels is not None or options.regions is not None:
+            return None
+        found.notes.append(
+            f"all outlines are called {names[0]}: every one is an object of its own (for one label instead: "
+            f"--labels {names[0]}=1)"
+        )
+    asked = options.instances or tuple(names)
+    spelled = {one: next((name for name in names if same_name(name, one)), None) for one in asked}
+    if unknown := [one for one, name in spelled.items() if name is None]:
+        raise UsageError(
+            f"--instances {','.join(asked)}: no outline is called {unknown[0]!r}", remedy=f"they are {some(names)}"
+        )
+    things = [str(name) for name in spelled.values()]
+    alone = len(names) == 1 and options.labels is None and options.divisor is None
+    values = options.labels or {name: value for value, name in enumerate(names, start=1)}
+    ignore = ignore_in_labels(cases, numbers=alone) if options.ignore is None else options.ignore
+    return undecided_labels(things, None if alone else values, options.divisor, ignore)
+
+
 def _values_to_write(regions: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     """The value each region writes: one that no later, inner region covers.
 
@@ -118,26 +148,6 @@ def _values_to_write(regions: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
             raise UsageError(what, remedy='list the outermost region first: "whole=1+2,core=2"')
         written.append(own[0])
     return tuple(written)
-
-
-def _kinds(things: Sequence[str], named: Mapping[str, int]) -> Mapping[str, int] | None:
-    """The labels that files name, beside which things are numbered; None where the thing is the only one, or no names.
-
-    Raises:
-        UsageError: a thing is not among them.
-    """
-    spelt = {thing: next((name for name in named if same_name(name, thing)), None) for thing in things}
-    if named and (unknown := [thing for thing, name in spelt.items() if name is None]):
-        raise UsageError(
-            f"--instances {','.join(things)}: the label files name no {unknown[0]!r}, but {some(named)}",
-            remedy=f"write --instances {next(iter(named))}",
-        )
-    return (
-        None
-        if len(named) < 2
-        else {thing: named[name] for thing, name in spelt.items() if name}
-        | {name: value for name, value in named.items() if name not in spelt.values()}
-    )
 
 
 def _declared(found: Found) -> dict[str, int] | None:

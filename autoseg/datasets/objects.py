@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from autoseg.datasets.pairing import Problem
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.formats.readers import read_labels_as
+from autoseg.imaging.formats.readers import names_labels, read_labels_as
 from autoseg.imaging.geometry import Vector3
 from autoseg.imaging.labels import LabelSet, Thing
 from autoseg.imaging.objects import along, grow_objects, split_objects
@@ -85,18 +85,23 @@ def numbers_objects(values: Sequence[Sequence[int]]) -> bool:
 
 
 def measure_objects(
-    files: Sequence[tuple[str, str | None]], labels: LabelSet, thing: str, *, workers: int | None = None
+    files: Sequence[str],
+    labels: LabelSet,
+    thing: str,
+    *,
+    images: Sequence[str | None] = (),
+    workers: int | None = None,
 ) -> ObjectMeasurements:
     """Measure the objects of one thing in all label files.
 
     Args:
-        files: label files, each with the image that it belongs to, for formats that need it.
+        images: the image of each file, which outlines need; empty: no file needs one.
 
     Raises:
         DataError: no file that can be read holds an object.
     """
     tried = {*np.linspace(0, len(files) - 1, min(TRIED_FILES, len(files))).astype(int).tolist()}
-    jobs = [(file, like, number in tried) for number, (file, like) in enumerate(files)]
+    jobs = [(file, images[i] if images else None, i in tried) for i, file in enumerate(files)]
     measured = map_in_processes(
         partial(_measure_file, labels=labels, thing=thing), jobs, title=f"objects of {thing}", workers=workers
     )
@@ -125,7 +130,9 @@ def measure_objects(
         broken=sum(one.broken for one in found),
         tiny=sum(one.tiny for one in found),
         examples=tuple(
-            file for (file, *_), one in zip(jobs, measured, strict=True) if one is not None and (one.broken or one.tiny)
+            (image if image and names_labels(file) else file)
+            for (file, image, _), one in zip(jobs, measured, strict=True)
+            if one is not None and (one.broken or one.tiny)
         )[:NAMED],
     )
 
@@ -198,9 +205,9 @@ def describe_objects(thing: str, found: ObjectMeasurements) -> str:
 
 def _measure_file(job: tuple[str, str | None, bool], labels: LabelSet, thing: str) -> _Measured | None:
     """Measure one file; None where it cannot be read, which `check` reports."""
-    file, like, tried = job
+    file, image, tried = job
     try:
-        volume = read_labels_as(labels, file, like)
+        volume = read_labels_as(labels, file, image if names_labels(file) else None)
     except DataError:
         return None
     objects, geometry = labels.objects(thing, volume.array), volume.geometry

@@ -16,7 +16,7 @@ from autoseg.datasets.given_folds import numbered_splits
 from autoseg.datasets.pairing import Found, Problem, image_files, listed_case, name_of, pair, subfolders
 from autoseg.datasets.spelling import composed, find
 from autoseg.errors import AutosegError, DataError
-from autoseg.imaging.formats.coco import CocoFile, CocoImage, case_name, open_coco, without_ending
+from autoseg.imaging.formats.coco import CocoFile, CocoImage, case_name, open_coco, prefixes, without_ending
 from autoseg.imaging.formats.json_files import read_json
 from autoseg.imaging.formats.polygon_files import reads
 from autoseg.messages import counted, some
@@ -26,7 +26,10 @@ COCO_NAMES = re.compile(
     r"annotations\.json|instances[_.].*\.?json|.*coco.*\.json|result\.json", re.IGNORECASE
 )  # COCO; CVAT, COCO; Roboflow, VIA; Label Studio
 COCO_FOLDERS = re.compile(r"annotations?|train.*|val.*|test.*", re.IGNORECASE)
-PARTS = (("test", re.compile("test", re.I)), ("val", re.compile("val", re.I)))  # of a dataset, by names; or training
+PARTS = (  # of a dataset, by words in names; the others are training cases
+    ("test", re.compile("(?<![a-z])test(?![a-z])", re.IGNORECASE)),
+    ("val", re.compile("(?<![a-z])val(?:id|idation)?(?![a-z])", re.IGNORECASE)),
+)
 
 
 def coco(root: Path) -> Found | None:
@@ -42,7 +45,7 @@ def coco(root: Path) -> Found | None:
     if not files:
         return None
     found = Found(COCO, root.stem if root.is_file() else root.name)
-    parts = {path: _part(path, root) for path, _ in files}
+    parts = {path: part_of(path, root) for path, _ in files}
     if "train" not in parts.values():
         parts = dict.fromkeys(parts, "train")
     stems = Counter(composed(without_ending(image.name)).casefold() for _, one in files for image in _once(one))
@@ -57,7 +60,8 @@ def coco(root: Path) -> Found | None:
             case_id = composed(without_ending(image.name))
             if stems[case_id.casefold()] > 1:
                 case_id = composed(case_name(image.name))
-                case_id = f"{path.stem}_{case_id}" if names[case_id.casefold()] > 1 else case_id
+                prefix = prefixes(path)[len({one.parent for one, _ in files}) < len(files)]
+                case_id = f"{prefix}_{case_id}" if names[case_id.casefold()] > 1 else case_id
             cases.append(listed_case(found, case_id, [images.path(image.name)], path, path))
         if empty := len(one.images) - one.annotated:
             what = f"{counted(empty, 'image')} of {len(one.images)} in {path.name} without an annotation"
@@ -122,7 +126,7 @@ def _candidates(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _part(path: Path, root: Path) -> str:
+def part_of(path: Path, root: Path) -> str:
     """Which part of a dataset a file describes, by its name and its folder's within the dataset."""
     within = path.relative_to(root) if root.is_dir() else Path(path.name)
     return next((part for part, pattern in PARTS if pattern.search(str(within))), "train")

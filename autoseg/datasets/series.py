@@ -2,6 +2,7 @@
 
     patients_in_headers   case id -> a hash of its PatientID, where every case is a DICOM series that has one
     names_in_labels       names of the structures in DICOM-SEG, RTSTRUCT and outline files -> values
+    names_of_outlines     the names in outline files
     ignore_in_labels      the value of places that outline files mark as not annotated
     missing_structures    declared labels that no such file has, and structures that are not declared
 
@@ -17,10 +18,12 @@ from autoseg.datasets.pairing import Case, Found
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.dicom_labels import same_name
 from autoseg.imaging.formats.dicom_series import patient_of
+from autoseg.imaging.formats.outline_files import is_outlines
 from autoseg.imaging.formats.readers import is_dicom, label_names, marks_unknown, names_labels
 from autoseg.messages import counted, some
 
 NOT_ANNOTATED = 255
+NOT_AN_OBJECT = 65535
 HASHED = "patients are those of the DICOM headers, as hashes of PatientID: {patients} in {cases}"
 NAME_THEM = "name the patients in patients.csv (case,patient) or with --patient-regex"
 
@@ -77,12 +80,22 @@ def names_in_labels(cases: Sequence[Case]) -> dict[str, int]:
     return {name: value for value, name in enumerate(_structures(named), start=1)}
 
 
-def ignore_in_labels(cases: Sequence[Case]) -> int | None:
-    """The value of places that outline files mark as not annotated; None where none does."""
+def names_of_outlines(cases: Sequence[Case]) -> list[str]:
+    """The names in outline files, in order of appearance; empty where some label files are others."""
+    files = _label_files(cases)
+    return _structures(files) if files and all(is_outlines(file) for file in files) else []
+
+
+def ignore_in_labels(cases: Sequence[Case], *, numbers: bool = False) -> int | None:
+    """The value of places that outline files mark as not annotated; None where none does.
+
+    Args:
+        numbers: whether values are numbers of objects, of which there may be many.
+    """
     for file in _label_files(cases):
         try:
             if marks_unknown(file):
-                return NOT_ANNOTATED
+                return NOT_AN_OBJECT if numbers else NOT_ANNOTATED
         except DataError:
             continue  # `check` reports it
     return None

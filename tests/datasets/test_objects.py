@@ -132,7 +132,7 @@ def test_files_that_cannot_be_read_are_left_to_check(dataset):
     (dataset / "labels" / "c0.png").write_bytes(b"no picture")
     found, _ = discover(dataset)
     assert found.objects["object"].images == 4
-    assert measure_objects([(case.label, None) for case in found.cases], found.labels, "object", workers=0).count == 80
+    assert measure_objects([case.label for case in found.cases], found.labels, "object", workers=0).count == 80
 
 
 def test_objects_that_look_like_mistakes_are_reported(dataset):

@@ -11,8 +11,11 @@ import tiny
 from autoseg.commands.fix import fix_dataset
 from autoseg.datasets.checks.problems import check
 from autoseg.datasets.dataset import discover, load_case, parse_options
+from autoseg.datasets.loading import read_label
+from autoseg.datasets.outlined import part_of
 from autoseg.datasets.splits import Split
 from autoseg.errors import DataError, UsageError
+from autoseg.imaging.formats.readers import read_labels_as
 from outlines import annotation, coco, feature, flat, geojson, image, labelme, ring, shape
 
 
@@ -66,6 +69,18 @@ def test_where_programs_put_file_and_images(tmp_path, where, images):
     assert [Path(case.images[0]).name for case in dataset.cases] == ["a.png", "b.png"]
 
 
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [
+        ("annotations/instances_val2017.json", "val"), ("valid/_annotations.coco.json", "val"),
+        ("test/_annotations.coco.json", "test"), ("instances_test-dev.json", "test"), ("latest_coco.json", "train"),
+        ("interval_coco.json", "train"), ("annotations.json", "train"),
+    ],
+)  # fmt: skip
+def test_parts_of_a_dataset_are_words_in_names(tmp_path, file, part):
+    assert part_of(tmp_path / file, tmp_path) == part
+
+
 @pytest.mark.parametrize("name", ["..\\..\\media\\upload\\4\\a.png", "/home/x/a.png", "C:\\data\\a.png", "old/a.png"])
 def test_images_are_found_without_the_folders_of_another_machine(tmp_path, name):
     outlines.picture(tmp_path / "images/a.png")
@@ -100,6 +115,27 @@ def test_equal_names_in_folders_get_the_folder_s_name(tmp_path):
     assert errors(problems) == []
     assert [case.id for case in dataset.cases] == ["x_001", "y_001"]
     assert [int((load_case(case, dataset.labels).target == 1).sum()) for case in dataset.cases] == [5, 10]
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        (
+            ("train/_annotations.coco.json", "valid/_annotations.coco.json"),
+            ["train_a", "train_b", "valid_a", "valid_b"],
+        ),
+        (("instances_1.json", "instances_2.json"), [f"instances_{n}_{name}" for n in (1, 2) for name in "ab"]),
+    ],
+)
+def test_equal_names_in_several_files_get_the_file_s_name(tmp_path, files, ids):
+    for file in files:
+        layout(tmp_path, file, str(Path(file).parent) if "/" in file else Path(file).stem.split("_")[1])
+    dataset, _ = discover(tmp_path)
+    assert [case.id for case in dataset.cases] == ids
+    for case in dataset.cases:
+        segmentation = outlines.picture(tmp_path / f"out/{case.id}.png")
+        target = load_case(case, dataset.labels).target
+        assert np.array_equal(read_labels_as(dataset.labels, case.label, segmentation).array, target)
 
 
 def test_faults_are_collected(tmp_path):
@@ -157,11 +193,44 @@ def test_crowds_are_the_ignore_label(tmp_path):
     outlines.picture(tmp_path / "images/a.png")
     objects = [annotation(1, [flat(0, 0, 2, 2)]), annotation(2, [flat(4, 4, 6, 6)], iscrowd=1)]
     coco(tmp_path / "annotations.json", objects)
-    dataset, problems = found(tmp_path)
+    dataset, problems = found(tmp_path, labels="cell=1")
     assert errors(problems) == []
     assert dataset.labels.ignore == 255
     assert (load_case(dataset.cases[0], dataset.labels).target == dataset.labels.ignore_index).sum() == 4
     assert discover(tmp_path, parse_options(ignore=9))[0].labels.ignore == 9
+    told_apart, _ = discover(tmp_path)
+    assert told_apart.labels.ignore == 65535  # values are numbers of objects, of which there may be many
+    target = load_case(told_apart.cases[0], told_apart.labels).target
+    assert (target == told_apart.labels.ignore_index).sum() == 4
+
+
+def test_outlines_of_one_kind_are_objects_of_their_own(tmp_path):
+    outlines.picture(tmp_path / "images/a.png")
+    coco(tmp_path / "annotations.json", [annotation(1, [flat(0, 0, 4, 4)]), annotation(2, [flat(4, 0, 8, 4)])])
+    dataset, problems = found(tmp_path)
+    assert errors(problems) == []
+    assert list(dataset.labels.things) == ["cell"]
+    assert dataset.objects["cell"].count == 2
+    assert any(
+        note.startswith("all outlines are called cell: every one is an object of its own") for note in dataset.notes
+    )
+    label = read_label(dataset.cases[0], dataset.labels).array
+    assert np.unique(label).tolist() == [0, 1, 2]
+    assert discover(tmp_path, parse_options(instances="Cell"))[0].labels == dataset.labels
+    assert not discover(tmp_path, parse_options(labels="cell=1"))[0].labels.things
+    with pytest.raises(UsageError, match="no outline is called 'cells'"):
+        discover(tmp_path, parse_options(instances="cells"))
+
+
+def test_objects_of_several_kinds_have_values_and_numbers(tmp_path):
+    """The cell is told apart, the nucleus in it is one label."""
+    layout(tmp_path)
+    dataset, problems = found(tmp_path, instances="cell")
+    assert errors(problems) == []
+    assert dataset.labels.values == {"cell core": 1, "nucleus": 2, "cell border": 3}
+    assert np.unique(read_label(dataset.cases[0], dataset.labels).array).tolist() == [0, 2, 1001]
+    both, _ = discover(tmp_path, parse_options(instances="nucleus,cell"))
+    assert np.unique(read_label(both.cases[1], both.labels).array).tolist() == [0, 1001, 2001]
 
 
 def test_files_without_annotations_and_other_json_are_refused(tmp_path):

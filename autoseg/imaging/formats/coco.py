@@ -72,7 +72,7 @@ class CocoFile:
         common = [_common_end([_plain(part) for part in PurePosixPath(image.name).parts], parts) for image in alike]
         best = [image for image, length in zip(alike, common, strict=True) if length == max(common)]
         stem = _plain(without_ending(like.name))
-        for name in (stem, *(stem[i + 1 :] for i, mark in enumerate(stem) if mark == "_")):  # train_a: a of train.json
+        for name in (stem, *(stem.removeprefix(_plain(f"{one}_")) for one in prefixes(self.path))):
             best = best or self._by_case.get(name, []) or self._by_stem.get(name, [])
         if len(best) == 1 or (best and self.is_volume(best)):
             return best
@@ -160,6 +160,11 @@ def _grouped(images: Sequence[CocoImage], key: Callable[[str], str]) -> dict[str
     for image in images:
         groups.setdefault(_plain(key(image.name)), []).append(image)
     return groups
+
+
+def prefixes(path: Path) -> tuple[str, str]:
+    """What ids of cases begin with, where two files describe images of one name: train/ and valid/, or their names."""
+    return path.parent.name, path.stem
 
 
 def case_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
     ImageObjects   the objects of one image
     annotations    a map of objects -> boxes, outlines, areas
+    annotations_as the same of a label map with the meaning of a LabelSet
     write_coco     images and their objects -> one file
     folder_to_coco a folder of label files -> one file
 
@@ -27,6 +28,7 @@ from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.contours import edges
 from autoseg.imaging.formats.readers import ending_of, read_labels, stem_of
 from autoseg.imaging.formats.run_lengths import to_text
+from autoseg.imaging.labels import LabelSet
 from autoseg.workspace import write_atomically
 
 COUNTED = 2**24  # numbers below are counted in a table
@@ -90,6 +92,25 @@ def annotations(
             found.append({**known, "slice": z + step, **plane, **in_space})
             in_space = {}
     return tuple(found)
+
+
+def annotations_as(
+    labels: LabelSet, values: np.ndarray, scores: Mapping[int, float] | None = None
+) -> tuple[dict[str, Any], ...]:
+    """Describe the objects in a label map, as files of `labels` hold them; see `annotations`.
+
+    Args:
+        labels: with things; what is not a thing is left out.
+        values: (rows, columns) or (slices, rows, columns) of whole numbers, as read from a file.
+        scores: value -> how sure its object is.
+    """
+    numbers = np.zeros_like(values)
+    names: dict[int, str] = {}
+    for thing in labels.things:
+        objects = labels.objects(thing, values)
+        numbers = np.where(objects > 0, objects, numbers)
+        names |= dict.fromkeys(_without_gaps(objects)[0], thing)
+    return annotations(numbers, names, scores)
 
 
 def write_coco(path: Path, images: Iterable[ImageObjects], categories: Iterable[str] = ()) -> int:

@@ -16,7 +16,8 @@ import numpy as np
 from autoseg.errors import DataError
 from autoseg.imaging.formats.coco import open_coco
 from autoseg.imaging.formats.json_files import read_json
-from autoseg.imaging.formats.outlines import Meaning, Outline, draw, names_of
+from autoseg.imaging.formats.outline_maps import Meaning, draw
+from autoseg.imaging.formats.outlines import Outline, names_of
 from autoseg.imaging.formats.polygon_files import Drawn, outlines_of
 from autoseg.imaging.geometry import Geometry, Remark, Volume, axes3
 from autoseg.messages import some

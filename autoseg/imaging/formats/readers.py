@@ -24,7 +24,7 @@ import numpy as np
 
 from autoseg.errors import DataError, OutOfMemory, StorageError, UsageError
 from autoseg.imaging.formats import dicom_files, dicom_labels, dicom_series, itk, nifti, outline_files, raster, seg_nrrd
-from autoseg.imaging.formats.outlines import Meaning
+from autoseg.imaging.formats.outline_maps import Meaning
 from autoseg.imaging.formats.segments import Segment
 from autoseg.imaging.formats.signatures import StoredVoxels, refuse_other_content
 from autoseg.imaging.geometry import Geometry, Volume, corner_distance_voxels
@@ -135,7 +135,7 @@ def read_labels(
             the one of its name is read.
         names: label name -> value, for these and for outlines; without, the numbers in the file are the values.
         ignore: of outlines, the value of what nobody annotated.
-        things, divisor: of outlines, the labels whose objects have numbers, see `outlines.Meaning`.
+        things, divisor: of outlines, the labels whose objects have numbers, see `outline_maps.Meaning`.
 
     Returns:
         Volume of int32, (Z, Y, X) in stored order. Files of floating-point numbers within 1e-3 of integers are rounded.
@@ -167,10 +167,10 @@ def read_labels(
 def read_labels_as(labels: LabelSet, path: Path | str, like: Path | str | None) -> Volume:
     """Read a label map whose values are those of `labels`, on the grid of `like`. Raises as `read_labels`."""
     things = {name: thing.core for name, thing in labels.things.items()}
-    names = things | labels.stuff if things else labels.values
     return read_labels(
-        path, labels.colours, like=like, names=names, ignore=labels.ignore, things=things, divisor=labels.divisor
-    )
+        path, labels.colours, like=like, names=labels.values, ignore=labels.ignore, things=things,
+        divisor=labels.divisor if things else 0,
+    )  # fmt: skip
 
 
 def label_names(path: Path | str) -> dict[str, int] | None:

@@ -72,12 +72,13 @@ def test_images_are_found_by_name_and_segmentations_of_them_too(tmp_path):
     path = coco(tmp_path / "x.json", objects, images)
     for like, expected in (
         ("images/sub/A 1.jpg", 12), ("predictions/A 1.png", 12), ("data/b/x.png", 0), ("data/c/x.png", 1),
-        ("predictions/c_x.tif", 1), ("predictions/valid_c_x.png", 1),
+        ("predictions/c_x.tif", 1), ("predictions/x_c_x.png", 1),
     ):  # fmt: skip
         picture = outlines.picture(tmp_path / like)
         assert read_labels(path, like=picture).array.sum() == expected, like
     refused(path, "describes 2 images of that name: x.png", like=outlines.picture(tmp_path / "x.png"))
     refused(path, "does not describe it: other.png", like=outlines.picture(tmp_path / "other.png"))
+    refused(path, "does not describe it: my_c_x.png", like=outlines.picture(tmp_path / "my_c_x.png"))
     refused(path, "describes 3 images; which one is meant is not known")
 
 

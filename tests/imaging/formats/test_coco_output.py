@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as arrays
 
 import tiny
 from autoseg.errors import DataError, UsageError
-from autoseg.imaging.formats.coco_output import ImageObjects, annotations, folder_to_coco, write_coco
+from autoseg.imaging.formats.coco_output import ImageObjects, annotations, annotations_as, folder_to_coco, write_coco
 from autoseg.imaging.formats.readers import read_labels
+from autoseg.imaging.labels import LabelSet, Thing
 
 MAPS = arrays.arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 2, 7]))
 
@@ -130,6 +131,18 @@ def test_with_a_divisor_values_have_labels(tmp_path):
     with pytest.raises(DataError, match="2001 is an object of the value 2, which has no label"):
         folder_to_coco(tmp_path / "maps", tmp_path / "c.json", names={1: "cell"}, divisor=1000)
     assert json.loads((tmp_path / "c.json").read_text()) == found  # what was there before
+
+
+def test_label_maps_with_the_meaning_of_labels():
+    one = LabelSet({"cell core": 1, "cell border": 2}, things={"cell": Thing(1, 2)}, ignore=255)
+    found = annotations_as(one, np.array([[3, 3, 0, 255, 9]]), {9: 0.5})
+    assert [(a["object"], a["category"], a["area"], a.get("score")) for a in found] == [
+        (3, "cell", 2, None), (9, "cell", 1, 0.5),
+    ]  # fmt: skip
+    values = {"cell core": 1, "dot core": 2, "tissue": 3, "cell border": 4, "dot border": 5}
+    both = LabelSet(values, things={"cell": Thing(1, 4), "dot": Thing(2, 5)}, divisor=1000)
+    found = annotations_as(both, np.array([[2001, 1001, 3, 0, 1002]]))
+    assert [(a["object"], a["category"]) for a in found] == [(1001, "cell"), (1002, "cell"), (2001, "dot")]
 
 
 def test_what_is_no_map_of_objects_is_refused(tmp_path):

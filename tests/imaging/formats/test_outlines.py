@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from autoseg.errors import DataError
 from autoseg.imaging.formats import contours
 from autoseg.imaging.formats.contours import inside
+from autoseg.imaging.formats.outline_maps import Meaning, draw
 from autoseg.imaging.formats.outlines import (
     Disc,
-    Meaning,
     Outline,
     Patch,
     Rings,
     Runs,
-    draw,
     fill,
     names_of,
     polygon,
@@ -172,6 +171,14 @@ def test_with_a_divisor_kinds_are_numbered_apart_over_what_is_no_object():
     array = drawn(outlines, meaning).array
     assert np.unique(array).tolist() == [3, 1001, 1002, 2001]
     assert array[0, 6] == 1002
+
+
+def test_what_is_smaller_than_an_object_lies_over_it_also_where_it_has_no_number():
+    outlines = [square("nucleus", 2, 2, 4, 4), square("cell", 0, 0, 6, 6), square("background", 0, 0, 1, 1)]
+    array = drawn(outlines, Meaning({"cell": 1, "nucleus": 2}, things={"cell": 1}, divisor=1000)).array
+    assert [int((array == value).sum()) for value in (2, 1001)] == [4, 36 - 4 - 1]
+    alone = drawn(outlines, Meaning({}, things={"cell": 1})).array
+    assert (alone == 1).sum() == 36 - 1
 
 
 def test_without_a_divisor_other_labels_are_left_out():
