@@ -16,9 +16,9 @@ The watershed floods from the peaks of the smoothed distance; a peak is left out
 multiples of a radius, either that of the training objects, or that of the image's own foreground.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -30,7 +30,6 @@ MOST_VOXELS = 2**25  # of an image that is cut into superpixels; above, the meth
 COMPACTNESS = 0.1  # of superpixels, for intensities from 0 to 1
 SURROUNDINGS = 4.0  # radii: standard deviation of the window of local thresholds
 Array = np.ndarray
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Classical:
         self.shape = image.shape[1:]
         self.image = image[:, 0] if self.flat else image
         self.spacing = tuple(float(s) for s in (spacing[1:] if self.flat else spacing))
-        self._done: dict[tuple, object] = {}
+        self._done: dict[tuple, Any] = {}
 
     def objects(self, recipe: ObjectRecipe) -> Array:
         """Instance map int32 of the image's shape: 0 background, 1..n objects.
@@ -161,7 +160,7 @@ class Classical:
         seeds[tuple(kept.T)] = np.arange(1, len(kept) + 1)
         return watershed(-smooth, seeds, mask=foreground)
 
-    def _once(self, key: tuple, make) -> Made:
+    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._done:
             self._done[key] = make()
         return self._done[key]
