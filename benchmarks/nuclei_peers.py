@@ -80,7 +80,7 @@ def counted(reference: np.ndarray, found: np.ndarray) -> ObjectCounts:
 def ceilings(read: Callable[[str], Loaded], split: dict[str, list[str]]) -> dict[str, dict]:
     """What perfect masks allow, without and with their borders."""
     grid = [
-        ObjectRecipe("otsu_watershed", smoothing=0.0, radius_mm=r, rounding=s, apart=a, smallest=0.0)
+        ObjectRecipe("otsu_watershed", fill=False, smoothing=0.0, radius_mm=r, rounding=s, apart=a, smallest=0.0)
         for r, s, a in product((5.0, 9.0, None), (0.1, 0.2, 0.3), (0.6, 0.9, 1.2))
     ]
 
@@ -92,7 +92,7 @@ def ceilings(read: Callable[[str], Loaded], split: dict[str, list[str]]) -> dict
     tried = [watershed(case, grid) for case in split["train"][::10]]
     worth = [summarise_objects([one[i] for one in tried]).average_precision["0.5"] for i in range(len(grid))]
     best = grid[int(np.argmax(worth))]
-    components = ObjectRecipe("otsu_components", smoothing=0.0, smallest=0.0, radius_mm=1.0)
+    components = ObjectRecipe("otsu_components", fill=False, smoothing=0.0, smallest=0.0, radius_mm=1.0)
     found: dict[str, list[ObjectCounts]] = {"components": [], "watershed": [], "border": []}
     for case in split["held_out"]:
         one, other = watershed(case, [components, best])

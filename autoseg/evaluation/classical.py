@@ -17,7 +17,7 @@ multiples of a radius, either that of the training objects, or that of the image
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class ObjectRecipe:
     method: str  # of OBJECT_METHODS
     channel: int = 0
     bright: bool = True  # objects are brighter than the background
+    fill: bool = True  # holes belong to the foreground around them
     smoothing: float = 1.0  # standard deviation of the image's smoothing, in voxels of the finest axis
     contrast: float = 0.1  # local_watershed: share of the contrast between Otsu's classes
     radius_mm: float | None = None  # of objects; None: of the foreground of the image itself
@@ -77,12 +78,15 @@ class Classical:
         return _numbered(pieces, least).reshape(self.shape)
 
     def foreground(self, recipe: ObjectRecipe) -> Array:
-        """Voxels that belong to some object; bool, holes filled."""
+        """Voxels that belong to some object; bool."""
         kind = recipe.method.split("_")[0]
         made = {"otsu": self._otsu, "local": self._local, "superpixels": self._superpixels}[kind]
-        return self._once(
-            ("foreground", *_source(recipe)), lambda: np.asarray(ndimage.binary_fill_holes(made(recipe)), dtype=bool)
-        )
+
+        def make() -> Array:
+            found = made(recipe)
+            return np.asarray(ndimage.binary_fill_holes(found), dtype=bool) if recipe.fill else found
+
+        return self._once(("foreground", *_source(recipe)), make)
 
     def smoothed(self, channel: int, bright: bool, smoothing: float) -> Array:
         """A channel, smoothed, and negated where objects are dark; float32."""
@@ -222,8 +226,9 @@ def _source(recipe: ObjectRecipe) -> tuple:
     """What the foreground of a recipe depends on."""
     kind = recipe.method.split("_")[0]
     own = () if kind == "otsu" else (recipe.radius_mm,)
-    return (kind, recipe.channel, recipe.bright, recipe.smoothing, *own, recipe.contrast if kind == "local" else 0)
+    contrast = recipe.contrast if kind == "local" else 0.0
+    return (kind, recipe.channel, recipe.bright, recipe.fill, recipe.smoothing, *own, contrast)
 
 
 def _like_otsu(recipe: ObjectRecipe) -> ObjectRecipe:
-    return ObjectRecipe("otsu_components", recipe.channel, recipe.bright, recipe.smoothing)
+    return replace(recipe, method="otsu_components")

@@ -81,9 +81,8 @@ def test_folds_and_models_of_a_workspace_stand_beside_it(tmp_path, capsys):
     folder.mkdir(parents=True)
     dice = summary_of([0.2, 0.3], ["one", "other"])
     cases = tuple(CaseScore(name, ((9, 1), (1, 1)), {"organ_1": {"dice": 0.25}}) for name in ("one", "other"))
-    scores = CrossValidation(
-        1, plan.recommended, network, (FoldScores(0, cases),), 2, {"organ_1": {"dice": dice}}, dice
-    )
+    folds, summary = (FoldScores(0, cases),), {"organ_1": {"dice": dice}}
+    scores = CrossValidation(1, plan.recommended, network, folds, 2, summary, dice)
     save(workspace.crossval(plan.recommended, network), scores)
     code, said = outcome(capsys, "floor", dataset, "-w", workspace.root, "--workers", 0)
     assert code == 0
