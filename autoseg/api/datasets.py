@@ -47,7 +47,7 @@ def check_dataset(
         regions: unions of labels that are predicted as one: {"whole": [1, 2]} or "whole=1+2".
         ignore: label value of voxels that nobody annotated.
         patient_regex: its first group, found in the case id, names the patient.
-        instances: kinds of objects that are told apart: ["nuclei"]; each object has its own number in label files.
+        instances: kinds of objects that are separated: ["nuclei"]; each object has its own number in label files.
         divisor: with labels and instances: objects are stored as value x divisor + number; None: 1000.
         workers: processes; 0: none but this one; None: as cores and memory allow.
         say: what shows a line; None: nothing is shown.

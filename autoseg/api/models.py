@@ -16,7 +16,7 @@ from autoseg.api.keywords import (
     as_path,
     checked,
     in_workspace,
-    labels_text,
+    intake_of,
     options_of,
 )
 from autoseg.api.spelling import in_python
@@ -182,6 +182,8 @@ def evaluate_folders(
     workspace: File | None = None,
     *,
     labels: Labels | None = None,
+    instances: Names | None = None,
+    divisor: int | None = None,
     tolerance: float | Mapping[str, float] | None = None,
     tubes: Names = (),
     csv: File | None = None,
@@ -195,11 +197,13 @@ def evaluate_folders(
         predictions, references: folders whose files are paired by name.
         workspace: whose plan names the labels; None: `labels` names them, or they are called after their values.
         labels: names and values: {"liver": 1} or "liver=1".
+        instances, divisor: as for `check_dataset`; objects are then matched, too.
         tolerance, tubes, csv, workers, say: as for `cross_validate`.
         model: an exported file that names the labels, "model.zip", instead of a workspace.
 
     Returns:
-        `mean_dice`, `summary` (label -> metric -> mean, std and number of cases) and `cases` with their scores.
+        `mean_dice`, `summary` (label -> metric -> mean, std and number of cases), `objects` (average precision and
+        panoptic quality of each kind) and `cases` with their scores.
 
     Raises:
         AutosegError: files cannot be paired, lie on other grids, or hold values that are not labels.
@@ -212,8 +216,8 @@ def evaluate_folders(
 
     return evaluate_folders(
         as_path(predictions), as_path(references), None if workspace is None else in_workspace(workspace),
-        labels=labels_text(labels), measures=(tolerance, tubes), csv=None if csv is None else as_path(csv),
-        workers=workers, model=None if model is None else as_path(model),
+        intake=intake_of(labels=labels, instances=instances, divisor=divisor), measures=(tolerance, tubes),
+        csv=None if csv is None else as_path(csv), workers=workers, model=None if model is None else as_path(model),
     )  # fmt: skip
 
 

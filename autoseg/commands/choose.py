@@ -274,7 +274,8 @@ def choose_components(
     baseline = np.array([mean_dice(case.confusion, labels) for case in found])
     accepted: dict[str, list[ComponentRule]] = {}
     choices = []
-    for name in labels.scored:
+    separated = {*labels.things, *(f"{name} core" for name in labels.things)}  # many components are right there
+    for name in (name for name in labels.scored if name not in separated):
         for rules in (candidates(found, name), [ComponentRule(fill_holes=True)]):
             scores = np.array(
                 [[mean_dice(case.corrected(name, rule, labels), labels) for case in found] for rule in rules]

@@ -1,7 +1,7 @@
 """Held-out predictions, test cases and any two folders against their references."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,9 @@ from autoseg.commands.folds import require_known
 from autoseg.commands.inputs import load_records
 from autoseg.commands.proof import curves_of, note_cheaper, prove_unseen
 from autoseg.commands.report import report_or_warn
-from autoseg.datasets.dataset import Case, Dataset, parse_options
+from autoseg.datasets.dataset import Case, Dataset
+from autoseg.datasets.intake import IntakeOptions
+from autoseg.datasets.label_sets import labels_of_objects
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # torch is imported where something is predicted
     from autoseg.evaluation.crossval import CrossValidation, HeldOutScores
     from autoseg.evaluation.evaluate import CaseScore, ScoreJob, Summary
     from autoseg.evaluation.measures import Given
+    from autoseg.evaluation.object_scores import ObjectSummary
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class FolderScores:
 
     cases: "tuple[CaseScore, ...]"
     summary: "dict[str, dict[str, Summary]]"  # label or region -> metric -> over all cases
+    objects: "dict[str, ObjectSummary]" = field(default_factory=dict)  # of things, and of stuff beside them
 
     @property
     def mean_dice(self) -> float | None:
@@ -298,7 +302,7 @@ def evaluate_folders(
     references: Path,
     workspace: Workspace | None = None,
     *,
-    labels: str | None = None,
+    intake: IntakeOptions = IntakeOptions(),
     measures: "Given" = (None, ()),
     csv: Path | None = None,
     workers: int | None = None,
@@ -307,7 +311,8 @@ def evaluate_folders(
     """Compare two folders of label files and show the tables.
 
     Args:
-        workspace: whose plan names the labels, where `labels` does not; without a plan they are the values found.
+        workspace: whose plan names the labels, where `intake` does not; without a plan they are the values found.
+        intake: `labels`, `instances` and `divisor` of it.
         measures: a tolerance in mm, or one for each label; and the labels that are tubes.
         model: an exported file that names the labels, instead of a workspace.
 
@@ -316,7 +321,9 @@ def evaluate_folders(
     """
     from autoseg.evaluation.evaluate import (
         confusion_table,
+        label_files,
         labels_found,
+        objects_over_cases,
         pair_folders,
         score_cases,
         summarise,
@@ -325,9 +332,12 @@ def evaluate_folders(
         write_csv,
     )
     from autoseg.evaluation.measures import measures_of, with_measures
+    from autoseg.evaluation.object_scores import object_tables
 
-    if labels is not None:
-        label_set = LabelSet(parse_options(labels=labels).labels or {})
+    if intake.instances is not None:
+        label_set = labels_of_objects(intake, list(map(str, label_files(references))), workers=workers)
+    elif intake.labels is not None:
+        label_set = LabelSet(intake.labels)
     elif model is not None:
         from autoseg.commands.evaluate_exported import labels_of
 
@@ -339,8 +349,11 @@ def evaluate_folders(
     jobs = with_measures(pair_folders(predictions, references, label_set), measures_of(*measures))
     scores = score_cases(jobs, workers=workers)
     summary = summarise(scores, {})  # nobody says which cases are of one patient
+    objects = objects_over_cases(scores, label_set, {})
     LOG.info(summary_table(summary, counted(len(scores), "case")))
+    if objects:
+        LOG.info("\n" + object_tables(objects))
     LOG.info("\n" + confusion_table(total_confusion(scores), ["background", *label_set.values]))
     if csv:
         write_csv(csv, scores)
-    return FolderScores(scores, summary)
+    return FolderScores(scores, summary, objects)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from autoseg.commands.arguments import duration, fraction, label_share, name, positive, shares, tolerances, whole
 from autoseg.commands.shared_options import (
+    add_instances,
     add_json,
     add_model,
     add_no_report,
@@ -28,6 +29,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path, help="folder of segmentations")
     parser.add_argument("--references", type=Path, help="folder of expert labels")
     parser.add_argument("--labels", help="liver=1,tumour=2 (default: those of the workspace, or the values found)")
+    add_instances(parser)
     parser.add_argument(
         "--tolerance",
         type=tolerances,

@@ -57,18 +57,22 @@ def add_intake(parser: argparse.ArgumentParser, *, planned: str = "") -> None:
     parser.add_argument(
         "--ignore", type=whole(-(2**31), 2**31 - 1), help="label value that marks voxels nobody annotated"
     )
+    add_instances(parser)
+    parser.add_argument("--patient-regex", help="regular expression on the case id whose first group is the patient")
+    parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of stopping")
+    add_plugins(parser)
+    add_workers(parser)
+
+
+def add_instances(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instances", metavar="NAMES",
-        help="kinds of objects that are told apart, e.g. nuclei: label files hold a number for each object",
+        help="kinds of objects that are separated, e.g. nuclei: label files hold a number for each object",
     )  # fmt: skip
     parser.add_argument(
         "--divisor", type=whole(2, 10**6),
         help="with --labels and --instances: objects are stored as value x divisor + number (default: 1000)",
     )  # fmt: skip
-    parser.add_argument("--patient-regex", help="regular expression on the case id whose first group is the patient")
-    parser.add_argument("--skip-bad", action="store_true", help="leave faulty cases out instead of stopping")
-    add_plugins(parser)
-    add_workers(parser)
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

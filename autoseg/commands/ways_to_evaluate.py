@@ -108,9 +108,11 @@ def _shifts(workspace: Workspace, options: argparse.Namespace) -> Any:
 
 def _folders(workspace: Workspace, options: argparse.Namespace) -> Any:
     from autoseg.commands.evaluate import evaluate_folders
+    from autoseg.datasets.intake import parse_options
 
+    intake = parse_options(labels=options.labels, instances=options.instances, divisor=options.divisor)
     return evaluate_folders(
-        options.predictions, options.references, workspace, labels=options.labels, csv=options.csv,
+        options.predictions, options.references, workspace, intake=intake, csv=options.csv,
         measures=(options.tolerance, options.tubes), workers=options.workers, model=options.model,
     )  # fmt: skip
 

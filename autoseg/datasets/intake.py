@@ -19,7 +19,7 @@ class IntakeOptions:
     ignore: int | None = None
     patient_regex: str | None = None
     colours: dict[str, int] | None = None  # "#rrggbb" in pictures -> value of its label
-    instances: tuple[str, ...] | None = None  # kinds of objects that are told apart
+    instances: tuple[str, ...] | None = None  # kinds of objects that are separated
     divisor: int | None = None  # of values in label files, where objects are value x divisor + number
 
 

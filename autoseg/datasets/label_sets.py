@@ -14,6 +14,7 @@ from autoseg.datasets.objects import (
     describe_objects,
     measure_objects,
     numbers_objects,
+    problems_of_objects,
     undecided_labels,
 )
 from autoseg.datasets.pairing import Case, Found, Problem
@@ -37,9 +38,25 @@ def decide_labels(
         DataError: there are no labels, or too many; UsageError: an option does not fit them.
     """
     labels = _labels(found, options, cases)
-    files = [case.label for case in cases if case.label is not None]
-    measured = {name: measure_objects(files, labels, name) for name in labels.things}
-    found.notes += [describe_objects(name, objects) for name, objects in measured.items()]
+    labels, measured = _with_borders(labels, [case.label for case in cases if case.label is not None])
+    for name, objects in measured.items():
+        found.notes.append(describe_objects(name, objects))
+        found.problems += problems_of_objects(name, objects)
+    return labels, measured
+
+
+def labels_of_objects(options: IntakeOptions, files: Sequence[str], *, workers: int | None = None) -> LabelSet:
+    """The labels of files that hold objects, without a dataset around them. Raises as `decide_labels`."""
+    assert options.instances is not None
+    labels = undecided_labels(options.instances, options.labels, options.divisor, options.ignore)
+    return _with_borders(labels, files, workers)[0]
+
+
+def _with_borders(
+    labels: LabelSet, files: Sequence[str], workers: int | None = None
+) -> tuple[LabelSet, dict[str, ObjectMeasurements]]:
+    """The labels with things whose borders suit the objects in label files, and what was measured of these."""
+    measured = {name: measure_objects(files, labels, name, workers=workers) for name in labels.things}
     things = {name: decided(thing, measured[name]) for name, thing in labels.things.items()}
     return replace(labels, things=things), measured
 

@@ -26,7 +26,7 @@ from autoseg.imaging.geometry import (
     reorient,
     undo_reorient,
 )  # fmt: skip
-from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.labels import UNIT, LabelSet
 
 LIGHT_BYTES = 64 * 2**20  # files of a dataset below this are read faster by this process alone than by starting others
 COUNTED_AT_ONCE = 2**16  # spans of label values up to this are counted in a table, not by sorting
@@ -170,7 +170,7 @@ def count_values(array: np.ndarray) -> dict[int, int]:
     return {int(index) + low: int(total[index]) for index in np.flatnonzero(total)}
 
 
-def class_indices(array: np.ndarray, labels: LabelSet, values: Sequence[int], spacing: Vector3) -> np.ndarray:
+def class_indices(array: np.ndarray, labels: LabelSet, values: Sequence[int], spacing: Vector3 = UNIT) -> np.ndarray:
     """Class indices (int16) of a label map that holds the given values: `LabelSet.to_indices` by a table."""
     low, high = min(values), max(values)
     if labels.things or high - low >= COUNTED_AT_ONCE:

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from autoseg.datasets.pairing import Problem
 from autoseg.errors import DataError, UsageError
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.imaging.geometry import Vector3
 from autoseg.imaging.labels import LabelSet, Thing
 from autoseg.imaging.objects import along, grow_objects, split_objects
+from autoseg.messages import counted
 from autoseg.processes import map_in_processes
 
 WIDTHS = (1, 2, 3, 4)  # voxels of the finest axis
@@ -29,6 +31,8 @@ LOSS = 0.01  # of average precision at an IoU of 0.5
 TRIED_FILES = 40  # files at most that widths are tried on
 SMALLEST = 0.5  # of the smallest objects' volume (1st percentile): what is smaller is not written
 FEW = 10  # values; a set of so many or fewer labels is not taken for numbers of objects
+TINY = 3  # voxels
+NAMED = 3  # files that a warning names
 DIVISOR = 1000  # as in Cityscapes
 
 
@@ -47,6 +51,9 @@ class ObjectMeasurements:
     kept: dict[str, float]  # width in voxels -> average precision at an IoU of 0.5 that it preserves; "0": components
     voxel_mm: float  # the finest axis
     sized: bool = True  # whether images state the size of their voxels; otherwise lengths are in voxels
+    broken: int = 0  # objects in several pieces, which are usually two objects with one number
+    tiny: int = 0  # objects of a few voxels, which are usually slips of the pen
+    examples: tuple[str, ...] = ()  # files with such objects
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class _Measured:
     gaps: np.ndarray  # mm, of each object that touches none
     voxel: float  # mm, the finest axis
     sized: bool
+    broken: int
+    tiny: int
     matched: dict[int, tuple[int, int, int]]  # width -> tp, fp, fn
 
 
@@ -110,6 +119,11 @@ def measure_objects(
         kept={str(width): _short(tp / max(1, tp + fp + fn)) for width, (tp, fp, fn) in totals.items()},
         voxel_mm=_short(min(one.voxel for one in found)),
         sized=any(one.sized for one in found),
+        broken=sum(one.broken for one in found),
+        tiny=sum(one.tiny for one in found),
+        examples=tuple(
+            file for (file, _), one in zip(jobs, measured, strict=True) if one is not None and (one.broken or one.tiny)
+        )[:NAMED],
     )
 
 
@@ -210,8 +224,37 @@ def measure_map(objects: np.ndarray, spacing: Vector3, *, tried: bool, sized: bo
     volumes = sizes * (np.prod(steps[1:]) if flat else np.prod(steps))
     return _Measured(
         volumes, np.array([max(edge) for edge in edges]), flat, int(touching.sum()),
-        gaps[np.isfinite(gaps) & ~touching], voxel, sized, matched,
+        gaps[np.isfinite(gaps) & ~touching], voxel, sized, _broken(compact, boxes), int((sizes <= TINY).sum()),
+        matched,
     )  # fmt: skip
+
+
+def _broken(compact: np.ndarray, boxes: Sequence[tuple[slice, ...] | None]) -> int:
+    """How many objects have several pieces; voxels that share a corner are together."""
+    everywhere = np.ones((3, 3, 3), bool)
+    return sum(
+        ndimage.label(compact[box] == number, structure=everywhere)[1] > 1
+        for number, box in enumerate(boxes, start=1)
+        if box is not None
+    )
+
+
+def problems_of_objects(thing: str, found: ObjectMeasurements) -> list[Problem]:
+    """Warnings about objects that look like mistakes of the annotation."""
+    file = found.examples[0] if found.examples else ""
+    problems = []
+    if found.broken:
+        what = (
+            f"{counted(found.broken, 'object')} of {thing} (of {found.count}) in several pieces, for instance in "
+            f"{', '.join(Path(one).name for one in found.examples)}"
+        )
+        remedy = "give each piece a number of its own where they are two objects; each core is learnt as an object"
+        problems.append(Problem(None, file, what, remedy, "warning"))
+    if found.tiny:
+        what = f"{counted(found.tiny, 'object')} of {thing} (of {found.count}) of {TINY} voxels or fewer"
+        remedy = "remove them if they are slips of the pen; objects below half of the usual smallest are not written"
+        problems.append(Problem(None, file, what, remedy, "warning"))
+    return problems
 
 
 def _gaps(compact: np.ndarray, spacing: Vector3, count: int) -> np.ndarray:

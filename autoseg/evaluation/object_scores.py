@@ -78,6 +78,13 @@ def _counted(reference: np.ndarray, segmentation: np.ndarray, ignored: np.ndarra
     )  # fmt: skip
 
 
+def share_found(counts: Mapping[str, ObjectCounts]) -> float | None:
+    """Average precision at an IoU of 0.5 of the objects of one image, of all kinds together; None without any."""
+    at = IOU_THRESHOLDS.index(PANOPTIC_IOU)
+    tp = sum(one.matched[at] for one in counts.values())
+    return _ratio(tp, sum(one.reference + one.segmentation for one in counts.values()) - tp)
+
+
 def summarise_objects(
     images: Sequence[ObjectCounts], patients: Sequence[Hashable] | None = None, *, stuff: bool = False
 ) -> ObjectSummary:

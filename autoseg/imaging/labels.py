@@ -7,7 +7,7 @@ Files may hold any values, with gaps (0, 1, 4 or 0, 255). Inside, voxels hold *c
 1..n in ascending order of value; ignored voxels hold n + 1. `OUTSIDE` (-1) marks background voxels outside the imaged
 body. With regions, the heads are sigmoid channels, one per region; without, they are softmax channels 0..n.
 
-A *thing* is a kind of objects that are told apart, such as nuclei; other labels are *stuff*. A thing is two labels, the
+A *thing* is a kind of objects that are separated, such as nuclei; other labels are *stuff*. A thing is two labels, the
 core and the border of its objects (`imaging.objects`). Label files then hold instance maps: a number per object where
 there is one thing and no other label; otherwise `value x divisor + object`, with the plain value for stuff (the
 convention of Cityscapes, whose divisor is 1000).
@@ -38,7 +38,7 @@ UNIT: Vector3 = (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Thing:
-    """A kind of objects that are told apart: the labels of their cores and borders."""
+    """A kind of objects that are separated: the labels of their cores and borders."""
 
     core: LabelValue  # in files with a divisor, the value of the thing
     border: LabelValue
@@ -107,7 +107,7 @@ class LabelSet:
                 )
         if self.things and self.regions:
             raise UsageError(
-                f"{', '.join(self.things)} cannot be told apart in regions: a region is a union of labels",
+                f"{', '.join(self.things)} cannot be separated in regions: a region is a union of labels",
                 remedy="give --instances or --regions, not both",
             )
         if lost := [name for name, t in self.things.items() if not {t.core, t.border} <= {*ordered.values()}]:
@@ -149,7 +149,7 @@ class LabelSet:
     def scored(self) -> dict[str, tuple[int, ...]]:
         """What evaluation reports: name -> class indices; the regions if there are any, otherwise each label.
 
-        Of a thing: its foreground, and the cores alone, which show whether objects are told apart.
+        Of a thing: its foreground, and the cores alone, which show whether objects are separated.
         """
         if self.has_regions:
             return dict(zip(self.regions, self.regions_as_indices, strict=True))

@@ -1,7 +1,8 @@
 """What is written beside a segmentation, as extras of `predict_cases`: probabilities, uncertainty, statistics.
 
     ProbabilityOutput   OUT/probabilities/CASE/
-    CaseReport          OUT/statistics/CASE.json and, where asked for, OUT/uncertainty/CASE/ and the expected Dice
+    CaseReport          OUT/statistics/CASE.json, CASE.objects.csv of things and, where asked for, OUT/uncertainty/CASE/
+                        and the expected Dice
 
 Each serves all cases of a call, one after the other. A case that fails leaves nothing behind: what was begun of it is
 deleted when the next one begins, or by `close`.
@@ -18,6 +19,7 @@ from autoseg.datasets.dataset import LoadedCase
 from autoseg.imaging.geometry import Box
 from autoseg.inference.agreement import Agreement, AgreementCounter
 from autoseg.inference.ensemble import Ensemble
+from autoseg.inference.object_statistics import collect_objects, object_rows, write_objects
 from autoseg.inference.on_image import OnImage
 from autoseg.inference.probabilities import ProbabilityWriter
 from autoseg.inference.statistics import (
@@ -162,12 +164,18 @@ class CaseReport:
             case = with_expected_dice(case, *self.expected(self._counter.result()))
             if case.expected_dice is not None:
                 self.of_cases[case.case] = case.expected_dice
+        if plan.labels.things:
+            values = plan.labels.to_file_values(stored, geometry.spacing)
+            rows = object_rows(values, loaded.to_stored(loaded.image), geometry, plan.labels, plan.channels)
+            write_objects(self.out, loaded.id, rows, plan.channels)
         write_case(self.out, case)
         self._loaded = self._counter = None
 
     def collect(self) -> None:
-        """Put the cases of the folder together: statistics.json and statistics.csv."""
+        """Put the cases of the folder together: statistics.json, statistics.csv, and objects.csv of things."""
         collect(self.out)
+        if self.ensemble.models[0].plan.labels.things:
+            collect_objects(self.out)
 
     def close(self) -> None:
         """Delete what is left of a case that failed."""

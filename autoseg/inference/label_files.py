@@ -41,12 +41,22 @@ class Output:
         ending = output_ending(case) if self.format is None else ".dcm" if self.format in DICOM else f".{self.format}"
         return self.folder / f"{case.id}{ending}"
 
-    def paths(self, cases: Sequence[Case]) -> dict[str, Path]:
+    def paths(self, cases: Sequence[Case], labels: LabelSet | None = None) -> dict[str, Path]:
         """The label file of each case, by its id.
 
+        Args:
+            labels: that are written.
+
         Raises:
-            UsageError: one of them is an image, or a DICOM file is asked for and one of the images is not DICOM.
+            UsageError: one of them is an image, or a DICOM file is asked for and one of the images is not DICOM, or
+                objects are numbered.
         """
+        if labels and labels.things and self.format in DICOM:
+            raise UsageError(
+                f"--format {self.format} holds a few named structures, not a number for each object of "
+                f"{', '.join(labels.things)}",
+                remedy="omit --format, or choose nii.gz",
+            )
         found = {case.id: self.path(case) for case in cases}
         images = {Path(file).resolve() for case in cases for file in case.images}
         if over := [path for path in found.values() if path.resolve() in images]:
@@ -63,7 +73,7 @@ class Output:
 
     def write(self, path: Path, values: np.ndarray, like: Path, labels: LabelSet) -> None:
         """Write the values of one case (Z, Y, X) on the grid of its image; see the writers for what is raised."""
-        segments = segments_of(labels) if self.format else ()
+        segments = segments_of(labels) if self.format and not labels.things else ()
         if self.format in DICOM:
             colours = {one.value: (one.red, one.green, one.blue) for one in segments}
             dicom_output.write(path, str(self.format), values, like, labels.values, colours)

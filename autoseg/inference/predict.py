@@ -120,7 +120,7 @@ def predict_cases(
     """
     ensemble, output = _in_full(models, out, options)
     require_common({model.name: model.plan for model in ensemble.models})
-    paths = output.paths(cases)
+    paths = output.paths(cases, ensemble.labels)
     held = "other files are written with it, or another format" if extras or output.format else ""
     ensembles = [_Prepared(ensemble, held) for _ in range(2)]  # one has the current case, the other the next one
     written: list[Prediction] = []

@@ -188,7 +188,7 @@ def _measured(
         size=voxels * unit_of(geometry)[1],
         components=int(components),
         centroid_voxels=(centroid[0], centroid[1], centroid[2]),
-        centroid_mm=_world(geometry, centroid) if placed else None,
+        centroid_mm=world(geometry, centroid) if placed else None,
         box=box,
         border=border_of(box, geometry),
         intensities={
@@ -325,7 +325,7 @@ def _intensity(values: np.ndarray) -> Intensity:
     return Intensity(float(wide.mean()), float(wide.std()), float(wide.min()), float(wide.max()))
 
 
-def _world(geometry: Geometry, index: Sequence[float]) -> tuple[float, float, float]:
+def world(geometry: Geometry, index: Sequence[float]) -> tuple[float, float, float]:
     """World (x, y, z), mm in LPS, of a voxel index (z, y, x)."""
     steps = np.array(geometry.direction) * np.array(geometry.spacing)[:, None]
     x, y, z = (np.array(geometry.origin) + np.array(index) @ steps).tolist()

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.datasets.dataset import Case, load_case
+from autoseg.datasets.loading import read_label
 from autoseg.errors import AutosegError, DataError
 from autoseg.evaluation.evaluate import CaseScore
+from autoseg.evaluation.object_scores import share_found
 from autoseg.imaging.formats.readers import is_dicom, read_labels, stem_of
 from autoseg.imaging.geometry import reorient
 from autoseg.planning.plan import Plan
@@ -52,8 +54,12 @@ class _Job:
 
 
 def chosen(cases: Sequence[CaseScore], each: int = EACH) -> dict[str, Where]:
-    """Case id -> "worst", "median" or "best", by the mean Dice over labels; each case once, the worst first."""
-    means = case_means(cases)
+    """Case id -> "worst", "median" or "best", each case once, the worst first.
+
+    By the mean Dice over labels; where there are things, by the average precision of their objects at an IoU of 0.5.
+    """
+    means = {case.case: share for case in cases if (share := share_found(case.objects)) is not None}
+    means = means or case_means(cases)
     ordered = sorted(means, key=lambda case: (means[case], case))
     worst = ordered[:each]
     best = [case for case in ordered[::-1][:each] if case not in worst]
@@ -109,9 +115,16 @@ def read_case(case: Case, segmentation: Path, plan: Plan) -> CaseArrays:
     hidden = loaded.target == plan.labels.ignore_index if plan.labels.ignore_index is not None else None
     reference = loaded.target if hidden is None else np.where(hidden, 0, loaded.target)
     segmented = classes if hidden is None else np.where(hidden, 0, classes)
+    objects = None
+    if plan.labels.things:
+        label = read_label(case, plan.labels)
+        numbers = [reorient(volume.array, *loaded.orientation) for volume in (label, found)]
+        objects = tuple(
+            np.where(classes > 0, of, 0) for classes, of in zip((reference, segmented), numbers, strict=True)
+        )
     return CaseArrays(
         case.id, loaded.image[0], reference.clip(min=0), segmented.clip(min=0), loaded.spacing,
-        canonical=plan.orientation == "canonical",
+        canonical=plan.orientation == "canonical", objects=objects,
     )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ def score_section(of: Gathered) -> Section:
     figures = score_figures(scores, sizes, unit, ["background", *of.plan.labels.values])
     extra, gaps = _sureness(of)
     tables = [_by_label(of, scores), _by_fold(scores), _worst(scores)]
+    if scores.objects:
+        tables.insert(0, _objects(scores))
     if of.others:
         tables.append(_models(of, scores))
     return Section(
@@ -84,6 +86,25 @@ def _distance(scores: CrossValidation, label: str) -> str:
         return f"{summary.mean:.2f}"
     with_penalty = "" if penalised is None else f"; {penalised:.2f} with the image's diagonal for those"
     return f"{summary.mean:.2f} ({lost} without{with_penalty})"
+
+
+def _objects(scores: CrossValidation) -> Table:
+    """Objects that were found, split and merged, of every kind."""
+    rows = []
+    for name, one in scores.objects.items():
+        first, span = one.average_precision["0.5"], one.interval
+        shown = "-" if first is None else f"{first:.3f}"
+        shown += f" ({span[0]:.3f} to {span[1]:.3f})" if span else ""
+        rest = [one.average_precision["0.75"], one.mean_average_precision, one.pq, one.rq, one.sq]
+        rows.append((
+            name, shown, *("-" if value is None else f"{value:.3f}" for value in rest), str(one.splits),
+            str(one.merges), str(one.reference), str(one.segmentation),
+        ))  # fmt: skip
+    header = (
+        *("objects", "AP at IoU 0.5 (95 % interval)", "AP 0.75", "AP 0.5-0.95", "PQ", "RQ", "SQ", "split", "merged"),
+        *("in the references", "found"),
+    )
+    return Table(header, tuple(rows), "Objects of all held-out images")
 
 
 def _by_fold(scores: CrossValidation) -> Table:

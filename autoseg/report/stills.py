@@ -37,6 +37,7 @@ class CaseArrays:
     segmentation: np.ndarray  # (Z, Y, X) class indices
     spacing: Vector3  # mm
     canonical: bool = True
+    objects: tuple[np.ndarray, np.ndarray] | None = None  # numbers of objects in the two maps, whose outlines are drawn
 
     @property
     def errors(self) -> np.ndarray:
@@ -102,7 +103,7 @@ def stills(case: CaseArrays) -> list[Still]:
     """Three planes through the largest error; one, of a flat image."""
     box, at = around(case), case.at
     grey = grey_levels(case.image[box])
-    maps = (case.reference[box], case.segmentation[box])
+    maps = tuple(array[box] for array in case.objects or (case.reference, case.segmentation))
     inside = [index - axis.start for index, axis in zip(at, box, strict=True)]
     planes = [axis for axis in range(3) if not (case.image.shape[0] == 1 and axis > 0)]
     names = PLANES if case.canonical else ("plane 1", "plane 2", "plane 3")
@@ -159,14 +160,19 @@ def _picture(slices: Sequence[np.ndarray], spacing: tuple[float, float], cross: 
 
 
 def outline(classes: np.ndarray, spacing: tuple[float, float]) -> str:
-    """Contours of every class of a slice, as the data of an SVG path; "" where there is none."""
+    """Contours of every class, or object, of a slice, as the data of an SVG path; "" where there is none."""
     from contourpy import contour_generator
 
-    rows = (np.arange(-1, classes.shape[0] + 1) + 0.5) * spacing[0]
-    columns = (np.arange(-1, classes.shape[1] + 1) + 0.5) * spacing[1]
+    numbers, compact = np.unique(classes, return_inverse=True)
+    compact = compact.reshape(classes.shape) + (0 if numbers[0] == 0 else 1)
     parts = []
-    for index in np.unique(classes[classes > 0]):
-        mask = np.pad((classes == index).astype(np.float32), 1)
+    for number, box in enumerate(ndimage.find_objects(compact), start=1):
+        if box is None:
+            continue
+        mask = np.pad((compact[box] == number).astype(np.float32), 1)
+        rows, columns = (
+            (np.arange(span.start - 1, span.stop + 1) + 0.5) * step for span, step in zip(box, spacing, strict=True)
+        )
         for line in contour_generator(columns, rows, mask).lines(0.5):
             points = " ".join(f"{x:.4g},{y:.4g}" for x, y in _corners(np.asarray(line)))
             parts.append(f"M{points}Z")

@@ -133,3 +133,15 @@ def test_files_that_cannot_be_read_are_left_to_check(dataset):
     found, _ = discover(dataset)
     assert found.objects["object"].images == 4
     assert measure_objects([case.label for case in found.cases], found.labels, "object", workers=0).count == 80
+
+
+def test_objects_that_look_like_mistakes_are_reported(dataset):
+    labels = cells(12)
+    labels[labels == 3] = 1  # far from it
+    labels[0, 0] = 40
+    write(dataset, "c0", labels)
+    _, problems = discover(dataset, parse_options(instances="disc"))
+    said = [problem.what for problem in problems]
+    assert any(what.startswith("1 object of disc (of 92) in several pieces, for instance in c0.png") for what in said)
+    assert any(what.startswith("1 object of disc (of 92) of 3 voxels or fewer") for what in said)
+    assert all(problem.severity == "warning" for problem in problems)

@@ -187,7 +187,7 @@ def test_values_are_those_of_tissues_with_noise(dataset, label_files):
             assert np.median(values[labels == label]) == pytest.approx(value, abs=35)  # +-4, and the bias field
 
 
-def test_organs_cannot_be_told_apart_by_their_value_alone():
+def test_organs_cannot_be_separated_by_their_value_alone():
     image, labels = make_scan(make_anatomy(0), 0, 0)
     liver, kidney = (image.array[0][labels.array == label] for label in (1, 2))
     low, high = np.percentile(liver, [5, 95])

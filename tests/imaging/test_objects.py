@@ -45,7 +45,7 @@ def test_a_width_of_zero_leaves_components_as_they_are():
     assert (split_objects(row("0110220"), 0.0) == (row("0110220") > 0)).all()
 
 
-def test_objects_that_touch_are_told_apart_again():
+def test_objects_that_touch_are_separated_again():
     objects = np.zeros((1, 12, 20), int)
     objects[0, 2:10, 2:10], objects[0, 2:10, 10:18] = 5, 9
     grown, following = grow_objects(split_objects(objects, 2.0))

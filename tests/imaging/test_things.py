@@ -88,7 +88,7 @@ def test_they_are_stored_and_read():
     ({"values": {"a core": 1, "a border": 2, "b": 3}, "things": {"a": Thing(1, 2)}}, "without a divisor"),
     ({"values": {"a core": 1, "a border": 12}, "things": {"a": Thing(1, 12)}, "divisor": 10}, "does not exceed"),
     ({"values": {"a core": 1, "a border": 2}, "things": {"a": Thing(1, 2)}, "regions": {"r": (1,)},
-      "region_values": (1,)}, "cannot be told apart in regions"),
+      "region_values": (1,)}, "cannot be separated in regions"),
 ])  # fmt: skip
 def test_contradictions_are_refused(arguments, what):
     with pytest.raises(UsageError, match=what):

@@ -15,7 +15,7 @@ from autoseg.errors import DataError, OutOfMemory
 from autoseg.imaging.formats import rows as rows_module
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.imaging.formats.rows import RawLabels, open_rows, write_rows
-from autoseg.imaging.labels import LabelSet
+from autoseg.imaging.labels import LabelSet, Thing
 from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics, by_parts
 from autoseg.inference import by_rows
 from autoseg.inference.options import InferenceOptions
@@ -204,3 +204,29 @@ def test_kinds_of_pictures_that_are_held(tmp_path):
     tifffile.imwrite(tmp_path / "white.tif", picture(), photometric="miniswhite")
     assert open_rows(tmp_path / "white.tif") is None
     assert open_rows(tmp_path / "a.png") is None
+
+
+THINGS = {
+    "instances": LabelSet({"a core": 1, "a border": 2}, things={"a": Thing(1, 2, 2.0)}),
+    "panoptic": LabelSet({"a core": 1, "b": 2, "a border": 3}, things={"a": Thing(1, 3, 2.0)}, divisor=1000),
+}
+
+
+@pytest.mark.parametrize("kind", THINGS)
+@pytest.mark.parametrize("band", [1, 5, 10**6])
+def test_objects_are_grown_by_rows_too(tmp_path, monkeypatch, kind, band):
+    monkeypatch.setattr(by_rows, "BAND_VOXELS", band * 83)
+    tifffile.imwrite(tmp_path / "a.tif", picture(dtype=np.uint16))
+    held, rows = both(model_for(2, labels=THINGS[kind]), case_of(tmp_path / "a.tif"), tmp_path, monkeypatch)
+    np.testing.assert_array_equal(held, rows)
+    assert len(np.unique(rows)) > 20
+
+
+def test_objects_of_a_volume_are_grown_by_rows_too(tmp_path, monkeypatch):
+    image = np.zeros((9, 30, 40), np.int16)
+    image[1:8, 3:28, 2:38] = np.random.default_rng(1).integers(1, 200, (7, 25, 36))
+    nifti(tmp_path / "a.nii", image, affine_along("SPL", (1.0, 1.0, 1.0)))
+    monkeypatch.setattr(by_rows, "BAND_VOXELS", 3 * 30 * 40)
+    held, rows = both(model_for(3, labels=THINGS["instances"]), case_of(tmp_path / "a.nii"), tmp_path, monkeypatch)
+    np.testing.assert_array_equal(held, rows)
+    assert len(np.unique(rows)) > 20

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from autoseg.evaluation.evaluate import CaseScore
+from autoseg.evaluation.object_scores import ObjectCounts
 from autoseg.report.gallery import chosen
 from autoseg.report.small_volumes import (
     CONFUSED,
@@ -178,3 +179,26 @@ def test_grey_levels_keep_order_and_clip():
     assert grey.dtype == np.uint8
     assert (np.diff(grey.astype(int)) >= 0).all()
     assert (grey_levels(np.full((2, 2, 2), 7.0)) == 0).all()
+
+
+def test_objects_that_touch_have_an_outline_each():
+    numbers = np.zeros((1, 8, 12), np.int32)
+    numbers[0, 2:6, 2:6], numbers[0, 2:6, 6:10] = 7, 9
+    case = CaseArrays(
+        "c", np.zeros(numbers.shape, np.float32), (numbers > 0).astype(int), (numbers > 0).astype(int), (1.0,) * 3,
+        objects=(numbers, numbers),
+    )  # fmt: skip
+    (still,) = stills(case)
+    path = re.search(r'class="reference" d="([^"]*)"', still.svg)
+    assert path
+    assert path.group(1).count("M") == 2
+    assert outline(np.full((3, 4), 5), (1.0, 1.0)).count("M") == 1
+
+
+def test_images_of_objects_are_ordered_by_the_share_that_was_found():
+    def case(name: str, dice: float, matched: int) -> CaseScore:
+        counts = ObjectCounts(10, 10, (matched,) * 10, float(matched), 0, 0)
+        return CaseScore(name, ((1,),), {"x": {"dice": dice}}, objects={"x": counts})
+
+    places = chosen([case("a", 0.9, 1), case("b", 0.1, 9), case("c", 0.5, 5)], each=1)
+    assert places == {"a": "worst", "c": "median", "b": "best"}
