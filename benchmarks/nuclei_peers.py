@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.commands.floor import read_objects
-from autoseg.datasets.dataset import Dataset, discover, parse_options
+from autoseg.datasets.dataset import Case
 from autoseg.datasets.splits import Split, Splits
 from autoseg.evaluation.classical import Classical, ObjectRecipe
 from autoseg.evaluation.floor import Loaded, object_floor
@@ -50,7 +50,7 @@ def held_out_of(names: list[str]) -> list[str]:
     return sorted(names)[::5]
 
 
-def prepare(data: Path, out: Path) -> tuple[Dataset, dict[str, list[str]]]:
+def prepare(data: Path, out: Path) -> tuple[dict[str, Case], dict[str, list[str]]]:
     """A copy of the data with its split, for autoseg and for the peers."""
     copy = out / "dataset"
     if not (copy / "splits_final.json").exists():
@@ -61,8 +61,11 @@ def prepare(data: Path, out: Path) -> tuple[Dataset, dict[str, list[str]]]:
         train = sorted(set(names) - set(held_out))
         (out / "split.json").write_text(json.dumps({"train": train, "held_out": held_out}), encoding="utf-8")
         (copy / "splits_final.json").write_text(json.dumps([{"train": train, "val": held_out}]), encoding="utf-8")
-    dataset, _ = discover(copy, parse_options(instances="nuclei"))
-    return dataset, json.loads((out / "split.json").read_text(encoding="utf-8"))
+    cases = {
+        path.stem: Case(path.stem, path.stem, (str(path),), str(copy / "labels" / path.name))
+        for path in sorted((copy / "images").iterdir())
+    }
+    return cases, json.loads((out / "split.json").read_text(encoding="utf-8"))
 
 
 def row(counts: list[ObjectCounts], **about: object) -> dict:
@@ -77,7 +80,7 @@ def counted(reference: np.ndarray, found: np.ndarray) -> ObjectCounts:
 def ceilings(read: Callable[[str], Loaded], split: dict[str, list[str]]) -> dict[str, dict]:
     """What perfect masks allow, without and with their borders."""
     grid = [
-        ObjectRecipe("otsu_watershed", smoothing=0.0, radius_mm=r, rounding=s, apart=a, smallest=0.0)
+        ObjectRecipe("otsu_watershed", fill=False, smoothing=0.0, radius_mm=r, rounding=s, apart=a, smallest=0.0)
         for r, s, a in product((5.0, 9.0, None), (0.1, 0.2, 0.3), (0.6, 0.9, 1.2))
     ]
 
@@ -89,7 +92,7 @@ def ceilings(read: Callable[[str], Loaded], split: dict[str, list[str]]) -> dict
     tried = [watershed(case, grid) for case in split["train"][::10]]
     worth = [summarise_objects([one[i] for one in tried]).average_precision["0.5"] for i in range(len(grid))]
     best = grid[int(np.argmax(worth))]
-    components = ObjectRecipe("otsu_components", smoothing=0.0, smallest=0.0, radius_mm=1.0)
+    components = ObjectRecipe("otsu_components", fill=False, smoothing=0.0, smallest=0.0, radius_mm=1.0)
     found: dict[str, list[ObjectCounts]] = {"components": [], "watershed": [], "border": []}
     for case in split["held_out"]:
         one, other = watershed(case, [components, best])
@@ -157,12 +160,16 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out.resolve()
     (out / "rows").mkdir(parents=True, exist_ok=True)
-    dataset, split = prepare(options.data, out)
-    read = partial(read_objects, {case.id: case for case in dataset.cases}, dataset.labels, dataset.channels, "nuclei")
+    cases, split = prepare(options.data, out)
+    read = partial(read_objects, cases, NUCLEI, ("image",), "nuclei")
 
     def keep(key: str, made: dict) -> None:
         (out / "rows" / f"{key}.json").write_text(json.dumps(made, indent=1, default=float), encoding="utf-8")
 
+    for peer in ("stardist", "cellpose"):
+        if python := getattr(options, peer):
+            run = run_peer(peer, python, out, options)
+            keep(f"peer_{peer}", maps_of(out / peer / "maps", read, split, **run))
     if options.ceilings and not (out / "rows" / "ceiling_border.json").exists():
         for key, made in ceilings(read, split).items():
             keep(key, made)
@@ -171,10 +178,6 @@ def main() -> None:
         for method, found in object_floor(read, folds, {}, workers=options.workers).items():
             keep(f"floor_{method}", {"name": f"floor: {method}", "scores": asdict(found.scores),
                                      "recipe": asdict(found.recipes["0"])})  # fmt: skip
-    for peer in ("stardist", "cellpose"):
-        if python := getattr(options, peer):
-            run = run_peer(peer, python, out, options)
-            keep(f"peer_{peer}", maps_of(out / peer / "maps", read, split, **run))
     for given in options.maps:
         name, _, folder = given.rpartition("=")
         keep("z_" + "".join(c if c.isalnum() else "_" for c in name), maps_of(Path(folder), read, split, name=name))

@@ -55,25 +55,38 @@ def measure_floor(root: Path | None, workspace: Workspace, options: FloorOptions
 
     Raises:
         DataError: the dataset has faults, or a label file does not fit its image.
-        StateError: no dataset is named, and nothing is planned.
+        StateError: no dataset is named, and nothing is planned; or no fold holds a case out.
     """
     from autoseg.evaluation.floor import Floor, label_floor, object_floor, tried_cases
     from autoseg.evaluation.floor_text import compare_networks, describe
 
     planned = _planned(root, workspace)
-    dataset, splits = planned if planned is not None else _read(root or Path(), options)
+    if planned is None or (root is not None and options.intake != IntakeOptions()):
+        dataset, splits = _read(root or Path(), options)
+        if planned is not None and planned[0].labels == dataset.labels:
+            dataset, splits = planned
+        else:
+            planned = None
+    else:
+        dataset, splits = planned
+    if planned is not None:
+        LOG.info(f"{counted(len(splits.splits), 'fold')} of {workspace.root}")
+    held_out = sum(len(split.validation) for split in splits.splits)
+    if not held_out:
+        raise StateError("no fold holds a case out: there is nothing to score", remedy="give folds that do, or none")
     cases, labels = {case.id: case for case in dataset.cases}, dataset.labels
     patients = {case.id: case.patient for case in dataset.cases}
-    work = {"workers": options.workers, "most": options.tune}
     objects = {
-        thing: object_floor(partial(read_objects, cases, labels, dataset.channels, thing), splits, patients, **work)
+        thing: object_floor(
+            partial(read_objects, cases, labels, dataset.channels, thing), splits, patients,
+            workers=options.workers, most=options.tune,
+        )
         for thing in labels.things
-    }
+    }  # fmt: skip
     of_labels = {} if objects else label_floor(
         partial(read_indices, cases, labels, dataset.channels), splits, patients, labels.scored, labels.num_labels,
-        **work,
+        workers=options.workers, most=options.tune,
     )  # fmt: skip
-    held_out = sum(len(split.validation) for split in splits.splits)
     tried = max(len(cases) for cases in tried_cases(splits, options.tune).values())
     found = Floor(dataset.name, held_out, tried, objects, of_labels)
     if planned is not None:
@@ -127,7 +140,6 @@ def _planned(root: Path | None, workspace: Workspace) -> tuple[Dataset, Splits] 
         return None
     if root is not None and Path(dataset.root).resolve() != root.resolve():
         return None
-    LOG.info(f"{counted(len(splits.splits), 'fold')} of {workspace.root}")
     return dataset, splits
 
 

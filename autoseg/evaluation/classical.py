@@ -16,9 +16,9 @@ The watershed floods from the peaks of the smoothed distance; a peak is left out
 multiples of a radius, either that of the training objects, or that of the image's own foreground.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -30,7 +30,6 @@ MOST_VOXELS = 2**25  # of an image that is cut into superpixels; above, the meth
 COMPACTNESS = 0.1  # of superpixels, for intensities from 0 to 1
 SURROUNDINGS = 4.0  # radii: standard deviation of the window of local thresholds
 Array = np.ndarray
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class ObjectRecipe:
     method: str  # of OBJECT_METHODS
     channel: int = 0
     bright: bool = True  # objects are brighter than the background
+    fill: bool = True  # holes belong to the foreground around them
     smoothing: float = 1.0  # standard deviation of the image's smoothing, in voxels of the finest axis
     contrast: float = 0.1  # local_watershed: share of the contrast between Otsu's classes
     radius_mm: float | None = None  # of objects; None: of the foreground of the image itself
@@ -57,7 +57,7 @@ class Classical:
         self.shape = image.shape[1:]
         self.image = image[:, 0] if self.flat else image
         self.spacing = tuple(float(s) for s in (spacing[1:] if self.flat else spacing))
-        self._done: dict[tuple, object] = {}
+        self._done: dict[tuple, Any] = {}
 
     def objects(self, recipe: ObjectRecipe) -> Array:
         """Instance map int32 of the image's shape: 0 background, 1..n objects.
@@ -78,12 +78,15 @@ class Classical:
         return _numbered(pieces, least).reshape(self.shape)
 
     def foreground(self, recipe: ObjectRecipe) -> Array:
-        """Voxels that belong to some object; bool, holes filled."""
+        """Voxels that belong to some object; bool."""
         kind = recipe.method.split("_")[0]
         made = {"otsu": self._otsu, "local": self._local, "superpixels": self._superpixels}[kind]
-        return self._once(
-            ("foreground", *_source(recipe)), lambda: np.asarray(ndimage.binary_fill_holes(made(recipe)), dtype=bool)
-        )
+
+        def make() -> Array:
+            found = made(recipe)
+            return np.asarray(ndimage.binary_fill_holes(found), dtype=bool) if recipe.fill else found
+
+        return self._once(("foreground", *_source(recipe)), make)
 
     def smoothed(self, channel: int, bright: bool, smoothing: float) -> Array:
         """A channel, smoothed, and negated where objects are dark; float32."""
@@ -161,7 +164,7 @@ class Classical:
         seeds[tuple(kept.T)] = np.arange(1, len(kept) + 1)
         return watershed(-smooth, seeds, mask=foreground)
 
-    def _once(self, key: tuple, make) -> Made:
+    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._done:
             self._done[key] = make()
         return self._done[key]
@@ -223,8 +226,9 @@ def _source(recipe: ObjectRecipe) -> tuple:
     """What the foreground of a recipe depends on."""
     kind = recipe.method.split("_")[0]
     own = () if kind == "otsu" else (recipe.radius_mm,)
-    return (kind, recipe.channel, recipe.bright, recipe.smoothing, *own, recipe.contrast if kind == "local" else 0)
+    contrast = recipe.contrast if kind == "local" else 0.0
+    return (kind, recipe.channel, recipe.bright, recipe.fill, recipe.smoothing, *own, contrast)
 
 
 def _like_otsu(recipe: ObjectRecipe) -> ObjectRecipe:
-    return ObjectRecipe("otsu_components", recipe.channel, recipe.bright, recipe.smoothing)
+    return replace(recipe, method="otsu_components")

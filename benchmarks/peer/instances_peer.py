@@ -100,7 +100,7 @@ def stardist(train: list[str], held_out: list[str]) -> dict:
         write(name, model.predict_instances(image)[0])
     return {
         "steps": clock.steps, "training_seconds": clock.seconds, "threshold_seconds": chosen,
-        "prediction_seconds": time.perf_counter() - began, "settings": {**settings, "thresholds": thresholds._asdict()},
+        "prediction_seconds": time.perf_counter() - began, "settings": {**settings, "thresholds": {**thresholds}},
         "versions": {name: version(name) for name in ("stardist", "csbdeep", "tensorflow_cpu")},
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ import autoseg
 from autoseg.cli import main
 from autoseg.datasets.splits import Splits
 from autoseg.evaluation.crossval import CrossValidation, FoldScores
-from autoseg.evaluation.evaluate import summary_of
+from autoseg.evaluation.evaluate import CaseScore, summary_of
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
 from autoseg.workspace import Workspace
@@ -80,11 +80,19 @@ def test_folds_and_models_of_a_workspace_stand_beside_it(tmp_path, capsys):
     folder = workspace.fold(plan.recommended, network, 0)
     folder.mkdir(parents=True)
     dice = summary_of([0.2, 0.3], ["one", "other"])
-    scores = CrossValidation(1, plan.recommended, network, (FoldScores(0, ()),), 2, {"organ_1": {"dice": dice}}, dice)
+    cases = tuple(CaseScore(name, ((9, 1), (1, 1)), {"organ_1": {"dice": 0.25}}) for name in ("one", "other"))
+    folds, summary = (FoldScores(0, cases),), {"organ_1": {"dice": dice}}
+    scores = CrossValidation(1, plan.recommended, network, folds, 2, summary, dice)
     save(workspace.crossval(plan.recommended, network), scores)
     code, said = outcome(capsys, "floor", dataset, "-w", workspace.root, "--workers", 0)
     assert code == 0
-    assert "which needs no network" not in said  # it scored no case that is held out here
+    assert f"WARNING: {plan.recommended}-{network}: mean Dice 0.2500" in said
+    assert "which needs no network" in said
+    capsys.readouterr()
+    code, found = answer(capsys, "floor", dataset, "--labels", "lump=1", "-w", workspace.root, "--workers", 0)
+    assert code == 0  # other labels: neither the folds nor the models of the workspace
+    assert found["result"]["cases"] == 5
+    assert found["result"]["networks"] == []
 
 
 def test_what_is_refused(tmp_path, discs, capsys):

@@ -103,6 +103,7 @@ def test_holes_belong_to_the_object_around_them():
     mask = discs((24, 24)) & ~discs((24, 24), radius=3.0)
     found = objects(mask, replace(SPLIT, method="otsu_components"))
     assert found[0, 24, 24] == 1
+    assert objects(mask, replace(SPLIT, method="otsu_components", fill=False))[0, 24, 24] == 0
 
 
 def test_local_thresholds_find_what_one_threshold_misses():

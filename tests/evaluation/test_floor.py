@@ -9,9 +9,19 @@ from scipy import ndimage
 
 from autoseg.datasets.splits import Split, Splits
 from autoseg.evaluation.classical import OBJECT_METHODS
+from autoseg.evaluation.classical_labels import LabelRecipe
 from autoseg.evaluation.crossval import CrossValidation, FoldScores
 from autoseg.evaluation.evaluate import summary_of
-from autoseg.evaluation.floor import CHOSEN, Beside, Floor, Loaded, label_floor, object_floor, tried_cases
+from autoseg.evaluation.floor import (
+    CHOSEN,
+    Beside,
+    Floor,
+    Loaded,
+    MethodOnLabels,
+    label_floor,
+    object_floor,
+    tried_cases,
+)
 from autoseg.evaluation.floor_text import compare_networks, describe
 from phantom import sphere
 
@@ -141,9 +151,10 @@ def test_labels_with_ignored_voxels():
     assert found[CHOSEN].dice["mean"].mean == 1.0
 
 
-FLOOR = Floor(
-    "set", 4, 2, labels=label_floor(read_stripes, splits_of(("bc", "abcd")), {}, {"a": (1,)}, 1, workers=0, most=2)
-)
+def floor_with(dice: float) -> Floor:
+    """What methods on labels found, as far as models are compared with it."""
+    chosen = MethodOnLabels({"a": summary_of([dice]), "mean": summary_of([dice])}, {"0": LabelRecipe("otsu")})
+    return Floor("set", 4, 2, labels={CHOSEN: chosen})
 
 
 def model_with(mean: list[float], cases: int = 4) -> CrossValidation:
@@ -162,8 +173,7 @@ def model_with(mean: list[float], cases: int = 4) -> CrossValidation:
     ],
 )
 def test_models_are_put_beside_the_floor_in_words(dice, floor, said):
-    chosen = replace(FLOOR.labels[CHOSEN], dice={"a": summary_of([floor]), "mean": summary_of([floor])})
-    found = compare_networks(replace(FLOOR, labels={CHOSEN: chosen}), [model_with(dice)])
+    found = compare_networks(floor_with(floor), [model_with(dice)])
     assert [one.score for one in found.networks] == ["Dice of a", "mean Dice"]
     assert all(said in one.verdict for one in found.networks)
     assert found.networks[0].verdict.startswith("WARNING") == ("gain" in said or "below" in said)
@@ -171,7 +181,7 @@ def test_models_are_put_beside_the_floor_in_words(dice, floor, said):
 
 
 def test_models_that_scored_other_cases_are_not_compared():
-    assert compare_networks(FLOOR, [model_with([0.9, 0.8], cases=2)]).networks == ()
+    assert compare_networks(floor_with(0.5), [model_with([0.9, 0.8], cases=2)]).networks == ()
 
 
 def test_objects_of_models_are_compared_too(discs_found):
