@@ -61,9 +61,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="learn from the held-out cases what Dice predict --uncertainty may expect of new ones",
     )  # fmt: skip
     parser.add_argument(
-        "--choose", nargs="*", choices=("model", "thresholds", "components"), default=None, metavar="WHAT",
+        "--choose", nargs="*", choices=("model", "thresholds", "components", "crf"), default=None, metavar="WHAT",
         help="choose on the held-out cases what predict then applies: model (or two together), thresholds, components "
-        "(default: all three); each is accepted only where it helps beyond chance",
+        "(default: all three), or crf, which refines boundaries and takes long; each is accepted only where it helps "
+        "beyond chance",
     )  # fmt: skip
     parser.add_argument(
         "--recall", type=label_share, action="append", default=[], metavar="LABEL=SHARE",
