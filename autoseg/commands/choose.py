@@ -80,7 +80,6 @@ def choose_decision(
         UsageError: a label that does not exist, or a recall that is not a share.
     """
     from autoseg.evaluation.choose import describe
-    from autoseg.evaluation.crf_runs import choose_crf
 
     options = options or ScoringOptions()
     asked = tuple(choose) or ALL
@@ -101,9 +100,8 @@ def choose_decision(
         weights = _weights(task, predicts)
     rule = Rule(offsets)
     if "crf" in asked:
-        models = {fold: [_open(task, pair, fold) for pair in predicts] for fold in task.cases}
-        crf, choice = choose_crf(models, task.cases, task.held, offsets)
-        rule, choices = replace(rule, crf=crf), [*choices, choice]
+        rule, choice = _by_crf(task, predicts, rule)
+        choices.append(choice)
     corrected, more, after = _by_components(task, predicts, rule, "components" in asked, options.workers)
     before = np.mean([_dice_of(score, plan) for score in task.result.cases])
     decision = Decision(
@@ -246,6 +244,15 @@ def _weights(task: _Task, predicts: Sequence[tuple[str, str]]) -> dict[str, dict
         for fold in task.cases:
             found["-".join(pair)] |= fold_digests(_open(task, pair, fold))
     return found
+
+
+def _by_crf(task: _Task, predicts: tuple[tuple[str, str], ...], rule: Rule) -> "tuple[Rule, Choice]":
+    """Choose how boundaries are refined, by what was chosen before."""
+    from autoseg.evaluation.crf_runs import choose_crf
+
+    models = {fold: [_open(task, pair, fold) for pair in predicts] for fold in task.cases}
+    crf, choice = choose_crf(models, task.cases, task.held, rule.offsets)
+    return replace(rule, crf=crf), choice
 
 
 def _by_components(
