@@ -83,9 +83,7 @@ def choose_decision(
 
     options = options or ScoringOptions()
     asked = tuple(choose) or ALL
-    if unknown := [name for name in asked if name not in (*ALL, *SLOW)]:
-        known = ", ".join((*ALL, *SLOW))
-        raise UsageError(f"--choose {unknown[0]}: there is no such choice", remedy=f"choose from {known}")
+    _require_known(asked)
     targets = dict(recall or {})
     _, plan, _ = load_records(workspace, options.network)
     _require_targets(targets, plan)
@@ -106,8 +104,7 @@ def choose_decision(
     before = np.mean([_dice_of(score, plan) for score in task.result.cases])
     decision = Decision(
         1, tuple("-".join(pair) for pair in predicts), weights, replace(rule, components=corrected), task.name,
-        (*choices, *more),
-        len(task.held.cases), len(set(task.held.patients)), tuple(str(fold) for fold in task.cases), float(before),
+        (*choices, *more), len(task.held.cases), len(set(task.held.patients)), tuple(str(fold) for fold in task.cases), float(before),
         after,
     )  # fmt: skip
     for pair in dict.fromkeys([task.pair, *([] if task.pair in predicts else predicts[:1])]):
@@ -116,6 +113,12 @@ def choose_decision(
     if options.report:
         report_or_warn(workspace, *task.pair)
     return decision
+
+
+def _require_known(asked: Sequence[str]) -> None:
+    known = (*ALL, *SLOW)
+    if unknown := [name for name in asked if name not in known]:
+        raise UsageError(f"--choose {unknown[0]}: there is no such choice", remedy=f"choose from {', '.join(known)}")
 
 
 def _require_targets(targets: Mapping[str, float], plan: Plan) -> None:
