@@ -104,8 +104,8 @@ def choose_decision(
     before = np.mean([_dice_of(score, plan) for score in task.result.cases])
     decision = Decision(
         1, tuple("-".join(pair) for pair in predicts), weights, replace(rule, components=corrected), task.name,
-        (*choices, *more), len(task.held.cases), len(set(task.held.patients)), tuple(str(fold) for fold in task.cases), float(before),
-        after,
+        (*choices, *more), len(task.held.cases), len(set(task.held.patients)), tuple(str(fold) for fold in task.cases),
+        float(before), after,
     )  # fmt: skip
     for pair in dict.fromkeys([task.pair, *([] if task.pair in predicts else predicts[:1])]):
         save(workspace.decision(*pair), decision)  # where predict looks for it, whichever of them is opened
