@@ -89,7 +89,7 @@ def choose_decision(
 
     Args:
         workspace, configuration, network, say: as for `cross_validate`.
-        choose: which choices: "model" (or two together), "thresholds", "components".
+        choose: which choices: "model" (or two together), "thresholds", "components"; and "crf", which takes long.
         recall: label -> recall that it must reach: {"lesion": 0.95}.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         workers: processes; 0: none but this one; None: as cores and memory allow.

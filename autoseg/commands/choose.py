@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # torch is imported where something is segmented
     from autoseg.models.decision import Choice
     from autoseg.models.model import Model
 
-ALL = ("model", "thresholds", "components")
+ALL = ("model", "thresholds", "components")  # unless others are named
+SLOW = ("crf",)  # only where it is named
 MOST_MODELS = 4  # that are compared, with every pair of them
 
 
@@ -71,7 +72,8 @@ def choose_decision(
 
     Args:
         options: as for `cross_validate`, which comes first; None: its defaults. The report follows the decision.
-        choose: which choices: "model", "thresholds", "components"; the last alone needs no network.
+        choose: which choices: "model", "thresholds", "components", which alone needs no network; and "crf", which
+            takes long and is made only where it is named.
         recall: label or region -> recall that it must reach.
 
     Raises:
@@ -82,8 +84,7 @@ def choose_decision(
 
     options = options or ScoringOptions()
     asked = tuple(choose) or ALL
-    if unknown := [name for name in asked if name not in ALL]:
-        raise UsageError(f"--choose {unknown[0]}: there is no such choice", remedy=f"choose from {', '.join(ALL)}")
+    _require_known(asked)
     targets = dict(recall or {})
     _, plan, _ = load_records(workspace, options.network)
     _require_targets(targets, plan)
@@ -96,12 +97,16 @@ def choose_decision(
         predicts, offsets, weights, choices = _by_logits(task, asked, targets)
     else:
         weights = _weights(task, predicts)
-    corrected, more, after = _by_components(task, predicts, offsets, "components" in asked, options.workers)
+    rule = Rule(offsets)
+    if "crf" in asked:
+        rule, choice = _by_crf(task, predicts, rule)
+        choices.append(choice)
+    corrected, more, after = _by_components(task, predicts, rule, "components" in asked, options.workers)
     before = np.mean([_dice_of(score, plan) for score in task.result.cases])
     decision = Decision(
-        1, tuple("-".join(pair) for pair in predicts), weights, Rule(offsets, corrected), task.name, (*choices, *more),
-        len(task.held.cases), len(set(task.held.patients)), tuple(str(fold) for fold in task.cases), float(before),
-        after,
+        1, tuple("-".join(pair) for pair in predicts), weights, replace(rule, components=corrected), task.name,
+        (*choices, *more), len(task.held.cases), len(set(task.held.patients)), tuple(str(fold) for fold in task.cases),
+        float(before), after,
     )  # fmt: skip
     for pair in dict.fromkeys([task.pair, *([] if task.pair in predicts else predicts[:1])]):
         save(workspace.decision(*pair), decision)  # where predict looks for it, whichever of them is opened
@@ -109,6 +114,12 @@ def choose_decision(
     if options.report:
         report_or_warn(workspace, *task.pair)
     return decision
+
+
+def _require_known(asked: Sequence[str]) -> None:
+    known = (*ALL, *SLOW)
+    if unknown := [name for name in asked if name not in known]:
+        raise UsageError(f"--choose {unknown[0]}: there is no such choice", remedy=f"choose from {', '.join(known)}")
 
 
 def _require_targets(targets: Mapping[str, float], plan: Plan) -> None:
@@ -237,10 +248,19 @@ def _weights(task: _Task, predicts: Sequence[tuple[str, str]]) -> dict[str, dict
     return found
 
 
+def _by_crf(task: _Task, predicts: tuple[tuple[str, str], ...], rule: Rule) -> "tuple[Rule, Choice]":
+    """Choose how boundaries are refined, by what was chosen before."""
+    from autoseg.evaluation.crf_runs import choose_crf
+
+    models = {fold: [_open(task, pair, fold) for pair in predicts] for fold in task.cases}
+    crf, choice = choose_crf(models, task.cases, task.held, rule.offsets)
+    return replace(rule, crf=crf), choice
+
+
 def _by_components(
     task: _Task,
     predicts: tuple[tuple[str, str], ...],
-    offsets: Mapping[str, float],
+    decided: Rule,
     wanted: bool,
     workers: int | None,
 ) -> "tuple[dict[str, ComponentRule], list[Choice], float]":
@@ -253,7 +273,7 @@ def _by_components(
 
     folder = task.workspace.model(*task.pair)
     with tempfile.TemporaryDirectory(prefix=".decided-", dir=folder) as temporary:
-        jobs = _jobs(task, predicts, offsets, Path(temporary))
+        jobs = _jobs(task, predicts, decided, Path(temporary))
         rules, choices = choose_components(jobs, task, workers) if wanted else ({}, [])
         rule = Rule(components=rules)
         confusions = corrected_confusions([CorrectedJob(job, rule) for job in jobs], workers=workers)
@@ -287,14 +307,12 @@ def choose_components(
     return {name: combined(rules) for name, rules in accepted.items()}, choices
 
 
-def _jobs(
-    task: _Task, predicts: tuple[tuple[str, str], ...], offsets: Mapping[str, float], folder: Path
-) -> "list[ScoreJob]":
-    """Held-out segmentations, as the chosen models and offsets make them, with their references."""
+def _jobs(task: _Task, predicts: tuple[tuple[str, str], ...], decided: Rule, folder: Path) -> "list[ScoreJob]":
+    """Held-out segmentations, as the chosen models and rule make them, with their references."""
     from autoseg.evaluation.crossval import validation_jobs
 
     labels = task.plan.labels
-    again = bool(offsets) or predicts != (task.pair,)
+    again = not decided.is_plain or predicts != (task.pair,)
     if again:
         LOG.info(f"segmenting {counted(len(task.held.cases), 'held-out case')} again, by what was accepted so far")
     jobs = []
@@ -302,19 +320,16 @@ def _jobs(
         own = task.workspace.fold(*task.pair, fold) / "validation"
         if again:
             own = folder / f"fold_{fold}"
-            _segment(task, predicts, offsets, fold, own)
+            _segment(task, predicts, decided, fold, own)
         jobs += validation_jobs(own, cases, labels)
     return jobs
 
 
-def _segment(
-    task: _Task, predicts: tuple[tuple[str, str], ...], offsets: Mapping[str, float], fold: FoldName, out: Path
-) -> None:
+def _segment(task: _Task, predicts: tuple[tuple[str, str], ...], rule: Rule, fold: FoldName, out: Path) -> None:
     from autoseg.inference.ensemble import split
     from autoseg.inference.predict import predict_cases
 
     ensemble = split([_open(task, pair, fold) for pair in predicts], by="models")
-    rule = Rule(dict(offsets))
     predict_cases(replace(ensemble, rule=rule), task.cases[fold], out, title=f"decided, fold {fold}")
 
 

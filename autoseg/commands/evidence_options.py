@@ -42,9 +42,10 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", action="store_true", help="score the ensemble on the dataset's test cases, once")
     _add_measurements(parser)
     parser.add_argument(
-        "--choose", nargs="*", choices=("model", "thresholds", "components"), default=None, metavar="WHAT",
+        "--choose", nargs="*", choices=("model", "thresholds", "components", "crf"), default=None, metavar="WHAT",
         help="choose on the held-out cases what predict then applies: model (or two together), thresholds, components "
-        "(default: all three); each is accepted only where it helps beyond chance",
+        "(default: all three), or crf, which refines boundaries and takes long; each is accepted only where it helps "
+        "beyond chance",
     )  # fmt: skip
     parser.add_argument(
         "--recall", type=label_share, action="append", default=[], metavar="LABEL=SHARE",

@@ -23,7 +23,7 @@ from autoseg.messages import ruled
 from autoseg.models.decision import Choice, Decision
 
 Scores = np.ndarray  # (cases,) or (candidates, cases) float64; NaN where a metric is not defined
-Kind = Literal["model", "threshold", "recall", "components"]
+Kind = Literal["model", "threshold", "recall", "components", "crf"]
 
 
 @dataclass(frozen=True)

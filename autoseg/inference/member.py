@@ -18,11 +18,12 @@ from autoseg.datasets.dataset import LoadedCase
 from autoseg.errors import UsageError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.corrections import correct
+from autoseg.imaging.dense_crf import refine
 from autoseg.imaging.placement import Placement
 from autoseg.inference.empty_tiles import occupied
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.rows_on_disk import kept
-from autoseg.inference.streaming import Consumer, LabelConsumer, empty_labels, hand_over
+from autoseg.inference.streaming import Consumer, LabelConsumer, Scores, empty_labels, hand_over
 from autoseg.inference.worthwhile import keep_labels, worthwhile
 from autoseg.models.build import configuration_mirror_axes, tile_growth, tile_size
 from autoseg.models.decision import PLAIN, Rule
@@ -192,10 +193,17 @@ def decide(
     Args:
         consumers: are given the logits of all members on the image's grid, too. Blocks are then whole rows, for which
             more memory is needed.
-        rule: what is added to logits before they decide, and how components are corrected then; consumers see the
-            logits as they are.
+        rule: what is added to logits before they decide, and how boundaries and components are corrected then;
+            consumers see the logits as they are.
     """
-    whole = _decided(members, loaded, consumers, rule.logit_offsets(members[0].model.plan.heads))
+    heads = members[0].model.plan.heads
+    if rule.crf is None or heads.has_regions:
+        whole = _decided(members, loaded, consumers, rule.logit_offsets(heads))
+    else:
+        placement, offsets = members[0].prepare(loaded).placement, rule.logit_offsets(heads)
+        scores = Scores(heads, placement.shape_after_crop, parts_of(members), offsets)
+        whole = _decided(members, loaded, [*consumers, scores], offsets)
+        refine(whole[as_slices(placement.box)], scores.values, placement.crop(loaded.image), loaded.spacing, rule.crf)
     if rule.components:
         volume = math.prod(loaded.spacing)
         correct(whole, rule.corrections(members[0].model.plan.labels, volume))
@@ -219,9 +227,13 @@ def _decided(
                 rows.take(block)
         return whole
     rows_of = [resampled_rows(m.blocks(loaded, whole_rows=True), m.axes_back(loaded)) for m in members]
-    model_of = [number if m.part_of is None else m.part_of for number, m in enumerate(members)]
-    hand_over(rows_of, (LabelConsumer(heads, labels, model_of, offsets), *consumers), shape)
+    hand_over(rows_of, (LabelConsumer(heads, labels, parts_of(members), offsets), *consumers), shape)
     return whole
+
+
+def parts_of(members: Sequence[EnsembleMember]) -> list[int]:
+    """Of each member, the model it is a part of."""
+    return [number if m.part_of is None else m.part_of for number, m in enumerate(members)]
 
 
 class _WithLabels:

@@ -18,6 +18,7 @@ from autoseg.imaging.logit_rows import decide_row
 from autoseg.inference.ensemble import ensemble_logits, probabilities
 
 CHUNK_BYTES = 2**26  # of logits handed over at once, at least a row
+LOWEST = 60000.0  # below the largest score, that float16 holds
 MAPPED_BYTES = 2**32  # labels of a larger image are in a file
 
 
@@ -58,6 +59,28 @@ class LabelConsumer:
         if self.offsets is not None:
             scores = scores.add_(torch.from_numpy(self.offsets).reshape(-1, 1, 1, 1))
         self.labels[rows] = decide_row(scores.numpy(), regions, self.labels.dtype)
+
+
+class Scores:
+    """Keeps what decides, in place of logits, for all of the cropped box: in a temporary file, float16.
+
+    Attributes:
+        values: (K, Z, Y, X) float16, 0 for the class that wins and less for the others.
+    """
+
+    def __init__(
+        self, heads: LabelSet, shape: Axes3, model_of: Sequence[int], offsets: np.ndarray | None = None
+    ) -> None:
+        self.heads, self.model_of, self.offsets = heads, tuple(model_of), offsets
+        with tempfile.TemporaryFile() as file:  # it is gone with the last array that is mapped from it
+            self.values = np.memmap(file, dtype=np.float16, mode="w+", shape=(heads.num_heads, *shape))
+
+    def take(self, rows: slice, logits: Sequence[Tensor]) -> None:
+        """Keep some rows."""
+        scores = ensemble_logits(logits, self.model_of, self.heads.has_regions)
+        if self.offsets is not None:
+            scores = scores.add_(torch.from_numpy(self.offsets).reshape(-1, 1, 1, 1))
+        self.values[:, rows] = (scores - scores.amax(dim=0)).clamp_(min=-LOWEST).numpy()
 
 
 def empty_labels(shape: Axes3, heads: LabelSet) -> np.ndarray:

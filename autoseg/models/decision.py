@@ -17,6 +17,7 @@ import numpy as np
 
 from autoseg.errors import StateError
 from autoseg.imaging.corrections import Correction
+from autoseg.imaging.dense_crf import DenseCrf
 from autoseg.imaging.labels import LabelSet
 from autoseg.messages import counted
 from autoseg.records import to_plain
@@ -50,11 +51,12 @@ class Rule:
 
     offsets: dict[Text, Annotated[float, between(-MOST, MOST)]] = field(default_factory=dict)  # label -> added to logit
     components: dict[Text, ComponentRule] = field(default_factory=dict)  # label or region -> correction
+    crf: DenseCrf | None = None  # how boundaries are refined, before components are corrected
 
     @property
     def is_plain(self) -> bool:
         """Whether the largest logit decides and nothing is corrected."""
-        return not any(self.offsets.values()) and not self.components
+        return not any(self.offsets.values()) and not self.components and self.crf is None
 
     def logit_offsets(self, heads: LabelSet) -> np.ndarray | None:
         """What is added to each logit, (K,) float32; None where nothing is."""
@@ -75,11 +77,13 @@ class Rule:
         """What identifies segmentations of models, given by their digest, that decide by this rule."""
         if self.is_plain:
             return of_models
-        return hashlib.sha256(f"{of_models}\n{json.dumps(to_plain(self), sort_keys=True)}".encode()).hexdigest()
+        plain = {key: value for key, value in to_plain(self).items() if key != "crf" or value is not None}
+        return hashlib.sha256(f"{of_models}\n{json.dumps(plain, sort_keys=True)}".encode()).hexdigest()
 
     def lines(self) -> list[str]:
         """In words, a line per label."""
         lines = [f"{name}: logit {offset:+g}" for name, offset in self.offsets.items() if offset]
+        lines += [f"boundaries refined by a {self.crf}"] if self.crf else []
         return lines + [f"{name}: {rule}" for name, rule in self.components.items()]
 
 
@@ -111,7 +115,7 @@ def correction_of(labels: LabelSet, name: str, rule: ComponentRule, voxel_volume
 class Choice:
     """One thing that was tried on held-out cases."""
 
-    what: Literal["model", "threshold", "recall", "components"]
+    what: Literal["model", "threshold", "recall", "components", "crf"]
     label: Text  # or region; empty: all
     candidate: Text  # in words
     accepted: bool

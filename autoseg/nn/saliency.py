@@ -51,7 +51,7 @@ def stages_of(network: nn.Module) -> tuple[str, ...]:
 
 
 def method_for(stage: str) -> Method:
-    """How a layer is weighted unless told: the mean of gradients at the bottleneck, elsewhere each voxel's own."""
+    """How a layer is weighted by default: the mean of gradients at the bottleneck, elsewhere each voxel's own."""
     return "grad_cam" if stage == BOTTLENECK else "hires_cam"
 
 

@@ -30,7 +30,7 @@ class LookedAt:
     fold: FoldName
     dice: float  # mean over labels
     shows: str  # what the map is, in words
-    inside: str  # how much of it lies in the label, in words; "": nothing of it does, or it is none of a label
+    inside: str  # how much of it lies in the label, in words; "": it is 0 everywhere
     note: str
     stills: tuple[Still, ...]
     problem: str = ""  # why there is no picture

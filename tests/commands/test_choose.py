@@ -155,3 +155,57 @@ def test_a_recall_that_is_asked_for(made):
         choose(workspace, recall={"tumour": 0.9})
     with pytest.raises(UsageError, match="is not a share"):
         choose(workspace, recall={"organ": 1.5})
+
+
+class Speckled(torch.nn.Module):
+    """Right where it is sure; its doubt flips voxels at random, which their neighbours and their looks contradict."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = torch.nn.Parameter(torch.tensor(noise))
+
+    def forward(self, image):
+        generator = torch.Generator().manual_seed(int(image.sum()) % 1000)
+        above = (image[:, -1:] - THRESHOLD + 5) / 20
+        above = above.clamp(-1, 1) + self.noise * torch.randn(above.shape, generator=generator)
+        return [torch.cat([torch.zeros_like(above), above], dim=1)]
+
+
+@pytest.mark.parametrize("made", [(0.25, False)], indirect=True)
+def test_a_crf_is_accepted_where_neighbours_know_better_and_predict_applies_it(made, tmp_path, monkeypatch):
+    workspace, model, _ = made
+    speckled = replace(model, networks=(Speckled(1.0),))
+
+    def opened(workspace, name, network, *, folds, device):
+        return replace(speckled, folds=tuple(folds))
+
+    monkeypatch.setattr("autoseg.models.model.open_model", opened)
+    decision = choose(workspace, choose=["crf"])
+    (choice,) = decision.choices
+    assert (choice.what, choice.accepted) == ("crf", True)
+    assert choice.change > 0.02
+    assert str(decision.rule.crf) == choice.candidate
+    assert decision == load(Decision, workspace.decision("3d_fullres", "unet"))
+
+
+@pytest.mark.parametrize("made", [(0.25, False)], indirect=True)
+def test_a_crf_is_refused_where_nothing_is_gained(made, monkeypatch):
+    """Of a grid whose only candidate wipes out every boundary."""
+    workspace, _, _ = made
+    monkeypatch.setattr("autoseg.evaluation.crf_runs.GRID", ((2, 100, 0, 1.0),))
+    decision = choose(workspace, choose=["crf"])
+    assert [(choice.what, choice.accepted) for choice in decision.choices] == [("crf", False)]
+    assert decision.rule.crf is None
+    assert decision.rule.is_plain
+
+
+def test_a_crf_of_overlapping_regions_is_not_tried():
+    from autoseg.evaluation.choose import HeldOutCases
+    from autoseg.evaluation.crf_runs import choose_crf
+
+    plan = plan_of(labels=plan_of().labels.as_regions())
+    held = HeldOutCases((), np.array([]), ())
+    crf, choice = choose_crf({0: [model_of(ONE, plan=plan)]}, {0: []}, held, {})
+    assert crf is None
+    assert not choice.accepted
+    assert "regions may overlap" in choice.reason

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from autoseg.datasets.dataset import Case, load_case
-from autoseg.imaging.components import component_sizes
+from autoseg.imaging.components import as_slices, component_sizes
+from autoseg.imaging.dense_crf import DenseCrf, refine
 from autoseg.inference.member import EnsembleMember, decide
 from autoseg.inference.predictor import ArrayPredictor
 from autoseg.models.decision import ComponentRule, Rule
@@ -104,3 +105,37 @@ def test_arrays_are_decided_alike(tmp_path):
     with_shares = ArrayPredictor([model], rule=LOWER).segment(case.image, (1.0, 1.0, 1.0), probabilities=True)
     np.testing.assert_array_equal(with_shares.labels, found.labels)
     assert replace(LOWER) == LOWER
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.6, 1.3, 0.9)])
+@pytest.mark.parametrize("members", [1, 2])
+def test_boundaries_are_refined_by_the_scores_that_decided(tmp_path, spacing, members):
+    """An offset counts, as in the scores; the rest of the image, beyond the cropped box, stays background."""
+    case = loaded(tmp_path)
+    ensemble = [EnsembleMember(model_of(spacing)) for _ in range(members)]
+    crf = DenseCrf(1.0, 2.0, 1.0)
+    offset = Rule({"organ": 1.0})
+    seen = []
+
+    class Keep:
+        def take(self, rows, logits):
+            seen.append(logits[0].clone())
+
+    plain = decide(ensemble, case, [Keep()], offset)
+    logits = np.concatenate([one.numpy() for one in seen], axis=1) + np.array([0.0, 1.0]).reshape(-1, 1, 1, 1)
+    placement = ensemble[0].prepare(case).placement
+    expected = plain.copy()
+    refine(expected[as_slices(placement.box)], logits, placement.crop(case.image), case.spacing, crf)
+    found = decide(ensemble, case, [], replace(offset, crf=crf))
+    assert (expected != plain).mean() > 0.01
+    assert (found != expected).mean() < 0.003  # scores are kept in half precision, ties apart
+
+
+def test_a_rule_without_a_crf_has_the_digest_it_had():
+    """--resume keeps what was predicted by decisions that were made before there were CRFs."""
+    islands = Rule({"organ": 1.0}, {"organ": ComponentRule(keep_largest=True)})
+    assert islands.digest("models") == "b431fc0ca67644187d4cc3fccf98d6c78305506424d9a8c320d44f095f24050e"
+    refined = replace(islands, crf=DenseCrf(1.0, 1.0, 1.0))
+    assert refined.digest("models") != islands.digest("models")
+    assert refined.lines()[1] == "boundaries refined by a CRF of 1 mm, smoothness 1, appearance 1 at contrast 1"
+    assert not Rule(crf=DenseCrf(1.0, 1.0, 1.0)).is_plain

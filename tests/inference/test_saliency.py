@@ -66,7 +66,7 @@ def whole(found, loaded, number=0):
     return made
 
 
-# ---- what is asked
+# ---- questions
 
 
 def test_labels_and_places_as_they_are_typed():
