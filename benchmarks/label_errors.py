@@ -1,6 +1,7 @@
 """Labels corrupted in 5 % of the training cases, and how many of them `autoseg rank` puts first.
 
-    python benchmarks/label_errors.py DATASET -o FOLDER [--time-budget 90s]   corrupt, plan, train five folds, rank
+    python benchmarks/label_errors.py DATASET -o FOLDER [--time-budget 90s | --steps 500] [-c 2d]   corrupt, plan, train
+                                                                              five folds, rank
     python benchmarks/label_errors.py DATASET -o FOLDER --no-training         corrupt and stop
     python benchmarks/label_errors.py DATASET -o FOLDER --trained             of folds that are trained there already
     python benchmarks/label_errors.py DATASET -o FOLDER --references WORKSPACE [--repeats 40]
@@ -44,6 +45,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--time-budget", default="90s")
+    parser.add_argument("--steps", type=int, help="of each fold, instead of a time")
+    parser.add_argument("-c", "--configuration", help="default: the recommended one")
     parser.add_argument("--no-training", action="store_true")
     parser.add_argument("--trained", action="store_true")
     parser.add_argument("--references", type=Path, metavar="WORKSPACE")
@@ -53,15 +56,17 @@ def main() -> None:
         only_references(options)
         return
     copy, workspace, ranking = options.out / "dataset", options.out / "workspace", options.out / "ranking.csv"
+    which = ["-c", options.configuration] if options.configuration else []
     if not options.trained:
         corrupted = corrupt(options.dataset, copy, options.share, np.random.default_rng(options.seed))
         (options.out / "corrupted.json").write_text(json.dumps(corrupted, indent=1))
     if options.no_training:
         return
     if not options.trained:
+        length = ["--steps", options.steps] if options.steps else ["--time-budget", options.time_budget]
         autoseg("plan", copy, "-w", workspace, "--time-budget", options.time_budget)
-        autoseg("train", "-w", workspace, "--time-budget", options.time_budget)
-    autoseg("rank", "-w", workspace, "--csv", ranking)
+        autoseg("train", "-w", workspace, *length, *which)
+    autoseg("rank", "-w", workspace, "--csv", ranking, *which)
     corrupted = json.loads((options.out / "corrupted.json").read_text())
     with open(ranking, newline="", encoding="utf-8") as file:
         rows = [*csv.DictReader(file)]
@@ -73,6 +78,10 @@ def main() -> None:
     for name, order in orders.items():
         places = {case: order.index(case) + 1 for case in corrupted}
         print(f"{name}: {shares(places, len(order))}; places {sorted(places.values())}")
+        found = sum(place <= len(places) for place in places.values())
+        print(f"  of the first {len(places)}, {found} are corrupted: precision and recall {found / len(places):.1%}")
+        for case, place in sorted(places.items(), key=lambda pair: pair[1]):
+            print(f"  {place:4d}  {case}: {corrupted[case]}")
 
 
 def shares(places: dict[str, int], cases: int) -> str:

@@ -1,7 +1,7 @@
 """Native patches against an image 4 times smaller, where what is sought is small and rare; filters for shrinking.
 
     python benchmarks/native_or_shrunk.py --data DIR [--seconds 180] [--seeds 0,1] [--sides native,lanczos,...]
-    python benchmarks/native_or_shrunk.py --data DIR --wall 4m [--sides native,lanczos]
+    python benchmarks/native_or_shrunk.py --data DIR --wall 4m [--at-once] [--sides native,lanczos]
     python benchmarks/native_or_shrunk.py --data DIR --ceiling
 
 DIR holds `nuclei`: public fluorescence images with every nucleus outlined. The data set: mosaics of 1024 x 1024 pixels,
@@ -13,7 +13,8 @@ experts, a target of a thousandth of the pixels, and look-alikes everywhere. Eve
 Sides, all with the planner's own choices for their spacing and folds of three minutes, and trained for the same time:
 for as many steps as the planner expects of it on its reference machine, so that other work on this one favours nobody.
 Patches and batches are alike, so that this is as many steps on every side. With `--wall`, every fold gets the same wall
-time on this machine, in which it also segments its held-out mosaics, as `train --time-budget` does:
+time on this machine, in which it also segments its held-out mosaics, as `train --time-budget` does; with `--at-once`
+the sides run side by side, so that other programs slow all of them alike:
 
     native           at the images' own pixels
     gaussian, ...    at pixels 4 times as wide, each filter of `resampling.filter`
@@ -33,7 +34,9 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +186,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=180.0, help="of training per side, on the reference machine")
     parser.add_argument("--wall", metavar="TIME", help="wall time of each fold instead, with its validation: 4m")
+    parser.add_argument("--at-once", action="store_true", help="all sides of a seed side by side, a thread each")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--ceiling", action="store_true", help="train nothing: what wider pixels can hold at all")
@@ -195,24 +199,34 @@ def main() -> None:
         return
     results = options.out / "results.json"
     known = json.loads(results.read_text()) if results.exists() else {}
+    sides = options.sides.split(",")
+    if options.at_once:
+        os.environ["OMP_NUM_THREADS"] = "1"
     for seed in map(int, options.seeds.split(",")):
-        for side in options.sides.split(","):
-            if f"{side} {seed}" in known:
-                continue
-            workspace = options.out / f"{side}_{seed}"
-            plan(side, data, workspace, None if options.wall else options.seconds, seed)
-            cpu, began = os.times(), time.perf_counter()
-            autoseg("train", "-f", "0", "-w", workspace, *(["--time-budget", options.wall] if options.wall else []))
-            used, seconds = os.times(), time.perf_counter() - began
-            (fold,) = workspace.glob("models/*/fold_0")
-            known[f"{side} {seed}"] = {
-                "cases": scores(workspace, data, held_out),
-                "steps": steps_done(fold),
-                "seconds": seconds,
-                "cpu_seconds": used.children_user + used.children_system - cpu.children_user - cpu.children_system,
-            }
-            results.write_text(json.dumps(known))
+        due = [side for side in sides if f"{side} {seed}" not in known]
+        for side in due:
+            plan(side, data, options.out / f"{side}_{seed}", None if options.wall else options.seconds, seed)
+        with ThreadPoolExecutor(len(sides) if options.at_once else 1) as pool:
+            one = partial(run, data=data, held_out=held_out, wall=options.wall)
+            runs = pool.map(one, [options.out / f"{side}_{seed}" for side in due])
+            for side, found in zip(due, runs, strict=True):
+                known[f"{side} {seed}"] = found
+                results.write_text(json.dumps(known))
         report(known, held_out)
+
+
+def run(workspace: Path, data: Path, held_out: list[str], wall: str | None) -> dict:
+    """Train a side that is planned, segment its held-out mosaics and score them."""
+    cpu, began = os.times(), time.perf_counter()
+    autoseg("train", "-f", "0", "-w", workspace, *(["--time-budget", wall] if wall else []))
+    used, seconds = os.times(), time.perf_counter() - began
+    (fold,) = workspace.glob("models/*/fold_0")
+    return {
+        "cases": scores(workspace, data, held_out),
+        "steps": steps_done(fold),
+        "seconds": seconds,  # the processor's are those of all sides that ran side by side
+        "cpu_seconds": used.children_user + used.children_system - cpu.children_user - cpu.children_system,
+    }
 
 
 def report(known: dict, held_out: list[str]) -> None:

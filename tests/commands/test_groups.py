@@ -12,6 +12,7 @@ from autoseg.commands.ways_to_evaluate import evaluate_as_asked
 from autoseg.datasets.splits import Splits
 from autoseg.evaluation.groups import GroupScores
 from autoseg.evaluation.shifts import ShiftTable
+from autoseg.evaluation.sureness import Sureness
 from autoseg.records import load
 from autoseg.workspace import Workspace
 from commands import SHORT, outcome, run
@@ -86,6 +87,8 @@ def test_options_that_do_not_fit_together_are_refused(tmp_path, capsys):
         (("--test", "--csv", "scores.csv"), "--csv does nothing with --test"),
         (("--speeds", "--tolerance", "2"), "--tolerance does nothing with --speeds"),
         (("--shifts", "--tubes", "all"), "--tubes does nothing with --shifts"),
+        (("--calibration", "--csv", "a.csv"), "--csv does nothing with --calibration"),
+        (("--calibration", "-m", "model.zip"), "--calibration needs the held-out cases of a workspace"),
     ):
         code, said = outcome(capsys, "evaluate", "-w", tmp_path, *options)
         assert (code, message in said) == (2, True), said
@@ -126,3 +129,11 @@ def test_groups_and_shifts_of_trained_folds(dataset, tmp_path, capsys):
     (path,) = workspace.root.glob("models/*/shifts.json")
     shifts = load(ShiftTable, path)
     assert (len(shifts.cases), shifts.held_out, len(shifts.shifts)) == (3, 6, 15)
+    code, said = outcome(capsys, "evaluate", "-w", workspace.root, "--calibration", "--json")
+    assert code == 0, said
+    (path,) = workspace.root.glob("models/*/calibration.json")
+    found = load(Sureness, path)
+    assert len(found.cases) == 6
+    assert 0 < found.ece < 1
+    run("report", "-w", workspace.root)
+    assert f"expected calibration error {found.ece:.3f}" in workspace.report.read_text()
