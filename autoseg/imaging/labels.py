@@ -164,6 +164,12 @@ class LabelSet:
         halves = {value for thing in self.things.values() for value in (thing.core, thing.border)}
         return {name: value for name, value in self.values.items() if value not in halves} if self.things else {}
 
+    @property
+    def core_indices(self) -> list[int]:
+        """Class indices of the cores of things."""
+        index = {value: i for i, value in enumerate(self.values.values(), start=1)}
+        return [index[thing.core] for thing in self.things.values()]
+
     def as_regions(self) -> "LabelSet":
         """The same labels with one sigmoid head each: every label becomes a region of its own."""
         if self.has_regions:

@@ -171,7 +171,7 @@ def with_network(plan: Plan, fingerprint: Fingerprint, network: str, memory: Mem
         plan.training, optimizer=recipe.optimizer, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     if loss_traits(recipe.loss).queries or loss_traits(plan.training.loss).queries:  # not every network has them
-        training = replace(training, loss=recipe.loss, loss_options={})
+        training = replace(training, loss=recipe.loss, loss_options=recipe.loss_options)
     decisions = (*asked.decisions, *asked.changes)
     return replace(plan, configurations=configurations, training=training, decisions=decisions)
 

@@ -21,7 +21,8 @@ def base_recipe(asked: Request) -> Training:
     if rate is not None and recipe.optimizer == "sgd":
         recipe = replace(recipe, optimizer="adamw", learning_rate=rate, weight_decay=ADAMW_WEIGHT_DECAY)
     if asked.layout.loss is not None:
-        recipe = replace(recipe, loss=asked.layout.loss)
+        cores = asked.labels.core_indices  # each object is a segment of its own, which a query learns
+        recipe = replace(recipe, loss=asked.layout.loss, loss_options={"things": cores} if cores else {})
     return replace(recipe, loss="dice_bce") if asked.labels.has_regions else recipe
 
 

@@ -46,6 +46,7 @@ def test_with_a_divisor_values_are_kinds_and_objects():
     assert PANOPTIC.objects("cell", values)[0, 5].tolist()[::5] == [0, 1001, 0, 1002, 0, 0, 0, 1]
     assert PANOPTIC.stuff == {"tissue": 2}
     assert NUCLEI.stuff == {}
+    assert (NUCLEI.core_indices, PANOPTIC.core_indices) == ([1], [1])
 
 
 @pytest.mark.parametrize(("labels", "values", "written"), [
