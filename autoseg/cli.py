@@ -240,7 +240,7 @@ def run_predict(options: argparse.Namespace) -> Answer:
         top_k=options.top_k, skip_empty=options.skip_empty, decision=not options.no_decision, shard=options.shard,
         resume=options.resume,
         format=options.format, probabilities=options.probabilities, uncertainty=options.uncertainty,
-        statistics=options.statistics, patients=options.patients, saliency=tuple(options.saliency),
+        statistics=options.statistics, coco=options.coco, patients=options.patients, saliency=tuple(options.saliency),
         saliency_stage=options.saliency_stage, saliency_method=options.saliency_method,
     )  # fmt: skip
     workspace = Workspace(options.workspace)

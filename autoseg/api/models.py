@@ -246,6 +246,7 @@ def predict_images(
     probabilities: bool = False,
     uncertainty: bool = False,
     statistics: bool = False,
+    coco: bool = False,
     patients: File | None = None,
     saliency: Names = (),
     saliency_stage: str | None = None,
@@ -274,6 +275,7 @@ def predict_images(
         resume: keep segmentations that are verified to be of the same images, by the same model and options.
         format: "seg.nrrd", "nii.gz" and so on, with names and colours of the labels; None: that of each image.
         probabilities, uncertainty, statistics: also write them (docs/outputs.md).
+        coco: also write boxes and outlines of all objects to annotations.json in `out`.
         patients: table of case, patient and date: statistics then list each patient's scans in order.
         saliency: labels, or "LABEL@Z,Y,X": also write where the networks looked (docs/outputs.md).
         saliency_stage: by which layer: "bottleneck", "decoder", or an encoder stage: "0"; None: bottleneck.

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from autoseg.commands.expected_dice import expected_dice_of
 from autoseg.datasets.tables import scans_of_patients
 from autoseg.errors import UsageError
+from autoseg.imaging.formats.coco_output import folder_to_coco
 from autoseg.imaging.formats.readers import READERS
 from autoseg.imaging.labels import LabelSet
 from autoseg.inference.label_files import DICOM
 from autoseg.inference.options import InferenceOptions
 from autoseg.lines import LOG
+from autoseg.messages import counted
 from autoseg.workspace import Workspace, write_text
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
@@ -22,6 +24,7 @@ if TYPE_CHECKING:  # torch is imported when something is segmented
     from autoseg.models.model import Model
 
 ITK_SNAP = "itksnap_labels.txt"
+OUTLINES = "annotations.json"
 SHOWN = 3  # cases whose expected Dice is shown, the lowest
 
 
@@ -38,6 +41,8 @@ class Asked(Protocol):
     def statistics(self) -> bool: ...
     @property
     def patients(self) -> Path | None: ...
+    @property
+    def coco(self) -> bool: ...
     @property
     def saliency(self) -> tuple[str, ...]: ...
     @property
@@ -87,10 +92,17 @@ def outputs_of(
 
     Raises:
         DataError: the table of patients cannot be read.
+        UsageError: outlines of objects are asked for, and the models separate none.
     """
     from autoseg.inference.ensemble import split
     from autoseg.inference.extras import CaseReport, ProbabilityOutput
 
+    labels = models[0].plan.labels
+    if asked.coco and not labels.things:
+        raise UsageError(
+            "--coco writes outlines of single objects, and the model separates none",
+            remedy="omit it, or plan with --instances",
+        )
     record = None
     ensemble = split(models, options, by="models")
     if asked.uncertainty:
@@ -118,6 +130,9 @@ def outputs_of(
             if isinstance(extra, CaseReport):
                 extra.collect()
                 _show_poorest(extra)
+        if asked.coco and out.is_dir():
+            count = write_outlines(out, labels)
+            LOG.info(f"{OUTLINES}: {counted(count, 'object')}")
         if asked.format is not None and _opened_by_itk_snap(asked.format) and out.is_dir():
             write_label_file(out, models[0].plan.labels)
 
@@ -144,6 +159,12 @@ def _show_poorest(report: "CaseReport") -> None:
         LOG.info(f"expected Dice of {case}: {found.dice:.2f} ({found.low:.2f} to {found.high:.2f})")
     if len(report.of_cases) > len(poorest):
         LOG.info(f"... the lowest of {len(report.of_cases)}; all are in statistics.csv")
+
+
+def write_outlines(out: Path, labels: LabelSet) -> int:
+    """Write boxes and outlines of the objects of all segmentations in a folder as COCO JSON. Returns their number."""
+    (name, *_), names = labels.things, {thing.core: name for name, thing in labels.things.items()}
+    return folder_to_coco(out, out / OUTLINES, name=name, names=names, divisor=labels.divisor)
 
 
 def write_label_file(out: Path, labels: LabelSet) -> None:

@@ -282,7 +282,10 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
         "each label, where evaluate --expected-dice was run",
     )  # fmt: skip
     parser.add_argument(
-        "--statistics", action="store_true", help="also write size, place and intensities of each label"
+        "--statistics", action="store_true", help="also write size, place and intensities of each label and object"
+    )
+    parser.add_argument(
+        "--coco", action="store_true", help="also write boxes and outlines of all objects: OUT/annotations.json (COCO)"
     )
     parser.add_argument(
         "--patients", type=Path, default=None, metavar="TABLE",

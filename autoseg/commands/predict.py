@@ -56,6 +56,7 @@ class PredictOptions:
     uncertainty: bool = False
     statistics: bool = False
     patients: Path | None = None  # table of case, patient and date
+    coco: bool = False  # also write boxes and outlines of all objects to OUT/annotations.json
     saliency: tuple[str, ...] = ()  # labels to explain, each LABEL or LABEL@Z,Y,X
     saliency_stage: str | None = None  # by which layer of the networks; None: the bottleneck
     saliency_method: Literal["grad_cam", "hires_cam"] | None = None  # None: as suits the layer

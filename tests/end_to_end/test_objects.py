@@ -65,10 +65,17 @@ def test_objects_are_told_apart_and_scored(trained, capsys):
 
 def test_predictions_are_instance_maps_which_any_command_scores(trained, dataset, tmp_path, capsys):
     images = sorted((dataset / "images").glob("d[0-3].tif"))
-    run("predict", "-i", *images, "-o", tmp_path / "out", "-w", trained.root)
+    run("predict", "-i", *images, "-o", tmp_path / "out", "-w", trained.root, "--coco", "--statistics")
     made = read_labels(tmp_path / "out" / "d0.tif").array
     assert sorted(np.unique(made)) == [*range(int(made.max()) + 1)]
     assert made.max() > 10
+    outlines = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    table = (tmp_path / "out" / "objects.csv").read_text().splitlines()
+    assert (
+        len(outlines["annotations"])
+        == len(table) - 1
+        == sum(int(read_labels(path).array.max()) for path in (tmp_path / "out").glob("*.tif"))
+    )
     references = tmp_path / "references"
     references.mkdir()
     for image in images:
