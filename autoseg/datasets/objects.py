@@ -29,7 +29,7 @@ from autoseg.processes import map_in_processes
 WIDTHS = (1, 2, 3, 4)  # voxels of the finest axis
 LOSS = 0.02  # of average precision at an IoU of 0.5
 TRIED_FILES = 40  # files at most that widths are tried on
-SMALLEST = 0.5  # of the smallest objects' volume (1st percentile): what is smaller is not written
+SMALLEST = 1.0  # of the small objects' volume (1st percentile): what is smaller is not written, and no core of its own
 FEW = 10  # values; a set of so many or fewer labels is not taken for numbers of objects
 TINY = 3  # voxels
 NAMED = 3  # files that a warning names
@@ -262,7 +262,7 @@ def problems_of_objects(thing: str, found: ObjectMeasurements) -> list[Problem]:
         problems.append(Problem(None, file, what, remedy, "warning"))
     if found.tiny:
         what = f"{counted(found.tiny, 'object')} of {thing} (of {found.count}) of {TINY} voxels or fewer"
-        remedy = "remove them if they are slips of the pen; objects below half of the usual smallest are not written"
+        remedy = "remove them if they are slips of the pen; objects below the 1st percentile of sizes are not written"
         problems.append(Problem(None, file, what, remedy, "warning"))
     return problems
 
