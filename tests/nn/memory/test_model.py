@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from autoseg.nn.losses import DeepSupervision, dice_ce
+from autoseg.nn.losses import DeepSupervision, build_loss, dice_ce
 from autoseg.nn.memory import model
 from autoseg.nn.memory.calibration import Trial
 from autoseg.nn.memory.model import (
@@ -26,7 +26,10 @@ from autoseg.nn.memory.model import (
     trace_step,
 )
 from autoseg.nn.memory.trace import LiveBytes
+from autoseg.nn.optimization import OPTIMIZERS
 from autoseg.nn.sliding_window import Tiling, stream_logits
+from autoseg.nn.training_step import clipped_gradients, loss_of, update
+from small_networks import small_network
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "memory.py"
 specification = importlib.util.spec_from_file_location("benchmark_memory", BENCHMARK)
@@ -187,6 +190,33 @@ def test_what_is_forgotten_is_noticed(forgotten, trial):
     assert trial.trace("float32", "cpu").peak == pytest.approx(real, rel=0.01)
     with benchmark.PLANTED[forgotten]():
         assert trial.trace("float32", "cpu").peak < 0.99 * real
+
+
+@pytest.mark.parametrize("things", [[], [1]], ids=["classes", "things"])
+def test_a_step_with_a_matching_takes_what_is_traced(things):
+    """Matching and components have no values in a trace, and the shapes they have in a real step."""
+    options = {"things": things, "most_things": 5, "points": 64}
+    given = {"regions": (), "ignore_index": 3, "class_weights": None, "batch_dice": False, "options": options}
+    criterion = DeepSupervision(build_loss("mask_classification", **given))
+
+    def build() -> nn.Module:
+        return small_network("mask_transformer", 2, out_channels=3)
+
+    traced = trace_step(build, criterion, StepKind(1, "sgd", rules="cpu"), (16, 16), 2)
+    network = build()
+    optimizer, scaler = OPTIMIZERS["sgd"](network.parameters(), 1e-2, 1e-5), torch.amp.GradScaler("cpu", enabled=False)
+    with LiveBytes() as watched:
+        image, target = torch.randn(2, 1, 16, 16), torch.randint(0, 4, (2, 16, 16), dtype=torch.uint8)
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=True)
+            watched.start()
+            loss = loss_of(network, criterion, image, target, dtype="bfloat16")
+            clipped_gradients(loss, network, optimizer, scaler, 1.0)
+            del loss
+            update(optimizer, scaler)
+    seen = watched.read()
+    assert traced.peak == pytest.approx(int(seen.live.max()), rel=0.01)
+    assert traced.flops == seen.flops
 
 
 # ---- what must be more, or less
