@@ -53,7 +53,7 @@ class CocoFile:
     faults: list[tuple[str, str, str]] = field(default_factory=list)  # what is odd in it, what to do, severity
     annotated: int = 0  # images with an annotation
     _places: list[list[int]] = field(default_factory=list)  # of an image in `images`: its annotations, by number
-    _spans: tuple[array, array] = field(default_factory=lambda: (array("q"), array("q")))
+    _spans: tuple["array[int]", "array[int]"] = field(default_factory=lambda: (array("q"), array("q")))
 
     def names(self) -> dict[str, int]:
         """Names of the categories that annotations use -> 1, 2, ... in order of their ids."""

@@ -167,7 +167,9 @@ class _Found:
 def _found(outlines: Sequence[Outline], shape: Shape2, where: str) -> tuple[list[_Found], list[Remark]]:
     """The objects that have pixels, and what is odd about where the others lie."""
     found: list[_Found] = []
-    reaching, outside, tiny, kept = 0, [], [], 0
+    outside: list[Outline] = []
+    tiny: list[Outline] = []
+    reaching, kept = 0, 0
     for outline in outlines:
         try:
             one = fill(outline, shape)
