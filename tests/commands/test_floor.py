@@ -43,12 +43,15 @@ def answer(capsys, *arguments: object) -> tuple[int, dict]:
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.thorough
 def test_objects_of_a_dataset(discs, tmp_path, capsys):
-    code, found = answer(capsys, "floor", discs, "--instances", "disc", "-w", tmp_path / "none", "--workers", 0)
+    code, found = answer(
+        capsys, "floor", discs, "--instances", "disc", "-w", tmp_path / "none", "--workers", 0, "--tune", 1
+    )
     assert code == 0
     methods = found["result"]["objects"]["disc"]
-    assert methods["otsu_watershed"]["scores"]["average_precision"]["0.5"] == 1.0
-    assert methods["otsu_components"]["scores"]["average_precision"]["0.5"] == pytest.approx(2 / 3)
+    assert methods["otsu_watershed"]["scores"]["average_precision"]["0.5"] > 0.9
+    assert methods["otsu_components"]["scores"]["average_precision"]["0.5"] < 0.7  # two of three discs are one
     assert methods["chosen"]["scores"]["reference"] == 18
     assert found["result"]["cases"] == 6
     assert not (tmp_path / "none").exists()
@@ -65,6 +68,7 @@ def test_labels_of_a_dataset_and_the_same_from_python(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.thorough
 def test_folds_and_models_of_a_workspace_stand_beside_it(tmp_path, capsys):
     dataset, workspace = tiny_dataset(tmp_path / "data", cases=5, labels=1), Workspace(tmp_path / "ws")
     run("plan", dataset, "-w", workspace.root, "--no-preprocess", "--workers", 0)
@@ -79,6 +83,7 @@ def test_folds_and_models_of_a_workspace_stand_beside_it(tmp_path, capsys):
     network = plan.configurations[plan.recommended].network.name
     folder = workspace.fold(plan.recommended, network, 0)
     folder.mkdir(parents=True)
+    (folder / "last.pt").touch()
     dice = summary_of([0.2, 0.3], ["one", "other"])
     cases = tuple(CaseScore(name, ((9, 1), (1, 1)), {"organ_1": {"dice": 0.25}}) for name in ("one", "other"))
     folds, summary = (FoldScores(0, cases),), {"organ_1": {"dice": dice}}
@@ -95,6 +100,7 @@ def test_folds_and_models_of_a_workspace_stand_beside_it(tmp_path, capsys):
     assert found["result"]["networks"] == []
 
 
+@pytest.mark.thorough
 def test_what_is_refused(tmp_path, discs, capsys):
     code, said = outcome(capsys, "floor", "-w", tmp_path / "none")
     assert code == 4
@@ -102,12 +108,25 @@ def test_what_is_refused(tmp_path, discs, capsys):
     code, said = outcome(capsys, "floor", discs, "--tune", "0")
     assert code == 2
     Image.fromarray(np.ones((5, 5), np.uint16)).save(discs / "labels" / "c.png")
-    code, said = outcome(capsys, "floor", discs, "--instances", "disc", "-w", tmp_path / "none", "--workers", 0)
+    code, said = outcome(
+        capsys, "floor", discs, "--instances", "disc", "-w", tmp_path / "none", "--workers", 0, "--tune", 1
+    )
     assert code == 3
     assert "has 1 error (listed above)" in said
     assert "c.png" in said
     code, said = outcome(
-        capsys, "floor", discs, "--instances", "disc", "-w", tmp_path / "none", "--workers", 0, "--skip-bad"
+        capsys,
+        "floor",
+        discs,
+        "--instances",
+        "disc",
+        "-w",
+        tmp_path / "none",
+        "--workers",
+        0,
+        "--tune",
+        1,
+        "--skip-bad",
     )
     assert code == 0
     assert "5 held-out cases" in said
