@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import autoseg
-from autoseg import __version__, cli
+from autoseg import __version__, cli, environment
 from autoseg.cli import main
-from autoseg.commands import environment, status
+from autoseg.commands import status
 from autoseg.commands.arguments import duration, parse_folds, positive, share, tolerances
 from autoseg.commands.check import DatasetReport
 from autoseg.commands.evaluate import ScoringOptions

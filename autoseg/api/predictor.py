@@ -10,7 +10,7 @@ from autoseg.lines import LOG
 
 OF_FILES: dict[str, Any] = {  # options of `predict_images` that concern files, as they are by default
     "shard": None, "resume": False, "format": None, "probabilities": False, "uncertainty": False, "statistics": False,
-    "patients": None, "saliency": (), "saliency_stage": None, "saliency_method": None,
+    "patients": None, "coco": False, "saliency": (), "saliency_stage": None, "saliency_method": None,
 }  # fmt: skip
 
 

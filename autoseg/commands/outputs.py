@@ -98,11 +98,8 @@ def outputs_of(
     from autoseg.inference.extras import CaseReport, ProbabilityOutput
 
     labels = models[0].plan.labels
-    if asked.coco and not labels.things:
-        raise UsageError(
-            "--coco writes outlines of single objects, and the model separates none",
-            remedy="omit it, or plan with --instances",
-        )
+    if asked.coco:
+        _require_objects(labels)
     record = None
     ensemble = split(models, options, by="models")
     if asked.uncertainty:
@@ -120,7 +117,6 @@ def outputs_of(
         patients = scans_of_patients(asked.patients) if asked.patients else None
         expected = record.expected if record else None
         extras.append(CaseReport(out, ensemble, uncertainty=asked.uncertainty, expected=expected, patients=patients))
-
     if asked.saliency:
         extras.append(_saliency(out, models, asked, options))
 
@@ -131,12 +127,19 @@ def outputs_of(
                 extra.collect()
                 _show_poorest(extra)
         if asked.coco and out.is_dir():
-            count = write_outlines(out, labels)
-            LOG.info(f"{OUTLINES}: {counted(count, 'object')}")
+            LOG.info(f"{OUTLINES}: {counted(write_outlines(out, labels), 'object')}")
         if asked.format is not None and _opened_by_itk_snap(asked.format) and out.is_dir():
             write_label_file(out, models[0].plan.labels)
 
     return Outputs(ensemble, tuple(extras), finish)
+
+
+def _require_objects(labels: LabelSet) -> None:
+    if not labels.things:
+        raise UsageError(
+            "--coco writes outlines of single objects, and the model separates none",
+            remedy="omit it, or plan with --instances",
+        )
 
 
 def _saliency(out: Path, models: "Sequence[Model]", asked: Asked, options: InferenceOptions) -> "SaliencyOutput":

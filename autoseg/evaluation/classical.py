@@ -16,6 +16,7 @@ The watershed floods from the peaks of the smoothed distance; a peak is left out
 multiples of a radius, either that of the training objects, or that of the image's own foreground.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,7 +75,7 @@ class Classical:
         else:
             key = ("split", *_source(recipe), radius, recipe.rounding, recipe.apart)
             pieces = self._once(key, lambda: self._split(foreground, recipe, radius))
-        least = recipe.smallest * _ball(radius, len(self.spacing)) / np.prod(self.spacing)
+        least = recipe.smallest * _ball(radius, len(self.spacing)) / math.prod(self.spacing)
         return _numbered(pieces, least).reshape(self.shape)
 
     def foreground(self, recipe: ObjectRecipe) -> Array:
@@ -127,7 +128,7 @@ class Classical:
         return means > otsu(means)
 
     def _depth(self, recipe: ObjectRecipe) -> Array:
-        """Distance to the edge of the foreground, mm; the border of the image is no edge."""
+        """Distance to the edge of the foreground, mm; the border of the image is not an edge."""
         foreground = self.foreground(recipe)
         return self._once(
             ("depth", *_source(recipe)),
@@ -197,7 +198,9 @@ def _apart(places: Array, heights: Array, least: float) -> Array:
     order = np.argsort(-heights, kind="stable")
     taken = np.zeros(len(places), bool)
     gone = np.zeros(len(places), bool)
-    tree = cKDTree(places) if len(places) else None
+    if not len(places):
+        return np.flatnonzero(taken)
+    tree = cKDTree(places)
     for index in order:
         if gone[index]:
             continue

@@ -157,7 +157,6 @@ def _best_meaning(counts: Array, scored: Mapping[str, Sequence[int]]) -> Array:
     best = [int(row.argmax()) for row in counts]
     for _ in range(2):
         for place in range(number):
-            best[place] = max(
-                range(labels), key=lambda label, place=place: worth([*best[:place], label, *best[place + 1 :]])
-            )
+            changed = [[*best[:place], label, *best[place + 1 :]] for label in range(labels)]
+            best[place] = max(range(labels), key=[worth(one) for one in changed].__getitem__)
     return np.array(best)

@@ -43,7 +43,7 @@ def describe(floor: Floor) -> str:
 def compare_networks(floor: Floor, models: Sequence[CrossValidation]) -> Floor:
     """The same floor with trained models beside it that scored the same held-out cases.
 
-    A model is better than the floor if its interval lies above the floor's score.
+    A model is better than the floor if its interval is above the floor's score.
     """
     beside = []
     for model in models:

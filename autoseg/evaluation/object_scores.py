@@ -100,8 +100,9 @@ def summarise_objects(
     at = IOU_THRESHOLDS.index(PANOPTIC_IOU)
     interval = None
     if patients is not None and defined:
-        shares = [(image.matched[at], image.reference + image.segmentation - image.matched[at]) for image in images]
-        interval = interval_of_ratio(*zip(*shares, strict=True), patients)
+        matched = [image.matched[at] for image in images]
+        either = [image.reference + image.segmentation - image.matched[at] for image in images]
+        interval = interval_of_ratio(matched, either, patients)
     iou = sum(image.iou_sum for image in images)
     return ObjectSummary(
         len(images), n, m, average, float(np.mean(defined)) if defined else None, interval,

@@ -59,7 +59,7 @@ def build_plan_loss(plan: Plan, configuration: Configuration) -> nn.Module:
 
 
 def _check_queries(plan: Plan, configuration: Configuration) -> None:
-    """Raise UsageError for a loss that does not fit what the network gives, or for things that are no labels."""
+    """Raise UsageError for a loss that does not fit what the network gives, or for things that are not labels."""
     name, network = plan.training.loss, configuration.network.name
     if plan.heads.has_regions and layout_of(network).predicts == "labels":
         raise UsageError(

@@ -56,12 +56,12 @@ BELOW = {  # what is called with keywords, and the parameters of it that have an
     "compare_groups": (groups.compare_groups, {"options"}),
     "learn_expected_dice": (expected_dice.learn_expected_dice, {"options"}),
     "choose_decision": (choose.choose_decision, {"options"}),
-    "evaluate_folders": (evaluate.evaluate_folders, {"measures"}),
+    "evaluate_folders": (evaluate.evaluate_folders, {"measures", "intake"}),
     "rank_cases": (rank.rank_cases, set()),
     "write_report": (report.write_report, set()),
     "calibrate_device": (calibrate.calibrate_device, set()),
 }
-INTAKE = ("channels", "labels", "regions", "ignore", "patient_regex")
+INTAKE = ("channels", "labels", "regions", "ignore", "patient_regex", "instances", "divisor")
 OF_COMMAND = {
     "check": ("check_dataset", "fix_dataset"),
     "plan": ("plan_dataset",),
@@ -115,7 +115,9 @@ def test_keywords_are_the_fields_of_the_record(name):
 def test_keywords_are_those_of_the_function_below(name):
     function, others = BELOW[name]
     here, below = parameters(getattr(autoseg, name)), parameters(function)
-    intake = {"dataset", *INTAKE} if "intake" in others else {"tolerance", "tubes"} if "measures" in others else set()
+    intake = {"dataset", *INTAKE} if others == {"root", "intake"} else set()
+    if "measures" in others:
+        intake = {"tolerance", "tubes", "labels", "instances", "divisor"}
     if "options" in others:
         intake = {field.name for field in fields(evaluate.ScoringOptions)} & set(here)
         defaults = evaluate.ScoringOptions()
@@ -129,7 +131,7 @@ def test_keywords_are_those_of_the_function_below(name):
 def test_a_predictor_takes_what_predict_takes():
     """But for what concerns files: which of them, and where to."""
     files = {"images", "out", "shard", "resume", "workspace", "format", "probabilities", "uncertainty", "statistics"}
-    files |= {"patients", "saliency", "saliency_stage", "saliency_method"}
+    files |= {"patients", "coco", "saliency", "saliency_stage", "saliency_method"}
     here, there = parameters(autoseg.Predictor), parameters(autoseg.predict_images)
     assert set(here) - {"path"} == set(there) - files
     for key in set(here) - {"path"}:

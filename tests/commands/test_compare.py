@@ -11,7 +11,7 @@ import pytest
 from autoseg.commands.compare import CompareOptions, compare
 from autoseg.commands.evaluate import evaluate_folders
 from autoseg.commands.sides import read_scores
-from autoseg.datasets.dataset import Case, Dataset
+from autoseg.datasets.dataset import Case, Dataset, parse_options
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.records import load, save
@@ -115,7 +115,9 @@ def test_folders_and_tables(shared, tmp_path, said):
     assert all(row["better"] == "B" for row in rows if row["metric"] == "dice")
     shutil.copytree(shared / "labels", tmp_path / "four")
     (tmp_path / "four" / f"{IDS[4]}.nii.gz").unlink()
-    evaluate_folders(shared / "worse", tmp_path / "four", labels=labels, csv=tmp_path / "worse.csv")
+    evaluate_folders(
+        shared / "worse", tmp_path / "four", intake=parse_options(labels=labels), csv=tmp_path / "worse.csv"
+    )
     table = compare(str(tmp_path / "worse.csv"), str(shared / "better"), nowhere, given)
     assert table.mean["dice"] == result.mean["dice"]
     assert "does not record its references" in table.notes[0]

@@ -64,7 +64,8 @@ def edges(mask: np.ndarray) -> tuple[list[Polygon], list[Polygon]]:
         Outer lines, and lines around holes: (n, 2) corners of pixels, the top left corner of pixel [0, 0] being (0, 0).
         The signed areas of the first less those of the second are the number of pixels.
     """
-    outer, holes = [], []
+    outer: list[Polygon] = []
+    holes: list[Polygon] = []
     for loop in _loops(mask, corners=True):
         (outer if _area(loop) > 0 else holes).append(loop)
     return outer, holes

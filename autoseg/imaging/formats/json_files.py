@@ -95,7 +95,8 @@ class _Walk:
                 raise json.JSONDecodeError("Expecting ':' delimiter", self.text, self.at)
             self._skip()
             if key == self.name and self.text[self.at : self.at + 1] == "[":
-                members[key] = self._elements()
+                self._elements()
+                members[key] = None  # it was walked through, and is not kept
             else:
                 members[key] = self._value()
             self._skip()
