@@ -53,7 +53,7 @@ def labels_of_objects(options: IntakeOptions, files: Sequence[str], *, workers: 
     """The labels of files that hold objects, without a dataset around them. Raises as `decide_labels`."""
     assert options.instances is not None
     labels = undecided_labels(options.instances, options.labels, options.divisor, options.ignore)
-    return _with_borders(labels, [(file, None) for file in files], workers)[0]
+    return _with_borders(labels, files, workers)[0]
 
 
 def _with_borders(

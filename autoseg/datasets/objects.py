@@ -216,8 +216,8 @@ def _measure_file(job: tuple[str, str | None, bool], labels: LabelSet, thing: st
 
 def measure_map(objects: np.ndarray, spacing: Vector3, *, tried: bool, sized: bool = True) -> _Measured:
     """Measure an instance map (Z, Y, X), and try the widths of the border on it where it is one of those."""
-    numbers, compact = np.unique(objects, return_inverse=True)
-    compact = compact.reshape(objects.shape).astype(np.int32) + (0 if numbers.size and numbers[0] == 0 else 1)
+    numbers, inverse = np.unique(objects, return_inverse=True)
+    compact = (inverse.reshape(objects.shape) + (0 if numbers.size and numbers[0] == 0 else 1)).astype(np.int32)
     boxes = ndimage.find_objects(compact)
     steps = np.array(spacing)
     sizes = np.bincount(compact.ravel(), minlength=len(boxes) + 1)[1:]

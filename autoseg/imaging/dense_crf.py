@@ -115,7 +115,7 @@ def mean_field(
     steps = [(int(np.ravel_multi_index(np.add(offset, pad), padded)) - int(np.ravel_multi_index(pad, padded)), weight)
              for offset, weight in offsets]  # fmt: skip
     own = scores.reshape(classes, -1)[:, active.reshape(-1)].T
-    cached: dict[int, np.ndarray] = {}
+    cached: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for _ in range(crf.iterations):
         smooth, alike = np.zeros_like(own), np.zeros_like(own)
         of_smooth, of_alike = np.full(len(at), 1e-12, np.float32), np.full(len(at), 1e-12, np.float32)

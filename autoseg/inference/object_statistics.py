@@ -48,7 +48,11 @@ def object_rows(
             z, y, x = (float(total[i] / counts[i]) for total in sums)
             spans = tuple((axis.start, axis.stop) for axis in box)
             row: dict[str, object] = {"object": int(numbers[i]), "kind": name, "voxels": int(counts[i])}
-            row |= {"size": counts[i] * size, "unit": unit, "border": " ".join(border_of(spans, geometry))}
+            row |= {
+                "size": counts[i] * size,
+                "unit": unit,
+                "border": " ".join(border_of((spans[0], spans[1], spans[2]), geometry)),
+            }
             row |= dict(zip(PLACE, (z, y, x, *(world(geometry, (z, y, x)) if placed else ("",) * 3)), strict=True))
             row |= dict(zip(BOX, (end for span in spans for end in span), strict=True))
             for channel, (mean, std) in zip(channels, moments, strict=True):

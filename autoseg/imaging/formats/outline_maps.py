@@ -119,10 +119,11 @@ def draw(outlines: Sequence[Outline], shape: Shape2, meaning: Meaning, where: st
     remarks += _overlaps(overlapping, labelled, len(objects) - len(left), rule)
     unknown = array == NOT_ANNOTATED
     array = table[np.maximum(array, 0)].astype(np.int32)
-    if (pixels := int(np.count_nonzero(unknown))) and meaning.ignore is None:
+    pixels = int(np.count_nonzero(unknown))
+    if pixels and meaning.ignore is None:
         what = f"{counted(pixels, 'pixel')} that nobody annotated (crowds) count as background"
         remarks.append(Remark("crowds", what, "name a value for them: --ignore 255"))
-    elif pixels:
+    elif meaning.ignore is not None:
         array[unknown] = meaning.ignore
     return Drawing(array, tuple(remarks), tuple(seen), tuple(numbers))
 

@@ -103,7 +103,7 @@ class MaskTransformer(nn.Module):
         self.masks = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, features[0]))
         self.apply(init_transformer)
         for layer in (self.masks[0], self.masks[2]):  # masks that differ from each other from the start
-            nn.init.kaiming_normal_(layer.weight)
+            nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
         nn.init.normal_(self.queries)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -122,8 +122,8 @@ class MaskTransformer(nn.Module):
         if torch.compiler.is_exporting():  # a graph has tensors and plain lists
             return logits
         supervised = said if self.deep_supervision else said[-1:]
-        stacked = (torch.stack(each) for each in zip(*supervised, strict=True))
-        return QueryLogits(logits, Queries(*stacked, voxels))
+        of_classes, of_masks = (torch.stack(each) for each in zip(*supervised, strict=True))
+        return QueryLogits(logits, Queries(of_classes, of_masks, voxels))
 
     def explain(self, image: Tensor) -> "Explanation":
         """Segment images (B, C, *s) and return what each query did; without gradients."""
