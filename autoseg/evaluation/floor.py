@@ -249,11 +249,11 @@ def _jobs(
     cases: Mapping[FoldName, Sequence[str]], recipes: Mapping[FoldName, Sequence[Recipe]]
 ) -> dict[str, list[Recipe]]:
     """Case -> the recipes of all folds that name it, each once."""
-    wanted: dict[str, list[Recipe]] = {}
+    wanted: dict[str, dict[Recipe, None]] = {}
     for fold, named in cases.items():
         for case in named:
-            wanted[case] = [*dict.fromkeys([*wanted.get(case, []), *recipes[fold]])]
-    return wanted
+            wanted.setdefault(case, {}).update(dict.fromkeys(recipes[fold]))
+    return {case: list(found) for case, found in wanted.items()}
 
 
 def _counted(

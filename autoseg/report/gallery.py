@@ -119,9 +119,7 @@ def read_case(case: Case, segmentation: Path, plan: Plan) -> CaseArrays:
     if plan.labels.things:
         label = read_label(case, plan.labels)
         numbers = [reorient(volume.array, *loaded.orientation) for volume in (label, found)]
-        objects = tuple(
-            np.where(classes > 0, of, 0) for classes, of in zip((reference, segmented), numbers, strict=True)
-        )
+        objects = (np.where(reference > 0, numbers[0], 0), np.where(segmented > 0, numbers[1], 0))
     return CaseArrays(
         case.id, loaded.image[0], reference.clip(min=0), segmented.clip(min=0), loaded.spacing,
         canonical=plan.orientation == "canonical", objects=objects,
