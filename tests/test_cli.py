@@ -207,7 +207,7 @@ def test_evaluate_has_two_tasks(called):
             "evaluate_folders",
             (Path("p"), Path("r"), Workspace(Path("autoseg_workspace"))),
             {
-                "labels": "liver=1",
+                "intake": IntakeOptions(labels={"liver": 1}),
                 "csv": None,
                 "workers": None,
                 "measures": ({"all": 3.0, "liver": 2.0}, "vessel,airway"),
