@@ -36,7 +36,7 @@ from autoseg.nn.precision import autocast
 
 Method = Literal["grad_cam", "hires_cam"]
 BOTTLENECK, DECODER = "bottleneck", "decoder"
-HEADS = ("heads", "head", "scores")  # attributes that hold the layer, or the layers finest first, that make logits
+HEADS = ("heads", "head", "scores", "embed")  # attributes that hold the layer, or layers finest first, that make logits
 POOLS: dict[int, Callable[[Tensor, tuple[int, ...]], Tensor]] = {
     2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d,  # type: ignore[dict-item]
 }  # fmt: skip
@@ -224,6 +224,8 @@ def _gates(network: nn.Module) -> dict[str, AttentionGate]:
 
 def _transformers(network: nn.Module) -> dict[str, list[TransformerBlock]]:
     """Transformer blocks by the stage they are in; those whose attention can be followed back."""
+    if getattr(network, "queries", None) is not None:  # tokens without a place: `MaskTransformer.explain` shows them
+        return {}
     found: dict[str, list[TransformerBlock]] = {}
     for path, module in network.named_modules():
         if isinstance(module, TransformerBlock) and hasattr(module.attention, "received"):

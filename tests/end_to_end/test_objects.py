@@ -94,6 +94,6 @@ def test_predictions_are_instance_maps_which_any_command_scores(trained, dataset
 def test_the_predictor_returns_an_instance_map(trained, dataset):
     image = tifffile.imread(dataset / "images" / "d1.tif")
     with autoseg.Predictor(trained.root) as predictor:
-        labels = predictor.predict(image).labels
+        labels = predictor.predict(image)
     assert labels.shape == image.shape
     assert labels.max() > 10

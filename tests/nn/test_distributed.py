@@ -67,7 +67,7 @@ PLANTED_CASES = {
         loss="mask_classification",
         network="mask_transformer",
         batch_dice=False,
-        planted="autoseg.nn.losses.mask_classification.sum_over_ranks",
+        planted="autoseg.nn.losses.matched_queries.sum_over_ranks",
     ),
     "a boundary of one's own": replace(WEIGHTED, planted="autoseg.nn.losses.boundary.sum_over_ranks"),
     "gradients of one's own": replace(WEIGHTED, planted="autoseg.nn.distributed._SumOverRanks.backward"),

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from autoseg.nn.deep_supervision import stage_weights
 from autoseg.nn.distributed import mean_over_ranks, sum_over_ranks
 from autoseg.nn.losses.boundary import boundary_term
-from autoseg.nn.losses.mask_classification import MaskClassification
+from autoseg.nn.losses.matched_queries import MaskClassification
 from autoseg.nn.losses.terms import SigmoidHeads, SoftmaxHeads, Terms
 from autoseg.nn.traits import Traits, with_traits
 from autoseg.rules import above, at_least, between, entries

@@ -110,7 +110,7 @@ class MaskTransformer(nn.Module):
         maps, voxels = self._maps(image)
         contexts = [level(x) for level, x in zip(self.levels, maps, strict=True)]
         coarse = [resize_linearly(voxels.detach(), x.shape[2:]).flatten(2) for x in maps]
-        queries = self.queries.expand(len(image), -1, -1)
+        queries = self.queries.expand(image.shape[0], -1, -1)
         said = [self._predict(queries)]
         for i, layer in enumerate(self.layers):
             level = i % len(contexts)

@@ -150,7 +150,7 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         cut = Cut.of(tokens.shape[1:-1], self.window, shifted=self.shifted)
         inside = cut.apart(tokens)
-        return cut.together(self.attention(inside, inside, self._bias(tokens, cut)), len(tokens))
+        return cut.together(self.attention(inside, inside, self._bias(tokens, cut)), tokens.shape[0])
 
     def received(self, weights: Tensor, tokens: Tensor) -> Tensor:
         """What tokens of these weights (B, *s) look at: (B, *s), of the same sum."""
@@ -159,14 +159,14 @@ class WindowAttention(nn.Module):
         got = self.attention.received(
             cut.apart(weights[..., None])[..., 0], inside, inside, self._bias(tokens, cut)
         )  # fmt: skip
-        return cut.together(got[..., None], len(tokens))[..., 0]
+        return cut.together(got[..., None], tokens.shape[0])[..., 0]
 
     def _bias(self, tokens: Tensor, cut: "Cut") -> Tensor:
         """What is added to the scores: (1 or B * windows, heads, N, N)."""
         bias = self.offset_bias[:, offset_index(cut.window, self.window, tokens.device)][None]
         if any(cut.shift) or any(cut.missing):
             apart = ~same_region(cut.shape, cut.window, cut.missing, cut.shift, tokens.device)
-            bias = bias.to(tokens.dtype).masked_fill(apart[:, None], -torch.inf).repeat(len(tokens), 1, 1, 1)
+            bias = bias.to(tokens.dtype).masked_fill(apart[:, None], -torch.inf).repeat(tokens.shape[0], 1, 1, 1)
         return bias
 
 

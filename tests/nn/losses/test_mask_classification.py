@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from autoseg.nn.losses import LOSSES, DeepSupervision, build_loss
-from autoseg.nn.losses.mask_classification import NO_OBJECT, SMOOTH, look_at, pairwise_terms, wanted_classes
+from autoseg.nn.losses.matched_queries import NO_OBJECT, SMOOTH, look_at, pairwise_terms, wanted_classes
 from autoseg.nn.losses.segments import NONE, segments_of
 from autoseg.nn.queries import Queries, QueryLogits
 from small_networks import small_network
