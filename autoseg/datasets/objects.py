@@ -2,7 +2,8 @@
 
     numbers_objects   whether files that name no labels hold one value per object
     measure_objects   sizes, gaps and contacts of all objects, and what a border of each width preserves
-    labels_of         the labels of a set of things and stuff, with the width of the border
+    undecided_labels  the labels of things and stuff, before the width of the border is known
+    decided           a thing whose border has the width that suits its objects
 
 **The width of the border** is decided by trying: label maps are split into cores and borders of 1, 2, 3 and 4 voxels
 (of the finest axis) and grown back (`imaging.objects`). A wide border is easier to learn, and loses small and thin

@@ -247,11 +247,20 @@ class LabelSet:
             classes = classes_of(written, thing.core, thing.border)
             objects, count = grow_in_bands(classes, spacing, smallest=thing.smallest_mm3)
             self.require_numbers(name, count)
-            first = thing.core * self.divisor
-            written = written.astype(np.promote_types(written.dtype, np.min_scalar_type(first + count)))
+            numbers = self.numbered(name, objects)
+            written = written.astype(np.promote_types(written.dtype, np.min_scalar_type(int(numbers.max(initial=0)))))
             written[classes > 0] = 0
-            written += np.where(objects > 0, objects + first, 0).astype(written.dtype)
+            written += numbers.astype(written.dtype)
         return written
+
+    def numbered(self, thing: str, objects: np.ndarray) -> np.ndarray:
+        """What files hold for objects 1, 2, ... of a thing: int64, 0 elsewhere; no object has the ignore value."""
+        numbers = objects.astype(np.int64)
+        if self.divisor:
+            numbers += self.things[thing].core * self.divisor
+        elif self.ignore is not None and self.ignore > 0:
+            numbers += numbers >= self.ignore
+        return np.where(objects > 0, numbers, 0)
 
     def require_numbers(self, thing: str, count: int) -> None:
         """Refuse more objects of a thing than label files can number. Raises DataError."""

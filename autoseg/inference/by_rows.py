@@ -233,9 +233,8 @@ def _with_objects(indices: RawLabels, labels: LabelSet, spacing: Vector3) -> Raw
             rows = (done[name], done[name] + objects.shape[indices.axis])
             done[name] = rows[1]
             if rows[0] < rows[1]:
-                numbered = np.where(objects > 0, objects.astype(np.int64) + thing.core * labels.divisor, 0)
                 there = values.read(*rows)
-                values.put(along(indices.axis, *rows), np.where(objects > 0, numbered, there))
+                values.put(along(indices.axis, *rows), np.where(objects > 0, labels.numbered(name, objects), there))
     return values
 
 

@@ -67,6 +67,13 @@ def test_more_objects_than_the_divisor_leaves_numbers_for_are_refused():
     assert "--divisor 10," in str(caught.value)
 
 
+def test_no_object_is_given_the_ignore_value():
+    labels = LabelSet({"a core": 1, "a border": 2}, things={"a": Thing(1, 2, 1.0)}, ignore=3)
+    written = labels.to_file_values(np.array([[[1, 0, 1, 0, 1]]]))
+    assert written.ravel().tolist() == [1, 0, 2, 0, 4]
+    assert labels.to_indices(written.astype(int)).ravel().tolist() == [1, 0, 1, 0, 1]
+
+
 def test_small_objects_are_not_written():
     labels = LabelSet({"a core": 1, "a border": 2}, things={"a": Thing(1, 2, 1.0, smallest_mm3=3.0)})
     indices = np.zeros((1, 4, 9), int)
