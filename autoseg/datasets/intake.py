@@ -52,6 +52,12 @@ def parse_options(
         raise UsageError("--divisor belongs to --instances", remedy="name the objects: --instances nuclei")
     pairs = _pairs("--labels", labels)
     colours = colours_of_labels(pairs)  # then labels are given by colour
+    if things is not None and (regions is not None or colours):
+        other = "--regions" if regions is not None else "labels given by colour"
+        raise UsageError(
+            f"--instances separates objects by their numbers, which {other} cannot have",
+            remedy=f"omit --instances, or {other}",
+        )
     values = {name: colours.get(text.lower()) or _integers("--labels", text)[0] for name, text in pairs.items()}
     unions = {name: _integers("--regions", text) for name, text in _pairs("--regions", regions).items()}
     return IntakeOptions(

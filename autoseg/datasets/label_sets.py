@@ -93,7 +93,7 @@ def _labels(found: Found, options: IntakeOptions, cases: Sequence[Case]) -> Labe
                 f"an object called {OBJECT} (name them with --instances; with --labels, values are kinds)"
             )
             return undecided_labels((OBJECT,), None, None, ignore)
-        labels = LabelSet(_found_labels(found, ignore, cases, values_of), ignore=ignore)
+        labels = LabelSet(_found_labels(found, ignore, cases, values_of, colours), ignore=ignore)
     problems, notes = missing_structures(cases, labels.values)
     found.problems += problems
     found.notes += notes
@@ -163,7 +163,11 @@ def _values_by_file(cases: Sequence[Case], colours: dict[str, int]) -> list[tupl
 
 
 def _found_labels(
-    found: Found, ignore: int | None, cases: Sequence[Case], contents: Sequence[tuple[int, ...]]
+    found: Found,
+    ignore: int | None,
+    cases: Sequence[Case],
+    contents: Sequence[tuple[int, ...]],
+    colours: dict[str, int],
 ) -> dict[str, int]:
     """Names for the values found in the label files of the training cases.
 
@@ -174,7 +178,7 @@ def _found_labels(
     values = sorted({value for content in contents for value in content if value > 0} - {ignore})
     if not values:
         for file in files:
-            read_labels(Path(file))  # such as a mask in colours: its error explains how to name them
+            read_labels(Path(file), colours)  # such as a mask in colours: its error explains how to name them
         what = f"no label file in {Path(files[0]).parent} contains any label" if files else "no case has a label file"
         raise DataError(
             f"{what}, and none is declared", remedy="check the label files, or name labels: --labels liver=1"

@@ -93,6 +93,8 @@ def test_kinds_and_objects_by_a_divisor(tmp_path):
     ({"instances": "cell", "labels": "tissue=2"}, "'cell' is not among the labels tissue"),
     ({"instances": "a,"}, "has an empty or a repeated name"),
     ({"divisor": 10}, "--divisor belongs to --instances"),
+    ({"instances": "a", "regions": "whole=1+2"}, "which --regions cannot have"),
+    ({"instances": "a", "labels": "a=#ff0000"}, "which labels given by colour cannot have"),
 ])  # fmt: skip
 def test_options_that_contradict_each_other_are_refused(dataset, options, what):
     with pytest.raises(UsageError, match=what):
