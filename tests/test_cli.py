@@ -302,6 +302,7 @@ def test_an_untrained_model_ends_with_4(tmp_path, capsys):
     assert "autoseg train" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_an_unknown_configuration_ends_with_4(tmp_path, capsys):
     dataset = tiny_dataset(tmp_path / "data", cases=2)
     assert run("plan", dataset, "-w", tmp_path / "w", "-c", "4d", "--workers", 0) == 4
@@ -389,6 +390,7 @@ def test_help_lists_every_command_and_loads_no_torch():
     }
 
 
+@pytest.mark.thorough
 def test_python_m_autoseg_is_autoseg():
     result = python("-m", "autoseg", "--version")
     assert (result.returncode, result.stdout) == (0, f"autoseg {__version__}\n")
@@ -506,6 +508,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         cli.main(["env"])
 
 
+@pytest.mark.thorough
 def test_the_python_interface_is_what_the_commands_call_loaded_late():
     for name, module in autoseg.PUBLIC.items():
         assert getattr(autoseg, name) is getattr(importlib.import_module(module), name)

@@ -154,6 +154,7 @@ def test_processes_for_many_cases_run_the_content_that_was_read(tmp_path):
     assert map_in_processes(ending_of, ["a.voxels", "b.nii"], title="endings", workers=2) == [".voxels", ".nii"]
 
 
+@pytest.mark.thorough
 def test_what_is_sent_to_a_process_is_read_with_the_plugins(tmp_path):
     """As for processes that prepare batches, where they are not forked."""
     load_plugins([plugin(tmp_path, FORMAT + "class Mine:\n    value = 7\n")])

@@ -46,6 +46,7 @@ def whoami(_: int) -> int:
     return os.getpid()
 
 
+@pytest.mark.thorough
 def test_results_come_in_the_order_of_the_jobs():
     found = map_in_processes(square_late, range(JOBS), title="squares", workers=2)
     assert [square for square, _ in found] == [number**2 for number in range(JOBS)]

@@ -11,6 +11,7 @@ from autoseg.errors import UsageError
 from autoseg.messages import LESS_MEMORY, complete, suggest
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("typed", "call"),
     [

@@ -37,6 +37,7 @@ FIXED = {  # what leaves nothing to chance, with a generator that draws the uppe
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("setting", FIXED)
 def test_fixed_parameters_give_the_voxels_of_the_host_chain(setting, pieces, subtests):
     for shape in ((17, 20), (16, 30), (9, 13, 11), (3, 14, 12), (1, 8, 8), (2, 9, 10)):

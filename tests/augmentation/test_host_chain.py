@@ -63,6 +63,7 @@ PROBABILITIES = {  # field -> what else must be on for it to show
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("field", PROBABILITIES)
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_a_probability_is_the_share_of_changed_samples(field, probability):

@@ -68,6 +68,7 @@ def test_every_command_that_reports_takes_it():
             assert options.json is True
 
 
+@pytest.mark.thorough
 def test_check_plan_and_status(tmp_path, capsys, in_this_process):
     dataset = tiny_dataset(tmp_path / "data", cases=5)
     code, document, said = answered(capsys, "check", dataset)

@@ -49,6 +49,7 @@ def segmented(folder: Path, out: Path, *options: object) -> dict[str, np.ndarray
     return {path.name: read_labels(path).array for path in sorted(out.glob("*.nii.gz"))}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("file", "options", "models"),
     [
@@ -207,6 +208,7 @@ def test_info_of_what_is_none_of_them(folder, tmp_path, capsys):
         assert (found, said.startswith("error: ")) == (code, True)
 
 
+@pytest.mark.thorough
 def test_info_has_no_more_than_25_lines(tmp_path, capsys):
     many = ("2d", *CONFIGURATIONS)
     workspace = workspace_of(tmp_path / "w", configurations=many, folds=(0, 1, 2, 3, 4, "full"))

@@ -91,6 +91,7 @@ def array(path: Path) -> np.ndarray:
 # ---- the whole
 
 
+@pytest.mark.thorough
 def test_eight_planted_faults_are_mended(tmp_path):
     folder = tiny_dataset(tmp_path / "data", cases=9, channels=2)
     whole = tiny_dataset(tmp_path / "whole", cases=9, channels=2)
@@ -318,6 +319,7 @@ def test_a_label_beyond_the_image_is_refused(tmp_path):
     assert "0% of its labels in the image" in told.line("c0 ", "left out")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha"])
 @pytest.mark.parametrize("order", ["RAS", "SPL", "AIR"])
 def test_labels_in_another_order_are_reordered_exactly(tmp_path, ending, order):

@@ -57,6 +57,7 @@ def test_objects_of_a_dataset(discs, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.thorough
 def test_labels_of_a_dataset_and_the_same_from_python(tmp_path, capsys):
     dataset = tiny_dataset(tmp_path / "data", cases=5, labels=1)
     code, said = outcome(capsys, "floor", dataset, "-w", tmp_path / "none", "--workers", 0)

@@ -51,6 +51,7 @@ def test_plan_leaves_one_group_out_and_does_so_again(dataset, tmp_path, capsys, 
     assert records[0].columns["site"]["case_05"] == "aachen"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("column", "sites", "patients", "message"),
     [
@@ -74,6 +75,7 @@ def test_columns_that_make_no_folds_are_refused(
     assert not (tmp_path / "ws" / "splits.json").exists()
 
 
+@pytest.mark.thorough
 def test_folds_that_are_given_are_not_replaced(dataset, tmp_path, capsys, in_this_process):
     (dataset / "splits_final.json").write_text(json.dumps([{"train": CASES[:4], "val": CASES[4:]}]))
     code, said = outcome(capsys, "plan", dataset, "-w", tmp_path / "ws", "--no-preprocess", "--group", "site")

@@ -79,6 +79,7 @@ def write_fold(folds: Folds, name: str, split: Split) -> None:
         nib.save(nib.Nifti1Image(array, reference.affine), folder / "validation" / f"{case.id}.nii.gz")
 
 
+@pytest.mark.thorough
 def test_shares_are_trained_where_no_fold_is(workspace, trained, said):
     curve = learning_curve(workspace, LearningCurveOptions(shares=SHARES, steps=40))
     assert [place for place, *_ in trained] == [

@@ -108,6 +108,7 @@ def test_planning_again_advises_what_status_does(planned, capsys):
     assert last == status(workspace).splitlines()[-1]
 
 
+@pytest.mark.thorough
 def test_a_damaged_history_is_reported_and_the_other_folds_are_shown(tmp_path):
     workspace = Workspace(tmp_path / "my work")
     run("plan", tiny_dataset(tmp_path / "data", cases=5), "-w", workspace.root, "--no-preprocess")
@@ -123,6 +124,7 @@ def test_a_damaged_history_is_reported_and_the_other_folds_are_shown(tmp_path):
     assert len(after) == len(before)
 
 
+@pytest.mark.thorough
 def test_a_list_of_patients_that_came_later_is_named(tmp_path):
     dataset, workspace = tiny_dataset(tmp_path / "data", cases=5), Workspace(tmp_path / "my work")
     run("plan", dataset, "-w", workspace.root, "--no-preprocess")

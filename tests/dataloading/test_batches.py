@@ -76,6 +76,7 @@ def assert_same(some, others) -> None:
             assert torch.equal(one[name], other[name]), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("patch", [PATCH, (2, 10, 9), (10, 8)])
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_finished_batch(store, previous, chain, patch):
@@ -112,6 +113,7 @@ def test_workers_and_a_new_start_change_nothing(store, previous, chain, table):
         assert_same(finished(stream(store, chain, table, in_memory=False, **more)), reference)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_killed_worker_changes_nothing(store, chain, said):
     reference = finished(stream(store, chain, stop_step=20))
@@ -128,6 +130,7 @@ def test_a_killed_worker_changes_nothing(store, chain, said):
     assert len(said) == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("patch", [PATCH, (2, 10, 9), (20, 20, 20), (10, 8)])
 @pytest.mark.parametrize("table", [STRONG, MIXED], ids=["alone", "mixed"])
 def test_worker_and_device_are_one_chain(store, previous, patch, table):
@@ -183,6 +186,7 @@ def test_raw_batches_are_what_is_stored_and_the_chain_makes_the_rest(store, coun
 # The cascade --------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chain", ["worker", "device"])
 @pytest.mark.parametrize("table", [STRONG, MIXED], ids=["alone", "mixed"])
 @pytest.mark.parametrize("patch", [PATCH, (2, 10, 9), (20, 20, 20), (10, 8)])

@@ -220,6 +220,7 @@ def commit_and_die(store: CaseStore, case_id: str, arrays: tuple, info: CaseInfo
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 99
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("exists", [False, True])
 @pytest.mark.parametrize(("operation", "number"), [(o, n) for o in OPERATIONS for n in (1, 2, 3, 4)])
 def test_a_killed_commit_leaves_the_old_case_or_none(tmp_path, operation, number, exists):

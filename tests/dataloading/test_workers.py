@@ -114,6 +114,7 @@ def test_want_of_memory_in_a_worker_is_told_as_such():
 # Order and memory ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_every_step_comes_once_and_in_order(count):
     check_all(started(count=count))
@@ -244,6 +245,7 @@ def test_three_deaths_in_a_row_are_too_many(tmp_path, said):
     assert list(batches) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("recovered", "enough"), [(12, True), (28, False)])
 def test_deaths_with_many_batches_between_them_do_not_count(tmp_path, monkeypatch, recovered, enough, said):
     """One worker is at most 7 steps ahead, so what dies at 20, 40, 60 is missed after 13 to 27 batches more."""
@@ -256,6 +258,7 @@ def test_deaths_with_many_batches_between_them_do_not_count(tmp_path, monkeypatc
             check_all(batches)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("by", "text"), [(signal.SIGTERM, "SIGTERM, from outside;"), (signal.SIGXCPU, "SIGXCPU;"), (-3, "exit code 3;")]
 )

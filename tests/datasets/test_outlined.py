@@ -138,6 +138,7 @@ def test_equal_names_in_several_files_get_the_file_s_name(tmp_path, files, ids):
         assert np.array_equal(read_labels_as(dataset.labels, case.label, segmentation).array, target)
 
 
+@pytest.mark.thorough
 def test_faults_are_collected(tmp_path):
     objects = [
         annotation(1, [flat(0, 0, 2, 2)], image_id=1), annotation(2, [[1, 2, 3]], image_id=2),

@@ -65,6 +65,7 @@ def measure_of(case):
     return case.image.shape
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["dicom-seg", "rtstruct"])
 def test_structures_are_labels_by_name(tmp_path, kind):
     found, problems = discover(dataset(tmp_path, labels=kind), parse_options(channels="CT"))

@@ -60,6 +60,7 @@ def world_centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
 # The dataset
 
 
+@pytest.mark.thorough
 def test_bytes_are_equal_in_another_process_with_other_threads_and_hashes(dataset, tmp_path):
     code = "import sys, pathlib, autoseg.demo.phantom as p; p.write_dataset(pathlib.Path(sys.argv[1]), cases=1)"
     environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"}

@@ -25,6 +25,7 @@ def pixels_near(path: Path, colour: str) -> int:
     return int((np.abs(rgb - wanted).max(axis=-1) < 12).sum())
 
 
+@pytest.mark.thorough
 def test_picture_shows_every_label_in_its_colour(scan, tmp_path):
     image, labels = scan
     picture(image, labels, labels, tmp_path / "a.png", names=NAMES)

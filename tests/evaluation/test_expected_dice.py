@@ -81,6 +81,7 @@ def test_twenty_cases_use_their_extremes():
     assert np.mean(inside) >= 0.9
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [40, 160])
 def test_new_cases_are_held_as_often_as_promised(count):
     """Over 200 calibrations of one world: at least 90 % of new cases, and not many more; the measured share agrees."""

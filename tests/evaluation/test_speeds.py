@@ -154,6 +154,7 @@ class Blurred(Bright):
         return super().forward(torch.nn.functional.avg_pool3d(image, 5, 1, 2))
 
 
+@pytest.mark.thorough
 def test_shares_of_a_cascade_are_measured(tmp_path):
     """Of two bright cubes in a body, one is too small for the stage before: where it is not computed, it is lost."""
     image = np.random.default_rng(0).integers(40, 60, (24, 24, 24)).astype(np.int16)

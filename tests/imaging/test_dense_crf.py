@@ -76,6 +76,7 @@ def noisy(shape=(6, 24, 26), seed=0):
     return truth, image, scores, scores.argmax(axis=0).astype(np.uint8)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", [5, 9, 16])
 def test_blocks_do_not_show(block):
     _, image, scores, labels = noisy()

@@ -212,6 +212,7 @@ def test_agrees_with_nibabel_as_closest_canonical(seed, orientation):
     np.testing.assert_allclose(own[::-1].T, columns, atol=1e-9)
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(ALL_48))
 def test_agrees_with_itk_dicom_orient(seed, orientation):

@@ -74,6 +74,7 @@ def organs(draw):
     return logits.astype(np.float32)
 
 
+@pytest.mark.thorough
 @QUICK
 @given(organs(), SHAPES, st.sampled_from([1, 2, 3, 4, 16]))
 def test_labels_equal_the_dense_ones(logits, shape, edge):
@@ -84,6 +85,7 @@ def test_labels_equal_the_dense_ones(logits, shape, edge):
     ties(scores, found)
 
 
+@pytest.mark.thorough
 @QUICK
 @given(organs(), SHAPES, st.sampled_from([1, 2, 4, 16]), st.integers(0, 99))
 def test_regions_equal_the_dense_ones(logits, shape, edge, seed):

@@ -99,6 +99,7 @@ def test_nothing_makes_no_object():
 maps = arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 6)), elements=st.integers(0, 2))
 
 
+@pytest.mark.thorough
 @settings(max_examples=200, deadline=None)
 @given(maps, st.data())
 def test_rows_give_the_same_objects_with_the_same_numbers_as_the_whole(classes, data):

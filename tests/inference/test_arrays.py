@@ -28,6 +28,7 @@ def test_there_are_48_orientations():
     assert set("".join(CODES)) == set(LETTERS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("orientation", ["canonical", "as_stored"])
 def test_an_array_is_the_case_that_a_file_of_it_is(tmp_path, code, orientation):

@@ -80,6 +80,7 @@ WRITTEN = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("written", WRITTEN)
 def test_pictures(tmp_path, monkeypatch, written, dtype):
@@ -212,6 +213,7 @@ THINGS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", THINGS)
 @pytest.mark.parametrize("band", [1, 5, 10**6])
 def test_objects_are_grown_by_rows_too(tmp_path, monkeypatch, kind, band):

@@ -51,6 +51,7 @@ def turned(
     return affine
 
 
+@pytest.mark.thorough
 @settings(max_examples=20, deadline=None)
 @given(
     permutation=st.permutations((0, 1, 2)), flips=st.tuples(*[st.booleans()] * 3), angle=st.floats(-0.5, 0.5),
@@ -86,6 +87,7 @@ def smooth(spacing: tuple[float, float, float], shape: tuple[int, int, int]) -> 
     return np.clip(THRESHOLD - 8 * distance, 20, 180).astype(np.int16), distance
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("order", list(itertools.permutations((0, 1, 2))))
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.6, 1.4, 0.9), (1.0, 2.0, 2.0), (4.0, 0.8, 0.8)])
 def test_resampling_there_and_back_moves_nothing(tmp_path, order, spacing):

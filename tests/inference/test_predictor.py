@@ -22,6 +22,7 @@ from files import affine_along, nifti, png
 ONE = (1.0, 1.0, 1.0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("code", ["LPS", "RAS", "SAL"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_an_array_gets_the_labels_that_a_file_gets(tmp_path, code, dims):

@@ -48,6 +48,7 @@ def pretend_trained(workspace: Workspace, name: str, folds: range, dataset: Path
                 shutil.copy(dataset / "labelsTr" / f"{case}.nii.gz", folder)
 
 
+@pytest.mark.thorough
 def test_phases_of_a_command(planned, tmp_path, said):
     dataset, source = planned
     workspace = copy_of(source, tmp_path / "w")

@@ -204,6 +204,7 @@ def run_deferred(jobs, gpus, said) -> list[FoldEnd]:
     return ends
 
 
+@pytest.mark.thorough
 def test_the_next_fold_begins_on_the_gpu_that_becomes_free(tmp_path):
     """Fold 0 holds GPU a until fold 3 has begun: b trains 1, then 2, then 3."""
     wait = """
@@ -237,6 +238,7 @@ def test_what_children_say_is_shown_and_kept(tmp_path):
     assert {"to stderr", "half a line"} <= set(kept.splitlines()) or "half a lineto stderr" in kept
 
 
+@pytest.mark.thorough
 def test_a_fold_that_fails_is_reported_while_the_others_go_on(tmp_path):
     fails = "import sys\nfor n in range(30): print('line', n)\nsys.exit(6)"
     told = Told()
@@ -287,6 +289,7 @@ def test_signals_are_passed_on_and_nothing_begins_after_them(tmp_path, number, c
         local_gpus._require_success(ends, TrainOptions(configuration="2d", restart=True), replaced=[0])
 
 
+@pytest.mark.thorough
 def test_a_child_that_was_still_starting_is_stopped_and_not_failed(tmp_path):
     told = Told()
     told.when("fold 0  ready", lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -302,6 +305,7 @@ def test_a_fold_that_stops_by_itself_does_not_hold_up_the_others(tmp_path):
         local_gpus._require_success(ends, TrainOptions(configuration="2d"))
 
 
+@pytest.mark.thorough
 def test_the_time_of_the_command_stops_all_folds(tmp_path):
     script = f"{OBEDIENT}\nprint('ready', flush=True)\ntime.sleep(60)"
     told, stop = Told(), StopSignals(1000)
@@ -311,6 +315,7 @@ def test_the_time_of_the_command_stops_all_folds(tmp_path):
     assert [(end.gpu, end.code) for end in ends] == [("a", 75), (None, 75)]
 
 
+@pytest.mark.thorough
 def test_a_second_interrupt_is_passed_on_too(tmp_path):
     """The child saves nothing any more after the second; it would sleep on after the first."""
     script = """
@@ -333,6 +338,7 @@ for _ in range(600): time.sleep(0.1)
     assert (tmp_path / "fold_0.output.txt").read_text().splitlines()[-1] == "interrupt 2"
 
 
+@pytest.mark.thorough
 def test_no_child_outlives_its_parent(tmp_path):
     """A parent that is killed by SIGKILL can pass nothing on; its children save and end all the same."""
     script = f"{OBEDIENT}\nprint('ready', os.getpid(), flush=True)\ntime.sleep(60)"

@@ -127,6 +127,7 @@ def test_the_shard_of_a_job_is_divided_once_more(stand_in, tmp_path):
     assert sorted([1, 7, 4, 10]) == Shard(2, 3).of(range(12))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("code", "error", "what", "exit_code"),
     [
@@ -151,6 +152,7 @@ def test_faults_of_images_do_not_hide_another_failure():
     several_devices._require_success([FoldEnd(1, "a", 0, 1.0)], [Shard(1, 1)])
 
 
+@pytest.mark.thorough
 def test_a_signal_is_passed_on_and_the_command_that_resumes_is_known(stand_in, tmp_path):
     stand_in(
         "import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('ready', flush=True); "

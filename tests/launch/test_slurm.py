@@ -162,6 +162,7 @@ def test_folds_are_an_array_and_evaluate_follows(cluster, prepared, planned, tmp
     assert said[3] == "cancel: scancel 101 102"
 
 
+@pytest.mark.thorough
 def test_a_cascade_waits_for_the_array_of_its_previous_stage(cluster, prepared, planned, tmp_path):
     options = TrainOptions(folds=(2,), configuration="3d_cascade", device="cpu")
     submit_folds(planned, options, parse_slurm(f"gpus=0,folder={tmp_path / 'logs'}"))
@@ -258,6 +259,7 @@ def signalling(*numbers: int) -> str:
     return f"import os, signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(75))\n{sends}\ntime.sleep(60)"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("text", "code", "requeues"),
     [
@@ -294,6 +296,7 @@ def test_a_warning_after_sigterm_requeues(tmp_path, monkeypatch, requeued):
     assert requeued == [signal.SIGUSR2]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("count", "passed"), [("0", "train --restart -f 0\n"), ("2", "train -f 0\n")])
 def test_a_requeued_job_does_not_restart_the_fold(tmp_path, monkeypatch, requeued, count, passed):
     monkeypatch.setenv("SLURM_RESTART_COUNT", count)

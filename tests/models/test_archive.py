@@ -70,6 +70,7 @@ def same(a: Model, b: Model) -> bool:
 # ---- what is in it
 
 
+@pytest.mark.thorough
 def test_an_archive_holds_the_models_of_the_workspace(tmp_path):
     workspace = workspace_of(
         tmp_path / "w", configurations=("3d_fullres", "3d_lowres", "3d_cascade"), folds=(0, 1, FULL)

@@ -115,6 +115,7 @@ def same_logits(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(torch.allclose(x, y, **TOLERANCE) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.thorough
 @every_network
 @both_dims
 def test_everything_is_kept_under_the_same_plan(name, dims, tmp_path):
@@ -131,6 +132,7 @@ def test_everything_is_kept_under_the_same_plan(name, dims, tmp_path):
     ]
 
 
+@pytest.mark.thorough
 @every_network
 @both_dims
 def test_channels_and_heads_in_another_order_find_their_weights(name, dims, tmp_path):
@@ -144,6 +146,7 @@ def test_channels_and_heads_in_another_order_find_their_weights(name, dims, tmp_
     assert same_logits(logits(mine, image[:, [3, 0, 2, 1]]), wanted)
 
 
+@pytest.mark.thorough
 @every_network
 @both_dims
 def test_a_further_channel_is_ignored_at_first_and_learnt_at_once(name, dims, tmp_path):
@@ -179,6 +182,7 @@ def test_unknown_channels_begin_as_the_mean_of_all(name, tmp_path):
     assert said[1].endswith("T1, T2)")
 
 
+@pytest.mark.thorough
 @every_network
 def test_further_and_fewer_labels(name, tmp_path):
     more, fewer = plan_with(name, 2, labels=("a", "b", "c")), plan_with(name, 2, labels=("c", "a"))
@@ -384,6 +388,7 @@ def test_the_averaged_weights_are_taken(tmp_path):
     assert said[0].endswith("40 steps, averaged)")
 
 
+@pytest.mark.thorough
 @every_network
 def test_averages_find_their_tensors(name, tmp_path):
     plan = plan_with(name)
@@ -394,6 +399,7 @@ def test_averages_find_their_tensors(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), mine.parameters(), strict=True))
 
 
+@pytest.mark.thorough
 def test_a_file_and_the_folders_of_a_fold_a_model_and_a_workspace(tmp_path):
     """Of the model the first finished fold: not 0, which is not done, nor 10, which is no less than 2."""
     plan = plan_with()

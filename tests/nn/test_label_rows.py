@@ -39,6 +39,7 @@ def require_ties(scores, found):
     np.testing.assert_allclose(chosen, scores.max(axis=0), atol=1e-5)
 
 
+@pytest.mark.thorough
 @QUICK
 @given(SHAPES, SHAPES, st.sampled_from([None, 0, 1, 2]), st.integers(0, 99))
 def test_labels_of_streamed_blocks(shape, new_shape, separate, seed):

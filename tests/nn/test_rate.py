@@ -23,6 +23,7 @@ def made_up(**more) -> CpuRate:
                       "torch": torch.__version__, "calibrated": False} | more)  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_operations_of_the_trials_are_those_of_a_trace(dims):
     assert RATE_TRIALS[dims].trace("bfloat16", "cpu").flops == RATE_FLOPS[dims]
@@ -52,6 +53,7 @@ def test_the_fastest_step_counts_and_the_first_does_not(monkeypatch):
     assert (found.calibrated, found.dtype, seen) == (False, "bfloat16", ["bfloat16"] * 2)
 
 
+@pytest.mark.thorough
 def test_measuring_leaves_threads_and_generator_alone():
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     found = measure_rate()

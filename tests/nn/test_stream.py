@@ -72,6 +72,7 @@ def volumes(draw, dims=3):
     return shape, tile, draw(STEPS)
 
 
+@pytest.mark.thorough
 @QUICK
 @given(volumes(), st.booleans(), st.integers(0, 2**31))
 def test_volumes_bit_for_bit(volume, whole_rows, seed):
@@ -93,6 +94,7 @@ def test_slices_bit_for_bit(volume, slices, whole_rows):
         assert torch.equal(logits[:, z], one_accumulator(image[:, z], [network], tile, step, 2))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("axes", [(), (0,), (0, 1, 2)])
 @pytest.mark.parametrize("folds", [1, 3])
 def test_mirrors_and_folds(axes, folds):

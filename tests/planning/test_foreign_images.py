@@ -118,6 +118,7 @@ def test_a_field_of_view_far_smaller_than_any_in_training():
     assert foreign_extent((1, 1, 1), (1, 1, 1), None, (0, 1, 2), slices_alone=False) == []
 
 
+@pytest.mark.thorough
 def test_hippocampus_test_cases_are_like_its_training_cases(data_dir):
     """Intensities of this set differ by four orders of magnitude, and no test case is unlike them."""
     root = data_dir / "hippocampus"

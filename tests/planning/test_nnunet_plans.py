@@ -129,6 +129,7 @@ def assert_lowres(made: Plan, expected: tuple | None, batch: int) -> None:
     assert replace(cascade, cost=None) == replace(full, cascade_from="3d_lowres", cost=None)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("preset", ["m", "l", "xl"])
 @pytest.mark.parametrize("name", MSD)
 def test_plans_of_residual_encoders_are_those_of_nnunet(name, preset):

@@ -115,6 +115,7 @@ def dataset(tmp_path):
     return text(root / "patients.csv", "case,patient\n" + "\n".join(f"case{i},p{i}" for i in range(10))).parent
 
 
+@pytest.mark.thorough
 def test_plan_says_little_and_explains_everything_when_asked(dataset, tmp_path, capsys):
     workspace = Workspace(tmp_path / "work space")
     run("plan", dataset, "-w", workspace.root, "--workers", 0)

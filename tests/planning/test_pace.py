@@ -88,6 +88,7 @@ def test_the_reference_machine_and_faster_ones_have_the_plan_of_the_measurements
         assert sizes(plan(found, LABELS, pace=quick)) == sizes(usual)
 
 
+@pytest.mark.thorough
 def test_a_machine_three_times_slower_gets_smaller_steps():
     usual, slow = plan(LARGE, LABELS, pace=times(1)), plan(LARGE, LABELS, pace=times(1 / 3))
     for name, made in slow.configurations.items():
@@ -101,10 +102,12 @@ def test_a_machine_three_times_slower_gets_smaller_steps():
     assert "no measurement favours larger ones" in decided(usual, "3.0")[1]
 
 
+@pytest.mark.thorough
 def test_a_longer_fold_makes_up_for_a_slower_machine():
     assert sizes(plan(LARGE, LABELS, pace=times(1 / 3, 4 * 3600))) == sizes(plan(LARGE, LABELS))
 
 
+@pytest.mark.thorough
 def test_the_rate_is_kept_with_the_plan_and_another_network_is_sized_by_it():
     slow = plan(LARGE, LABELS, pace=times(1 / 3))
     rates = {c.dims: c.cost.flops_per_second for c in slow.configurations.values()}

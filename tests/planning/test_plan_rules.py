@@ -193,6 +193,7 @@ def test_what_claims_another_version_is_refused(version, content):
 # Each rule, by hand: what is refused, and the words
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -388,6 +389,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_records_refuse_hostile_values_by_name(name):
     plain, refused = to_plain(OTHERS[name]), 0

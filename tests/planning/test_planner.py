@@ -128,6 +128,7 @@ def test_overrides_are_permuted_and_rounded_up():
     assert flat.configurations["3d_fullres"] == plan(found, labels).configurations["3d_fullres"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("vram_gb", [None, 8])
 def test_another_network_keeps_what_images_are_brought_to(vram_gb):
     labels = label_set(3)
@@ -186,6 +187,7 @@ def test_queries_do_not_predict_regions():
 # ---- traps
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("spacing", "shape", "cases", "entries"),
     [

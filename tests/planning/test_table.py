@@ -87,6 +87,7 @@ def test_the_memory_it_says_is_enough_is():
     assert " × ".join(map(str, larger.configurations["3d_fullres"].patch_size)) == promised
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("length", "seconds", "steps", "hours"),
     [

@@ -57,6 +57,7 @@ def test_the_source_holds_the_traits_of_the_losses(name):
     assert _traits_in_source("nn.losses", "LOSSES", name) == traits_of(name) == loss_traits(name)
 
 
+@pytest.mark.thorough
 def test_a_plan_is_read_without_torch():
     code = f"""
 import sys, pathlib

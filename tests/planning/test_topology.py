@@ -81,6 +81,7 @@ def test_images_too_small_for_two_stages_are_padded_in_the_plane():
     assert smallest_topology((1, 1), (64, 1)).patch_size == (64, 1)  # one axis can be halved: nothing to do
 
 
+@pytest.mark.thorough
 @given(data=st.data(), dims=axes)
 def test_any_topology_divides_its_patch_and_keeps_the_bottleneck_wide(data, dims):
     spacing, patch = data.draw(lists(spacings, dims)), data.draw(lists(edges, dims))

@@ -88,6 +88,7 @@ def test_a_finding_is_an_event_of_the_epoch_at_which_it_appears():
     assert 6 < found[0].epoch <= 20
 
 
+@pytest.mark.thorough
 def test_curves_of_a_training():
     figures = training_figures([fold(0, history()), fold(1, history(best=0.8))], ["liver", "a <b>"])
     assert [figure.title for figure in figures] == [

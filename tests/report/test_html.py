@@ -89,6 +89,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **how: file.write(EMPTY))
 
 
+@pytest.mark.thorough
 def test_the_page_has_every_section_and_closes_every_element(text):
     page = Page(text)
     assert page.open == []
@@ -162,6 +163,7 @@ def test_pictures_are_left_out_where_the_page_would_be_too_large(source, monkeyp
     assert render(gather(source)).cases == 0
 
 
+@pytest.mark.thorough
 def test_a_planned_workspace_has_a_page_with_the_commands_that_are_due(tmp_path, in_this_process, quick):
     _, workspace = planned(tmp_path, named="plain")
     page = Page(render(gather(workspace)).text)
@@ -215,6 +217,7 @@ def test_records_of_other_commands_are_shown(source, tmp_path, quick):
     assert "<x>" in page.words
 
 
+@pytest.mark.thorough
 def test_expected_dice_is_compared_with_what_was_reached(source, tmp_path, quick):
     """24 cases whose Dice is their agreement: the chart has a point for each."""
     workspace = copied(source, tmp_path / "copy")
@@ -246,6 +249,7 @@ def test_what_needs_a_look_is_flagged(source, tmp_path, quick):
     assert "No sign of overfitting" in training_section(sound).sentences[0]
 
 
+@pytest.mark.thorough
 def test_while_a_fold_trains_the_page_reloads_itself_and_says_as_of_when(source, tmp_path, quick):
     workspace = copied(source, tmp_path / "copy")
     add_fold(workspace, 3, rows=history()[:4])
@@ -294,6 +298,7 @@ def test_provenance_names_what_repeats_the_run(source, text):
     assert hashlib.sha256(source.plan.read_bytes()).hexdigest() in digests
 
 
+@pytest.mark.thorough
 def test_versions_are_those_of_the_training(source):
     of, here = gather(source, live=False), Machine({"torch": "9.9"}, {"cores": "64"})
     assert "no training recorded its own" in render(of, here, pictures=False).text

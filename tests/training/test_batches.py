@@ -139,6 +139,7 @@ def test_seed_rank_and_start(store):
             assert torch.equal(part["image"], whole["image"][2:])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chain", ["host", "worker"])
 def test_weights_of_components(store, chain):
     labels = LabelSet({"organ": 1, "lesion": 2}, ignore=255)

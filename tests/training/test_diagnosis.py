@@ -426,6 +426,7 @@ def test_where_losses_begin_is_indifferent():
     assert min(found.count((kind, None)) for kind in ("overfit", "diverge")) > 20
 
 
+@pytest.mark.thorough
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.floats(0, 1), min_size=8, max_size=40).map(sorted),

@@ -189,6 +189,7 @@ def test_what_was_said_of_the_whole_fold_is_not_said_of_a_label(tmp_path, bare):
     assert [finding.label for finding in log.findings] == ["tumour"]
 
 
+@pytest.mark.thorough
 def test_lines_of_many_labels_stay_short(tmp_path, bare):
     label_names = [f"label_{i}" for i in range(300)]
     with FoldLog(tmp_path, 0, label_names, []) as log:

@@ -84,6 +84,7 @@ def test_a_single_epoch_is_seen(tmp_path, figures):
     assert (one, many) == ({"."}, {""})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [1, 10, 11, 48, 49])
 def test_labels_have_colours_and_names_of_their_own(tmp_path, figures, count):
     names = ["_hidden", "$x^", "$\\frac$", *(f"label {i}" for i in range(count))][:count]
@@ -101,6 +102,7 @@ def test_a_disk_that_refuses(tmp_path):
         draw_progress(tmp_path / "file" / "progress.png", [row(1)], ["liver", "tumour"], "fold 0")
 
 
+@pytest.mark.thorough
 def test_nothing_global_of_matplotlib_is_touched(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom autoseg.training.history import EpochRow\n"

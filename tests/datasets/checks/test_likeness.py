@@ -52,6 +52,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_is_found_and_nothing_else(change):
     images = people()

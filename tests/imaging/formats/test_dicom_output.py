@@ -114,6 +114,7 @@ def by_skimage(path, folder, name) -> np.ndarray:
     return mask
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["dicom-seg", "rtstruct"])
 def test_an_output_that_is_mirrored_is_never_written(tmp_path, monkeypatch, kind):
     """The fault that other programs had: the verification reads the file back on the series' grid, and refuses."""
@@ -130,6 +131,7 @@ def test_an_output_that_is_mirrored_is_never_written(tmp_path, monkeypatch, kind
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["dicom-seg", "rtstruct"])
 @pytest.mark.parametrize("flip", [0, 1, 2])
 def test_a_mirrored_file_is_seen_by_the_round_trip(tmp_path, monkeypatch, kind, flip):

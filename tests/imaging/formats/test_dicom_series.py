@@ -52,6 +52,7 @@ def oblique():
     return replace(CANONICAL, direction=tuple(map(tuple, rows)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("permutation", "flips"), ORIENTATIONS)
 def test_each_voxel_keeps_its_place_in_every_orientation(tmp_path, permutation, flips):
     volume = read_image(dicom.slices(tmp_path / "s", *oriented(permutation, flips)))
@@ -477,6 +478,7 @@ def test_a_real_structure_set(data_dir):
     assert not labels.array[1].any()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "voxels"), [("binary", {1: 638}), ("binary_overlap", {1: 48, 2: 16}), ("true_fractional", {1: 638})]
 )

@@ -50,6 +50,7 @@ def test_flat_images(tmp_path, ending):
     assert orientation_code(grid) == "LPS"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_components_and_a_fourth_axis_are_channels(tmp_path, ending):
     array = files.voxels((4, 5, 6, 3), dtype=np.float32)

@@ -100,6 +100,7 @@ def test_values_that_are_not_finite_come_through(tmp_path):
 # ---- geometry -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (1, 1), (2, 4)])
 @pytest.mark.parametrize("matrix", [*AXIS_ALIGNED[::5], files.tilted(20), files.tilted(44), files.tilted(-70)])
 def test_geometry_equals_simple_itks(tmp_path, codes, matrix):
@@ -190,6 +191,7 @@ def test_a_cut_between_blocks_of_a_large_file_is_refused(tmp_path):
             read_image(hostile.cut(path, length))
 
 
+@pytest.mark.thorough
 def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
     path = files.nifti(tmp_path / "a.nii.gz", files.voxels((3, 4, 5)))
     sound, refused = read_image(path), 0
@@ -301,6 +303,7 @@ def raw_fields(path: Path) -> dict[str, bytes]:
     return {name: block[start:end] for name, (start, end) in places.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
 @pytest.mark.parametrize("endianness", ["<", ">"])
 @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (1, 4), (0, 0)])
@@ -378,6 +381,7 @@ def test_equal_labels_give_equal_bytes(tmp_path):
 # ---- real data ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("image", "labels"),
     [

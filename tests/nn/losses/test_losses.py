@@ -340,6 +340,7 @@ def test_dice_bce_against_torchs_binary_cross_entropy_and_one_hot_dice(problem):
     assert loss.item() == pytest.approx((entropy * weight).sum() / weight.sum() - dice, abs=1e-4)
 
 
+@pytest.mark.thorough
 @every_loss
 @settings(max_examples=10, deadline=None)
 @given(problem=problems(ignore=True), noise=st.floats(-50, 50))
@@ -375,6 +376,7 @@ def test_limits_are_the_cross_entropy(seed, use_regions):
     torch.testing.assert_close(loss_named("dice_topk", regions, topk_share=1.0, **given)(logits, target), plain)
 
 
+@pytest.mark.thorough
 @QUICK
 @given(problems(ignore=False) | problems(ignore=True))
 def test_one_region_is_one_label_against_the_background(problem):
@@ -420,6 +422,7 @@ def test_gradients_are_finite_without_foreground(name, regions, options, subtest
             assert (torch.count_nonzero(logits.grad) > 0) == (what != "ignored")
 
 
+@pytest.mark.thorough
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_arithmetic_is_float32_whatever_the_logits(name, regions, options, dtype):

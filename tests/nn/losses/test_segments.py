@@ -113,6 +113,7 @@ def test_without_content_shapes_are_known():
         assert (matched.shape, matched.dtype) == ((6, 10), torch.int64)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("operator", [components, assign])
 def test_torchs_own_check_of_operators(operator):
     sample = {

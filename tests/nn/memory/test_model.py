@@ -108,6 +108,7 @@ def test_averaged_weights_are_one_more_copy():
     assert one_convolution(averaged=True).peak - one_convolution().peak == WEIGHT
 
 
+@pytest.mark.thorough
 def test_adamw_remembers_one_more_copy_than_sgd():
     """And a float32 counter of steps for each of the parameters, which CUDA keeps in main memory."""
     trial = unet()
@@ -134,6 +135,7 @@ def test_views_and_in_place_operations_take_nothing():
     assert watched.live == 0
 
 
+@pytest.mark.thorough
 def test_after_a_step_only_weights_and_momentum_are_left():
     trial = unet()
     step = TracedStep(trial.build, trial.criterion(), StepKind(1, "sgd", rules="cpu"))
@@ -177,6 +179,7 @@ def test_trace_agrees_with_the_allocator(trial, dtype):
     assert with_scratch >= real
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("forgotten", "trial"),
     [
@@ -192,6 +195,7 @@ def test_what_is_forgotten_is_noticed(forgotten, trial):
         assert trial.trace("float32", "cpu").peak < 0.99 * real
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("things", [[], [1]], ids=["classes", "things"])
 def test_a_step_with_a_matching_takes_what_is_traced(things):
     """Matching and components have no values in a trace, and the shapes they have in a real step."""
@@ -233,6 +237,7 @@ def test_more_of_anything_never_takes_less():
         assert figures[-1] > figures[0]
 
 
+@pytest.mark.thorough
 def test_checkpointing_lowers_the_peak_and_costs_operations():
     trial = unet(patch_size=(32, 32, 32))
     kept, again = trial.trace("bfloat16", "cuda"), replace(trial, checkpointing=True).trace("bfloat16", "cuda")
@@ -241,6 +246,7 @@ def test_checkpointing_lowers_the_peak_and_costs_operations():
     assert again.parameters == kept.parameters
 
 
+@pytest.mark.thorough
 def test_logits_of_coarser_stages_take_memory():
     """Of four stages' three maps of logits two have a loss."""
     trial = Trial("unet", (8, 16, 16, 16), 50, (64, 64), 2)
@@ -328,6 +334,7 @@ class EveryPair(nn.Module):
         return [torch.cat([weight * mixed for weight in self.weight], dim=1)]
 
 
+@pytest.mark.thorough
 def test_what_is_not_affine_is_traced():
     kind = StepKind(1, "sgd", rules="cpu")
     model = StepMemory(EveryPair, CRITERION, kind, strides=[(1, 1)])
@@ -344,6 +351,7 @@ def test_inference_bytes_by_hand():
     assert inference_bytes(5, out_channels=3, channels=2, shape=(10, 10, 10)) == 5 + 8 * 4000
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("heads", [2, 30])
 def test_a_streamed_sliding_window_stays_below_what_is_predicted(heads):
     """What is predicted holds the logits of all rows; how much less is held depends on how many rows there are."""

@@ -169,6 +169,7 @@ def test_its_facts_for_the_planner():
     )
 
 
+@pytest.mark.thorough
 def test_its_size_is_that_of_the_unet_and_of_what_it_adds():
     features, heads, queries = (32, 64, 128, 256, 320, 320), 3, 32
     width = 256
@@ -186,6 +187,7 @@ def test_its_size_is_that_of_the_unet_and_of_what_it_adds():
 # ---- memory, other code ----
 
 
+@pytest.mark.thorough
 def test_layers_of_queries_are_checkpointed_with_the_same_gradients():
     network = build(MaskTransformer, 2, (4, 8, 8), out_channels=3)
     assert all(isinstance(layer, QueryLayer) and isinstance(layer, Stage) for layer in network.layers)

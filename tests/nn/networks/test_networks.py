@@ -74,6 +74,7 @@ GEOMETRIES = {
 }
 
 
+@pytest.mark.thorough
 @every_network
 def test_logits_of_full_resolution_and_of_the_encoders_stages(name, subtests):
     for geometry, (shape, strides, kernel_sizes) in GEOMETRIES.items():
@@ -90,6 +91,7 @@ def test_logits_of_full_resolution_and_of_the_encoders_stages(name, subtests):
             assert all(torch.isfinite(stage).all() for stage in logits)
 
 
+@pytest.mark.thorough
 @every_network
 @both_dims
 def test_without_deep_supervision_only_the_same_finest_logits(name, dims):
@@ -297,6 +299,7 @@ def test_dtypes_and_numbers_are_the_same_on_cuda(name, dims):
 # ---- to disk and out of Python ----
 
 
+@pytest.mark.thorough
 @every_network
 @both_dims
 def test_weights_survive_a_file(name, dims, tmp_path):

@@ -59,6 +59,7 @@ def test_positions_are_found_in_a_uniform_image():
     assert torch.allclose(encoded[..., 2, 2], encoded[..., 3, 3], atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_transunet_is_the_unet_and_a_transformer():
     features = (32, 64, 128, 256, 320, 320)
     network = build(TransUNet, 3, features, out_channels=3, layers=4)
