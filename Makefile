@@ -1,5 +1,5 @@
 # make demo       see it work: synthetic data, whole pipeline, a picture
-# make test       lint, types and the tests for every day, on two cores in four minutes
+# make test       lint, types and the tests for every day, on two cores in three minutes
 # make test-all   these, the thorough ones and those of the whole pipeline
 # make clean      remove what the above wrote; workspaces stay
 #
