@@ -211,11 +211,12 @@ def _range_of(window: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _window(array: np.ndarray, edges: Sequence[tuple[int, int]]) -> np.ndarray:
     """A window (C, Z, Y, X) that may reach beyond the array, NaN there."""
-    shape = array.shape[1:]
-    inside = [(min(max(0, start), n), max(0, min(n, stop))) for (start, stop), n in zip(edges, shape, strict=True)]
-    window = array[(slice(None), *(slice(*edge) for edge in inside))]
-    pads = [(low - start, stop - high) for (start, stop), (low, high) in zip(edges, inside, strict=True)]
-    return np.pad(window, [(0, 0), *pads], constant_values=np.nan)
+    window = np.full((len(array), *(stop - start for start, stop in edges)), np.nan, array.dtype)
+    inside = [(max(0, start), min(n, stop)) for (start, stop), n in zip(edges, array.shape[1:], strict=True)]
+    if all(low < high for low, high in inside):
+        at = [slice(low - start, high - start) for (start, _), (low, high) in zip(edges, inside, strict=True)]
+        window[(slice(None), *at)] = array[(slice(None), *(slice(*edge) for edge in inside))]
+    return window
 
 
 def _mirrored_values(
@@ -249,10 +250,10 @@ def _coarse(array: np.ndarray, factors: "list[int] | tuple[int, int, int]") -> n
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's correlation of two arrays of one shape; 0 where one is constant."""
+    """Pearson's correlation of two arrays of one shape; 0 where one is constant, NaN where one holds NaN."""
     a, b = one - one.mean(), other - other.mean()
     size = float(np.sqrt(np.square(a).sum() * np.square(b).sum()))
-    return float((a * b).sum()) / size if size > 0 else 0.0
+    return 0.0 if size == 0 else float((a * b).sum()) / size
 
 
 def _three(values: Sequence[Any]) -> tuple[Any, Any, Any]:

@@ -108,6 +108,14 @@ def test_places_outside_the_image_are_not_compared():
     assert not any(looks_alike(side) for side in sides.values())
 
 
+def test_a_place_wholly_outside_the_image_is_not_compared():
+    """The plane lies at 16 of 44 voxels: the mirrored place of 41 to 43 is -11 to -9, all of it outside."""
+    image, _ = body(middle=16.0)
+    target = np.zeros(SHAPE, np.int16)
+    target[10:13, 16:19, 41:44] = 1
+    assert measured(image, target) == {}
+
+
 def test_nothing_is_changed_by_looking():
     image, target = body()
     before = image.copy(), target.copy()
