@@ -171,6 +171,7 @@ def run_train(options: argparse.Namespace) -> None:
         restart=options.restart,
         finish=options.finish,
         init_from=options.init_from,
+        prompts=options.prompts,
         stop_after_seconds=options.stop_after,
         checkpoint_seconds=options.checkpoint_every,
         settings=tuple(options.settings),

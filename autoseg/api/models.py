@@ -51,6 +51,7 @@ def train_folds(
     restart: bool = False,
     finish: bool = False,
     init_from: File | None = None,
+    prompts: bool = False,
     stop_after_seconds: float | None = None,
     checkpoint_seconds: float = 60.0,
     settings: Settings = (),
@@ -71,6 +72,7 @@ def train_folds(
         restart: retrain these folds from scratch; the old folders are renamed.
         finish: let begun folds cool down now, and end.
         init_from: a trained model to initialise from: its matching weights.
+        prompts: continue trained folds as ones that prompts correct: `Predictor.refine`.
         stop_after_seconds: save and stop after so long; the same call resumes.
         checkpoint_seconds: least time between two checkpoints within an epoch.
         settings: changes of the plan: {"training.learning_rate": 0.001}.

@@ -40,6 +40,7 @@ class TrainOptions:
     restart: bool = False  # of the folds named; the previous stage of a cascade is left alone
     finish: bool = False  # let folds that were begun cool down at once
     init_from: Path | None = None  # a trained model to begin with; of the folds named, too
+    prompts: bool = False  # continue trained folds as ones that prompts correct
     stop_after_seconds: Seconds | None = None  # of this command
     checkpoint_seconds: Seconds = 60.0
     settings: tuple[str, ...] = ()  # key=value, that change the plan
@@ -50,6 +51,9 @@ class TrainOptions:
         lengths = (self.epochs, self.steps, self.time_budget_seconds)
         if sum(length is not None for length in lengths) > 1:
             raise UsageError("epochs, steps and a time budget exclude each other", remedy="give one of them")
+        if self.prompts and self.init_from:
+            what = "--prompts begins with the weights of the trained folds, --init-from with those of another model"
+            raise UsageError(what, remedy="leave one of them out")
         if self.finish and (self.restart or self.init_from):
             other = "--restart" if self.restart else "--init-from"
             what = f"--finish ends a started training, {other} starts a new one"

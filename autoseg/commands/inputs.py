@@ -81,6 +81,6 @@ def keep_aside(path: Path, stamp: str) -> None:
 
 def _data_side(plan: Plan) -> tuple:
     """What networks that are trained side by side must have in common."""
-    data = {name: (c.data, c.spacing, c.cascade_from) for name, c in plan.configurations.items()}
+    data = {name: (c.data, c.spacing, c.cascade_from) for name, c in plan.configurations.items() if not c.prompts}
     rules = (plan.channels, plan.labels, plan.orientation, plan.axis_order, plan.normalization, plan.resampling)
     return (plan.fingerprint, *rules, data)

@@ -179,6 +179,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         help="initialise from a trained model (matching weights only)",
     )  # fmt: skip
     parser.add_argument(
+        "--prompts", action="store_true", help="continue trained folds as ones that clicks correct: `refine`, `serve`"
+    )
+    parser.add_argument(
         "--stop-after", type=duration, default=None,
         help="save and stop after this time, e.g. 3h55m; the same command resumes",
     )  # fmt: skip

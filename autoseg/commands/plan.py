@@ -13,6 +13,7 @@ from autoseg.commands.replan import (
     options_again,
     require_own_folder,
     require_related,
+    with_kept_prompts,
     with_kept_statistics,
 )  # fmt: skip
 from autoseg.commands.status import next_command
@@ -93,7 +94,7 @@ def _plan_and_keep(root: Path, workspace: Workspace, options: PlanOptions) -> Pl
     replanning = Replanning(workspace)
     dataset, fingerprint = _examine(root, options)
     require_related(workspace, dataset)
-    plan = with_kept_statistics(_decide(dataset, fingerprint, options), workspace)
+    plan = with_kept_prompts(with_kept_statistics(_decide(dataset, fingerprint, options), workspace), workspace)
     budget = options.time_budget_seconds
     length = () if budget is None else (f"training.time_budget_seconds={budget:g}",)
     plan = plan.with_settings((*length, *options.settings))

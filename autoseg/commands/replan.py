@@ -17,6 +17,7 @@ from autoseg.lines import LOG, shown_by
 from autoseg.messages import suggest
 from autoseg.models.begun import begun_of, split_of, standing
 from autoseg.planning.plan import ChannelNormalization, Plan
+from autoseg.planning.prompted import kept_prompts
 from autoseg.records import load
 from autoseg.workspace import FoldName, Workspace
 
@@ -111,6 +112,14 @@ def with_kept_statistics(plan: Plan, workspace: Workspace) -> Plan:
             f"{STATISTICS_TOLERANCE:.0%} of a standard deviation: keeping those of the folds"
         )
     return replace(plan, normalization=earlier.normalization)
+
+
+def with_kept_prompts(plan: Plan, workspace: Workspace) -> Plan:
+    """The plan with prompts for the configurations that the present plan has them for."""
+    try:
+        return kept_prompts(plan, load(Plan, workspace.plan)) if workspace.plan.exists() else plan
+    except StateError:  # it is about to be replaced
+        return plan
 
 
 def _hardly_differ(a: ChannelNormalization, b: ChannelNormalization) -> bool:

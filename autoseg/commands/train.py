@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoseg.commands.folds import Folds, TrainOptions
 from autoseg.commands.plan import FOLDS
+from autoseg.commands.prompts import continued_fold, with_prompts_planned
 from autoseg.commands.report import live_report, reported
 from autoseg.datasets.splits import Split
 from autoseg.errors import StateError, Stopped, UsageError
@@ -77,6 +78,8 @@ def train_folds(workspace: Workspace, options: TrainOptions = TrainOptions()) ->
     from autoseg.nn.distributed import Ranks
 
     device = choose_device(options.device)
+    if options.prompts:
+        options = with_prompts_planned(workspace, options)
     with StopSignals(options.stop_after_seconds) as stop, Ranks.from_environment(device.type) as ranks:
         if ranks.count > 1 and device.type == "cuda":
             device = torch.device("cuda", ranks.local_rank)
@@ -138,7 +141,10 @@ def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:
         run.ranks.barrier()
         for number, split in enumerate(chosen):
             try:
-                result = _train_fold(run, name, split, fold_options(options))
+                of_fold = fold_options(options)
+                if options.prompts:
+                    of_fold = replace(of_fold, init_from=continued_fold(folds, name, split.fold))
+                result = _train_fold(run, name, split, of_fold)
                 results.append(TrainedFold.of(result, folds.plan, name))
                 replaced = True
             except Stopped as stopped:

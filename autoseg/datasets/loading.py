@@ -54,6 +54,20 @@ class LoadedCase:
         """Bring an array (..., Z, Y, X) in this case's axis order back to that of its files. Returns a view."""
         return undo_reorient(undo_reorient(array, self.axis_order, (0, 0, 0)), *self.orientation)
 
+    def from_stored(self, array: np.ndarray) -> np.ndarray:
+        """Bring an array (..., Z, Y, X) in the axis order of the files to that of this case. Returns a view."""
+        return reorient(reorient(array, *self.orientation), self.axis_order, (0, 0, 0))
+
+    def voxel_from_stored(self, voxel: Sequence[int]) -> Axes3:
+        """A voxel (z, y, x) of the files, in the axis order of this case."""
+        permutation, flips = self.orientation
+        turned = [
+            self.geometry.shape[axis] - 1 - voxel[axis] if flip else voxel[axis]
+            for axis, flip in zip(permutation, flips, strict=True)
+        ]
+        z, y, x = (turned[axis] for axis in self.axis_order)
+        return z, y, x
+
 
 def load_case(
     case: Case,

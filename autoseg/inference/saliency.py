@@ -137,13 +137,7 @@ def voxel_of(asked: Asked, loaded: LoadedCase) -> Axes3 | None:
             f"{loaded.file}: --saliency {asked} names a voxel outside the image, whose shape is {shape}",
             remedy=f"give {axes} of a voxel, counted from 0 in the order of the file",
         )
-    permutation, flips = loaded.orientation
-    turned = [
-        geometry.shape[axis] - 1 - stored[axis] if flip else stored[axis]
-        for axis, flip in zip(permutation, flips, strict=True)
-    ]
-    z, y, x = (turned[axis] for axis in loaded.axis_order)
-    return z, y, x
+    return loaded.voxel_from_stored(stored)
 
 
 def explain(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from autoseg.commands.folds import Folds, TrainOptions
+from autoseg.commands.prompts import with_prompts_planned
 from autoseg.commands.train import begun_among
 from autoseg.lines import LOG
 from autoseg.plugins import plugin_options
@@ -29,6 +30,8 @@ def split_into_phases(workspace: Workspace, options: TrainOptions) -> list[Train
         StateError: nothing is planned, or there is no such configuration.
         UsageError: there is no such fold.
     """
+    if options.prompts:
+        options = with_prompts_planned(workspace, options)
     folds = Folds.open(workspace, options)
     name, configuration = folds.plan.configuration(options.configuration)
     splits = folds.chosen(options.folds)

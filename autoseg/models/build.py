@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from autoseg.errors import UsageError
-from autoseg.nn.blocks import set_checkpointing, set_dropout
+from autoseg.nn.blocks import accept_fewer_channels, set_checkpointing, set_dropout
 from autoseg.nn.networks import layout_of
 from autoseg.nn.sliding_window import tile_edge
 from autoseg.planning.build import build_loss, build_network
@@ -28,6 +28,8 @@ def build_plan_network(plan: Plan, configuration: Configuration) -> nn.Module:
     network = build_network(configuration.network, in_channels=channels, out_channels=plan.heads.num_heads)
     set_checkpointing(network, configuration.checkpointing)
     set_dropout(network, plan.training.dropout)
+    if configuration.prompts:
+        accept_fewer_channels(network, channels)
     return network
 
 

@@ -217,8 +217,19 @@ def _axes(network: nn.Module, plan: Plan, configuration: Configuration) -> tuple
 
 
 def _inputs(plan: Plan, configuration: Configuration) -> list[str]:
-    """Names of what a network sees: the images' channels and, in a cascade, the labels of the stage before."""
-    return [*plan.channels, *(f"segmentation of {label}" for label in _previous(plan, configuration))]
+    """Names of what a network sees: channels of images, labels of the stage before a cascade, prompts."""
+    return [
+        *plan.channels,
+        *(f"segmentation of {label}" for label in _previous(plan, configuration)),
+        *_prompts(plan, configuration),
+    ]
+
+
+def _prompts(plan: Plan, configuration: Configuration) -> list[str]:
+    labels = list(plan.labels.values)
+    if configuration.prompts is None:
+        return []
+    return [*(f"prompts of {label}" for label in ("background", *labels)), *(f"mask of {label}" for label in labels)]
 
 
 def _previous(plan: Plan, configuration: Configuration) -> list[str]:
@@ -237,7 +248,11 @@ def _channel_origins(source: Source, plan: Plan, configuration: Configuration) -
     else:
         images = _single(places)
     before = _previous(source.plan, source.configuration)
-    return [*images, *_single(match(_previous(plan, configuration), before), offset=len(there))]
+    stage = _single(match(_previous(plan, configuration), before), offset=len(there))
+    prompts = _prompts(source.plan, source.configuration)
+    return [
+        *images, *stage, *_single(match(_prompts(plan, configuration), prompts), offset=len(there) + len(before))
+    ]  # fmt: skip
 
 
 def _head_origins(source: Source, plan: Plan) -> Origins:

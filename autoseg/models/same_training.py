@@ -70,6 +70,8 @@ def what_is_seen(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
     copy = plan["configurations"].get(configuration["data"], configuration)  # whose preprocessed cases it reads
     parts = {key: configuration.get(key) for key in ("spacing", "patch_size", "cascade_from")}
     parts["preprocessed"] = [len(copy["patch_size"]), copy["spacing"]]
+    if configuration.get("prompts") is not None:
+        parts["prompts"] = configuration["prompts"]
     return kept | {f"configurations.{name}": parts}
 
 

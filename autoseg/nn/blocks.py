@@ -10,6 +10,7 @@ halved. Pooling and interpolation keep the dtype of their input on both.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,19 @@ TRANSPOSED_CONVOLUTIONS: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3:
 FEATURE_DROPOUTS = {1: F.dropout1d, 2: F.dropout2d, 3: F.dropout3d}  # 1: of queries (B, Q, C), each as a whole
 LINEAR_MODES = {2: "bilinear", 3: "trilinear"}
 NEGATIVE_SLOPE = 0.01
+
+
+def accept_fewer_channels(network: nn.Module, in_channels: int) -> None:
+    """Let a network be given images with fewer channels than it has: the further ones are 0."""
+    network.register_forward_pre_hook(partial(_with_all_channels, in_channels))
+
+
+def _with_all_channels(in_channels: int, network: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    image, *others = given
+    missing = in_channels - image.shape[1]
+    if not missing:
+        return None
+    return torch.cat([image, image.new_zeros((len(image), missing, *image.shape[2:]))], dim=1), *others
 
 
 class InstanceNorm(nn.Module):

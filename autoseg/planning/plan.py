@@ -16,6 +16,7 @@ from autoseg.errors import StateError
 from autoseg.imaging.labels import LabelSet
 from autoseg.imaging.low_pass import FILTERS
 from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics, Intensity
+from autoseg.imaging.prompts import prompt_channels
 from autoseg.messages import ANY_DATASET, suggest
 from autoseg.planning.plan_fields import (
     Axis,
@@ -159,6 +160,17 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class PromptInput:
+    """The further input of a network that is corrected by prompts (`imaging.prompts`)."""
+
+    continues: ConfigurationName  # whose trained folds it begins with; alike but for this input
+    radius_mm: Millimetres  # of the balls that stand for clicks
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
 class Configuration:
     """Spacing, patch and network that belong together."""
 
@@ -174,6 +186,7 @@ class Configuration:
     cascade_from: ConfigurationName | None = None  # the configuration whose segmentation is a further input
     checkpointing: bool = False  # feature maps are recomputed in the backward pass instead of kept
     cost: Cost | None = None  # None: not known
+    prompts: PromptInput | None = None  # None: the network sees no prompts
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -339,12 +352,25 @@ class Plan:
         copied, before = configuration.data, configuration.cascade_from
         if copied not in self.configurations:
             raise FieldError(f"{place}.data: expected {known}, found {copied!r}")
+        if configuration.prompts is not None:
+            self._check_prompts(f"{place}.prompts", name, configuration.prompts.continues, known)
         if before is None:
             return
         if before not in self.configurations or before == name:
             raise FieldError(f"{place}.cascade_from: expected another {known}, found {before!r}")
         if self.configurations[before].cascade_from is not None:
             raise FieldError(f"{place}.cascade_from: expected one that is not a cascade itself, found {before!r}")
+
+    def _check_prompts(self, place: str, name: str, continued: str, known: str) -> None:
+        """Check which configuration one with prompts continues."""
+        if continued not in self.configurations or continued == name:
+            raise FieldError(f"{place}.continues: expected another {known}, found {continued!r}")
+        if self.configurations[continued].prompts is not None:
+            raise FieldError(f"{place}.continues: expected one without prompts, found {continued!r}")
+        if self.configurations[name].cascade_from is not None:
+            raise FieldError(f"{place}: expected null, because {name} is a cascade")
+        if self.labels.things:
+            raise FieldError(f"{place}: expected null, because the labels are objects with borders")
 
     def _check_loss(self) -> None:
         """Check that labels and loss fit together."""
@@ -374,7 +400,13 @@ class Plan:
         return self.training.heads(self.labels)
 
     def input_channels(self, configuration: Configuration) -> int:
-        """Channels the network of a configuration sees: those of the images, and one per label of a previous stage."""
+        """Channels of a configuration's network: those of the images, and of a previous stage or of prompts."""
+        labels = self.labels.num_labels
+        return self.image_channels(configuration) + (prompt_channels(labels) if configuration.prompts else 0)
+
+    def image_channels(self, configuration: Configuration) -> int:
+        """Channels that a network is given to segment automatically: those of images, one per label of a previous
+        stage."""
         return len(self.channels) + (self.labels.num_labels if configuration.cascade_from else 0)
 
     def configuration(self, name: str | None) -> tuple[str, Configuration]:

@@ -164,6 +164,8 @@ def with_network(plan: Plan, fingerprint: Fingerprint, network: str, memory: Mem
     space, _ = plan_space(fingerprint, [stored[axis] for axis in range(3)], asked.ours)
     configurations = {}
     for name, old in plan.configurations.items():
+        if old.prompts:  # added to the plan of a network when its prompts are trained
+            continue
         grid = space.at((*space.spacing[: 3 - old.dims], *old.spacing))
         new = plan_configuration(asked, grid, name, old.dims, cascade_from=old.cascade_from)
         configurations[name] = replace(new, data=old.data, batch_dice=old.batch_dice)

@@ -31,6 +31,7 @@ from autoseg.training.batches import TrainingBatches
 from autoseg.training.budget import Clock, epoch_steps
 from autoseg.training.fold_folder import FoldFolder
 from autoseg.training.logger import FoldLog
+from autoseg.training.prompted import Prompting
 from autoseg.training.state import TrainState, seed_of
 from autoseg.training.validation import Batch, ValidationBatches, choose_batches, samples_to_validate
 from autoseg.training.validation_budget import AfterTraining, estimate
@@ -105,6 +106,7 @@ class TrainingSession:
     checkpoints: CheckpointWriter
     init_from: str | None  # the model whose weights it began with
     folder: FoldFolder
+    prompting: Prompting | None = None  # what puts prompts into batches, where the network takes them
     stream: BatchStream | None = None
     raw: Batch | None = None  # the batch of the next step, where it was prepared and is not on the device yet
     ahead: Batch | None = None  # the batch of the next step, where it is on the device already
@@ -201,7 +203,7 @@ def open_fold(
         task=task, network=network, trained=task.ranks.wrap(network, device), criterion=criterion, after=after,
         tile=image[:1].clone(), stream_of=stream_of, validation_samples=validation_samples, train_samples=train_samples,
         state=state, clock=clock, log=log, stop=stop, checkpoints=CheckpointWriter(task.folder), init_from=init_from,
-        folder=folder,
+        folder=folder, prompting=Prompting(task.plan, task.configuration) if task.configuration.prompts else None,
     )  # fmt: skip
 
 

@@ -19,7 +19,9 @@ from autoseg.errors import OutOfMemory
 from autoseg.lines import LOG
 from autoseg.messages import LESS_MEMORY
 from autoseg.nn.training_step import clipped_gradients, is_out_of_memory, loss_of, update
+from autoseg.training.prompted import segment_with
 from autoseg.training.setup import TrainingSession
+from autoseg.training.state import seed_of
 from autoseg.training.validation import Batch, ValidationBatches, validate
 
 
@@ -37,12 +39,21 @@ def step_within_memory(fold: TrainingSession, batch: Batch) -> float:
             step = TrainingStep(
                 fold.trained, fold.criterion, state.optimizer, state.scaler, state.runtime.dtype, training.gradient_clip
             )
-            return step(batch, parts=min(state.micro_batches, samples), meanwhile=fold.bring_next)
+            return step(prompted(fold, batch), parts=min(state.micro_batches, samples), meanwhile=fold.bring_next)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
         halve_micro_batch(fold, samples, reason)  # outside of `except`: the error no longer holds the feature maps
+
+
+def prompted(fold: TrainingSession, batch: Batch) -> Batch:
+    """A batch with the prompts of this step, where the network takes them; otherwise as it is."""
+    if fold.prompting is None:
+        return batch
+    task, state = fold.task, fold.state
+    seed = (task.plan.training.seed, seed_of(task.number), task.ranks.rank, state.position.step)
+    return fold.prompting(batch, segment_with(fold.network, task.plan, state.runtime.dtype), seed)
 
 
 def validate_within_memory(fold: TrainingSession, samples: ValidationBatches) -> tuple[float, list[float | None]]:
