@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.report import write_report as write_report
     from autoseg.api.robustness import compare_groups as compare_groups
     from autoseg.api.robustness import measure_calibration as measure_calibration
+    from autoseg.api.robustness import measure_clicks as measure_clicks
     from autoseg.api.robustness import measure_shifts as measure_shifts
     from autoseg.errors import AutosegError as AutosegError
     from autoseg.errors import Stopped as Stopped
@@ -60,6 +61,7 @@ PUBLIC = {  # name -> the module that has it
     "measure_speeds": "autoseg.api.held_out",
     "measure_shifts": "autoseg.api.robustness",
     "measure_calibration": "autoseg.api.robustness",
+    "measure_clicks": "autoseg.api.robustness",
     "compare_groups": "autoseg.api.robustness",
     "learn_expected_dice": "autoseg.api.held_out",
     "choose_decision": "autoseg.api.held_out",

@@ -204,7 +204,7 @@ def _largest_error(
         largest = int(sizes.argmax())
         if sizes[largest] > size:
             size = int(sizes[largest])
-            (box,) = ndimage.find_objects(labelled == largest)
+            (box,) = ndimage.find_objects((labelled == largest).view(np.uint8))
             best = int(index), box, labelled[box] == largest
     return best
 
@@ -231,7 +231,7 @@ def _visible_from(
 def _box_around(reference: np.ndarray, index: int, at: Place, rng: np.random.Generator | None) -> InBox:
     """The box of the component that a voxel belongs to, off by JITTER where a person is not exact."""
     labelled, _ = ndimage.label(reference == index)
-    (box,) = ndimage.find_objects(labelled == labelled[at])
+    (box,) = ndimage.find_objects((labelled == labelled[at]).view(np.uint8))
     lower, upper = [s.start for s in box], [s.stop for s in box]
     if rng is not None:
         off = [round(JITTER * (b - a)) for a, b in zip(lower, upper, strict=True)]
