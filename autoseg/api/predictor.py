@@ -1,11 +1,11 @@
 """A model that is loaded once and segments arrays: `autoseg.Predictor`."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from autoseg.api.keywords import File, FoldNames, Names, Say, as_path, checked, in_workspace, lines_to, options_of
+from autoseg.errors import UsageError
 from autoseg.inference.options import SpeedName
 from autoseg.lines import LOG
 
@@ -41,9 +41,15 @@ class Refinement:
         self._add("click", (at,), label)
 
     @checked
-    def scribble(self, points: Sequence[tuple[int, ...]], label: str | int) -> None:
+    def scribble(self, points: Any, label: str | int) -> None:
         """Say that the voxels on straight lines from point to point have a label. Raises as `click`."""
-        self._add("scribble", tuple(points), label)
+        try:
+            line = tuple(tuple(int(i) for i in point) for point in points)
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"points: expected voxels, found {points!r}", remedy="write [(30, 41, 22), (30, 48, 25)]"
+            ) from None
+        self._add("scribble", line, label)
 
     @checked
     def box(self, first: tuple[int, ...], last: tuple[int, ...], label: str | int) -> None:
@@ -201,7 +207,7 @@ class Predictor:
         orientation: str = "LPS",
         *,
         mask: Any = None,
-        clicks: Sequence[tuple[tuple[int, ...], str | int]] = (),
+        clicks: Any = (),
     ) -> "Refinement":
         """Begin to correct the segmentation of one image by prompts. The model must be one that has them.
 
@@ -224,7 +230,14 @@ class Predictor:
             >>>     labels = correction.labels
         """
         correction = Refinement(self._arrays.refine(array, spacing, orientation, mask=mask), self._arrays.plan)
-        for at, label in clicks:
+        try:
+            first = [(at, label) for at, label in clicks]
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"clicks: expected pairs of a voxel and a label, found {clicks!r}",
+                remedy='write clicks=[((30, 41, 22), "liver")]',
+            ) from None
+        for at, label in first:
             correction.click(at, label)
         return correction
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from autoseg.api.keywords import File, Names, Say, as_path, checked, in_workspace, names_of
 
 if TYPE_CHECKING:  # imported when they are made
-    from autoseg.evaluation.click_curves import ClickTable
     from autoseg.evaluation.groups import GroupScores
     from autoseg.evaluation.shifts import ShiftTable
     from autoseg.evaluation.sureness import Sureness
@@ -76,40 +75,6 @@ def measure_shifts(
     from autoseg.commands.shifts import measure_shifts
 
     return measure_shifts(in_workspace(workspace), configuration, network=network, cases=cases, device=device)
-
-
-@checked
-def measure_clicks(
-    workspace: File,
-    configuration: str | None = None,
-    *,
-    network: str | None = None,
-    clicks: int = 20,
-    device: str = "auto",
-    say: Say | None = print,
-) -> "ClickTable":
-    """Correct held-out cases by simulated clicks, each by its own fold, and see what the clicks bring.
-
-    Args:
-        workspace, network, say: as for `cross_validate`.
-        configuration: one with prompts, or one that has them: "3d_fullres"; None: the recommended one.
-        clicks: on a case, at most.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-
-    Returns:
-        `cases`, each with its `dice` before the first click, after the first, and so on, and the `seconds` of each
-        answer; `mean_after(clicks)`, `gain_after(clicks)` and `noc(dice)` of all.
-
-    Raises:
-        AutosegError: no fold with prompts is trained, or a file cannot be read.
-
-    Example:
-        >>> found = autoseg.measure_clicks("ws", clicks=5)
-        >>> found.mean_after(0), found.gain_after(5)
-    """
-    from autoseg.commands.clicks import measure_clicks
-
-    return measure_clicks(in_workspace(workspace), configuration, network=network, clicks=clicks, device=device)
 
 
 @checked

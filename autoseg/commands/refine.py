@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch is imported when something is segmented
     from autoseg.planning.plan import Plan
 
 BACKGROUND = "background"
-FORMS = {"click": "Z,Y,X:LABEL", "scribble": "Z,Y,X/Z,Y,X:LABEL", "box": "Z,Y,X/Z,Y,X:LABEL"}
+FORMS: dict[Kind, str] = {"click": "Z,Y,X:LABEL", "scribble": "Z,Y,X/Z,Y,X:LABEL", "box": "Z,Y,X/Z,Y,X:LABEL"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,15 @@ def parse_prompt(kind: Kind, text: str) -> AskedPrompt:
     if len({len(point) for point in points}) > 1:
         raise wrong
     return AskedPrompt(kind, points, label)
+
+
+def parse_text(text: str) -> AskedPrompt:
+    """Read a prompt of any kind: "click 30,41,22:liver". Raises UsageError."""
+    kind, _, rest = text.strip().partition(" ")
+    for known in FORMS:
+        if kind == known:
+            return parse_prompt(known, rest.strip())
+    raise UsageError(f"the prompt {text!r} is not of a known kind", remedy='such as "click 30,41,22:liver"')
 
 
 def refine_case(

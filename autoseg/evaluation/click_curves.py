@@ -108,7 +108,8 @@ def correct(
     Returns:
         Dice before and after each click, and the seconds of each answer.
     """
-    dice, seconds = [mean_dice(mask, reference, scored, ignored)], []
+    dice = [mean_dice(mask, reference, scored, ignored)]
+    seconds: list[float] = []
     while len(seconds) < most:
         click = next_prompt(reference, mask, spacing, ignored=ignored)
         if click is None:
@@ -191,8 +192,8 @@ def describe(table: ClickTable) -> str:
         gain, interval = table.gain_after(clicks)
         shown = f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval and clicks else "-"
         smallest = min(case.after(clicks) for case in table.cases)
-        mean, gained = f"{table.mean_after(clicks):.4f}", f"{gain:+.4f}" if clicks else "-"
-        rows.append((str(clicks), mean, gained, shown, f"{smallest:.4f}"))
+        shown_mean, gained = f"{table.mean_after(clicks):.4f}", f"{gain:+.4f}" if clicks else "-"
+        rows.append((str(clicks), shown_mean, gained, shown, f"{smallest:.4f}"))
     lines += [ruled(rows), ""]
     for target in TARGETS:
         mean, missed = table.noc(target)

@@ -120,7 +120,7 @@ def draw(
                 slice(max(a - first, 0), max(b - first, 0))
                 for a, b, first in zip(prompt.lower, prompt.upper, lower, strict=True)
             )
-            part = channels[(prompt.index, *inside)]
+            part = channels[prompt.index][inside]
             np.maximum(part, HINT, out=part)
     for prompt in prompts:
         if not isinstance(prompt, InBox):
@@ -165,20 +165,20 @@ def next_prompt(
     Args:
         reference, mask: (*s) class indices.
         spacing: mm along each axis.
-        ignored: index in the reference that is no error whatever the mask says.
+        ignored: index in the reference that never counts as an error.
         kind: "scribble": a line inside the error; "box": around the object of the reference that the error belongs to,
             or a click where that is background.
         rng: a person who is not exact: anywhere in the error no shallower than DEPTH of its deepest voxel, and boxes
             JITTER off. None: the deepest voxel, the first of several.
 
     Returns:
-        None: there is no error.
+        None: nothing is wrong.
     """
     found = _largest_error(reference, mask, ignored)
     if found is None:
         return None
     index, box, error = found
-    padded = np.pad(error, 1)  # what lies beyond the image is no error
+    padded = np.pad(error, 1)  # an error ends at the edge of the image
     depth = ndimage.distance_transform_edt(padded, sampling=spacing)[(slice(1, -1),) * error.ndim]
     at = _in(box, _deep(depth, rng))
     if kind == "scribble":

@@ -78,6 +78,7 @@ OF_COMMAND = {
     "learning-curve": ("learning_curve",),
     "report": ("write_report",),
     "predict": ("predict_images", "Predictor"),
+    "refine": ("refine_image",),
     "rank": ("rank_cases", "rank_images"),
     "export": ("export_model", "export_onnx"),
     "info": ("describe_model",),
