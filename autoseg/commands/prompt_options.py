@@ -29,9 +29,21 @@ def add_refine(parser: argparse.ArgumentParser) -> None:
         help="a segmentation to correct (default: the automatic one)",
     )  # fmt: skip
     add = _prompt_adder(parser)
-    add("--click", "Z,Y,X:LABEL", "this voxel has this label: its name or value, or background; may be repeated")
-    add("--scribble", "Z,Y,X/Z,Y,X:LABEL", "the voxels on lines from point to point have it; may be repeated")
-    add("--box", "Z,Y,X/Z,Y,X:LABEL", "an object of it lies in this box, from its first to its last voxel")
+    add(
+        "--click",
+        "Z,Y,X:LABEL",
+        "this voxel has this label: its name or value, or background; may be repeated (default: none)",
+    )
+    add(
+        "--scribble",
+        "Z,Y,X/Z,Y,X:LABEL",
+        "the voxels on lines from point to point have it; may be repeated (default: none)",
+    )
+    add(
+        "--box",
+        "Z,Y,X/Z,Y,X:LABEL",
+        "an object of it lies in this box, from its first to its last voxel (default: none)",
+    )
     add_model(parser)
     parser.add_argument("-f", "--folds", nargs="+", default=["all"], help="which folds answer (default: all)")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")

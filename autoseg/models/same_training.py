@@ -26,7 +26,7 @@ from autoseg.planning.tables import all_loss_options
 from autoseg.records import to_plain
 
 SEEN = ("channels", "labels", "orientation", "axis_order", "normalization", "resampling")  # of a plan
-OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "batch_dice", "network", "cascade_from")
+OF_CONFIGURATION = ("spacing", "patch_size", "batch_size", "batch_dice", "network", "cascade_from", "prompts")
 WITHOUT_EFFECT = ("workers", "test_time_mirroring")  # training settings that no weight follows from
 PARTS = ("image", "label", "segmentation by the previous stage")  # of a case's content
 

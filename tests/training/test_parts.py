@@ -175,7 +175,9 @@ def fold_that_needs_memory(criterion: Memory) -> SimpleNamespace:
     training = Training(gradient_clip=1e9, optimizer="sgd", momentum=0.0, weight_decay=0.0)
     state = TrainState.begin(network, training, runtime, CPU)
     task = SimpleNamespace(plan=SimpleNamespace(training=training), number=0, ranks=Ranks(), device=CPU)
-    return SimpleNamespace(task=task, state=state, trained=network, criterion=criterion, bring_next=lambda: None)
+    return SimpleNamespace(
+        task=task, state=state, trained=network, criterion=criterion, bring_next=lambda: None, prompting=None
+    )
 
 
 BIG = {"image": torch.ones(6, 1, 2, 2), "target": torch.zeros(6, 2, 2)}
