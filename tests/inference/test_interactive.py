@@ -93,6 +93,16 @@ def test_a_click_changes_the_ball_about_it_and_undo_restores_everything(code, or
     assert not found.undo()
 
 
+def test_the_network_does_not_see_what_was_taken_back():
+    one, other = (refinement(body((9, 11, 12)), mask=np.zeros((9, 11, 12), np.uint8)) for _ in range(2))
+    one.add(Click((4, 5, 4), 1))
+    one.undo()
+    for found in (one, other):
+        found.add(Click((4, 5, 7), 1))
+    assert other.labels.sum() == 7
+    np.testing.assert_array_equal(one.labels, other.labels)
+
+
 @pytest.mark.parametrize("at", [(0, 0, 0), (8, 10, 11), (4, 5, 6), (0, 10, 3)])
 @pytest.mark.parametrize("spacing", [(2.0, 1.0, 0.7), (0.5, 0.5, 0.5)])
 def test_the_voxel_that_was_clicked_has_its_label_on_any_grid(at, spacing):
