@@ -149,7 +149,7 @@ def refine_case(
     write_labels(out, labels.to_file_values(after), like=loaded.file)
     counts = {name: int((after == index).sum()) for index, name in enumerate(labels.values, start=1)}
     made = RefinedCase(case.id, out, int((before != after).sum()), counts, tuple(seconds))
-    mean = f", {sum(seconds) / len(seconds):.2g} s each" if seconds else ""
+    mean = f" ({sum(seconds) / len(seconds):.2g} s each)" if seconds else ""
     LOG.info(
         f"{case.id}: {counted(len(prompts), 'prompt')}{mean} changed {counted(made.changed, 'voxel')}; written to {out}"
     )
