@@ -95,10 +95,6 @@ class Refinement:
         return self._model
 
     @property
-    def case(self) -> LoadedCase:
-        return self._loaded
-
-    @property
     def labels(self) -> np.ndarray:
         """(Z, Y, X) class indices in the axis order of the files: a view, which later prompts change."""
         return self._loaded.to_stored(self._labels)
@@ -115,7 +111,7 @@ class Refinement:
         self._drawn.append(self._on_grid(turned))
         window = self._window(self._drawn[-1])
         inner = self._inner(window)
-        outputs = self._outputs(inner)
+        outputs = outputs_within(inner, self._axes)
         on_image = _shifted(outputs, [start for start, _ in self._placement.box])
         spot = _union(on_image, _around(turned))
         self._replaced.append(
@@ -123,7 +119,7 @@ class Refinement:
         )
         logits = self._logits(window)
         if all(stop > start for start, stop in outputs):
-            self._labels[as_slices(on_image)] = self._decided(_resampled(logits, window, outputs, self._axes))
+            self._labels[as_slices(on_image)] = self._decided(resampled(logits, window, outputs, self._axes))
         part = tuple(slice(a - w, b - w) for (a, b), (w, _) in zip(inner, window, strict=True))
         self._grid[as_slices(inner)] = self._decided(logits[(slice(None), *part)])
         self._keep_promises()
@@ -218,15 +214,6 @@ class Refinement:
         z, y, x = edges
         return z, y, x
 
-    def _outputs(self, inner: Box) -> Box:
-        """The voxels of the cropped image that lie between voxels of a part of the grid."""
-        edges = []
-        for (start, stop), axis in zip(inner, self._axes, strict=True):
-            first = int(np.searchsorted(axis.low, start))
-            edges.append((first, max(first, int(np.searchsorted(axis.high, stop)))))
-        z, y, x = edges
-        return z, y, x
-
     def _logits(self, window: Box) -> np.ndarray:
         """Logits (K, *window) of a window, under all prompts so far and the present mask."""
         spacing = self._placement.target_spacing
@@ -266,7 +253,17 @@ class Refinement:
                     self._grid[point] = drawn.index
 
 
-def _resampled(logits: np.ndarray, window: Box, outputs: Box, axes: Sequence[Taps]) -> np.ndarray:
+def outputs_within(inner: Box, axes: Sequence[Taps]) -> Box:
+    """The voxels of the cropped image that lie between voxels of a part of the grid."""
+    edges = []
+    for (start, stop), axis in zip(inner, axes, strict=True):
+        first = int(np.searchsorted(axis.low, start))
+        edges.append((first, max(first, int(np.searchsorted(axis.high, stop)))))
+    z, y, x = edges
+    return z, y, x
+
+
+def resampled(logits: np.ndarray, window: Box, outputs: Box, axes: Sequence[Taps]) -> np.ndarray:
     """Logits of a window of the grid, at some voxels of the cropped image."""
     result = logits
     for axis, ((first, _), (start, stop), taps) in enumerate(zip(window, outputs, axes, strict=True), start=1):

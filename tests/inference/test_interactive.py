@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from autoseg.datasets.dataset import Case, load_case
 from autoseg.errors import UsageError
+from autoseg.imaging.placement import place
 from autoseg.imaging.prompts import Click, InBox, Scribble
 from autoseg.inference.arrays import case_of_array
-from autoseg.inference.interactive import EDGE, Refinement
+from autoseg.inference.interactive import EDGE, Refinement, outputs_within, resampled
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.predictor import ArrayPredictor
 from autoseg.models.decision import Rule
@@ -111,6 +112,25 @@ def test_the_voxel_that_was_clicked_has_its_label_on_any_grid(at, spacing):
     assert found.labels[at] == 1
     found.undo()
     assert not found.labels.any()
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 1.0, 0.7), (0.6, 0.8, 0.5), (9.0, 0.7, 0.7)])
+def test_logits_of_a_window_are_those_that_predict_resamples(spacing):
+    """All of the grid, and a part of it: between its voxels, the same numbers."""
+    placement = place((9, 11, 12), ((0, 9), (0, 11), (0, 12)), spacing, ONE, "a")
+    rules = plan_of().resampling
+    logits = np.random.default_rng(0).normal(size=(3, *placement.shape)).astype(np.float32)
+    whole, axes = placement.back(logits, rules), placement.axes_back(rules)
+    everything = tuple((0, n) for n in (9, 11, 12))
+    grid = tuple((0, n) for n in placement.shape)
+    np.testing.assert_allclose(resampled(logits, grid, everything, axes), whole, atol=1e-5)
+    window = tuple((n // 4, n - n // 4) for n in placement.shape)
+    outputs = outputs_within(window, axes)
+    assert all(stop > start for start, stop in outputs)
+    part = logits[(slice(None), *(slice(*edges) for edges in window))]
+    np.testing.assert_allclose(
+        resampled(part, window, outputs, axes), whole[(slice(None), *(slice(*edges) for edges in outputs))], atol=1e-5
+    )
 
 
 def test_a_prompt_costs_one_window_whatever_the_size_of_the_image():
