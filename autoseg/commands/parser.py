@@ -16,6 +16,7 @@ from autoseg.commands.arguments import (
     finite,
     mapping,
     name,
+    nbytes,
     percentage,
     positive,
     share,
@@ -311,6 +312,37 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    add_workspace(parser)
+    add_model(parser)
+    add_plugins(parser)
+    parser.add_argument(
+        "-f", "--folds", nargs="+", default=["all"],
+        help="which folds form the ensemble: 0,2 | full (default: all trained folds; full only if no other is)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--speed", choices=("accurate", "balanced", "fast"), default="accurate",
+        help="of segmenting an image, as for predict; clicks average no flips (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--folder", type=Path, default=None, metavar="DIR", help="images that the page may choose from, and save beside"
+    )
+    parser.add_argument(
+        "--training-set", type=Path, default=None, metavar="DIR",
+        help="data set, images/ next to labels/, that corrected cases are added to (default: that of the workspace)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=8765,
+        help="of 127.0.0.1, which is the only address that is served; 0: any free one (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-upload", type=nbytes, default="2GB", metavar="SIZE",
+        help="of all files that a person has uploaded at a time, e.g. 500MB (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+
+
 def add_import_nnunet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER",
@@ -376,6 +408,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "learning-curve": ("train on shares of the patients: what would more of them bring", add_learning_curve),
     "report": ("write one HTML page: data, plan, training, scores, cases, provenance", add_report),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
+    "serve": ("open a page on this machine: segment images, correct them by clicks, save", add_serve),
     "rank": ("order training cases by likely label error, or images by what annotating them brings", add_rank),
     "export": ("write a trained model as one file, or its networks as ONNX", add_export),
     "info": ("show what an exported model, a workspace or a checkpoint is", add_info),

@@ -1,0 +1,142 @@
+"""A page on this machine that segments and corrects images with the trained models, and an interface for programs."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoseg.commands.decision import open_with_rule
+from autoseg.commands.inputs import open_plan
+from autoseg.commands.predict import PredictOptions, open_exported, open_models_for
+from autoseg.errors import StateError, UsageError
+from autoseg.inference.options import SpeedName
+from autoseg.lines import LOG
+from autoseg.messages import dataset_of, suggest
+from autoseg.planning.plan import Plan
+from autoseg.planning.prompted import prompted_of
+from autoseg.workspace import FoldName, Workspace
+
+if TYPE_CHECKING:  # torch, starlette and uvicorn are imported when something is served
+    from collections.abc import Sequence
+
+    from autoseg.models.model import Model
+    from autoseg.serve.saving import TrainingSet
+    from autoseg.serve.server import Server
+
+PORT = 8765
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What is served, and to whom."""
+
+    configuration: str | None = None  # None: the recommended one
+    network: str | None = None  # None: as planned
+    folds: tuple[FoldName, ...] | None = None  # None: all that are trained, or FULL where it alone is
+    speed: SpeedName = "accurate"  # of segmenting; a click averages no flips
+    device: str = "auto"
+    folder: Path | None = None  # images that the page may choose from; None: files are uploaded
+    training_set: Path | None = None  # data set that corrected cases are added to; None: that of the workspace
+    port: int = PORT  # of 127.0.0.1; 0: any that is free
+    max_upload: int = 2 * 10**9  # bytes of a visitor at a time
+    browser: bool = True  # open the page in a browser
+
+
+def serve(workspace: Workspace, options: ServeOptions = ServeOptions()) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        StateError: a model is not trained, or a data set cannot be added to.
+        StorageError: the port is in use.
+        UsageError: an extra is not installed, or there is no such folder.
+    """
+    with open_server(workspace, options) as server:
+        LOG.info(f"open {server.address}")
+        LOG.info("the address holds a token: whoever has it can use this server; Ctrl-C ends it")
+        if options.browser:
+            server.open_in_browser()
+        with suppress(KeyboardInterrupt):
+            server.run()
+    LOG.info("ended; uploaded files are removed")
+
+
+def open_server(workspace: Workspace, options: ServeOptions = ServeOptions()) -> "Server":
+    """Open the models and the port; `run` or `start` serves, `close` ends it. Raises as `serve`."""
+    require_extra()
+    if options.folder is not None and not options.folder.is_dir():
+        raise UsageError(f"--folder {options.folder} is not a folder", remedy="name a folder of images")
+    from autoseg.serve.app import Served
+    from autoseg.serve.engine import Engine
+    from autoseg.serve.folder import Folder
+    from autoseg.serve.server import Server
+
+    chosen = PredictOptions(
+        configuration=options.configuration, network=options.network, folds=options.folds, device=options.device,
+        speed=options.speed,
+    )  # fmt: skip
+    opened = open_exported(workspace, chosen)
+    plan = opened[0].plan if opened else open_plan(workspace, options.network)
+    models, rule = open_with_rule(workspace, plan, opened, chosen)
+    prompted, missing = _prompted(workspace, plan, models, chosen, exported=bool(opened))
+    LOG.info(f"segments: {', '.join(model.name for model in models)}; corrects: {_named(prompted) or missing}")
+    engine = Engine(models, rule, chosen.inference_options(), prompted)
+    training_set, refused = _training_set(workspace, engine.plan, options)
+    folder = Folder(options.folder, engine.plan) if options.folder is not None else None
+
+    return Server(
+        lambda worker, visitors: Served(
+            engine, worker, visitors, folder, training_set, refused, missing, options.max_upload, workspace.root
+        ),
+        options.port,
+    )
+
+
+def require_extra() -> None:
+    """Raises UsageError where starlette or uvicorn is not installed."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"serve needs starlette and uvicorn, and {error.name} is not installed",
+            remedy="pip install 'autoseg-med[serve]'",
+        ) from None
+
+
+def _prompted(
+    workspace: Workspace, plan: Plan, models: "Sequence[Model]", options: PredictOptions, *, exported: bool
+) -> "tuple[Model | None, str]":
+    """The model that prompts correct with, or what would enable corrections."""
+    own = next((model for model in models if model.configuration.prompts is not None), None)
+    if own is not None:
+        return own, ""
+    train = suggest("train", "--prompts", workspace=workspace.root, configuration=options.configuration,
+                    network=options.network)  # fmt: skip
+    missing = f"no model with prompts is trained, which enables corrections: {train}"
+    if exported:
+        return None, "the exported file holds no model with prompts"
+    name = prompted_of(plan, options.configuration)
+    if name is None:
+        return None, missing
+    try:
+        pair = (name, plan.configurations[name].network.name)
+        return open_models_for(workspace, plan, [pair], options)[0], ""
+    except StateError as error:
+        return None, f"{missing} ({error.what})"
+
+
+def _training_set(workspace: Workspace, plan: Plan, options: ServeOptions) -> "tuple[TrainingSet | None, str]":
+    """The data set that cases are added to, or why there is none. Raises StateError where the named one cannot be."""
+    from autoseg.serve.saving import TrainingSet
+
+    root = options.training_set or dataset_of(workspace.root)
+    try:
+        return TrainingSet(root.expanduser().absolute(), plan, workspace.root), ""
+    except StateError as error:
+        if options.training_set is not None:
+            raise
+        return None, f"{error.what}; {error.remedy}"
+
+
+def _named(model: "Model | None") -> str:
+    return model.name if model else ""
