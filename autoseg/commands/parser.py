@@ -16,13 +16,13 @@ from autoseg.commands.arguments import (
     finite,
     mapping,
     name,
-    nbytes,
     percentage,
     positive,
     share,
     whole,
 )
 from autoseg.commands.evidence_options import add_compare, add_evaluate, add_learning_curve, add_rank, add_report
+from autoseg.commands.serve_options import add_serve
 from autoseg.commands.shared_options import (
     add_intake,
     add_json,
@@ -310,37 +310,6 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
         help="weight a feature map by the mean of its gradients, or each of its voxels by its own (default: grad_cam "
         "at the bottleneck, otherwise hires_cam)",
     )  # fmt: skip
-
-
-def add_serve(parser: argparse.ArgumentParser) -> None:
-    add_workspace(parser)
-    add_model(parser)
-    add_plugins(parser)
-    parser.add_argument(
-        "-f", "--folds", nargs="+", default=["all"],
-        help="which folds form the ensemble: 0,2 | full (default: all trained folds; full only if no other is)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--speed", choices=("accurate", "balanced", "fast"), default="accurate",
-        help="of segmenting an image, as for predict; clicks average no flips (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--folder", type=Path, default=None, metavar="DIR", help="images that the page may choose from, and save beside"
-    )
-    parser.add_argument(
-        "--training-set", type=Path, default=None, metavar="DIR",
-        help="data set, images/ next to labels/, that corrected cases are added to (default: that of the workspace)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--port", type=whole(0, 65535), default=8765,
-        help="of 127.0.0.1, which is the only address that is served; 0: any free one (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-upload", type=nbytes, default="2GB", metavar="SIZE",
-        help="of all files that a person has uploaded at a time, e.g. 500MB (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 | mps (default: auto)")
-    parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
 
 
 def add_import_nnunet(parser: argparse.ArgumentParser) -> None:

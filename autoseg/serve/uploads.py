@@ -50,7 +50,11 @@ class Draft:
         if self.files >= MOST_FILES:
             raise Refused(413, f"more than {MOST_FILES} files", remedy="drop the folder of one scan")
         self._require(announced or 0, room)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        both = Refused(409, f"{name[:80]!r} is a file and a folder at once", remedy="rename one of them")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise both from None
         try:
             with open(path, "xb") as file:
                 self.files += 1
@@ -70,8 +74,8 @@ class Draft:
             raise Refused(
                 409, f"two files are called {'/'.join(safe_parts(name))}", remedy="rename one of them"
             ) from None
-        except (NotADirectoryError, IsADirectoryError):
-            raise Refused(409, f"{name!r} is a file and a folder at once", remedy="rename one of them") from None
+        except IsADirectoryError:
+            raise both from None
         return path
 
     def remove(self) -> None:
