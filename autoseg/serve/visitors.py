@@ -9,8 +9,8 @@ import hmac
 import secrets
 import shutil
 import threading
-import time
 from pathlib import Path
+from time import monotonic
 
 from autoseg.serve.cases import OpenCase
 from autoseg.serve.refusals import Refused
@@ -34,7 +34,7 @@ class Visitor:
         self.folder = folder / self.id
         self.cases: dict[str, OpenCase] = {}
         self.drafts: dict[str, Draft] = {}
-        self.heard = time.monotonic()
+        self.heard = monotonic()
 
     def case(self, case_id: str) -> OpenCase:
         """One of its cases. Raises Refused where it has none of this name."""
@@ -118,13 +118,13 @@ class Visitors:
         with self._lock:
             found = next((visitor for own, visitor in self._known.items() if same(own, secret)), None)
             if found:
-                found.heard = time.monotonic()
+                found.heard = monotonic()
             return found
 
     def forget_idle(self) -> None:
         """Forget those who were not heard of for long, and have nothing running."""
         with self._lock:
-            now = time.monotonic()
+            now = monotonic()
             idle = [v for v in self._known.values() if now - v.heard > IDLE_SECONDS and not _busy(v)]
             for visitor in idle:
                 del self._known[visitor.secret]

@@ -7,7 +7,7 @@ import pytest
 
 from autoseg.serve import visitors
 from autoseg.serve.visitors import MOST_CASES, MOST_DRAFTS, Visitors
-from files import nifti
+from files import affine_along, nifti
 from served import SHAPE, Program, engine_of, serving
 from tiny import image
 
@@ -15,7 +15,7 @@ from tiny import image
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    nifti(folder / "one.nii.gz", image(1, SHAPE))
+    nifti(folder / "one.nii.gz", image(1, SHAPE), affine_along("LPS", (1.0, 1.0, 2.0)))
     with serving(engine_of(), folder, max_upload=200_000) as found:
         yield found
 
@@ -165,7 +165,7 @@ def test_cases_and_uploads_of_a_visitor_are_few(program):
 
 def test_who_is_not_heard_of_for_an_hour_is_forgotten(tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(visitors.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(visitors, "monotonic", lambda: now[0])
     everyone = Visitors(tmp_path)
     one, other = everyone.enter(), everyone.enter()
     draft = one.new_draft()

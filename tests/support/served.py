@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -94,7 +95,7 @@ class Program:
         """A case, after it was segmented."""
         self.json("POST", f"/api/cases/{case}/segment")
         while (found := self.json("GET", f"/api/cases/{case}"))["state"] in ("waiting", "running"):
-            pass
+            time.sleep(0.01)
         assert found["state"] == "ready", found
         return found
 
