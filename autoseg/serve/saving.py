@@ -21,6 +21,7 @@ from autoseg.serve.cases import OpenCase
 from autoseg.serve.folder import SAVED, ending_for
 from autoseg.serve.refusals import Refused
 from autoseg.serve.uploads import safe_name
+from autoseg.workspace import is_workspace
 
 IMAGES, LABELS = ("images", "imagesTr"), ("labels", "labelsTr", "masks", "segmentations")
 LAYOUTS_TO_ADD_TO = ("plain", "nnunet")
@@ -90,7 +91,7 @@ class TrainingSet:
 
     def __init__(self, root: Path, plan: Plan, workspace: Path) -> None:
         self.root, self.plan, self.workspace = root, plan, workspace
-        found = next((name for name, layout in LAYOUTS.items() if root.is_dir() and layout(root, None)), None)
+        found = _layout_of(root)
         self.images, self.labels = (_folder(root, names) for names in (IMAGES, LABELS))
         if found not in LAYOUTS_TO_ADD_TO or not self.images or not self.labels:
             raise StateError(f"{root} does not hold images/ next to labels/", remedy=ANOTHER_SET)
@@ -164,6 +165,15 @@ class TrainingSet:
                 409, f"the images of {self.root.name} are named, or stored, in another way than {name} would be",
                 remedy="download the segmentation and add the case by hand, as the others are",
             )  # fmt: skip
+
+
+def _layout_of(root: Path) -> str | None:
+    """Which layout a folder has, by the rule of `plan`; None: there is none, or it cannot be read."""
+    if not root.is_dir() or is_workspace(root):
+        return None
+    with suppress(AutosegError):
+        return next((name for name, layout in LAYOUTS.items() if layout(root, None)), None)
+    return None
 
 
 def _write(case: OpenCase, path: Path) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from autoseg.datasets.dataset import Case
 from autoseg.imaging.formats.readers import read_labels
+from autoseg.imaging.formats.segments import colour_of
 from autoseg.imaging.prompts import Click, Scribble
 from browser import Browser, program
 from files import affine_along, nifti
@@ -91,6 +93,14 @@ class Visit:
         self.mouse("mouseReleased", x, y)
         self.settled()
 
+    def colour_at(self, x: float, y: float, picture: Path) -> tuple[int, int, int]:
+        """What a person sees there, without the crosshair and through nothing."""
+        self.browser.evaluate("page.view.viewer.opts.crosshairWidth = 0; page.view.setOpacity(1)")
+        self.settled()
+        pixel = self.browser.picture(picture, whole=False, box=(round(x), round(y), 1, 1))
+        red, green, blue = np.asarray(Image.open(pixel).convert("RGB"))[0, 0]
+        return int(red), int(green), int(blue)
+
     def said(self) -> str:
         return self.browser.evaluate("document.getElementById('status').hidden ? '' : "
                                      "document.getElementById('status').textContent.trim()")  # fmt: skip
@@ -120,6 +130,7 @@ def test_drop_segment_click_undo_save(browser, engine, tmp_path, axes):
         after = visit.labels()
         assert (before[voxel] != 2, after[voxel]) == (True, 2)
         assert np.array_equal(after, refinement.labels)
+        assert visit.colour_at(*visit.point_of(voxel), tmp_path / "seen.png") == colour_of(1), "drawn elsewhere"
         assert visit.said() == ""
         shown = browser.evaluate("document.getElementById('last').textContent")
         assert f"{(before != after).sum()} voxel" in shown
