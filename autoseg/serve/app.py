@@ -207,7 +207,7 @@ async def _opened(
         visitor.cases[case.id] = case
     for case in cases:
         try:
-            await _done(served, visitor, case, "open", lambda job, case=case: case.open())
+            await _done(served, visitor, case, "open", case.open)
         except Exception as error:
             failed.append(error)
             visitor.close(case)

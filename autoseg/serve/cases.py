@@ -76,7 +76,7 @@ class OpenCase:
 
     # ---- called by the thread that computes
 
-    def open(self) -> None:
+    def open(self, job: Job) -> None:
         """Read it. Raises what is wrong with it."""
         loaded, remarks = self.engine.load(self.case)
         self._window = window_of(loaded.image[0])

@@ -4,6 +4,7 @@ The models are opened once, by `autoseg.commands.serve`. A case is read, checked
 that both give the same labels; it is corrected by `Refinement`. One thread calls this.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,7 +76,7 @@ class Engine:
             DataError: it cannot be read, or differs too much from the training data.
             OutOfMemory: it does not fit into memory.
         """
-        voxels = sum(int(np.prod(read_geometry(path).shape)) for path in case.images)  # type: ignore[arg-type]
+        voxels = sum(math.prod(read_geometry(path).shape) for path in case.images)
         if 4 * ARRAYS * voxels > free_memory():
             raise OutOfMemory(
                 f"{case.id} has {voxels:.3g} voxels, for which the free memory does not suffice",
@@ -126,7 +127,7 @@ def labels_of(engine: Engine) -> tuple[Label, ...]:
     for segment_ in segments_of(of):
         if segment_.value in borders:
             continue
-        name, also = segment_.name, ()
+        name, also = segment_.name, tuple[int, ...]()
         if segment_.value in things:
             name, thing = things[segment_.value]
             also = (index[thing.border],)

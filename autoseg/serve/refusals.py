@@ -25,6 +25,8 @@ class Refused(AutosegError):
 
 def refusal(error: BaseException) -> tuple[int, dict[str, object]]:
     """The status and the document {"error", "remedy", ...} for what was raised; a bug keeps its traceback here."""
+    from starlette.requests import ClientDisconnect
+
     from autoseg.nn.training_step import is_out_of_memory
     from autoseg.serve.work import Cancelled
 
@@ -33,6 +35,8 @@ def refusal(error: BaseException) -> tuple[int, dict[str, object]]:
     if isinstance(error, AutosegError):
         status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 400)
         return status, {"error": error.what, "remedy": error.remedy}
+    if isinstance(error, ClientDisconnect):
+        return 499, {"error": "the upload was broken off", "remedy": "send the file again"}
     if isinstance(error, Cancelled):
         return 410, {"error": "the case was closed", "remedy": "open it again"}
     if isinstance(error, MemoryError) or (isinstance(error, Exception) and is_out_of_memory(error)):

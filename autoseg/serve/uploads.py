@@ -1,7 +1,7 @@
 """Files that a visitor sends: into a temporary folder, under safe names, as many bytes as may be.
 
-What is uploaded is understood like a folder that `predict -i` is given, which is why folders are kept as they were
-dropped: a DICOM series, or the channels of a case.
+What is uploaded is understood like a folder that `predict -i` is given, which is why folders in it are kept: a DICOM
+series, or the channels of a case.
 """
 
 import re
