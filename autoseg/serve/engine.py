@@ -127,7 +127,8 @@ def labels_of(engine: Engine) -> tuple[Label, ...]:
     for segment_ in segments_of(of):
         if segment_.value in borders:
             continue
-        name, also = segment_.name, tuple[int, ...]()
+        name = segment_.name
+        also: tuple[int, ...] = ()
         if segment_.value in things:
             name, thing = things[segment_.value]
             also = (index[thing.border],)
