@@ -32,12 +32,7 @@ def served(workspace: Path, images: list[Path], out: Path, speed: str) -> tuple[
     try:
         address = next(line.split()[1] for line in server.stdout if line.startswith("open "))
         ready = time.monotonic()
-        client = None
-        while client is None:
-            try:
-                client = Client(address)
-            except OSError:
-                time.sleep(0.02)
+        client = Client(address)
         for image in images:
             client.open(image)
             client.segment()

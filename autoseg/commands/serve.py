@@ -1,8 +1,12 @@
 """A page on this machine that segments and corrects images with the trained models, and an interface for programs."""
 
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from autoseg.commands.decision import open_with_rule
@@ -17,8 +21,6 @@ from autoseg.planning.prompted import prompted_of
 from autoseg.workspace import FoldName, Workspace
 
 if TYPE_CHECKING:  # torch, starlette and uvicorn are imported when something is served
-    from collections.abc import Sequence
-
     from autoseg.models.model import Model
     from autoseg.serve.saving import TrainingSet
     from autoseg.serve.server import Server
@@ -50,7 +52,7 @@ def serve(workspace: Workspace, options: ServeOptions = ServeOptions()) -> None:
         StorageError: the port is in use.
         UsageError: an extra is not installed, or there is no such folder.
     """
-    with open_server(workspace, options) as server:
+    with _ended_by_signals(), open_server(workspace, options) as server:
         LOG.info(f"open {server.address}")
         LOG.info("the address holds a token: whoever has it can use this server; Ctrl-C ends it")
         if options.browser:
@@ -89,6 +91,25 @@ def open_server(workspace: Workspace, options: ServeOptions = ServeOptions()) ->
         ),
         options.port,
     )
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM, and a terminal that closes, end the body as Ctrl-C does: what was uploaded is removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 def require_extra() -> None:

@@ -100,6 +100,7 @@ def _bound(port: int) -> socket.socket:
         if os.name == "posix":
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((HOST, port))
+        found.listen(MOST_AT_ONCE)  # whoever reads the address at once waits, and is not refused
     except OSError as error:
         found.close()
         raise StorageError(

@@ -1,7 +1,11 @@
 """`autoseg serve`: what it opens from a workspace, what it says, and how it refuses."""
 
 import builtins
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from dataclasses import replace
@@ -17,10 +21,11 @@ from autoseg.datasets.dataset import Dataset
 from autoseg.errors import StateError, StorageError, UsageError
 from autoseg.planning.prompted import with_prompts
 from autoseg.records import load, save
+from autoseg.serve.client import Client
 from autoseg.serve.server import Server
 from exported import plan_for_tests, workspace_of
 from files import nifti
-from served import Program
+from served import SHAPE, Program
 from tiny import image, label
 
 PROMPTED = "3d_fullres_prompts"
@@ -138,6 +143,21 @@ def test_the_command_prints_the_address_and_ends_by_ctrl_c(plain, monkeypatch, t
     monkeypatch.setattr(Server, "run", lambda server: (_ for _ in ()).throw(KeyboardInterrupt))
     serve(plain, ServeOptions(port=0, browser=False))
     assert opened == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_uploads_are_removed_whatever_ends_the_server(plain, tmp_path, number):
+    words = ["serve", "-w", str(plain.root), "--port", "0", "--no-browser"]
+    there = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    (tmp_path / "tmp").mkdir()
+    server = subprocess.Popen([sys.executable, "-m", "autoseg", *words], stdout=subprocess.PIPE, text=True, env=there)
+    address = next(line.split()[1] for line in server.stdout if line.startswith("open "))
+    Client(address).open(nifti(tmp_path / "a.nii.gz", image(1, SHAPE)))
+    assert [*(tmp_path / "tmp").rglob("a.nii.gz")]
+    server.send_signal(number)
+    assert server.wait(60) == 0
+    assert [*(tmp_path / "tmp").glob("autoseg-serve-*")] == []
 
 
 def test_options_are_parsed():
