@@ -16,14 +16,16 @@ from autoseg.datasets.inputs import FileNames
 from autoseg.errors import DataError, StateError
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.geometry import Geometry
+from autoseg.imaging.labels import LabelSet, Thing
 from autoseg.imaging.prompts import Click, InBox, Scribble
 from autoseg.inference.predict import predict_cases
+from autoseg.planning.plan import Plan
 from autoseg.serve.cases import MOST_PROMPTS
 from autoseg.serve.client import Client
 from autoseg.serve.saving import TrainingSet
 from exported import plan_for_tests
 from files import affine_along, nifti
-from plans import plan_of
+from plans import plan_of, with_cascade
 from served import SHAPE, Program, engine_of, serving, voxels_of
 from tiny import image, label, picture
 
@@ -291,6 +293,50 @@ def test_channels_in_files_of_their_own_are_one_case(tmp_path):
         program.json("PUT", f"/api/drafts/{draft}/b_0000.nii.gz", files[0].read_bytes())
         status, error, remedy = program.refused("POST", f"/api/drafts/{draft}")
         assert (status, "add the file whose name ends in _0001" in remedy) == (422, True), error
+
+
+# ---- kinds of labels
+
+REGIONS = LabelSet({"oedema": 1, "core": 4}, {"whole": (1, 4), "inner": (4,)}, (1, 4), ignore=9)
+THINGS = LabelSet({"core": 1, "border": 2}, things={"nucleus": Thing(1, 2, 0.0, 0.0)})
+
+
+def test_regions_are_segmented_and_corrected_as_by_the_engine(tmp_path):
+    engine = engine_of(plan_with(REGIONS))
+    path = scan(tmp_path / "a.nii.gz", 5)
+    with serving(engine, tmp_path) as server:
+        program = Program(server)
+        case = program.json("POST", "/api/cases", {"image": "a"})["cases"][0]["id"]
+        rows = program.segmented(case)["labels"]
+        expected = predicted(engine, path, tmp_path / "out")
+        assert np.array_equal(labels_of(program, case), expected)
+        assert [(row["name"], row["value"], row["voxels"]) for row in rows] == [
+            ("oedema", 1, (expected == 1).sum()), ("core", 4, (expected == 4).sum())
+        ]  # fmt: skip
+        click = {"kind": "click", "points": [[3, 4, 5]], "label": "core"}
+        answer = program.json("POST", f"/api/cases/{case}/prompts", click)
+        after = labels_of(program, case)
+        assert after[3, 4, 5] == 4
+        assert np.array_equal(patched(expected, answer["changed"]), after)
+
+
+def test_objects_are_numbered_and_counted(tmp_path):
+    engine = engine_of(plan_with(THINGS), prompts=False)
+    path = scan(tmp_path / "a.nii.gz", 5)
+    with serving(engine, tmp_path) as server:
+        program = Program(server)
+        case = program.json("POST", "/api/cases", {"image": "a"})["cases"][0]["id"]
+        (row,) = program.segmented(case)["labels"]
+        expected = predicted(engine, path, tmp_path / "out")
+        assert np.array_equal(labels_of(program, case), expected)
+        assert (row["name"], row["objects"]) == ("nucleus", np.count_nonzero(np.unique(expected)))
+        assert row["objects"] > 1
+
+
+def plan_with(labels: LabelSet) -> Plan:
+    """A plan of small networks for these labels."""
+    plan = with_cascade(plan_of(labels))
+    return replace(plan, file_names=FileNames("suffix", ("",)), grids=None)
 
 
 # ---- what is refused

@@ -11,7 +11,7 @@ from PIL import Image
 from autoseg.datasets.dataset import Case
 from autoseg.imaging.formats.readers import read_labels
 from autoseg.imaging.formats.segments import colour_of
-from autoseg.imaging.prompts import Click, Scribble
+from autoseg.imaging.prompts import Click, InBox, Scribble
 from browser import Browser, program
 from files import affine_along, nifti
 from served import SHAPE, engine_of, serving
@@ -219,4 +219,62 @@ def test_nothing_is_wider_than_the_screen_and_everything_has_a_name(browser, eng
             ".map(e => e.outerHTML)"
         )
         assert nameless == []
+        assert browser.errors == []
+
+
+def test_boxes_taps_and_what_is_no_correction(browser, engine, tmp_path):
+    nifti(tmp_path / "a.nii.gz", image(4, SHAPE), affine_along("LPS", (1.0, 1.0, 1.0)))
+    with serving(engine, tmp_path) as server:
+        visit = Visit(browser, server.address)
+        visit.open_listed("a")
+        visit.segment()
+        left, top, width, height = browser.evaluate(
+            "(r => [r.x, r.y, r.width, r.height])(document.getElementById('canvas').getBoundingClientRect())"
+        )
+        spots = [[x, y] for x in range(5, int(width), 20) for y in range(5, int(height), 20)]
+        inside = browser.evaluate(f"{spots}.map(([x, y]) => !!page.view.voxelAt(x, y))")
+        rendered = browser.evaluate(f"{spots}.map(([x, y]) => page.view.viewer.inRenderTile(x, y) >= 0)")
+        assert any(rendered)
+        assert not any(a and b for a, b in zip(inside, rendered, strict=True)), "the rendering has no voxels"
+        x, y = next(spot for spot, there in zip(spots, rendered, strict=True) if there)
+        visit.click(left + x, top + y)
+        start = visit.point_of((6, 6, 8))
+        visit.mouse("mousePressed", *start)
+        visit.mouse("mouseMoved", start[0] + 30, start[1])
+        visit.mouse("mouseReleased", start[0] + 30, start[1])  # the crosshair was dragged
+        visit.settled()
+        browser.evaluate("document.querySelector('input[name=tool][value=look]').click()")
+        visit.click(*start)
+        assert browser.evaluate("page.state.shown.prompts") == 0
+
+        browser.evaluate("document.querySelector('input[name=tool][value=box]').click()")
+        start = visit.point_of((6, 6, 8))
+        corner = browser.evaluate(f"page.view.voxelAt({start[0] - left + 60}, {start[1] - top + 40})")
+        visit.mouse("mousePressed", *start)
+        for step in (1, 2):
+            visit.mouse("mouseMoved", start[0] + 30 * step, start[1] + 20 * step)
+        visit.mouse("mouseReleased", start[0] + 60, start[1] + 40)
+        visit.settled()
+        (case,) = next(iter(server.visitors._known.values())).cases.values()
+        (box,) = case.refinement.prompts
+        low, high = box.points
+        assert isinstance(box, InBox)
+        spread = [sorted((a, b)) for a, b in zip((6, 6, 8), corner, strict=True)]
+        thin = next(axis for axis, (a, b) in enumerate(spread) if a == b)
+        assert [[a, b] for n, (a, b) in enumerate(zip(low, high, strict=True)) if n != thin] == [
+            edges for n, edges in enumerate(spread) if n != thin
+        ]
+        assert low[thin] < 6 + (thin == 2) * 2 < high[thin] + 1, "a box has a depth"
+        visit.press("undo")
+        browser.wait_for("page.state.shown.prompts === 0")
+
+        Visit(browser, server.address, width=400, height=800)
+        browser.wait_for("document.body.dataset.state === 'shown'")
+        browser.evaluate("document.querySelector('input[name=tool][value=click]').click()")
+        browser.evaluate("document.getElementById('canvas').scrollIntoView({ block: 'center' })")
+        x, y = visit.point_of((6, 7, 9))
+        browser.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        browser.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        browser.wait_for("page.state.shown.prompts === 1")
+        assert case.refinement.prompts[0].points == ((6, 7, 9),)
         assert browser.errors == []
