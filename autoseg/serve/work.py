@@ -3,6 +3,7 @@
 import contextvars
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -111,7 +112,10 @@ class Worker:
                 _run(job)
             with self._changed:
                 self._running = None
-            self._tick()
+            try:
+                self._tick()
+            except Exception as error:  # the thread has to stay
+                traceback.print_exception(error)
 
 
 def _run(job: Job) -> None:

@@ -87,6 +87,18 @@ def test_one_visitor_cannot_fill_the_queue_for_others(worker):
     assert other.result.result(20) == "mine"
 
 
+def test_the_thread_outlives_what_is_done_between_jobs(capsys):
+    def tick():
+        raise OSError("the disk is gone")
+
+    worker = Worker(tick)
+    try:
+        assert [worker.submit("a", "open", lambda job, n=n: n).result.result(20) for n in range(3)] == [0, 1, 2]
+    finally:
+        worker.close()
+    assert "the disk is gone" in capsys.readouterr().err
+
+
 def test_what_waits_at_the_end_is_given_up():
     worker = Worker()
     running, go = blocked(worker)

@@ -52,7 +52,7 @@ export class View {
     if (at) this.viewer.scene.crosshairPos = at;
     this.viewer.setOpacity(1, this.opacity);
     this.setPlane(this.plane);
-    this.viewer.opts.crosshairWidth = Math.max(...info.shape.map((n, axis) => n * info.spacing[axis])) / 500;
+    this.viewer.opts.crosshairWidth = Math.max(...info.shape.map((n, axis) => n * info.spacing[axis])) / 900;
     this.viewer.setClipPlane(info.flat ? [2, 0, 0] : [0, 270, 0]); // the solid one is cut open at the crosshair's side
     this.viewer.updateGLVolume();
   }
