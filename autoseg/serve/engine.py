@@ -80,7 +80,7 @@ class Engine:
         if 4 * ARRAYS * voxels > free_memory():
             raise OutOfMemory(
                 f"{case.id} has {voxels:.3g} voxels, for which the free memory does not suffice",
-                remedy="close other cases; or segment it with autoseg predict, which reads large images by rows",
+                remedy="close other cases; or use predict on the command line, which reads large images by rows",
             )
         loaded = load_for(self.plan, case)
         remarks = [remark for _, remark in loaded.remarks] + unlike_training(self.models, loaded)

@@ -61,7 +61,7 @@ class Visitor:
         if len(self.cases) + more > MOST_CASES:
             raise Refused(
                 429, f"{len(self.cases)} cases are open and {more} would be added, of at most {MOST_CASES}",
-                remedy="close some first; many images at once are for autoseg predict",
+                remedy="close some first; many images at once are for predict on the command line",
             )  # fmt: skip
 
     @property

@@ -402,7 +402,7 @@ def test_an_image_for_which_there_is_no_memory_is_refused_before_it_is_read(fold
     monkeypatch.setattr("autoseg.serve.engine.load_for", lambda *_: pytest.fail("it was read"))
     with serving(engine_of(prompts=False), folder) as server:
         status, error, remedy = Program(server).refused("POST", "/api/cases", {"image": "plain"})
-        assert (status, "does not suffice" in error, "autoseg predict" in remedy) == (507, True, True)
+        assert (status, "does not suffice" in error, "predict on the command line" in remedy) == (507, True, True)
 
 
 def test_prompts_are_few_enough_to_be_undone(program, monkeypatch):
