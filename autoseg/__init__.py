@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time, `__getattr__` l
     from autoseg.api.models import status as status
     from autoseg.api.models import train_folds as train_folds
     from autoseg.api.predictor import Predictor as Predictor
+    from autoseg.api.prompts import measure_clicks as measure_clicks
+    from autoseg.api.prompts import refine_image as refine_image
     from autoseg.api.ranking import rank_cases as rank_cases
     from autoseg.api.ranking import rank_images as rank_images
     from autoseg.api.report import write_report as write_report
@@ -60,6 +62,7 @@ PUBLIC = {  # name -> the module that has it
     "measure_speeds": "autoseg.api.held_out",
     "measure_shifts": "autoseg.api.robustness",
     "measure_calibration": "autoseg.api.robustness",
+    "measure_clicks": "autoseg.api.prompts",
     "compare_groups": "autoseg.api.robustness",
     "learn_expected_dice": "autoseg.api.held_out",
     "choose_decision": "autoseg.api.held_out",
@@ -67,6 +70,7 @@ PUBLIC = {  # name -> the module that has it
     "write_report": "autoseg.api.report",
     "learning_curve": "autoseg.api.evidence",
     "predict_images": "autoseg.api.models",
+    "refine_image": "autoseg.api.prompts",
     "rank_cases": "autoseg.api.ranking",
     "rank_images": "autoseg.api.ranking",
     "export_model": "autoseg.api.files",

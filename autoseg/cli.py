@@ -258,6 +258,21 @@ def run_predict(options: argparse.Namespace) -> Answer:
     return Answer({"files": files, "failed": ()})
 
 
+def run_refine(options: argparse.Namespace) -> Answer:
+    from autoseg.commands.predict import PredictOptions
+    from autoseg.commands.refine import parse_prompt, refine_case
+    from autoseg.workspace import Workspace
+
+    prompts = [parse_prompt(kind, text) for kind, text in options.prompts]
+    chosen = PredictOptions(
+        configuration=options.configuration, network=options.network, folds=parse_folds(" ".join(options.folds)),
+        device=options.device, speed=options.speed,
+    )  # fmt: skip
+    return Answer(
+        refine_case(Workspace(options.workspace), options.images, options.out, prompts, chosen, mask=options.mask)
+    )
+
+
 def run_serve(options: argparse.Namespace) -> None:
     from autoseg.commands.serve import ServeOptions, serve
     from autoseg.workspace import Workspace
@@ -359,6 +374,7 @@ RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # comma
     "learning-curve": run_learning_curve,
     "report": run_report,
     "predict": run_predict,
+    "refine": run_refine,
     "serve": run_serve,
     "rank": run_rank,
     "export": run_export,

@@ -140,6 +140,10 @@ class Workspace:
         """How right a model is on held-out cases where it is how sure."""
         return self.model(configuration, network) / "calibration.json"
 
+    def clicks(self, configuration: str, network: str) -> Path:
+        """What clicks bring on held-out cases of a model with prompts."""
+        return self.model(configuration, network) / "clicks.json"
+
     def groups(self, configuration: str, network: str) -> Path:
         """Scores of a model's held-out predictions by group, such as the site of a case."""
         return self.model(configuration, network) / "groups.json"

@@ -38,8 +38,8 @@ from synthetic_memory import ElementMemory
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    "demo", "check", "plan", "floor", "train", "evaluate", "compare", "learning-curve", "report", "predict", "serve",
-    "rank", "export", "info", "import-nnunet", "status", "calibrate", "env",
+    "demo", "check", "plan", "floor", "train", "evaluate", "compare", "learning-curve", "report", "predict", "refine",
+    "serve", "rank", "export", "info", "import-nnunet", "status", "calibrate", "env",
 )  # fmt: skip
 
 

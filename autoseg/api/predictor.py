@@ -5,6 +5,7 @@ from typing import Any, Literal
 import numpy as np
 
 from autoseg.api.keywords import File, FoldNames, Names, Say, as_path, checked, in_workspace, lines_to, options_of
+from autoseg.errors import UsageError
 from autoseg.inference.options import SpeedName
 from autoseg.lines import LOG
 
@@ -12,6 +13,57 @@ OF_FILES: dict[str, Any] = {  # options of `predict_images` that concern files, 
     "shard": None, "resume": False, "format": None, "probabilities": False, "uncertainty": False, "statistics": False,
     "patients": None, "coco": False, "saliency": (), "saliency_stage": None, "saliency_method": None,
 }  # fmt: skip
+
+
+class Refinement:
+    """The segmentation of one image, corrected prompt by prompt: what `Predictor.refine` returns.
+
+    A label is named, or given by its value in files; "background" is the label of what has none. Voxels are (z, y, x)
+    in the order of the array, (y, x) of a flat image.
+    """
+
+    def __init__(self, corrected: Any, plan: Any) -> None:
+        self._corrected, self._plan = corrected, plan
+
+    @property
+    def labels(self) -> "np.ndarray":
+        """The segmentation as it is now: of the array's spatial shape, with the values that label files have."""
+        return self._corrected.labels
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts stand."""
+        return len(self._corrected.prompts)
+
+    @checked
+    def click(self, at: tuple[int, ...], label: str | int) -> None:
+        """Say that a voxel has a label. Raises AutosegError: it lies outside, or there is no such label."""
+        self._add("click", (at,), label)
+
+    @checked
+    def scribble(self, points: Any, label: str | int) -> None:
+        """Say that the voxels on straight lines from point to point have a label. Raises as `click`."""
+        try:
+            line = tuple(tuple(int(i) for i in point) for point in points)
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"points: expected voxels, found {points!r}", remedy="write [(30, 41, 22), (30, 48, 25)]"
+            ) from None
+        self._add("scribble", line, label)
+
+    @checked
+    def box(self, first: tuple[int, ...], last: tuple[int, ...], label: str | int) -> None:
+        """Say that an object of a label lies in a box, from its first to its last voxel. Raises as `click`."""
+        self._add("box", (first, last), label)
+
+    def undo(self) -> bool:
+        """Take back the last prompt; returns whether there was one."""
+        return self._corrected.undo()
+
+    def _add(self, kind: Any, points: tuple[tuple[int, ...], ...], label: str | int) -> None:
+        from autoseg.commands.refine import AskedPrompt
+
+        self._corrected.add(AskedPrompt(kind, points, str(label)).of(self._plan.labels))
 
 
 class Predictor:
@@ -146,6 +198,48 @@ class Predictor:
             if found.note:
                 LOG.info(f"note: {found.note}")
         return found.maps
+
+    @checked
+    def refine(
+        self,
+        array: Any,
+        spacing: Any = None,
+        orientation: str = "LPS",
+        *,
+        mask: Any = None,
+        clicks: Any = (),
+    ) -> "Refinement":
+        """Begin to correct the segmentation of one image by prompts. The model must be one that has them.
+
+        Args:
+            array, spacing, orientation: as for `predict`.
+            mask: the segmentation to correct, with the values of label files; None: the automatic one.
+            clicks: the first ones: (voxel, label) each, as for `Refinement.click`.
+
+        Returns:
+            The correction, whose `labels` are the segmentation as it is now.
+
+        Raises:
+            AutosegError: as for `predict`; the mask does not fit, or the model was trained without prompts.
+
+        Example:
+            >>> with autoseg.Predictor("ws", "3d_fullres_prompts") as predictor:
+            >>>     correction = predictor.refine(array, spacing=(1.0, 0.8, 0.8), clicks=[((30, 41, 22), "liver")])
+            >>>     correction.click((28, 60, 31), "background")
+            >>>     correction.undo()
+            >>>     labels = correction.labels
+        """
+        correction = Refinement(self._arrays.refine(array, spacing, orientation, mask=mask), self._arrays.plan)
+        try:
+            first = [(at, label) for at, label in clicks]
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"clicks: expected pairs of a voxel and a label, found {clicks!r}",
+                remedy='write clicks=[((30, 41, 22), "liver")]',
+            ) from None
+        for at, label in first:
+            correction.click(at, label)
+        return correction
 
     def close(self) -> None:
         """Release the model and its memory. `predict` then raises an AutosegError."""

@@ -44,6 +44,8 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
     "learning-curve": ("learning_curve", ("workspace",)),
     "report": ("write_report", ("workspace",)),
     "predict": ("predict_images", ("workspace", "images", "out")),
+    "evaluate --clicks": ("measure_clicks", ("workspace",)),
+    "refine": ("refine_image", ("workspace", "images", "out")),
     "rank": ("rank_cases", ("workspace",)),
     "rank --images": ("rank_images", ("workspace", "images")),
     "export": ("export_model", ("workspace", "out")),
@@ -55,7 +57,19 @@ FUNCTIONS = {  # command -> function, and the options that come first, in their 
 }
 NOT_GIVEN = (None, False)
 MODES = (  # options that have a function of their own
-    *("fix", "test", "predictions", "images", "choose", "speeds", "shifts", "calibration", "expected-dice", "onnx"),
+    *(
+        "fix",
+        "test",
+        "predictions",
+        "images",
+        "choose",
+        "speeds",
+        "shifts",
+        "calibration",
+        "clicks",
+        "expected-dice",
+        "onnx",
+    ),
 )
 TYPED_ONLY = {  # options without a keyword
     *("command", "plugins", "gpus", "slurm", "test", "speeds", "shifts", "calibration", "expected_dice", "json"),

@@ -81,6 +81,10 @@ def _add_measurements(parser: argparse.ArgumentParser) -> None:
         help="measure whether probabilities of held-out cases mean what they say: reliability, ROC, FROC of lesions",
     )
     parser.add_argument(
+        "--clicks", type=whole(1, 1000), default=None, metavar="N",
+        help="of a model with prompts: correct held-out cases by N simulated clicks at most, and show what they bring",
+    )  # fmt: skip
+    parser.add_argument(
         "--speeds", action="store_true", help="measure Dice and time of each speed of predict on the held-out cases"
     )
     parser.add_argument(

@@ -32,8 +32,10 @@ def with_prompts_planned(workspace: Workspace, options: TrainOptions) -> TrainOp
     return replace(options, configuration=name)
 
 
-def continued_fold(folds: Folds, name: str, fold: FoldName) -> Path:
+def continued_fold(folds: Folds, name: str, fold: FoldName, *, restart: bool) -> Path | None:
     """The folder of the trained fold that a fold of a configuration with prompts begins with: the same cases held out.
+
+    None where the fold has begun with it: it is resumed, also where the workspace has moved since.
 
     Raises:
         StateError: it is not trained to the end.
@@ -44,6 +46,9 @@ def continued_fold(folds: Folds, name: str, fold: FoldName) -> Path:
     assert configuration.prompts is not None
     before = configuration.prompts.continues
     folder = folds.folder(before, fold)
+    own = None if restart else read_begun(folds.folder(name, fold))
+    if own and own.basis.init_from and Path(own.basis.init_from).parts[-2:] == folder.parts[-2:]:
+        return None
     begun = read_begun(folder)
     if begun is None or not begun.finished:
         train = suggest("train", "-f", fold, workspace=folds.workspace.root, configuration=before)

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 from autoseg.commands.decision import open_with_rule
 from autoseg.commands.inputs import open_plan
-from autoseg.commands.predict import PredictOptions, open_exported, open_models_for
+from autoseg.commands.predict import PredictOptions, open_exported
+from autoseg.commands.refine import open_prompted
 from autoseg.errors import StateError, UsageError
 from autoseg.inference.options import SpeedName
 from autoseg.lines import LOG
-from autoseg.messages import dataset_of, suggest
+from autoseg.messages import dataset_of
 from autoseg.planning.plan import Plan
-from autoseg.planning.prompted import prompted_of
 from autoseg.workspace import FoldName, Workspace
 
 if TYPE_CHECKING:  # torch, starlette and uvicorn are imported when something is served
+    from autoseg.models.decision import Rule
     from autoseg.models.model import Model
     from autoseg.serve.saving import TrainingSet
     from autoseg.serve.server import Server
@@ -67,6 +68,7 @@ def open_server(workspace: Workspace, options: ServeOptions = ServeOptions()) ->
     require_extra()
     if options.folder is not None and not options.folder.is_dir():
         raise UsageError(f"--folder {options.folder} is not a folder", remedy="name a folder of images")
+    from autoseg.models.decision import PLAIN
     from autoseg.serve.app import Served
     from autoseg.serve.engine import Engine
     from autoseg.serve.folder import Folder
@@ -79,9 +81,9 @@ def open_server(workspace: Workspace, options: ServeOptions = ServeOptions()) ->
     opened = open_exported(workspace, chosen)
     plan = opened[0].plan if opened else open_plan(workspace, options.network)
     models, rule = open_with_rule(workspace, plan, opened, chosen)
-    prompted, missing = _prompted(workspace, plan, models, chosen, exported=bool(opened))
+    prompted, of_it, missing = _prompted(workspace, models, rule, chosen)
     LOG.info(f"segments: {', '.join(model.name for model in models)}; corrects: {_named(prompted) or missing}")
-    engine = Engine(models, rule, chosen.inference_options(), prompted)
+    engine = Engine(models, rule, chosen.inference_options(), prompted, of_it or PLAIN)
     training_set, refused = _training_set(workspace, engine.plan, options)
     folder = Folder(options.folder, engine.plan) if options.folder is not None else None
 
@@ -125,25 +127,17 @@ def require_extra() -> None:
 
 
 def _prompted(
-    workspace: Workspace, plan: Plan, models: "Sequence[Model]", options: PredictOptions, *, exported: bool
-) -> "tuple[Model | None, str]":
-    """The model that prompts correct with, or what would enable corrections."""
+    workspace: Workspace, models: "Sequence[Model]", rule: "Rule", options: PredictOptions
+) -> "tuple[Model | None, Rule | None, str]":
+    """The model that prompts correct with and its rule, or what would enable corrections."""
     own = next((model for model in models if model.configuration.prompts is not None), None)
     if own is not None:
-        return own, ""
-    train = suggest("train", "--prompts", workspace=workspace.root, configuration=options.configuration,
-                    network=options.network)  # fmt: skip
-    missing = f"no model with prompts is trained, which enables corrections: {train}"
-    if exported:
-        return None, "the exported file holds no model with prompts"
-    name = prompted_of(plan, options.configuration)
-    if name is None:
-        return None, missing
+        return own, rule if len(models) == 1 else None, ""
     try:
-        pair = (name, plan.configurations[name].network.name)
-        return open_models_for(workspace, plan, [pair], options)[0], ""
+        model, of_it = open_prompted(workspace, options)
     except StateError as error:
-        return None, f"{missing} ({error.what})"
+        return None, None, f"{error.what}, which would enable corrections; {error.remedy}"
+    return model, of_it, ""
 
 
 def _training_set(workspace: Workspace, plan: Plan, options: ServeOptions) -> "tuple[TrainingSet | None, str]":

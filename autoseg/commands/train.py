@@ -143,7 +143,8 @@ def _train(run: _Run, options: TrainOptions) -> list[TrainedFold]:
             try:
                 of_fold = fold_options(options)
                 if options.prompts:
-                    of_fold = replace(of_fold, init_from=continued_fold(folds, name, split.fold))
+                    begins_with = continued_fold(folds, name, split.fold, restart=options.restart)
+                    of_fold = replace(of_fold, init_from=begins_with)
                 result = _train_fold(run, name, split, of_fold)
                 results.append(TrainedFold.of(result, folds.plan, name))
                 replaced = True

@@ -31,7 +31,7 @@ def evaluate_as_asked(options: argparse.Namespace) -> Any:
         _require_unused(options, named[0])
     run = WAYS[named[0]] if named else _cross_validate
     if options.model is not None and run not in (_test_set, _folders):
-        if run in (_shifts, _calibration, _groups, _choose):
+        if run in (_shifts, _calibration, _clicks, _groups, _choose):
             raise UsageError(
                 f"{named[0]} needs the held-out cases of a workspace, which an exported model does not hold",
                 remedy="leave out -m, and name the workspace by -w",
@@ -54,6 +54,7 @@ def _given(options: argparse.Namespace) -> dict[str, bool]:
         "--expected-dice": options.expected_dice,
         "--shifts": options.shifts,
         "--calibration": options.calibration,
+        "--clicks": options.clicks is not None,
         "--predictions": options.predictions is not None,
         "--group": bool(options.groups),
         "--choose": options.choose is not None or bool(options.recall),
@@ -113,6 +114,12 @@ def _calibration(workspace: Workspace, options: argparse.Namespace) -> Any:
     return measure_calibration(workspace, options.configuration, network=options.network)
 
 
+def _clicks(workspace: Workspace, options: argparse.Namespace) -> Any:
+    from autoseg.commands.clicks import measure_clicks
+
+    return measure_clicks(workspace, options.configuration, network=options.network, clicks=options.clicks)
+
+
 def _folders(workspace: Workspace, options: argparse.Namespace) -> Any:
     from autoseg.commands.evaluate import evaluate_folders
     from autoseg.datasets.intake import parse_options
@@ -144,9 +151,10 @@ WAYS: dict[str, Callable[[Workspace, argparse.Namespace], Any]] = {
     "--expected-dice": _expected_dice,
     "--shifts": _shifts,
     "--calibration": _calibration,
+    "--clicks": _clicks,
     "--predictions": _folders,
     "--group": _groups,
     "--choose": _choose,
 }
 # their result is not changed by --csv, --tolerance and --tubes
-WITHOUT_SCORES = ("--test", "--speeds", "--shifts", "--calibration")
+WITHOUT_SCORES = ("--test", "--speeds", "--shifts", "--calibration", "--clicks")

@@ -120,7 +120,7 @@ def draw(
                 slice(max(a - first, 0), max(b - first, 0))
                 for a, b, first in zip(prompt.lower, prompt.upper, lower, strict=True)
             )
-            part = channels[(prompt.index, *inside)]
+            part = channels[prompt.index][inside]
             np.maximum(part, HINT, out=part)
     for prompt in prompts:
         if not isinstance(prompt, InBox):
@@ -165,20 +165,20 @@ def next_prompt(
     Args:
         reference, mask: (*s) class indices.
         spacing: mm along each axis.
-        ignored: index in the reference that is no error whatever the mask says.
+        ignored: index in the reference that never counts as an error.
         kind: "scribble": a line inside the error; "box": around the object of the reference that the error belongs to,
             or a click where that is background.
         rng: a person who is not exact: anywhere in the error no shallower than DEPTH of its deepest voxel, and boxes
             JITTER off. None: the deepest voxel, the first of several.
 
     Returns:
-        None: there is no error.
+        None: nothing is wrong.
     """
     found = _largest_error(reference, mask, ignored)
     if found is None:
         return None
     index, box, error = found
-    padded = np.pad(error, 1)  # what lies beyond the image is no error
+    padded = np.pad(error, 1)  # an error ends at the edge of the image
     depth = ndimage.distance_transform_edt(padded, sampling=spacing)[(slice(1, -1),) * error.ndim]
     at = _in(box, _deep(depth, rng))
     if kind == "scribble":
@@ -204,7 +204,7 @@ def _largest_error(
         largest = int(sizes.argmax())
         if sizes[largest] > size:
             size = int(sizes[largest])
-            (box,) = ndimage.find_objects(labelled == largest)
+            (box,) = ndimage.find_objects((labelled == largest).view(np.uint8))
             best = int(index), box, labelled[box] == largest
     return best
 
@@ -231,7 +231,7 @@ def _visible_from(
 def _box_around(reference: np.ndarray, index: int, at: Place, rng: np.random.Generator | None) -> InBox:
     """The box of the component that a voxel belongs to, off by JITTER where a person is not exact."""
     labelled, _ = ndimage.label(reference == index)
-    (box,) = ndimage.find_objects(labelled == labelled[at])
+    (box,) = ndimage.find_objects((labelled == labelled[at]).view(np.uint8))
     lower, upper = [s.start for s in box], [s.stop for s in box]
     if rng is not None:
         off = [round(JITTER * (b - a)) for a, b in zip(lower, upper, strict=True)]

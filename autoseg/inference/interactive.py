@@ -6,7 +6,7 @@
 The window has the size of the training patch, so that a prompt costs a pass of the network whatever the size of the
 image. Labels change in the window alone, and not in its outermost EDGE, where a network sees too little around. The
 network sees the present mask, so that what it leaves alone and what it changes fit together. A voxel that a person
-clicked has the label that was said, whatever the network makes of it.
+clicked has the label that the person gave, whatever the network makes of it.
 
 The mask is kept twice: on the grid of the image, which is what is saved, and on that of the network. What a prompt
 replaced is kept, too, for `undo`. Nothing else grows with the image.
@@ -26,6 +26,7 @@ from autoseg.imaging.prompts import Click, InBox, Place, Prompt, Scribble, chann
 from autoseg.imaging.taps import Taps
 from autoseg.inference.member import EnsembleMember, decide
 from autoseg.inference.options import InferenceOptions
+from autoseg.messages import suggest
 from autoseg.models.decision import PLAIN, Rule
 from autoseg.models.model import Model
 
@@ -71,7 +72,9 @@ class Refinement:
         mask: np.ndarray | None = None,
     ) -> None:
         if model.configuration.prompts is None:
-            raise UsageError(f"{model.name} was not trained with prompts", remedy="train them: autoseg train --prompts")
+            raise UsageError(
+                f"{model.name} was not trained with prompts", remedy=f"train prompts: {suggest('train', '--prompts')}"
+            )
         self._model, self._loaded = model, loaded
         self._member = EnsembleMember(model, options)
         self._prepared = self._member.prepare(loaded)
@@ -252,7 +255,7 @@ class Refinement:
         return decided
 
     def _keep_promises(self) -> None:
-        """Give voxels that a person named the label that was said, the last word first."""
+        """Give voxels that a person named the label that was given, the last one last."""
         for prompt in self._turned:
             if not isinstance(prompt, InBox):
                 for point in line_through(prompt.points):

@@ -16,8 +16,10 @@ from autoseg.datasets.dataset import LoadedCase
 from autoseg.errors import UsageError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.geometry import Remark
+from autoseg.imaging.prompts import Prompt
 from autoseg.inference.arrays import CANONICAL, case_of_array
 from autoseg.inference.ensemble import probabilities as mean_probabilities
+from autoseg.inference.interactive import Refinement
 from autoseg.inference.member import EnsembleMember, Preparations, decide
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.predict import unlike_training
@@ -42,6 +44,34 @@ class SaliencyOfArray:
     maps: dict[str, np.ndarray]  # "saliency" first, then attention: float32 from 0 to 1, of the array's spatial shape
     note: str  # why they are 0, or what should be known of them; "": nothing
     remarks: tuple[Remark, ...]  # how the image differs from the training data
+
+
+class CorrectedArray:
+    """An array that is being corrected; spatial axes in the order of the array, values as in label files."""
+
+    def __init__(self, refinement: Refinement, lock: threading.Lock, *, without_z: bool) -> None:
+        self._refinement, self._lock, self._without_z = refinement, lock, without_z
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The segmentation as it is now: a copy of the array's spatial shape."""
+        found = self._refinement.model.plan.labels.to_file_values(self._refinement.labels)
+        return np.ascontiguousarray(found[0] if self._without_z else found)
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Those given so far."""
+        return tuple(self._refinement.prompts)
+
+    def add(self, prompt: Prompt) -> None:
+        """Answer a prompt. Raises UsageError: a voxel outside the array."""
+        with self._lock:
+            self._refinement.add(prompt)
+
+    def undo(self) -> bool:
+        """Take back the last prompt; returns whether there was one."""
+        with self._lock:
+            return self._refinement.undo()
 
 
 class ArrayPredictor:
@@ -135,6 +165,42 @@ class ArrayPredictor:
             name = made.name if made.name not in maps else f"{made.name}_{made.model}"
             maps[name] = np.ascontiguousarray(stored[0] if without_z else stored)
         return SaliencyOfArray(maps, found.note, tuple(remarks))
+
+    def refine(
+        self,
+        array: np.ndarray,
+        spacing: Sequence[float] | None,
+        orientation: str = CANONICAL,
+        *,
+        mask: np.ndarray | None = None,
+    ) -> "CorrectedArray":
+        """Begin to correct one array; see `Refinement`.
+
+        Args:
+            mask: values as in label files, of the array's spatial shape; None: the automatic segmentation.
+
+        Raises:
+            UsageError, DataError, OutOfMemory: as `segment`; the mask does not fit, or the model takes no prompts.
+        """
+        self._require_open()
+        if len(self.models) > 1:
+            raise UsageError("several models are averaged here: prompts correct one", remedy="open one model")
+        loaded = case_of_array(array, self.plan, spacing, orientation)
+        labels, given = self.plan.labels, None
+        if mask is not None:
+            values = np.asarray(mask)
+            if values.dtype.kind not in "biu":
+                raise UsageError(f"the mask holds {values.dtype}, expected whole numbers", remedy="convert it")
+            values = values.astype(np.int64)
+            if strange := labels.unexpected(values):
+                raise UsageError(
+                    f"the mask holds the values {sorted(strange)}", remedy=f"the labels are {labels.values}"
+                )
+            given = labels.to_indices(values[None] if loaded.geometry.flat and values.ndim == 2 else values)
+        with self._lock:
+            self._require_open()
+            refinement = Refinement(self.models[0], loaded, self._options, self.rule, mask=given)
+        return CorrectedArray(refinement, self._lock, without_z=loaded.geometry.flat and np.ndim(array) < 4)
 
     def release(self) -> None:
         """Release the models and their memory, after the call that is being computed; nothing is segmented then."""

@@ -50,15 +50,18 @@ NEGATIVE_SLOPE = 0.01
 
 def accept_fewer_channels(network: nn.Module, in_channels: int) -> None:
     """Let a network be given images with fewer channels than it has: the further ones are 0."""
-    network.register_forward_pre_hook(partial(_with_all_channels, in_channels))
+    network.register_forward_pre_hook(partial(_filled_up, in_channels))
 
 
-def _with_all_channels(in_channels: int, network: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    image, *others = given
+def with_channels(image: Tensor, in_channels: int) -> Tensor:
+    """Images (B, C, *spatial) with as many channels as a network has; those that lack are 0."""
     missing = in_channels - image.shape[1]
-    if not missing:
-        return None
-    return torch.cat([image, image.new_zeros((len(image), missing, *image.shape[2:]))], dim=1), *others
+    return torch.cat([image, image.new_zeros((len(image), missing, *image.shape[2:]))], dim=1) if missing else image
+
+
+def _filled_up(in_channels: int, network: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    image, *others = given
+    return with_channels(image, in_channels), *others
 
 
 class InstanceNorm(nn.Module):

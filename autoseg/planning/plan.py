@@ -18,6 +18,7 @@ from autoseg.imaging.low_pass import FILTERS
 from autoseg.imaging.normalize import NORMALIZERS, ForegroundStatistics, Intensity
 from autoseg.imaging.prompts import prompt_channels
 from autoseg.messages import ANY_DATASET, suggest
+from autoseg.planning.agreement import check_plan
 from autoseg.planning.plan_fields import (
     Axis,
     Blocks,
@@ -339,60 +340,7 @@ class Plan:
 
     def check_agreement(self) -> None:
         """Raise FieldError where fields contradict each other."""
-        check_same_length(self, ("normalization",), len(self.channels), "one per channel")
-        known = f"one of configurations: {', '.join(self.configurations)}"
-        if self.recommended not in self.configurations:
-            raise FieldError(f"recommended: expected {known}, found {self.recommended!r}")
-        for name, configuration in self.configurations.items():
-            self._check_references(f"configurations.{name}", name, configuration, known)
-        self._check_loss()
-
-    def _check_references(self, place: str, name: str, configuration: Configuration, known: str) -> None:
-        """Check a configuration's references to others."""
-        copied, before = configuration.data, configuration.cascade_from
-        if copied not in self.configurations:
-            raise FieldError(f"{place}.data: expected {known}, found {copied!r}")
-        if configuration.prompts is not None:
-            self._check_prompts(f"{place}.prompts", name, configuration.prompts.continues, known)
-        if before is None:
-            return
-        if before not in self.configurations or before == name:
-            raise FieldError(f"{place}.cascade_from: expected another {known}, found {before!r}")
-        if self.configurations[before].cascade_from is not None:
-            raise FieldError(f"{place}.cascade_from: expected one that is not a cascade itself, found {before!r}")
-
-    def _check_prompts(self, place: str, name: str, continued: str, known: str) -> None:
-        """Check which configuration one with prompts continues."""
-        if continued not in self.configurations or continued == name:
-            raise FieldError(f"{place}.continues: expected another {known}, found {continued!r}")
-        if self.configurations[continued].prompts is not None:
-            raise FieldError(f"{place}.continues: expected one without prompts, found {continued!r}")
-        if self.configurations[name].cascade_from is not None:
-            raise FieldError(f"{place}: expected null, because {name} is a cascade")
-        if self.labels.things:
-            raise FieldError(f"{place}: expected null, because the labels are objects with borders")
-
-    def _check_loss(self) -> None:
-        """Check that labels and loss fit together."""
-        training, heads, loss = self.training, self.heads, loss_traits(self.training.loss)
-        if heads.has_regions and loss.predicts == "labels":
-            raise FieldError(
-                "training.loss: expected dice_bce or another loss for labels that form regions, found "
-                f"{training.loss}, which predicts one label per voxel",
-                remedy="set training.loss to dice_bce, or plan without regions",
-            )
-        if training.class_weights is not None and len(training.class_weights) != heads.num_heads:
-            raise FieldError(
-                f"training.class_weights: expected {in_entries(heads.num_heads)}, because the network has "
-                f"{heads.num_heads} heads, found {len(training.class_weights)}",
-                remedy="give one weight per head: background and labels, or regions; or null for none",
-            )
-        if training.component_weight and not loss.cross_entropy:
-            raise FieldError(
-                f"training.component_weight: expected 0, because {training.loss} has no cross-entropy to weight, "
-                f"found {training.component_weight:g}",
-                remedy="--set training.component_weight=0, or another loss",
-            )
+        check_plan(self)
 
     @property
     def heads(self) -> LabelSet:

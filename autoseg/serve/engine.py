@@ -49,6 +49,7 @@ class Engine:
         rule: by which labels are decided.
         options: tiles and mirroring.
         prompted: the model that prompts correct with; None: there is none.
+        prompted_rule: by which its answers are decided.
 
     Raises:
         StateError: the models were trained on different channels, labels or orientations.
@@ -60,10 +61,11 @@ class Engine:
         rule: Rule = PLAIN,
         options: InferenceOptions = InferenceOptions(),
         prompted: Model | None = None,
+        prompted_rule: Rule = PLAIN,
     ) -> None:
         require_common({model.name: model.plan for model in (*models, *([prompted] if prompted else []))})
         self.models, self.rule, self.prompted = tuple(models), rule, prompted
-        self.plan = models[0].plan
+        self.plan, self.prompted_rule = models[0].plan, prompted_rule
         self.labels = labels_of(self)
         self._for_clicks = replace(options, mirroring=False, even_flips=False, top_k=None, skip_empty=False)
         preparations = Preparations()
@@ -105,7 +107,7 @@ class Engine:
     def refine(self, loaded: LoadedCase, mask: np.ndarray) -> Refinement:
         """Begin to correct class indices (Z, Y, X) in the axis order of the files."""
         assert self.prompted is not None
-        return Refinement(self.prompted, loaded, self._for_clicks, mask=mask)
+        return Refinement(self.prompted, loaded, self._for_clicks, self.prompted_rule, mask=mask)
 
     def values(self, indices: np.ndarray, loaded: LoadedCase) -> np.ndarray:
         """What label files hold for class indices (Z, Y, X)."""

@@ -9,8 +9,8 @@ samples come without prompts. Each of the others begins with a mask
 
 and goes through one to MOST_ROUNDS rounds: the person looks at the largest error and places a click, a scribble or a
 box there (`imaging.prompts.next_prompt`); the network, as it is now, answers; the person looks at that. The network
-then learns from what stands there after the last prompt. A network trained on clicks that were all placed at once knows
-neither its own mistakes nor that clicks answer them (Mahadevan et al., BMVC 2018; Sofiiuk et al., ICIP 2022).
+then learns from the sample as it is after the last prompt. A network trained on clicks that were all placed at once
+knows neither its own mistakes nor that clicks answer them (Mahadevan et al., BMVC 2018; Sofiiuk et al., ICIP 2022).
 
 What is drawn follows from the seed, the fold, the process and the step alone, as everything in a training does.
 """

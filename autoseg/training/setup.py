@@ -19,6 +19,7 @@ from autoseg.models.build import build_plan_loss, build_plan_network
 from autoseg.models.checkpoint import CheckpointWriter
 from autoseg.models.pretrained import begin_from
 from autoseg.models.versions import Checkpoint, RuntimeSettings
+from autoseg.nn.blocks import with_channels
 from autoseg.nn.distributed import Ranks
 from autoseg.nn.precision import forward_seconds
 from autoseg.planning.plan import Configuration, Plan, Training
@@ -183,6 +184,7 @@ def open_fold(
 
     # What is fastest on this machine; a resumed fold keeps the settings it began with
     image = next(iter(validation_samples or train_samples))["image"].to(device)
+    image = with_channels(image, task.plan.input_channels(task.configuration))
     runtime = saved.runtime if saved else _choose(network, task, batches, image, workers)
     apply(runtime, network, image)
     state = TrainState.begin(network, training, runtime, device)

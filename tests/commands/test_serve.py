@@ -60,7 +60,7 @@ def test_without_one_the_command_that_trains_it_is_named(plain, said):
     with open_server(plain, ServeOptions(port=0)) as server:
         about = Program(server.start()).json("GET", "/api/about")
     assert not about["prompts"]
-    assert about["no_prompts"].endswith(f"autoseg train --prompts -w {plain.root}")
+    assert f"autoseg train --prompts -c 3d_fullres --network unet -w {plain.root}" in about["no_prompts"]
     assert "does not hold images/ next to labels/" in about["no_training_set"]  # the dataset of the workspace is gone
 
 
