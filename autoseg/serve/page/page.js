@@ -79,8 +79,9 @@ function refuse(error) {
   say(error.message, error.remedy || "", true);
 }
 
-// Run something that may be refused, and say so.
+// Run something that may be refused, and say so; what was said before is over when something new begins.
 async function attempt(run) {
+  say("");
   try {
     return await run();
   } catch (error) {
@@ -152,7 +153,6 @@ async function opened(found) {
   for (const one of found.cases) state.cases.set(one.id, one);
   const bad = found.problems.filter((problem) => problem.severity === "error");
   if (bad.length) say(`${bad[0].file}: ${bad[0].error}`, `${bad[0].remedy}${bad.length > 1 ? ` (and ${bad.length - 1} more)` : ""}`, true);
-  else say("");
   await choose(found.cases[0].id);
 }
 
@@ -398,6 +398,7 @@ function undo() {
 
 // What a prompt changed is drawn in the order of the prompts.
 function answered(id, answer, undone = false) {
+  say("");
   document.body.dataset.pending = Number(document.body.dataset.pending || 0) + 1;
   const before = answers;
   answers = (async () => {
@@ -410,7 +411,6 @@ function answered(id, answer, undone = false) {
         const voxels = found.changed ? found.changed.voxels : 0;
         $("last").textContent = `${undone ? "undone, " : ""}${voxels} voxel${voxels === 1 ? "" : "s"} changed \u00b7 ${found.seconds.toFixed(2)} s`;
       }
-      if (!undone) say("");
     } catch (error) {
       refuse(error);
     } finally {
@@ -549,7 +549,6 @@ async function save(where, more = {}) {
 function savedAs(text, command = "") {
   $("saved").replaceChildren(text, ...(command ? [made("code", { textContent: command })] : []));
   $("saved").hidden = false;
-  say("");
 }
 
 // ---- small things
