@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["autoseg", "autoseg.*"]),
-    package_data={"autoseg.report": ["templates/*", "vendor/*"]},
+    package_data={"autoseg.report": ["templates/*", "vendor/*"], "autoseg.serve": ["page/*"]},
     install_requires=[
         "torch>=2.10",  # earlier versions load weights unsafely
         "numpy>=1.26",
@@ -39,6 +39,7 @@ setup(
         "dicom": ["pydicom>=3.0.2", "highdicom"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "slurm": ["submitit"],
+        "serve": ["starlette>=0.40", "uvicorn>=0.30"],
         "dev": [
             "pytest>=9",  # subtests
             "pytest-xdist",
@@ -55,6 +56,8 @@ setup(
             "onnxscript",
             "tensorboard",
             "submitit",
+            "starlette>=0.40",
+            "uvicorn>=0.30",
         ],
     },
     entry_points={"console_scripts": ["autoseg = autoseg.cli:main"]},

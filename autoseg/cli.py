@@ -273,6 +273,18 @@ def run_refine(options: argparse.Namespace) -> Answer:
     )
 
 
+def run_serve(options: argparse.Namespace) -> None:
+    from autoseg.commands.serve import ServeOptions, serve
+    from autoseg.workspace import Workspace
+
+    chosen = ServeOptions(
+        configuration=options.configuration, network=options.network, folds=parse_folds(" ".join(options.folds)),
+        speed=options.speed, device=options.device, folder=options.folder, training_set=options.training_set,
+        port=options.port, max_upload=options.max_upload, browser=not options.no_browser,
+    )  # fmt: skip
+    serve(Workspace(options.workspace), chosen)
+
+
 def run_rank(options: argparse.Namespace) -> Answer:
     from autoseg.commands.predict import PredictOptions
     from autoseg.commands.rank import rank_cases, rank_images
@@ -363,6 +375,7 @@ RUN: dict[str, Callable[[argparse.Namespace], Answer | int | None]] = {  # comma
     "report": run_report,
     "predict": run_predict,
     "refine": run_refine,
+    "serve": run_serve,
     "rank": run_rank,
     "export": run_export,
     "info": run_info,

@@ -28,7 +28,7 @@ ANY_WORKSPACE = Path("WORKSPACE")
 ANY_DATASET = Path("DATASET")
 WITH_PLUGINS = (  # commands that take --plugin
     *("check", "plan", "train", "evaluate", "compare", "learning-curve", "report", "predict", "rank", "export"),
-    *("status", "floor"),
+    *("status", "floor", "serve"),
 )
 NAMED = 5  # names in a message about many
 

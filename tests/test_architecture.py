@@ -50,6 +50,7 @@ ORDER: list[set[str]] = [
     {"inference"},
     {"evaluation"},
     {"report"},
+    {"serve"},
     {"commands"},
     {"launch"},
     {"demo"},  # runs the commands as a user would

@@ -39,8 +39,7 @@ from synthetic_memory import ElementMemory
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "demo", "check", "plan", "floor", "train", "evaluate", "compare", "learning-curve", "report", "predict", "refine",
-    "rank",
-    "export", "info", "import-nnunet", "status", "calibrate", "env",
+    "serve", "rank", "export", "info", "import-nnunet", "status", "calibrate", "env",
 )  # fmt: skip
 
 

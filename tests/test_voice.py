@@ -31,6 +31,7 @@ REWRITTEN: tuple[str, ...] = (  # folders of the package whose texts follow the 
     "autoseg/models",
     "autoseg/nn",
     "autoseg/report",
+    "autoseg/serve",
     "autoseg/training",
 )
 

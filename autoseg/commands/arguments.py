@@ -29,6 +29,14 @@ def duration(text: str) -> float:
     return total
 
 
+def nbytes(text: str) -> int:
+    """Bytes of "500MB", "2GB", "1.5GB" or a plain number of bytes."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)\s*(kB|KB|MB|GB|TB|B)?", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a size; write 500MB or 2GB")
+    return round(float(match[1]) * {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get((match[2] or "B")[0], 1))
+
+
 def whole(low: int, high: int) -> Callable[[str], int]:
     """The type of an option: a whole number from `low` to `high`."""
 

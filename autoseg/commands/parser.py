@@ -23,6 +23,7 @@ from autoseg.commands.arguments import (
 )
 from autoseg.commands.evidence_options import add_compare, add_evaluate, add_learning_curve, add_rank, add_report
 from autoseg.commands.prompt_options import add_refine
+from autoseg.commands.serve_options import add_serve
 from autoseg.commands.shared_options import (
     add_intake,
     add_json,
@@ -378,6 +379,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "report": ("write one HTML page: data, plan, training, scores, cases, provenance", add_report),
     "predict": ("segment images with the ensemble of the trained folds", add_predict),
     "refine": ("correct the segmentation of an image by clicks, scribbles and boxes", add_refine),
+    "serve": ("open a page on this machine: segment images, correct them by clicks, save", add_serve),
     "rank": ("order training cases by likely label error, or images by what annotating them brings", add_rank),
     "export": ("write a trained model as one file, or its networks as ONNX", add_export),
     "info": ("show what an exported model, a workspace or a checkpoint is", add_info),

@@ -31,7 +31,16 @@ from autoseg.models.model import Model
 from autoseg.nn.label_rows import Axes, LabelRows, resampled_rows
 from autoseg.nn.precision import autocast
 from autoseg.nn.rolling_sums import Block
-from autoseg.nn.sliding_window import Image, Tiling, Window, flip_sets, images_at_once, mirrored, stream_logits
+from autoseg.nn.sliding_window import (
+    Image,
+    Progress,
+    Tiling,
+    Window,
+    flip_sets,
+    images_at_once,
+    mirrored,
+    stream_logits,
+)  # fmt: skip
 from autoseg.planning.plan import Plan
 from autoseg.preprocessing.prepare import Prepared, prepare, target_spacing
 
@@ -69,6 +78,9 @@ class EnsembleMember:
         options: tiles and mirroring; None in them is as planned, and as suits the device.
         preparations: shared by the members of an ensemble; None: not shared.
         part_of: number of the model of which it is a part, in an ensemble that was taken apart; None: a whole model.
+
+    Attributes:
+        progress: called with (tiles done, tiles in all) of every image that is streamed, where it was set.
     """
 
     def __init__(
@@ -80,6 +92,7 @@ class EnsembleMember:
     ) -> None:
         plan, configuration = model.plan, model.configuration
         self.model, self.part_of = model, part_of
+        self.progress: Progress | None = None
         self.preparations = Preparations() if preparations is None else preparations
         self.previous: EnsembleMember | None = None
         if model.previous:
@@ -119,7 +132,7 @@ class EnsembleMember:
         """The same, block by block, as soon as they are finished; see `stream_logits`."""
         yield from stream_logits(
             image, self._networks, self.tiling(image.shape), out_channels=self.model.plan.heads.num_heads,
-            device=self.model.device, whole_rows=whole_rows, chosen=chosen,
+            device=self.model.device, whole_rows=whole_rows, chosen=chosen, progress=self.progress,
         )  # fmt: skip
 
     def tiling(self, shape: Sequence[int]) -> Tiling:

@@ -195,7 +195,7 @@ class _Prepared:
         try:
             if is_large(case) and (large := open_large(case, self.members, self.held)):
                 return large, ()
-            loaded = _load(case, self.models[0].plan)
+            loaded = load_for(self.models[0].plan, case)
             unlike = [(loaded.file, remark) for remark in unlike_training(self.models, loaded)]
             for member in self.members:
                 member.prepare(loaded)
@@ -211,7 +211,7 @@ def _fits_ahead(case: Case) -> bool:
     return ARRAYS_AHEAD * 4 * voxels <= SHARE_AHEAD * free_memory()
 
 
-def _load(case: Case, plan: Plan) -> LoadedCase:
+def load_for(plan: Plan, case: Case) -> LoadedCase:
     """Load an image for a plan. Raises DataError where it cannot be read, or has other channels than the plan."""
     loaded = load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
     if len(loaded.image) != len(plan.channels):

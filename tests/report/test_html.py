@@ -332,11 +332,12 @@ def test_the_viewer_is_the_published_one_with_its_licence():
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_the_template_and_the_viewer(tmp_path):
+def test_a_wheel_holds_the_templates_the_pages_and_the_viewer(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, ROOT]
     subprocess.run(build, check=True, timeout=600)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"autoseg/report/{name}" for name in (VIEWER, "vendor/LICENSE.niivue", "templates/report.html.j2",
                                                     "templates/style.css", "templates/page.js")}  # fmt: skip
+    wanted |= {f"autoseg/serve/page/{name}" for name in ("index.html", "page.css", "page.js", "view.js")}
     assert wanted <= names
