@@ -159,7 +159,7 @@ def test_every_option_that_can_be_typed_can_be_called(command):
 
 def test_every_command_has_a_function():
     (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
-    assert set(commands.choices) - set(OF_COMMAND) == {"demo", "env"}  # of the installation
+    assert set(commands.choices) - set(OF_COMMAND) == {"demo", "env", "serve"}  # of the installation, and of a server
     assert sorted(name for names in OF_COMMAND.values() for name in names) == sorted(FUNCTIONS)
 
 
