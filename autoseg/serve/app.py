@@ -3,7 +3,7 @@
 page      /, /page.js, /page.css, /niivue.js
 who       POST /api/session, GET /api/about
 images    GET /api/folder, POST /api/drafts, PUT /api/drafts/{id}/{name}, POST and DELETE /api/drafts/{id}
-cases     GET and POST /api/cases, GET and DELETE /api/cases/{id}, image.nii.gz, labels.nii.gz
+cases     GET and POST /api/cases, GET and DELETE /api/cases/{id}, image.nii.gz, labels.nii.gz, saliency.nii.gz
 work      POST /api/cases/{id}/segment, /prompts, /undo, /save
 """
 
@@ -76,7 +76,8 @@ def application(served: Served) -> Starlette:
             ("DELETE", "/api/drafts/{draft}", _drop_draft), ("GET", "/api/cases", _cases),
             ("POST", "/api/cases", _open), ("GET", "/api/cases/{case}", _case),
             ("DELETE", "/api/cases/{case}", _close), ("GET", "/api/cases/{case}/image.nii.gz", _image),
-            ("GET", "/api/cases/{case}/labels.nii.gz", _labels), ("POST", "/api/cases/{case}/segment", _segment),
+            ("GET", "/api/cases/{case}/labels.nii.gz", _labels),
+            ("GET", "/api/cases/{case}/saliency.nii.gz", _saliency), ("POST", "/api/cases/{case}/segment", _segment),
             ("POST", "/api/cases/{case}/prompts", _prompt), ("POST", "/api/cases/{case}/undo", _undo),
             ("POST", "/api/cases/{case}/save", _save),
         )
@@ -243,6 +244,14 @@ async def _image(served: Served, request: Request) -> Response:
 
 async def _labels(served: Served, request: Request) -> Response:
     return await _nifti(partial(_case_of(request).label_bytes, _most(request)))
+
+
+async def _saliency(served: Served, request: Request) -> Response:
+    """Where the models looked; what should be known of it is in the header X-Note."""
+    case, name = _case_of(request), request.query_params.get("label", "")
+    run = partial(case.saliency_bytes, name, _most(request))
+    _, (content, note) = await _done(served, _visitor(request), case, "explain", run)
+    return Response(content, media_type="application/gzip", headers={"X-Note": quote(note)})
 
 
 async def _nifti(make: Callable[[], bytes]) -> Response:

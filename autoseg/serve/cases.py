@@ -125,6 +125,15 @@ class OpenCase:
                 return None
         return self._changed(before)
 
+    def saliency_bytes(self, name: str, most: int | None, job: Job) -> tuple[bytes, str]:
+        """Where the models looked for a label, as NIfTI on the grid of the image, and what should be known of it.
+
+        Raises:
+            UsageError: there is no such label.
+        """
+        found, note = self.engine.saliency(self._open(), self.indices, name)
+        return self._bytes(found, most, (0.0, 1.0)), note
+
     # ---- called by any thread
 
     @property

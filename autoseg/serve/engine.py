@@ -12,6 +12,7 @@ import numpy as np
 
 from autoseg.datasets.dataset import Case, LoadedCase
 from autoseg.errors import OutOfMemory
+from autoseg.imaging.components import as_slices
 from autoseg.imaging.formats.readers import read_geometry
 from autoseg.imaging.formats.segments import segments_of
 from autoseg.imaging.geometry import Remark
@@ -19,6 +20,7 @@ from autoseg.inference.interactive import Refinement
 from autoseg.inference.member import EnsembleMember, Preparations
 from autoseg.inference.options import InferenceOptions
 from autoseg.inference.predict import load_for, segment, unlike_training
+from autoseg.inference.saliency import Asked, explain
 from autoseg.models.decision import PLAIN, Rule
 from autoseg.models.model import Model, require_common
 from autoseg.processes import free_memory
@@ -68,8 +70,8 @@ class Engine:
         self.plan, self.prompted_rule = models[0].plan, prompted_rule
         self.labels = labels_of(self)
         self._for_clicks = replace(options, mirroring=False, even_flips=False, top_k=None, skip_empty=False)
-        preparations = Preparations()
-        self._members = [EnsembleMember(model, options, preparations) for model in models]
+        self._preparations = Preparations()
+        self._members = [EnsembleMember(model, options, self._preparations) for model in models]
 
     def load(self, case: Case) -> tuple[LoadedCase, list[Remark]]:
         """Read a case, and say what is odd about it.
@@ -103,6 +105,26 @@ class Engine:
         for number, stage in enumerate(stages):
             stage.progress = watch(number)
         return np.ascontiguousarray(segment(self._members, loaded, rule=self.rule))
+
+    def saliency(self, loaded: LoadedCase, indices: np.ndarray, name: str) -> tuple[np.ndarray, str]:
+        """Where the models looked for a label of a case, as `predict --saliency` shows it by their bottlenecks.
+
+        Args:
+            indices: (Z, Y, X) class indices of the case, in the axis order of its files.
+
+        Returns:
+            (Z, Y, X) float32 from 0 to 1 in that order, and what should be known of it.
+
+        Raises:
+            UsageError: there is no such label.
+        """
+        label = next((one for one in self.labels if one.name == name and one.objects), None)
+        core = name if label is None else [*self.plan.labels.values][label.index - 1]
+        labels = loaded.from_stored(indices)
+        found = explain(self.models, loaded, labels, Asked(core), preparations=self._preparations)
+        whole = np.zeros(labels.shape, np.float32)
+        whole[as_slices(found.box)] = next(made.values for made in found.maps if made.name == "saliency")
+        return loaded.to_stored(whole), found.note
 
     def refine(self, loaded: LoadedCase, mask: np.ndarray) -> Refinement:
         """Begin to correct class indices (Z, Y, X) in the axis order of the files."""

@@ -27,7 +27,7 @@ class Job:
 
     Attributes:
         owner: who asked for it.
-        what: "open", "segment", "correct", "undo" or "save".
+        what: "open", "segment", "explain", "correct", "undo" or "save".
         progress: from 0 to 1.
         result: what `run` returns or raises, as a future.
         seconds: how long it took; 0 before its end.

@@ -14,11 +14,13 @@ import pytest
 from autoseg.datasets.dataset import Case
 from autoseg.datasets.inputs import FileNames
 from autoseg.errors import DataError, StateError
+from autoseg.imaging.components import as_slices
 from autoseg.imaging.formats.readers import read_image, read_labels
 from autoseg.imaging.geometry import Geometry
 from autoseg.imaging.labels import LabelSet, Thing
 from autoseg.imaging.prompts import Click, InBox, Scribble
 from autoseg.inference.predict import predict_cases
+from autoseg.inference.saliency import Asked, explain
 from autoseg.planning.plan import Plan
 from autoseg.serve.cases import MOST_PROMPTS
 from autoseg.serve.client import Client
@@ -128,6 +130,24 @@ def test_a_case_can_be_corrected_from_nothing(engine, program, folder):
     refinement.add(PROMPTS[0][1])
     assert np.array_equal(labels_of(program, case), refinement.labels)
     assert program.ask("POST", f"/api/cases/{case}/save", {"where": "download"})[0] == 200
+
+
+def test_where_the_models_looked_is_what_predict_shows(engine, program, folder):
+    """On the grid of the file, whose axes are turned; a label that does not exist is refused by name."""
+    case = program.upload(("turned.nii.gz", folder / "turned.nii.gz"))["cases"][0]["id"]
+    program.segmented(case)
+    status, _, body = program.ask("GET", f"/api/cases/{case}/saliency.nii.gz?label=label1")
+    assert status == 200
+    found = voxels_of(body)
+    loaded, _ = engine.load(Case("x", "x", (str(folder / "turned.nii.gz"),), None))
+    labels = loaded.from_stored(labels_of(program, case))
+    made = explain(engine.models, loaded, labels, Asked("label1"))
+    whole = np.zeros(labels.shape, np.float32)
+    whole[as_slices(made.box)] = made.maps[0].values
+    np.testing.assert_array_equal(found, loaded.to_stored(whole))
+    assert found.max() > 0
+    status, _, body = program.ask("GET", f"/api/cases/{case}/saliency.nii.gz?label=liver")
+    assert (status, "the model has no such label" in body.decode()) == (400, True)
 
 
 def test_the_image_is_what_was_read(program, folder):

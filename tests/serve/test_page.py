@@ -278,3 +278,30 @@ def test_boxes_taps_and_what_is_no_correction(browser, engine, tmp_path):
         browser.wait_for("page.state.shown.prompts === 1")
         assert case.refinement.prompts[0].points == ((6, 7, 9),)
         assert browser.errors == []
+
+
+def test_where_the_network_looked_is_laid_over_the_image_until_labels_change(browser, engine, tmp_path):
+    path = nifti(tmp_path / "scan.nii.gz", image(3, SHAPE), affine_along("RAI", (1.0, 1.0, 1.0)))
+    with serving(engine) as server:
+        visit = Visit(browser, server.address)
+        browser.evaluate(DROP % (base64.b64encode(path.read_bytes()).decode(), "scan.nii.gz"))
+        browser.wait_for("document.body.dataset.state === 'shown'")
+        visit.segment()
+        browser.evaluate("[...document.querySelectorAll('input[name=label]')].find(r => r.value === 'label1').click()")
+        visit.press("why")
+        browser.wait_for("page.view.looked && page.view.viewer.volumes.length === 3")
+        looked = np.array(browser.evaluate("Array.from(page.view.looked.img)"))
+        assert 0.99 < looked.max() <= 1
+        assert looked.min() >= 0
+        labels = visit.labels()
+        visit.press("why")
+        browser.wait_for("page.view.looked === null && page.view.viewer.volumes.length === 2")
+        visit.press("why")
+        browser.wait_for("page.view.looked && page.view.viewer.volumes.length === 3")
+        voxel = next(tuple(int(i) for i in v) for v in np.argwhere(labels != 1) if (v > 3).all())
+        visit.click(*visit.point_of(voxel))
+        browser.wait_for("page.view.looked === null && page.view.viewer.volumes.length === 2")
+        assert visit.labels()[voxel] == 1
+        assert browser.evaluate("document.getElementById('why').checked") is False
+        assert visit.said() == ""
+        assert browser.errors == []

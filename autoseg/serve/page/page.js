@@ -240,6 +240,7 @@ async function choose(id) {
   $("planes").hidden = one.flat;
   $("name").value = one.name;
   $("saved").hidden = true;
+  $("why").checked = false;
   $("last").textContent = "";
   $("empty").hidden = true;
   $("work").hidden = false;
@@ -348,6 +349,7 @@ function setLabel(name) {
   state.label = name;
   if (state.tool === "look" && state.shown && correctable(state.shown)) setTool("click");
   if (state.shown) renderLabels();
+  if ($("why").checked) attempt(why);
 }
 
 function setTool(tool) {
@@ -378,7 +380,23 @@ async function follow(id) {
   listCases();
   if (state.shown && state.shown.id === id) {
     await view.update(state.shown, null);
+    $("why").checked = false;
     if (correctable(state.shown) && state.tool === "look") setTool("click");
+  }
+}
+
+// ---- where the network looked
+
+async function why() {
+  const asked = $("why").checked;
+  view.hideWhy();
+  if (!asked || !state.shown) return;
+  try {
+    const note = await view.why(state.shown, state.label);
+    if (note) say(note);
+  } catch (error) {
+    $("why").checked = false;
+    throw error;
   }
 }
 
@@ -408,6 +426,7 @@ function answered(id, answer, undone = false) {
       noted(found.case);
       if (state.shown && state.shown.id === id) {
         await view.update(found.case, found.changed || { voxels: 0 });
+        $("why").checked = Boolean(view.looked);
         const voxels = found.changed ? found.changed.voxels : 0;
         $("last").textContent = `${undone ? "undone, " : ""}${voxels} voxel${voxels === 1 ? "" : "s"} changed \u00b7 ${found.seconds.toFixed(2)} s`;
       }
@@ -599,6 +618,7 @@ function listen() {
   }, { capture: true, passive: false });
   $("segment").addEventListener("click", () => attempt(segment));
   $("undo").addEventListener("click", undo);
+  $("why").addEventListener("change", () => attempt(why));
   $("save-beside").addEventListener("click", () => attempt(() => save("beside")));
   $("save-download").addEventListener("click", () => attempt(() => save("download")));
   $("save-training").addEventListener("click", () => attempt(() => save("training set")));

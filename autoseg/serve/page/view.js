@@ -13,6 +13,7 @@ export class View {
     this.viewer = null;
     this.case = null;
     this.hidden = new Set();
+    this.looked = null; // the map of where the network looked
     this.opacity = 0.5;
     this.plane = "all";
     this.turn = 0; // the last image that was asked for
@@ -58,16 +59,39 @@ export class View {
   }
 
   clear() {
-    this.case = null;
+    this.case = this.looked = null;
     if (!this.viewer) return;
     while (this.viewer.volumes.length) this.viewer.removeVolume(this.viewer.volumes[this.viewer.volumes.length - 1]);
     this.viewer.drawScene();
+  }
+
+  // Where the network looked for a label, over the image; what should be known of it.
+  async why(info, label) {
+    this.hideWhy();
+    const turn = this.turn;
+    const url = `/api/cases/${info.id}/saliency.nii.gz?most=${MOST}&label=${encodeURIComponent(label)}`;
+    const [volume, answer] = await loadAnswer(url, "saliency.nii.gz", "warm");
+    if (turn !== this.turn) return "";
+    this.looked = volume;
+    [volume.cal_min, volume.cal_max] = [0.1, 1];
+    this.viewer.addVolume(volume);
+    this.viewer.setOpacity(this.viewer.volumes.length - 1, 0.6);
+    this.viewer.updateGLVolume();
+    return decodeURIComponent(answer.headers.get("X-Note") || "");
+  }
+
+  hideWhy() {
+    if (!this.looked) return;
+    this.viewer.removeVolume(this.looked);
+    this.looked = null;
+    this.viewer.updateGLVolume();
   }
 
   // Other labels: what changed of them, or all of them again.
   async update(info, changed) {
     this.case = info;
     if (changed && !changed.voxels) return;
+    this.hideWhy();
     if (changed && !this.thinned && TYPES[changed.dtype] && this.fits(changed)) {
       await this.put(changed);
     } else {
@@ -182,10 +206,14 @@ export class View {
 }
 
 async function load(url, name) {
+  return (await loadAnswer(url, name, "gray"))[0];
+}
+
+async function loadAnswer(url, name, colormap) {
   const answer = await fetch(url);
   if (!answer.ok) throw new Error((await answer.json()).error);
   const buffer = await answer.arrayBuffer();
-  return niivue.NVImage.loadFromUrl({ url: name, name, buffer, colormap: "gray" });
+  return [await niivue.NVImage.loadFromUrl({ url: name, name, buffer, colormap }), answer];
 }
 
 function inverted(affine) {
