@@ -73,7 +73,7 @@ export class View {
     const [volume, answer] = await loadAnswer(url, "saliency.nii.gz", "warm");
     if (turn !== this.turn) return "";
     this.looked = volume;
-    [volume.cal_min, volume.cal_max] = [0.1, 1];
+    [volume.cal_min, volume.cal_max] = [0.25, 1];
     this.viewer.addVolume(volume);
     this.viewer.setOpacity(this.viewer.volumes.length - 1, 0.6);
     this.viewer.updateGLVolume();
