@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from common import autoseg
 
-from autoseg.commands.compare import compare
+from autoseg.commands.compare import CompareOptions, compare
 from autoseg.commands.sides import open_side, prepared, scored_side
 from autoseg.datasets.dataset import Dataset
 from autoseg.datasets.splits import Splits
@@ -51,11 +51,14 @@ def main() -> None:
     held_out = {path.name.removesuffix(".nii.gz") for path in folder.glob("*.nii.gz")}
     patients = {case.id: case.patient for case in dataset.cases if case.id in held_out}
     nulls(*(dice_of(workspace, str(side), held_out) for side in (workspace.root, folder)), patients)
+    references = Path(next(case.label for case in dataset.cases if case.label)).parent
+    table = Path(dataset.root) / "patients.csv"
+    table = table if table.exists() else None
     rows = [["moved by a voxel", "patients", "B - A", "95 % interval", "p", "called"]]
     for share in SHARES:
         moved, number = shifted(folder, options.out / f"moved_{share}", patients, share)
         with shown_by(None):
-            found = compare(str(folder), str(moved), workspace)
+            found = compare(str(folder), str(moved), workspace, CompareOptions(references, patients=table))
         one = found.mean["dice"]
         called = f"{found.better} is better" if found.better else "no difference shown"
         interval = f"{one.low:+.4f} to {one.high:+.4f}"
