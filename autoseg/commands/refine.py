@@ -19,6 +19,8 @@ from autoseg.planning.prompted import prompted_of
 from autoseg.workspace import Workspace
 
 if TYPE_CHECKING:  # torch is imported when something is segmented
+    import numpy as np
+
     from autoseg.datasets.dataset import LoadedCase
     from autoseg.models.decision import Rule
     from autoseg.models.model import Model
@@ -130,6 +132,7 @@ def refine_case(
     """
     from autoseg.imaging.formats.readers import write_labels
     from autoseg.inference.interactive import Refinement
+    from autoseg.inference.predict import load_for
 
     model, rule = open_prompted(workspace, options)
     labels = model.plan.labels
@@ -137,7 +140,7 @@ def refine_case(
     case = _one_case(images, model.plan)
     if any(out.resolve() == Path(file).resolve() for file in case.images):
         raise UsageError(f"{out} is the image, and would be overwritten", remedy="choose another name with -o")
-    loaded = load_image(case, model.plan)
+    loaded = load_for(model.plan, case)
     given = None if mask is None else read_mask(mask, labels, loaded)
     refinement = Refinement(model, loaded, options.inference_options(), rule, mask=given)
     before, seconds = refinement.labels.copy(), []
@@ -184,14 +187,7 @@ def open_prompted(workspace: Workspace, options: PredictOptions) -> "tuple[Model
     return models[0], apply_decision(workspace, models, optional=False)
 
 
-def load_image(case: Case, plan: "Plan") -> "LoadedCase":
-    """Read a case as the models of a plan see it. Raises DataError."""
-    from autoseg.datasets.loading import load_case
-
-    return load_case(case, None, channels=plan.channels, orientation=plan.orientation, axis_order=plan.axis_order)
-
-
-def read_mask(file: Path, labels: LabelSet, loaded: "LoadedCase"):
+def read_mask(file: Path, labels: LabelSet, loaded: "LoadedCase") -> "np.ndarray":
     """Read a segmentation on the grid of a case: (Z, Y, X) class indices in the axis order of its files.
 
     Raises:
