@@ -132,6 +132,18 @@ def test_before_the_first_step_the_network_is_the_one_it_continues(tmp_path):
         assert torch.equal(prompted(torch.cat([image, anything], 1))[0], automatic)
 
 
+def test_a_network_with_prompts_can_begin_with_another_one(tmp_path):
+    """Channel by channel, prompts and masks included: the same weights."""
+    plan = prompted_plan()
+    name = "3d_fullres_prompts"
+    theirs, mine = (build_plan_network(plan, plan.configurations[name]) for _ in range(2))
+    checkpoint = checkpoint_of(plan, theirs, configuration=name, finished=True)
+    save_checkpoint(tmp_path / "last.pt", checkpoint.to_plain())
+    begin_from(tmp_path / "last.pt", mine, plan, name)
+    for (key, a), b in zip(theirs.state_dict().items(), mine.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
 def test_answers_leave_the_network_as_it_was():
     plan = prompted_plan()
     network = build_plan_network(plan, plan.configurations["3d_fullres_prompts"]).train()
