@@ -15,7 +15,7 @@ from autoseg.commands.folds import TrainOptions
 from autoseg.datasets.splits import Splits
 from autoseg.errors import AutosegError, StateError, UsageError
 from autoseg.launch import local_gpus
-from autoseg.launch.jobs import bring_previous_stage, preprocess_phase, split_into_phases
+from autoseg.launch.jobs import bring_previous_stage, preprocess_phase, split_into_phases, train_arguments
 from autoseg.launch.local_gpus import train_on_gpus
 from autoseg.planning.plan import Plan
 from autoseg.records import load, save
@@ -46,6 +46,17 @@ def pretend_trained(workspace: Workspace, name: str, folds: range, dataset: Path
             folder.mkdir(parents=True)
             for case in split.validation:
                 shutil.copy(dataset / "labelsTr" / f"{case}.nii.gz", folder)
+
+
+def test_prompts_are_planned_before_folds_are_spread(planned, tmp_path):
+    """Each child is given the configuration by its name, and --prompts, by which it finds the fold to begin with."""
+    workspace = copy_of(planned[1], tmp_path / "w")
+    (phase,) = split_into_phases(workspace, TrainOptions(prompts=True, folds=(0, 2)))
+    assert phase == TrainOptions(prompts=True, folds=(0, 2), configuration="3d_fullres_prompts")
+    assert load(Plan, workspace.plan).configurations["3d_fullres_prompts"].prompts.continues == "3d_fullres"
+    words = train_arguments(workspace, phase)
+    assert {"--prompts", "--configuration=3d_fullres_prompts", "--folds=0,2"} <= set(words)
+    assert split_into_phases(workspace, phase) == [phase]
 
 
 @pytest.mark.thorough
