@@ -35,6 +35,7 @@ VERSION = 1
 MOST = 20  # clicks on a case
 SHOWN = (0, 1, 2, 3, 5, 10, 20)  # clicks after which the table shows the Dice
 TARGETS = (0.90, 0.92)  # of NoC
+HEADER = ("clicks", "Dice", "gain", "95 % over patients", "smallest Dice")
 
 Text = Annotated[str, anything("any text")]
 Share = Annotated[float, between(0, 1)]
@@ -179,6 +180,18 @@ def measure_clicks(
     return ClickTable(VERSION, first.configuration_name, network, weights, most, tuple(clicked))
 
 
+def rows_of(table: ClickTable) -> list[tuple[str, ...]]:
+    """A row of HEADER for each number of clicks that is shown."""
+    rows = []
+    for clicks in [n for n in SHOWN if n <= table.most]:
+        gain, interval = table.gain_after(clicks)
+        shown = f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval and clicks else "-"
+        smallest = min(case.after(clicks) for case in table.cases)
+        mean, gained = f"{table.mean_after(clicks):.4f}", f"{gain:+.4f}" if clicks else "-"
+        rows.append((str(clicks), mean, gained, shown, f"{smallest:.4f}"))
+    return rows
+
+
 def describe(table: ClickTable) -> str:
     """The table in words."""
     patients = len({case.patient for case in table.cases})
@@ -187,14 +200,7 @@ def describe(table: ClickTable) -> str:
         "person who clicks on the deepest voxel of the largest error",
         "",
     ]
-    rows = [("clicks", "Dice", "gain", "95 % over patients", "smallest Dice")]
-    for clicks in [n for n in SHOWN if n <= table.most]:
-        gain, interval = table.gain_after(clicks)
-        shown = f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval and clicks else "-"
-        smallest = min(case.after(clicks) for case in table.cases)
-        shown_mean, gained = f"{table.mean_after(clicks):.4f}", f"{gain:+.4f}" if clicks else "-"
-        rows.append((str(clicks), shown_mean, gained, shown, f"{smallest:.4f}"))
-    lines += [ruled(rows), ""]
+    lines += [ruled([HEADER, *rows_of(table)]), ""]
     for target in TARGETS:
         mean, missed = table.noc(target)
         lines.append(

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from autoseg.errors import AutosegError
+from autoseg.evaluation.click_curves import HEADER, ClickTable, rows_of
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.evaluation.evaluate import mean_over_labels
 from autoseg.evaluation.expected_dice import ExpectedDiceRecord
 from autoseg.messages import counted
+from autoseg.planning.prompted import prompted_of
 from autoseg.records import load
 from autoseg.report.data_figures import Figure
 from autoseg.report.gathered import Gathered
@@ -40,6 +42,8 @@ def score_section(of: Gathered) -> Section:
         tables.insert(0, _objects(scores))
     if of.others:
         tables.append(_models(of, scores))
+    if clicks := _clicks(of):
+        tables.append(clicks)
     return Section(
         tables=tuple(tables),
         figures=(*figures, *extra),
@@ -193,6 +197,22 @@ def _sureness(of: Gathered) -> tuple[list[Figure], list[Gap]]:
     else:
         gaps.append(Gap("how well the network knows its own errors", of.command("evaluate", "--expected-dice")))
     return figures, gaps
+
+
+def _clicks(of: Gathered) -> Table | None:
+    """What clicks bring to the model, where `evaluate --clicks` measured it."""
+    name = prompted_of(of.plan, of.configuration) if of.configuration in of.plan.configurations else None
+    path = of.workspace.clicks(name or of.configuration, of.network)
+    found = None
+    with suppress(AutosegError):  # of another version, or damaged
+        found = load(ClickTable, path) if path.exists() else None
+    if found is None or not found.cases:
+        return None
+    return Table(
+        HEADER, tuple(rows_of(found)),
+        f"Dice of {counted(len(found.cases), 'held-out case')} after clicks of a simulated person on the "
+        f"largest error, by {found.configuration}; the gain is over no click",
+    )  # fmt: skip
 
 
 def _records(of: Gathered) -> list[tuple[str, Table]]:

@@ -1,5 +1,4 @@
-"""The page: every section, whatever is missing; every name escaped; nothing loaded from dataclasses import replace
-from anywhere; small."""
+"""The page: every section, whatever is missing; every name escaped; nothing loaded from anywhere; small."""
 
 import hashlib
 import json
@@ -16,10 +15,13 @@ import pytest
 
 from autoseg.commands.report import live_report, report_or_warn, reported, write_report
 from autoseg.errors import StateError
+from autoseg.evaluation.click_curves import ClickedCase, ClickTable
 from autoseg.evaluation.crossval import CrossValidation
 from autoseg.evaluation.expected_dice import ScoredCase, calibrate
 from autoseg.evaluation.statistics import Flag
 from autoseg.inference.agreement import SCORES
+from autoseg.planning.plan import Plan
+from autoseg.planning.prompted import with_prompts
 from autoseg.records import load, save
 from autoseg.report.checklists import claim, properties
 from autoseg.report.gathered import gather
@@ -231,6 +233,23 @@ def test_expected_dice_is_compared_with_what_was_reached(source, tmp_path, quick
     assert "24 cases; mean distance from the line" in page.words
     workspace.expected_dice(*MODEL).write_text("{")
     assert "Expected and reached Dice" not in render(gather(workspace), pictures=False).text
+
+
+def test_what_clicks_bring_is_a_table(source, tmp_path, quick):
+    """Of the configuration that continues this one; 0.8 and 0.9 before, 0.9 and 0.95 after a click: +0.075."""
+    workspace = copied(source, tmp_path / "copy")
+    plan, name = with_prompts(load(Plan, workspace.plan), MODEL[0])
+    save(workspace.plan, plan)
+    cases = (ClickedCase("a", "p", (0.8, 0.9), (0.1,)), ClickedCase("b", "q", (0.9, 0.95), (0.1,)))
+    path = workspace.clicks(name, MODEL[1])
+    path.parent.mkdir(parents=True)
+    save(path, ClickTable(1, name, MODEL[1], {}, 5, cases))
+    words = Page(render(gather(workspace), pictures=False).text).words
+    assert "Dice of 2 held-out cases after clicks of a simulated person" in words
+    assert "0.9250" in words
+    assert "+0.0750" in words
+    path.write_text("{")
+    assert "of a simulated person" not in render(gather(workspace), pictures=False).text
 
 
 def test_what_needs_a_look_is_flagged(source, tmp_path, quick):
