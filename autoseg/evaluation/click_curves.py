@@ -182,7 +182,7 @@ def measure_clicks(
 
 def rows_of(table: ClickTable) -> list[tuple[str, ...]]:
     """A row of HEADER for each number of clicks that is shown."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for clicks in [n for n in SHOWN if n <= table.most]:
         gain, interval = table.gain_after(clicks)
         shown = f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval and clicks else "-"
