@@ -248,14 +248,14 @@ def test_a_disk_that_fills_up_ends_the_batch_and_keeps_what_was_written(tmp_path
 def test_a_reading_that_finds_no_memory_beside_another_case_is_repeated(tmp_path, monkeypatch):
     folder, tries = batch(tmp_path / "in", "a.nii", "b.nii"), []
 
-    def load(case, plan):
+    def load(plan, case):
         tries.append(case.id)
         if tries == ["a", "b"]:
             raise MemoryError
-        return load_now(case, plan)
+        return load_now(plan, case)
 
-    load_now = module._load
-    monkeypatch.setattr(module, "_load", load)
+    load_now = module.load_for
+    monkeypatch.setattr(module, "load_for", load)
     made = module.predict_cases([model_of((1.0,) * 3)], cases_in(folder), tmp_path / "out", faults=[])
     assert [prediction.case for prediction in made] == ["a", "b"]
     assert tries == ["a", "b", "b"]
