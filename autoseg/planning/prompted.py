@@ -42,11 +42,13 @@ def with_prompts(plan: Plan, name: str) -> tuple[Plan, str]:
 
 
 def kept_prompts(plan: Plan, earlier: Plan) -> Plan:
-    """A new plan with prompts for the configurations that had them in an earlier one, where it has these."""
+    """A new plan with prompts, of the same radius, for the configurations that had them in an earlier one."""
     for configuration in earlier.configurations.values():
-        continued = configuration.prompts and configuration.prompts.continues
-        if continued and continued in plan.configurations and not plan.labels.things:
-            plan, _ = with_prompts(plan, continued)
+        prompts = configuration.prompts
+        if prompts and prompts.continues in plan.configurations and not plan.labels.things:
+            plan, name = with_prompts(plan, prompts.continues)
+            kept = replace(plan.configurations[name], prompts=prompts)
+            plan = replace(plan, configurations=plan.configurations | {name: kept})
     return plan
 
 

@@ -168,6 +168,10 @@ def test_the_configuration_with_prompts_is_added_once_and_is_the_one_that_it_con
     alone = replace(plan, configurations={"3d_fullres": base})
     assert prompted_of(alone, None) is None
     assert kept_prompts(alone, plan) == plan
+    larger = replace(plan, configurations={"3d_fullres": base, "3d_fullres_prompts": replace(
+        added, prompts=replace(added.prompts, radius_mm=9.0)
+    )})  # fmt: skip
+    assert kept_prompts(alone, larger) == larger, "a radius that was edited stays"
 
 
 def test_cascades_and_objects_take_no_prompts():
