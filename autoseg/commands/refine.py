@@ -12,7 +12,7 @@ from autoseg.commands.predict import PredictOptions, exported_files, open_export
 from autoseg.datasets.dataset import Case, images_in
 from autoseg.errors import DataError, StateError, UsageError
 from autoseg.imaging.labels import LabelSet
-from autoseg.imaging.prompts import Click, InBox, Kind, Place, Prompt, Scribble
+from autoseg.imaging.prompts import Kind, Place, Prompt, prompt_of
 from autoseg.lines import LOG
 from autoseg.messages import counted, suggest
 from autoseg.planning.prompted import prompted_of
@@ -43,14 +43,7 @@ class AskedPrompt:
 
     def of(self, labels: LabelSet) -> Prompt:
         """The prompt, with its label as a class index. Raises UsageError where there is no such label."""
-        index = label_index(labels, self.label)
-        if self.kind == "click":
-            return Click(self.points[0], index)
-        if self.kind == "scribble":
-            return Scribble(self.points, index)
-        first, last = self.points
-        lower, upper = (tuple(of(a, b) for a, b in zip(first, last, strict=True)) for of in (min, max))
-        return InBox(lower, tuple(i + 1 for i in upper), index)
+        return prompt_of(self.kind, self.points, label_index(labels, self.label))
 
 
 @dataclass(frozen=True)

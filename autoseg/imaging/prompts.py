@@ -25,7 +25,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from scipy import ndimage
@@ -43,6 +43,7 @@ TOLERANCE = 1e-6  # of a radius, so that a voxel at exactly this distance belong
 class Click:
     """This voxel has this label."""
 
+    kind: ClassVar[Kind] = "click"
     at: Place
     index: int  # class index
 
@@ -55,6 +56,7 @@ class Click:
 class Scribble:
     """The voxels on straight lines from point to point have this label."""
 
+    kind: ClassVar[Kind] = "scribble"
     points: tuple[Place, ...]
     index: int
 
@@ -63,6 +65,7 @@ class Scribble:
 class InBox:
     """An object of this label lies in this box and reaches to its faces."""
 
+    kind: ClassVar[Kind] = "box"
     lower: Place
     upper: Place  # the first voxel beyond, on every axis
     index: int
@@ -73,6 +76,16 @@ class InBox:
 
 
 Prompt = Click | Scribble | InBox
+
+
+def prompt_of(kind: Kind, points: Sequence[Place], index: int) -> Prompt:
+    """A prompt by its kind: a click has one voxel, a box two opposite ones, which belong to it."""
+    if kind == "click":
+        return Click(points[0], index)
+    if kind == "scribble":
+        return Scribble(tuple(points), index)
+    lower, upper = (tuple(of(pair) for pair in zip(*points, strict=True)) for of in (min, max))
+    return InBox(lower, tuple(last + 1 for last in upper), index)
 
 
 def prompt_channels(num_labels: int) -> int:

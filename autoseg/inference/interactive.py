@@ -22,7 +22,8 @@ from autoseg.datasets.dataset import LoadedCase
 from autoseg.errors import UsageError
 from autoseg.imaging.components import as_slices
 from autoseg.imaging.geometry import Axes3, Box
-from autoseg.imaging.prompts import Click, InBox, Place, Prompt, Scribble, channels_of, line_through, reach_of
+from autoseg.imaging.logit_rows import decide_row
+from autoseg.imaging.prompts import InBox, Place, Prompt, channels_of, line_through, prompt_of, reach_of
 from autoseg.imaging.taps import Taps
 from autoseg.inference.member import EnsembleMember, decide
 from autoseg.inference.options import InferenceOptions
@@ -152,12 +153,7 @@ class Refinement:
         if not 0 <= prompt.index <= labels:
             raise UsageError(f"there is no label {prompt.index}", remedy=f"labels have the indices 0 to {labels}")
         points = tuple(self._turn_point(point) for point in prompt.points)
-        if isinstance(prompt, Click):
-            return Click(points[0], prompt.index)
-        if isinstance(prompt, Scribble):
-            return Scribble(points, prompt.index)
-        lower, upper = (tuple(of(a, b) for a, b in zip(*points, strict=True)) for of in (min, max))
-        return InBox(lower, tuple(i + 1 for i in upper), prompt.index)
+        return prompt_of(prompt.kind, points, prompt.index)
 
     def _turn_point(self, point: Place) -> Axes3:
         geometry = self._loaded.geometry
@@ -172,12 +168,7 @@ class Refinement:
 
     def _on_grid(self, prompt: Prompt) -> Prompt:
         """A prompt in voxels of the network's grid; beyond the crop, at its edge."""
-        if isinstance(prompt, Click):
-            return Click(self._to_grid(prompt.at), prompt.index)
-        if isinstance(prompt, Scribble):
-            return Scribble(tuple(self._to_grid(point) for point in prompt.points), prompt.index)
-        first, last = (self._to_grid(point) for point in prompt.points)
-        return InBox(first, tuple(i + 1 for i in last), prompt.index)
+        return prompt_of(prompt.kind, tuple(self._to_grid(point) for point in prompt.points), prompt.index)
 
     def _to_grid(self, point: Place) -> Axes3:
         """The voxel of the grid that holds the centre of a voxel of the image."""
@@ -232,14 +223,8 @@ class Refinement:
     def _decided(self, logits: np.ndarray) -> np.ndarray:
         """Class indices of logits (K, *s)."""
         heads = self._model.plan.heads
-        if self._offsets is not None:
-            logits = logits + self._offsets.reshape(-1, 1, 1, 1)
-        if not heads.has_regions:
-            return logits.argmax(axis=0).astype(self._labels.dtype)
-        decided = np.zeros(logits.shape[1:], self._labels.dtype)
-        for of_region, index in zip(logits, heads.region_indices, strict=True):
-            decided[of_region > 0] = index
-        return decided
+        scores = logits.copy() if self._offsets is None else logits + self._offsets.reshape(-1, 1, 1, 1)
+        return decide_row(scores, heads.region_indices if heads.has_regions else None, self._labels.dtype)
 
     def _keep_promises(self) -> None:
         """Give voxels that a person named the label that was given, the last one last."""

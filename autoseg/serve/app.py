@@ -26,7 +26,7 @@ from autoseg import __version__
 from autoseg.datasets.dataset import Case
 from autoseg.messages import complete
 from autoseg.report.html import VIEWER
-from autoseg.serve.cases import Changed, OpenCase, prompt_of
+from autoseg.serve.cases import Changed, OpenCase, prompt_in
 from autoseg.serve.engine import Engine
 from autoseg.serve.folder import Folder, case_of, no_case, problem_texts, understood
 from autoseg.serve.refusals import Refused, refusal
@@ -273,7 +273,7 @@ async def _segment(served: Served, request: Request) -> Response:
 
 async def _prompt(served: Served, request: Request) -> Response:
     case, document = _case_of(request), await _document(request)
-    prompt = prompt_of(document, served.engine, served.no_prompts)
+    prompt = prompt_in(document, served.engine, served.no_prompts)
     return await _correct(served, request, case, "correct", partial(case.correct, prompt))
 
 

@@ -17,7 +17,7 @@ from autoseg.datasets.dataset import Case, LoadedCase
 from autoseg.errors import UsageError
 from autoseg.imaging.components import bounding_box
 from autoseg.imaging.geometry import Axes3, Box
-from autoseg.imaging.prompts import Click, InBox, Prompt, Scribble
+from autoseg.imaging.prompts import Prompt, prompt_of
 from autoseg.inference.interactive import Refinement
 from autoseg.serve.engine import BACKGROUND, Engine, Label
 from autoseg.serve.images import affine, nifti_bytes, steps_for, thinned, window_of
@@ -255,7 +255,7 @@ class OpenCase:
         }  # fmt: skip
 
 
-def prompt_of(document: dict[str, Any], engine: Engine, no_prompts: str = "") -> Prompt:
+def prompt_in(document: dict[str, Any], engine: Engine, no_prompts: str = "") -> Prompt:
     """The prompt that a document asks for.
 
     Args:
@@ -280,12 +280,7 @@ def prompt_of(document: dict[str, Any], engine: Engine, no_prompts: str = "") ->
         wanted = {"click": "one voxel", "scribble": f"1 to {MOST_POINTS} voxels", "box": "two opposite voxels"}[kind]
         raise UsageError(f"points: expected {wanted} for a {kind}", remedy="give [[z, y, x], ...], counted from 0")
     voxels = [tuple(point) for point in points]
-    if kind == "click":
-        return Click(voxels[0], index)
-    if kind == "scribble":
-        return Scribble(tuple(voxels), index)
-    lower, upper = (tuple(of(pair) for pair in zip(*voxels, strict=True)) for of in (min, max))
-    return InBox(lower, tuple(last + 1 for last in upper), index)
+    return prompt_of(kind, voxels, index)
 
 
 def counted_classes(indices: np.ndarray, classes: int) -> np.ndarray:
